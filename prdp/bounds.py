@@ -1,0 +1,188 @@
+"""What every value of the configuration may be; types are checked before, against the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prdp.config import TrainConfig
+from prdp.errors import ConfigError
+from prdp.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Whether a value is allowed, and in words which values are."""
+
+    allows: Callable[[Any], bool]
+    words: str
+    choices: tuple[str, ...] = ()
+
+
+def at_least(bound: int) -> Rule:
+    return Rule(lambda value: math.isfinite(value) and value >= bound, f"at least {bound}")
+
+
+def above(bound: float, finite: bool = True) -> Rule:
+    return Rule(
+        lambda value: value > bound and (math.isfinite(value) or not finite),
+        f"a{' finite' if finite else ''} number above {bound:g}",
+    )
+
+
+def fraction() -> Rule:
+    return Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule(lambda value: value in choices, "one of " + ", ".join(choices), choices)
+
+
+def optional(rule: Rule) -> Rule:
+    return Rule(lambda value: value is None or rule.allows(value), f"{rule.words}, or null", (*rule.choices, "null"))
+
+
+def objectives() -> tuple[str, ...]:
+    """Names of the objectives: the files of prdp/objectives, helpers start with an underscore. Imports none of them."""
+    folder = Path(__file__).parent / "objectives"
+    return tuple(module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_"))
+
+
+FAMILIES = ("stable_diffusion",)
+PRECISIONS = ("float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_anything = Rule(lambda value: True, "anything")
+_filled = Rule(lambda value: bool(value.strip()), "text, and not empty")
+_count = at_least(1)
+
+RULES: dict[str, Rule] = {
+    "seed": at_least(0),
+    "epochs": _count,
+    "prompts_per_epoch": _count,
+    "images_per_prompt": Rule(
+        lambda value: value >= 2, "at least 2: the loss compares images of the same prompt, and fewer make no pair"
+    ),
+    "updates_per_epoch": _count,
+    "output_dir": _filled,
+    "model.family": one_of(*FAMILIES),
+    "model.path": Rule(lambda value: bool(value.strip()), "'shapes', a folder in diffusers format, or a hub id"),
+    "model.revision": _anything,
+    "model.variant": _anything,
+    "model.dtype": one_of(*PRECISIONS),
+    "model.device": Rule(lambda value: bool(_DEVICE.fullmatch(value)), "auto, cpu, mps, cuda or cuda:<number>"),
+    "sampler.kind": one_of("ddim", "ddpm"),
+    "sampler.steps": Rule(lambda value: 1 <= value <= 1000, "from 1 to 1000, the steps the model was trained with"),
+    "sampler.eta": Rule(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "sampler.guidance_scale": at_least(0),
+    "sampler.timestep_spacing": optional(one_of("leading", "trailing", "linspace")),
+    "sampler.deterministic_final_steps": at_least(0),
+    "sampler.microbatch": _count,
+    "sampler.prompts_per_chunk": _count,
+    "objective.name": _filled,
+    "objective.beta": above(0),
+    "objective.clip_range": optional(above(0)),
+    "objective.step_weighting": one_of("uniform", "inverse_sensitivity"),
+    "learner.mode": one_of("lora", "full"),
+    "learner.lora_rank": _count,
+    "learner.lora_alpha": above(0),
+    "learner.lora_targets": Rule(lambda value: bool(value) and all(value), "a list of at least one module name"),
+    "learner.learning_rate": above(0),
+    "learner.warmup_updates": at_least(0),
+    "learner.adam_beta1": fraction(),
+    "learner.adam_beta2": fraction(),
+    "learner.adam_epsilon": above(0),
+    "learner.weight_decay": at_least(0),
+    "learner.max_grad_norm": above(0, finite=False),
+    "learner.ema_decay": fraction(),
+    "learner.autocast": optional(one_of("bfloat16", "float16")),
+    "learner.microbatch": _count,
+    "learner.gradient_checkpointing": _anything,
+    "learner.ratio_tolerance": above(0, finite=False),
+    "prompts.shuffle": _anything,
+    "evaluation.every": at_least(0),
+    "evaluation.prompts": _count,
+    "evaluation.images_per_prompt": _count,
+    "evaluation.final_prompts": _count,
+    "evaluation.grid_prompts": _count,
+    "evaluation.seed": at_least(0),
+    "cluster.kind": one_of("inline", "ray"),
+    "cluster.samplers": _count,
+    "cluster.reward_actors": _count,
+    "cluster.threads": at_least(0),
+    "cluster.address": _filled,
+    "cluster.sampler_gpus": at_least(0),
+    "cluster.reward_gpus": at_least(0),
+    "cluster.host": _filled,
+    "cluster.dashboard": _anything,
+    "cluster.retries": at_least(0),
+    "tracking.console": _anything,
+    "tracking.tensorboard": _anything,
+    "tracking.wandb": one_of("disabled", "offline", "online", "auto"),
+    "tracking.wandb_project": _filled,
+    "tracking.wandb_entity": _anything,
+    "tracking.wandb_group": _anything,
+    "tracking.report": _anything,
+    "checkpoint.every": _count,
+    "checkpoint.keep": _count,
+    "checkpoint.resume": _filled,
+}
+"""Every key that has a type of its own; reward, prompts.train and prompts.heldout are checked against their targets."""
+
+
+def values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, sections unfolded; mappings such as `reward` stay whole."""
+    flat: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        key, value = f"{prefix}{entry.name}", getattr(config, entry.name)
+        flat.update(values(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value})
+    return flat
+
+
+def check_bounds(config: TrainConfig) -> None:
+    """Check every value alone and those that must fit together.
+
+    Raises:
+        ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
+    """
+    flat = values(config)
+    wrong = {key: rule for key, rule in RULES.items() if not rule.allows(flat[key])}
+    problems = [
+        f"{key}={_shown(flat[key])}: must be {rule.words}{_hint(flat[key], rule)}" for key, rule in wrong.items()
+    ]
+    problems += _misfits(config, wrong)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
+    """Values that are fine alone and not together; keys that are wrong already are left out."""
+    found = []
+    sampler, name = config.sampler, config.objective.name
+    if "objective.name" not in wrong and name not in objectives():
+        known = objectives()
+        found.append(f"objective.name={name}: must be one of {', '.join(known)}{did_you_mean(name, known)}")
+    if sampler.kind == "ddim" and sampler.eta == 0:
+        found.append(
+            "sampler.eta=0: must be above 0 for sampler.kind=ddim: without noise a step has no log-prob to learn from"
+        )
+    steps_known = not wrong.keys() & {"sampler.steps", "sampler.deterministic_final_steps"}
+    if steps_known and sampler.deterministic_final_steps >= sampler.steps:
+        found.append(
+            f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be below "
+            f"sampler.steps={sampler.steps}: no step with a log-prob would be left"
+        )
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value) if value != "" else "''"
+
+
+def _hint(value: Any, rule: Rule) -> str:
+    return did_you_mean(value, rule.choices) if isinstance(value, str) and rule.choices else ""

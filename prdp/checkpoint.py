@@ -1,0 +1,286 @@
+"""Checkpoints: a folder each, whole or absent, verified before anything is taken from it.
+
+    run_dir/checkpoints/epoch_00010/learner.safetensors    every tensor of the learner
+    run_dir/checkpoints/epoch_00010/state.json             everything else, and size and checksum of the tensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prdp.storage import atomic_directory, load_tensors, remove_leftovers, save_tensors, write_atomically
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+STATE_FILE = "state.json"
+TENSOR_FILE = "learner.safetensors"
+
+FREE_KEYS = (
+    "epochs",
+    "output_dir",
+    "cluster",
+    "tracking",
+    "evaluation",
+    "checkpoint",
+    "model.device",
+    "sampler.microbatch",
+    "sampler.prompts_per_chunk",
+    "learner.microbatch",
+    "learner.gradient_checkpointing",
+    "learner.ratio_tolerance",
+)
+"""Keys, or whole sections, that a resumed run may change: they move its end, its speed or what is shown of it, not its
+curve. Every other key has to stay."""
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is half-written, damaged or of another run; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        epoch: the epoch to continue at: this many are done.
+        tensors: name -> array, writable, as saved.
+        state: what was saved besides; tuples come back as lists.
+        path: the folder it was read from.
+    """
+
+    epoch: int
+    tensors: dict[str, np.ndarray]
+    state: dict[str, Any]
+    path: Path
+
+
+def save_checkpoint(
+    run_dir: Path | str, epoch: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write the checkpoint to continue at `epoch`, then remove the oldest beyond `keep`; the folder written.
+
+    Args:
+        run_dir: the run's folder; it has this process as its only writer.
+        epoch: number of epochs done.
+        tensors: name -> array, any numeric dtype and shape.
+        state: JSON-able: mappings with text keys, lists, text, numbers (numpy scalars too), booleans, None.
+        keep: how many checkpoints stay, the new one included; at least 1.
+
+    Raises:
+        StorageError: a full disk, for instance; the older checkpoints stay as they were.
+        TypeError: a value of `state` that JSON cannot hold, by key.
+    """
+    if keep < 1:
+        raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
+    folder = Path(run_dir) / FOLDER
+    target = folder / f"epoch_{epoch:05d}"
+    plain = _jsonable(state, "state")
+    remove_leftovers(folder)
+    sequence = 1 + max((number for number, _ in _numbered(folder)), default=0)
+    with atomic_directory(target) as temporary:
+        save_tensors(temporary / TENSOR_FILE, tensors)
+        document = {
+            "format": "prdp checkpoint",
+            "format_version": FORMAT_VERSION,
+            "epoch": epoch,
+            "sequence": sequence,
+            "files": {TENSOR_FILE: _fingerprint_file(temporary / TENSOR_FILE)},
+            "state": plain,
+        }
+        write_atomically(temporary / STATE_FILE, json.dumps(document, indent=1).encode())
+    _prune(folder, keep)
+    return target
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Verify sizes and checksums of a checkpoint folder and read it.
+
+    Raises:
+        CheckpointError: no checkpoint, half-written, damaged or of an unknown format; names the file.
+    """
+    folder = Path(path)
+    document = _verified(folder)
+    try:
+        tensors = load_tensors(folder / TENSOR_FILE)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
+    return Checkpoint(document["epoch"], tensors, document["state"], folder)
+
+
+def find_latest(run_dir: Path | str) -> Path | None:
+    """The checkpoint saved last that is whole; broken ones are skipped with a warning, None when there is none.
+
+    Saved last, not farthest: after a return to an earlier epoch the newer attempt counts.
+    """
+    folder = Path(run_dir) / FOLDER
+    for _, path in sorted(_numbered(folder), reverse=True):
+        try:
+            _verified(path)
+        except CheckpointError as error:
+            _log.warning("skipping a broken checkpoint: %s", error)
+        else:
+            return path
+    return None
+
+
+def resolve_resume(resume: str, run_dir: Path | str) -> Path | None:
+    """What `checkpoint.resume` asks for: 'never', 'auto' (newest whole one, None at a first start), or a path.
+
+    A path may name a checkpoint or a run's folder, of which the newest whole checkpoint is taken.
+
+    Raises:
+        CheckpointError: the path holds no whole checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return find_latest(run_dir)
+    path = Path(resume).expanduser()
+    if (path / FOLDER).is_dir():
+        latest = find_latest(path)
+        if latest is None:
+            raise CheckpointError(f"checkpoint.resume={resume}: no whole checkpoint in {path / FOLDER}")
+        return latest
+    _verified(path)
+    return path
+
+
+def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse to continue under a configuration that would break the curve.
+
+    Only `FREE_KEYS` may differ: the length of the run, the cluster, tracking, evaluation, microbatches and the like.
+
+    Raises:
+        CheckpointError: naming every other key that differs, with both values.
+    """
+    before, now = _binding(saved_config), _binding(config)
+    changed = [
+        f"  {key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
+        for key in sorted(before.keys() | now.keys())
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+    if changed:
+        raise CheckpointError(
+            "the checkpoint comes from a run whose curve this configuration would break:\n"
+            + "\n".join(changed)
+            + "\nrestore these values, or start a new run in another output_dir"
+        )
+
+
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """Hex digest of the keys that a resumed run may not change."""
+    text = json.dumps(_jsonable(_binding(config), "config"), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The content of state.json, after every file it lists proved to be there in full."""
+    if not folder.exists():
+        raise CheckpointError(f"there is no checkpoint {folder}")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; a checkpoint is a folder with {STATE_FILE} and {TENSOR_FILE}")
+    file = folder / STATE_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: {STATE_FILE} is missing")
+    try:
+        document = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is half-written or damaged: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != "prdp checkpoint":
+        raise CheckpointError(f"{file} is not the state of a checkpoint: it lacks \"format\": \"prdp checkpoint\"")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format_version {document.get('format_version')}; this version of prdp reads {FORMAT_VERSION}"
+        )
+    lacking = [key for key in ("epoch", "sequence", "files", "state") if key not in document]
+    if lacking or TENSOR_FILE not in document["files"]:
+        raise CheckpointError(f"{file} is damaged: it lacks {', '.join(lacking) or f'the entry of {TENSOR_FILE}'}")
+    for name, expected in document["files"].items():
+        _check_file(folder / name, expected)
+    return document
+
+
+def _check_file(file: Path, expected: Mapping[str, Any]) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: the checkpoint is not whole")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise CheckpointError(f"{file} holds {size:,} bytes instead of {expected['bytes']:,}: truncated or replaced")
+    found = _fingerprint_file(file)["blake2b"]
+    if found != expected["blake2b"]:
+        raise CheckpointError(f"{file} is damaged: checksum {found} instead of {expected['blake2b']}")
+
+
+def _fingerprint_file(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """Checkpoint folders with their place in the order of saving; 0 where it cannot be read."""
+    found = []
+    for path in folder.glob("epoch_*") if folder.is_dir() else ():
+        try:
+            sequence = int(json.loads((path / STATE_FILE).read_bytes())["sequence"])
+        except (OSError, ValueError, KeyError, TypeError):
+            sequence = 0
+        found.append((sequence, path))
+    return found
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove all but the last `keep`; a checkpoint that cannot be removed costs disk, not the run."""
+    for _, path in sorted(_numbered(folder))[:-keep]:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            _log.warning("could not remove the old checkpoint %s: %s", path, error)
+
+
+def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = _flat(config)
+    return {
+        key: value for key, value in flat.items() if not any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+    }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            result.update(_flat(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = _jsonable(value, f"{prefix}{key}")
+    return result
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "absent"
+
+
+def _jsonable(value: Any, where: str) -> Any:
+    """Plain JSON values, or a TypeError that names the place."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}; a checkpoint's state takes text keys only")
+        return {key: _jsonable(inner, f"{where}.{key}") for key, inner in value.items()}
+    if hasattr(value, "__iter__") and not isinstance(value, np.ndarray | bytes | set):
+        return [_jsonable(inner, f"{where}[{index}]") for index, inner in enumerate(value)]
+    raise TypeError(f"{where} is a {type(value).__name__}, which JSON cannot hold; arrays belong among the tensors")

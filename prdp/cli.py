@@ -1,0 +1,60 @@
+"""`prdp <command> [arguments]`: finds the command, and turns its errors into messages and exit codes.
+
+Exit codes: 0 success, 1 a fault (with its traceback), 2 a mistake in what the user gave, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from prdp import __version__
+from prdp.errors import UserError
+
+COMMANDS = {
+    "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
+    "validate": ("prdp.commands:validate", "check a configuration and show its size, without running it"),
+    "pretrain": ("prdp.pretrain:main", "train the embedded tiny pipeline from scratch"),
+    "report": ("prdp.commands:report", "write the report of a run anew"),
+}
+"""Name -> (function that takes the arguments and returns an exit code or None, one line of help)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code. Faults of the program are raised."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"prdp {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        from prdp.suggest import did_you_mean
+
+        known = ", ".join(COMMANDS)
+        print(f"prdp: there is no command '{name}'; commands: {known}{did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[name][0].partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)(rest) or 0
+    except UserError as error:
+        print(f"prdp {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"prdp {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def help_text() -> str:
+    """What `prdp --help` prints."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    return (
+        "prdp fine-tunes text-to-image diffusion models on black-box rewards.\n\n"
+        f"usage: prdp <command> [arguments]\n\ncommands:\n{commands}\n\n"
+        "Start with:  prdp train experiment=shapes_demo\n"
+        "More:        prdp <command> --help"
+    )

@@ -1,0 +1,37 @@
+"""Who does the sampling and scoring: actors on a Ray cluster, or the same plain classes in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prdp.cluster.base import RewardFactory, SamplerFactory, Workforce
+    from prdp.config import ClusterConfig
+
+KINDS = ("inline", "ray")
+
+
+def build_workforce(
+    config: ClusterConfig, sampler_factory: SamplerFactory, reward_factory: RewardFactory, prompts_per_chunk: int
+) -> Workforce:
+    """Build the workforce that `config.kind` names; only 'ray' imports Ray.
+
+    Args:
+        config: the `cluster` section of the configuration.
+        sampler_factory: picklable and without arguments, such as `functools.partial(Sampler, ...)`; runs in the actor.
+        reward_factory: likewise, such as `functools.partial(RewardWorker, reward_config)`.
+        prompts_per_chunk: whole prompt groups per unit of work.
+
+    Raises:
+        ValueError: an unknown kind, or numbers that make no cluster.
+        ClusterError: the cluster lacks the processors or GPUs asked for.
+    """
+    if config.kind == "inline":
+        from prdp.cluster.inline import InlineWorkforce
+
+        return InlineWorkforce(sampler_factory, reward_factory, prompts_per_chunk)
+    if config.kind == "ray":
+        from prdp.cluster.ray_workforce import RayWorkforce
+
+        return RayWorkforce(sampler_factory, reward_factory, config, prompts_per_chunk)
+    raise ValueError(f"cluster.kind is {config.kind!r}; expected one of {', '.join(KINDS)}")

@@ -1,0 +1,141 @@
+"""Sharing out the chunks of one rollout among samplers and reward actors, and doing again what a dead actor held."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from typing import Any
+
+import numpy as np
+import ray
+
+from prdp.cluster.base import ClusterError, OnChunk, check_rollout, place
+from prdp.cluster.ray_actors import Crew, LostError, Member, settle
+from prdp.types import PromptBatch, Rollout, Weights
+
+IN_FLIGHT = 2
+"""Chunks handed to a sampler at a time: the next one waits at the actor, so that it never idles for a round trip."""
+
+
+@dataclasses.dataclass
+class Task:
+    """A chunk at an actor: being sampled while `rollout` is None, being scored after."""
+
+    member: Member
+    index: int
+    images: Any = None
+    rollout: Rollout | None = None
+
+
+class Round:
+    """One call of `RayWorkforce.sample`: which chunk is where.
+
+    Args:
+        samplers, rewards: the crews that do the work.
+        weights: what every rollout has to be made by; any, when None.
+        chunks: the units of work.
+        images_per_prompt, seed, trajectory, on_chunk: as for `Workforce.sample`.
+    """
+
+    def __init__(
+        self,
+        samplers: Crew,
+        rewards: Crew,
+        weights: Weights | None,
+        chunks: list[PromptBatch],
+        *,
+        images_per_prompt: int,
+        seed: int,
+        trajectory: bool,
+        on_chunk: OnChunk | None,
+    ) -> None:
+        self._samplers, self._rewards, self._weights = samplers, rewards, weights
+        self._chunks, self._on_chunk = chunks, on_chunk
+        self._images_per_prompt, self._seed, self._trajectory = images_per_prompt, seed, trajectory
+        self._pending = deque(range(len(chunks)))
+        self._deaths = [0] * len(chunks)
+        self._running: dict[Any, Task] = {}
+        self._finished: list[Rollout] = []
+
+    def run(self) -> list[Rollout]:
+        """Work until every chunk is sampled and scored."""
+        while len(self._finished) < len(self._chunks):
+            self._hand_out()
+            (reference,), _ = ray.wait(list(self._running), num_returns=1, fetch_local=False)
+            task = self._running[reference]
+            try:
+                if task.rollout is None:
+                    self._take_sampled(reference, task)
+                else:
+                    self._take_scored(reference, task, task.rollout)
+            except LostError as error:
+                self._recover(task, error)
+        return self._finished
+
+    def _hand_out(self) -> None:
+        """Fill the samplers evenly: nobody gets a second chunk before everybody has one."""
+        for depth in range(IN_FLIGHT):
+            for member in self._samplers.members:
+                if self._pending and self._load(member) == depth:
+                    index = self._pending.popleft()
+                    rollout, images = member.handle.sample.options(num_returns=2).remote(
+                        self._chunks[index], self._images_per_prompt, self._seed, self._trajectory
+                    )
+                    self._running[rollout] = Task(member, index, images)
+
+    def _take_sampled(self, reference: Any, task: Task) -> None:
+        """Send the images on to be scored before copying the trajectories out of the object store."""
+        chunk = self._chunks[task.index]
+        rollout = dataclasses.replace(settle(reference), images=settle(task.images))
+        check_rollout(rollout, chunk, self._images_per_prompt, self._weights)
+        del self._running[reference]
+        self._score(task.index, task.images, rollout)
+
+    def _score(self, index: int, images: Any, rollout: Rollout) -> None:
+        member = min(self._rewards.members, key=self._load)
+        reference = member.handle.score.remote(images, self._chunks[index], self._images_per_prompt)
+        self._running[reference] = Task(member, index, rollout=_own(rollout))
+
+    def _take_scored(self, reference: Any, task: Task, rollout: Rollout) -> None:
+        rewards, sub_scores, seconds = settle(reference)
+        del self._running[reference]
+        scored = rollout.scored(
+            np.array(rewards), {name: np.array(values) for name, values in sub_scores.items()}, seconds
+        )
+        self._finished.append(scored)
+        if self._on_chunk is not None:
+            self._on_chunk(scored)
+
+    def _recover(self, failed: Task, error: Exception) -> None:
+        """Replace the actor and give everything it held to be done again; the same noise makes the same images."""
+        held = {reference: task for reference, task in self._running.items() if task.member is failed.member}
+        for reference, task in held.items():
+            del self._running[reference]
+            self._deaths[task.index] += 1
+        retries = self._samplers.retries
+        if self._deaths[failed.index] > retries:
+            raise ClusterError(
+                f"{place(self._chunks[failed.index])}: {failed.member.name} died on this chunk, attempt "
+                f"{self._deaths[failed.index]} of {retries + 1} (cluster.retries={retries}): {error}"
+            ) from error
+        if failed.rollout is None:
+            self._samplers.replace(failed.member, error)
+            self._pending.extendleft(sorted((task.index for task in held.values()), reverse=True))
+            return
+        self._rewards.replace(failed.member, error)
+        for task in held.values():
+            assert task.rollout is not None
+            self._score(task.index, task.rollout.images, task.rollout)
+
+    def _load(self, member: Member) -> int:
+        return sum(task.member is member for task in self._running.values())
+
+
+def _own(rollout: Rollout) -> Rollout:
+    """Copies of every array: what lies in the object store is read-only and would fill it up while it is held."""
+    arrays: dict[str, Any] = {
+        field.name: np.array(value)
+        for field in dataclasses.fields(rollout)
+        if isinstance(value := getattr(rollout, field.name), np.ndarray)
+    }
+    return dataclasses.replace(rollout, **arrays)

@@ -1,0 +1,180 @@
+"""Starting a private Ray, bound to loopback, or joining a running one; and whether it can hold what is asked of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+from prdp.cluster.base import ClusterError
+from prdp.cluster.threads import usable_cores
+from prdp.config import ClusterConfig
+
+_log = logging.getLogger(__name__)
+
+_GIB = 2**30
+_STORE_SHARE = 0.25
+_STORE_LIMIT = 8 * _GIB
+_STORE_MINIMUM = 128 * 2**20
+
+Demand = Mapping[str, float]
+
+
+def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
+    """Make Ray ready and check that every demand fits; True when this call started or joined it and so has to leave it.
+
+    A Ray that this process is already connected to is used as it is.
+
+    Args:
+        config: the `cluster` section.
+        demands: one mapping such as {"CPU": 1, "GPU": 0.5} per actor.
+
+    Raises:
+        ClusterError: no cluster at the address, resources that are not there, or ports that would be open to the network
+            although `config.host` is a loopback address.
+    """
+    local = config.address == "local"
+    _set_environment(config, local)
+    if ray.is_initialized():
+        check_resources(config, demands)
+        return False
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if local:
+            _start(config, demands)
+        else:
+            _join(config)
+    finally:
+        _restore(handler)
+    try:
+        check_resources(config, demands)
+    except ClusterError:
+        ray.shutdown()
+        raise
+    return True
+
+
+def _start(config: ClusterConfig, demands: Sequence[Demand]) -> None:
+    if _is_loopback(config.host):
+        # Ray takes the machine's outward address for its ports even when it is told 127.0.0.1, unless this says that it
+        # runs on one machine only; its other processes learn it from the environment.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        # Logical: a small machine runs more actors than it has cores, only slower.
+        num_cpus=max(usable_cores(), -int(-sum(demand.get("CPU", 0) for demand in demands) // 1)),
+        object_store_memory=_store_bytes(),
+        include_dashboard=config.dashboard,
+        dashboard_host=config.host,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address=None if _is_anywhere(config.host) else config.host,
+    )
+    address = ray.util.get_node_ip_address()
+    if _is_loopback(config.host) and not _is_loopback(address):
+        ray.shutdown()
+        raise ClusterError(
+            f"Ray bound its ports to {address}, not to cluster.host={config.host}: the network could reach them. "
+            f"Set cluster.host={address} if that is wanted, or cluster=inline"
+        )
+
+
+def _join(config: ClusterConfig) -> None:
+    try:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(
+            f"cluster.address={config.address}: could not join a running Ray ({error}). Start one with "
+            "`ray start --head`, give its address, or set cluster.address=local for a private one"
+        ) from error
+
+
+def check_resources(config: ClusterConfig, demands: Sequence[Demand]) -> None:
+    """Refuse demands that the nodes, were they all free, could not hold: Ray itself would wait for ever.
+
+    Raises:
+        ClusterError: with what is asked and what is there.
+    """
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    if _fit(demands, nodes):
+        if not config.sampler_gpus and any(node.get("GPU") for node in nodes):
+            _log.warning("the cluster has GPUs, but cluster.sampler_gpus is 0: the samplers run on the CPU")
+        return
+    there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    asked = " and ".join(f"{sum(demand.get(name, 0) for demand in demands):g} {name}s" for name in ("CPU", "GPU"))
+    raise ClusterError(
+        f"the cluster ({config.address}) cannot hold the actors: cluster.samplers={config.samplers} with "
+        f"cluster.sampler_gpus={config.sampler_gpus:g}, cluster.reward_actors={config.reward_actors} with "
+        f"cluster.reward_gpus={config.reward_gpus:g} and cluster.threads={config.threads} ask for {asked}; "
+        f"there are {len(nodes)} node(s) with {there}"
+    )
+
+
+def free_resources() -> str:
+    """What is unclaimed in the cluster now, for messages."""
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
+
+
+def _fit(demands: Sequence[Demand], nodes: list[dict[str, Any]]) -> bool:
+    """Place the largest first, each on the first node with room; `nodes` is left as it was."""
+    room = [dict(node) for node in nodes]
+    for demand in sorted(demands, key=lambda one: (one.get("GPU", 0), one.get("CPU", 0)), reverse=True):
+        for node in room:
+            if all(node.get(name, 0) + 1e-9 >= amount for name, amount in demand.items()):
+                for name, amount in demand.items():
+                    node[name] = node.get(name, 0) - amount
+                break
+        else:
+            return False
+    return True
+
+
+def _set_environment(config: ClusterConfig, local: bool) -> None:
+    """What Ray reads when it starts and hands on to its processes; values the user has set stand."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not local:
+        return
+    if _is_loopback(config.host):
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if not config.dashboard and not any(name.startswith("RAY_AUTH_") for name in os.environ):
+        # Ray asks for a token by default; one of its own keeps other users of the machine out and, unlike the file that
+        # Ray would write, needs no home folder.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _restore(handler: Any) -> None:
+    """Ray installs a SIGTERM handler that exits in order, better than the default but no better than the program's own."""
+    custom = handler not in (signal.SIG_DFL, signal.SIG_IGN, None)
+    if custom and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _store_bytes() -> int:
+    """Room for the chunks on their way and the weights; taken up only as far as used, the rest goes to disk."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, AttributeError):
+        return _STORE_MINIMUM
+    return max(_STORE_MINIMUM, min(_STORE_LIMIT, int(memory * _STORE_SHARE)))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_anywhere(host: str) -> bool:
+    return host in ("0.0.0.0", "::", "")

@@ -1,0 +1,175 @@
+"""`prdp train`, `prdp validate` and `prdp report`, from their arguments to the modules that do the work."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from prdp.compose import Composer, Job
+from prdp.config import TrainConfig
+from prdp.configure import conf_folder, config_yaml, groups
+from prdp.errors import ConfigError, StartError, UserError, start_up_checks
+from prdp.geometry import geometry_text
+from prdp.model_folder import check_model
+from prdp.targets import build, check_target
+from prdp.threads import apply_threads, plan_threads
+
+_OVERRIDES = """\
+OVERRIDES are words of three kinds:
+  group=option      takes another file of a group:   reward=redness  experiment=shapes_demo
+  key=value         sets a key:                      learner.learning_rate=3e-4  epochs=20
+  group.key=value   sets an argument of a reward or prompt source:  reward.path=my_module.my_reward
+Lists are written key=[a,b], nothing is written null. With -m, commas make a sweep over all combinations:
+  prdp train -m experiment=shapes_demo reward=shapes_judge,redness prompts=shapes,shapes_small
+Keys, their meaning and defaults: prdp validate --print, and prdp/config.py. Unknown keys are refused.
+"""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run the jobs of a command line, after all of them have been checked."""
+    options = _parser("train", "Fine-tune a model on a reward.").parse_intermixed_args(arguments)
+    with Composer(options.overrides, options.multirun, options.config_dir) as composer:
+        jobs = composer.jobs()
+        _check_all(jobs)
+        waiting = iter(enumerate(jobs, start=1))
+
+        def task(config: TrainConfig) -> None:
+            apply_threads(plan_threads(config))
+            number, job = next(waiting)
+            where = f"job {number} of {len(jobs)}: {' '.join(job.overrides)}\n  " if options.multirun else ""
+            print(f"{where}{config.output_dir}\n{geometry_text(config)}", flush=True)
+            if options.multirun:
+                _run_in_sweep(config, number)
+            else:
+                _run(config)
+
+        composer.run(task)
+    return 0
+
+
+def validate(arguments: Sequence[str]) -> int:
+    """Check what can be checked without running: keys, values, targets, prompts, the model's files, what to resume."""
+    parser = _parser("validate", "Check a configuration and show its size, without running it.")
+    parser.add_argument("--print", action="store_true", help="print the whole configuration as YAML")
+    options = parser.parse_intermixed_args(arguments)
+    with Composer(options.overrides, options.multirun, options.config_dir) as composer:
+        jobs = composer.jobs()
+        if options.print:
+            print("---\n".join(config_yaml(job.config) for job in jobs))
+        _check_all(jobs)
+        for number, job in enumerate(jobs, start=1):
+            if options.multirun:
+                print(f"job {number} of {len(jobs)}: {' '.join(job.overrides)}")
+            print(geometry_text(job.config))
+    print("ok")
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write the report of a finished or running run anew."""
+    parser = argparse.ArgumentParser(prog="prdp report", description="Write report.html of a run anew, from its logs.")
+    parser.add_argument("run_dir", type=Path, help="the run's folder")
+    folder: Path = parser.parse_args(arguments).run_dir
+    if not folder.is_dir():
+        raise StartError(f"there is no run folder {folder}")
+    from prdp.tracking.report import main
+
+    with start_up_checks():
+        print(main(folder))
+    return 0
+
+
+def check_start(config: TrainConfig) -> None:
+    """Checks beyond keys and values: targets, prompts, the model's files, the output folder, the checkpoint to resume.
+
+    Raises:
+        ConfigError, StartError: naming the key and what is wrong.
+    """
+    check_target("reward", config.reward)
+    for key, section in (("prompts.train", config.prompts.train), ("prompts.heldout", config.prompts.heldout)):
+        check_target(key, section)
+        with start_up_checks(key):
+            if len(build(key, section)) == 0:
+                raise ConfigError("the source holds no prompt")
+    check_model(config.model.path, config.model.variant, config.model.revision)
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir={folder}: is a file, must be a folder")
+    if config.checkpoint.resume == "never":
+        if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
+            raise ConfigError(
+                f"output_dir={folder}: holds a run; continue it by checkpoint.resume=auto, or name another folder"
+            )
+        return
+    from prdp.checkpoint import resolve_resume
+
+    with start_up_checks():
+        resolve_resume(config.checkpoint.resume, folder)
+
+
+def options_text() -> str:
+    """The experiments with their first line, and the options of every group."""
+    folder = conf_folder()
+    available = groups([folder])
+    experiments = available.pop("experiment")
+    width = max(len(name) for name in (*experiments, *available))
+    lines = ["experiments:"]
+    lines += [f"  {name:<{width}}  {_first_comment(folder / 'experiment' / f'{name}.yaml')}" for name in experiments]
+    lines += ["groups:", *(f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items())]
+    return "\n".join(lines)
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"prdp {command}",
+        usage=f"prdp {command} [OVERRIDES] [options]",
+        description=description,
+        epilog=f"{_OVERRIDES}\n{options_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="a sweep: run all combinations of comma-separated values"
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
+    )
+    return parser
+
+
+def _check_all(jobs: Sequence[Job]) -> None:
+    # Targets may import torch, whose thread pool is sized by the environment it finds.
+    apply_threads(plan_threads(jobs[0].config))
+    for number, job in enumerate(jobs, start=1):
+        try:
+            check_start(job.config)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            raise ConfigError(f"job {number} ({' '.join(job.overrides)}): {error}") from error
+
+
+def _run(config: TrainConfig) -> None:
+    importlib.import_module("prdp.train").main(config)
+
+
+def _run_in_sweep(config: TrainConfig, number: int) -> None:
+    """Tell of a failure when it happens: the sweep goes on, and speaks of it only at its end."""
+    try:
+        _run(config)
+    except UserError as error:
+        print(f"job {number} failed: {error}", file=sys.stderr, flush=True)
+        raise
+    except Exception:
+        print(f"job {number} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        raise
+
+
+def _first_comment(file: Path) -> str:
+    lines = (line.lstrip("# ").rstrip() for line in file.read_text(encoding="utf-8").splitlines())
+    return next((line for line in lines if line and not line.startswith("@package")), "")

@@ -1,0 +1,176 @@
+"""The schema of a run: every key, its type, its default and its bounds. YAML under `conf/` may only use these keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """The base model that is fine-tuned, and its frozen reference."""
+
+    family: str = "stable_diffusion"
+    path: str = "shapes"
+    """'shapes' for the embedded tiny pipeline, a folder in diffusers format, or a hub id."""
+    revision: str | None = None
+    variant: str | None = None
+    """File variant in the folder, such as 'fp16'."""
+    dtype: str = "float32"
+    """Network precision: float32, bfloat16 or float16. Log-probs are float32 in any case."""
+    device: str = "auto"
+    """'auto' takes CUDA when there is one."""
+
+
+@dataclass
+class SamplerConfig:
+    """How trajectories are drawn; the same transitions are scored by the learner."""
+
+    kind: str = "ddim"
+    """'ddim' (with eta) or 'ddpm' (ancestral posterior)."""
+    steps: int = 50
+    eta: float = 1.0
+    guidance_scale: float = 5.0
+    timestep_spacing: str | None = None
+    """leading, trailing or linspace; null keeps the checkpoint's."""
+    deterministic_final_steps: int = 0
+    """Number of last steps taken at their mean: no noise, no log-prob."""
+    microbatch: int = 64
+    """Images per network call; changes speed and memory, not results beyond rounding."""
+    prompts_per_chunk: int = 4
+    """Whole prompt groups per unit of work; the unit that actors share out."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """The loss on evidence; the name picks the file under prdp/objectives."""
+
+    name: str = "prdp"
+    beta: float = 3e-5
+    """KL weight on the paper's scale: rewards are divided by it, log-ratios are means over dims and steps."""
+    clip_range: float | None = 1e-4
+    """Stepwise clipping range of the log-ratio around the old policy's; null switches the clip off."""
+    step_weighting: str = "uniform"
+    """'uniform' is the paper's; 'inverse_sensitivity' divides each step by (C / sigma)^2, mean weight 1."""
+
+
+@dataclass
+class LearnerConfig:
+    """Which weights learn, and how."""
+
+    mode: str = "lora"
+    """'lora' or 'full'."""
+    lora_rank: int = 16
+    lora_alpha: float = 16.0
+    lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    learning_rate: float = 3e-4
+    warmup_updates: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0
+    """0 keeps no moving average; otherwise evaluation and export use the averaged weights."""
+    autocast: str | None = None
+    """bfloat16 or float16 for the network's forward; null for none."""
+    microbatch: int = 64
+    """(image, step) cells per network call; changes speed and memory, not results beyond rounding."""
+    gradient_checkpointing: bool = False
+    ratio_tolerance: float = 1e-4
+    """Largest allowed |stored - recomputed| log-ratio at the first update after an on-policy rollout."""
+
+
+@dataclass
+class PromptsConfig:
+    """Two prompt sources: one to train on, one that is never trained on."""
+
+    train: dict[str, Any] = MISSING
+    heldout: dict[str, Any] = MISSING
+    shuffle: bool = True
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out prompts judge the run: the same prompts and the same noise every time."""
+
+    every: int = 10
+    """Epochs between evaluations; the first and the last always happen. 0 for only these two."""
+    prompts: int = 64
+    images_per_prompt: int = 2
+    final_prompts: int = 256
+    """Prompts of the first and the last evaluation, which the report's intervals come from."""
+    grid_prompts: int = 12
+    seed: int = 1234
+
+
+@dataclass
+class ClusterConfig:
+    """Where the work runs."""
+
+    kind: str = "inline"
+    """'inline': one process; 'ray': actors."""
+    samplers: int = 2
+    reward_actors: int = 1
+    threads: int = 1
+    """CPU threads of every actor and of the learner; set before torch is imported. 0: plan from the cores."""
+    address: str = "local"
+    """Ray address; 'local' starts a private cluster, 'auto' joins a running one."""
+    sampler_gpus: float = 0.0
+    reward_gpus: float = 0.0
+    host: str = "127.0.0.1"
+    """Address that Ray's ports and dashboard bind to."""
+    dashboard: bool = False
+    retries: int = 3
+    """Attempts at a chunk after an actor died, before the run stops."""
+
+
+@dataclass
+class TrackingConfig:
+    """Who watches; the JSONL log is always written."""
+
+    console: bool = True
+    tensorboard: bool = False
+    wandb: str = "disabled"
+    """disabled, offline, online, or auto (online when a key is there, else offline)."""
+    wandb_project: str = "prdp"
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    report: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    """Atomic checkpoints, and what to resume from."""
+
+    every: int = 10
+    keep: int = 2
+    resume: str = "never"
+    """never, auto (newest whole checkpoint in output_dir), or the path of a checkpoint."""
+
+
+@dataclass
+class TrainConfig:
+    """One run of `prdp train`. N, B and K are global: microbatches, chunks, actors and devices never change results."""
+
+    seed: int = 0
+    epochs: int = 100
+    prompts_per_epoch: int = 64
+    """N of the paper."""
+    images_per_prompt: int = 8
+    """B of the paper; all pairs within a prompt's group are compared."""
+    updates_per_epoch: int = 1
+    """K of the paper: gradient updates on the full batch of N * B images."""
+    output_dir: str = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    reward: dict[str, Any] = MISSING
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,182 @@
+"""From YAML to a checked `TrainConfig` and back; errors name the key and what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from prdp.bounds import check_bounds
+from prdp.config import TrainConfig
+from prdp.errors import ConfigError
+from prdp.suggest import did_you_mean
+
+__all__ = [
+    "ConfigError",
+    "conf_folder",
+    "config_yaml",
+    "explained",
+    "groups",
+    "read_config",
+    "schema_keys",
+    "typed",
+    "unknown_key",
+    "write_config",
+]
+
+ROOT = "train"
+OPEN_SECTIONS = ("reward", "prompts.train", "prompts.heldout")
+"""Sections whose keys are the arguments of their `_target_`."""
+
+
+def conf_folder() -> Path:
+    """The folder of the YAML files: inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / f"{ROOT}.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"no {ROOT}.yaml in {package}/conf or {package.parent}/conf: the installation is incomplete"
+    )
+
+
+def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Group name -> its options, over all folders."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.glob("*/*.yaml"):
+            found.setdefault(file.parent.name, set()).add(file.stem)
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+@cache
+def schema_keys() -> dict[str, Any]:
+    """Every dotted key of the schema, sections included, with its type."""
+    return _keys(TrainConfig, "")
+
+
+def typed(composed: Any) -> TrainConfig:
+    """Convert a composed configuration, or any mapping of the same keys, to a checked `TrainConfig`.
+
+    `output_dir` becomes absolute.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a missing value, or a value out of bounds; by key.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True) if OmegaConf.is_config(composed) else dict(composed)
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(
+                f"no value for {', '.join(missing)}; give it: {' '.join(f'{key}=...' for key in missing)}"
+            )
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explained(error)) from error
+    assert isinstance(config, TrainConfig)
+    check_bounds(config)
+    config.output_dir = os.path.abspath(os.path.expanduser(config.output_dir))
+    return config
+
+
+def config_yaml(config: TrainConfig) -> str:
+    """The whole configuration as YAML."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def write_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+    """Save the whole configuration as YAML, atomically.
+
+    Raises:
+        OSError: the file cannot be written; what it held before stays.
+    """
+    from prdp.storage import write_atomically
+
+    write_atomically(path, config_yaml(config).encode())
+
+
+def read_config(path: str | os.PathLike[str]) -> TrainConfig:
+    """Read what `write_config` saved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: it is no YAML mapping, or holds keys or values that this version does not take.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        composed = OmegaConf.load(path)
+    except YAMLError as error:
+        raise ConfigError(f"{os.fspath(path)} is not YAML: {error}") from error
+    if not OmegaConf.is_dict(composed):
+        raise ConfigError(f"{os.fspath(path)} must hold a mapping of keys")
+    return typed(composed)
+
+
+def explained(error: BaseException) -> str:
+    """An error of Hydra or OmegaConf in our words: the file, the key, what is wrong, what was expected."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    chain = _chain(error)
+    lines = [line.strip() for link in chain for line in str(link).splitlines() if line.strip()]
+    file = next((found[1] for line in lines if (found := re.match(r"In '([^']+)'", line))), None)
+    place = f"{file}.yaml: " if file else ""
+    causes = [link for link in chain if isinstance(link, OmegaConfBaseException) and str(link)]
+    if not causes:
+        return "; ".join(dict.fromkeys(lines))
+    cause = next((link for link in causes if link.full_key), causes[0])
+    reason = str(cause).splitlines()[0]
+    key = str(cause.full_key or "")
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return f"{place}{unknown_key(key)}"
+    expected = f"; must be {_words(schema_keys()[key])}" if key in schema_keys() else ""
+    return f"{place}{f'{key}: ' if key else ''}{reason}{expected}"
+
+
+def unknown_key(key: str, others: Iterable[str] = ()) -> str:
+    """A message with the nearest of the schema's keys and of `others`, or the keys of the section."""
+    candidates = [*schema_keys(), *others]
+    parts = key.split(".")
+    known = next(depth for depth in range(len(parts), -1, -1) if depth == 0 or ".".join(parts[:depth]) in candidates)
+    section, stray = ".".join(parts[:known]), ".".join(parts[: known + 1])
+    hint = did_you_mean(key, candidates) or did_you_mean(stray, candidates)
+    if not hint and section:
+        inside = [name for name in schema_keys() if name.rpartition(".")[0] == section]
+        hint = f"; {section} takes {', '.join(name.rpartition('.')[2] for name in inside)}" if inside else ""
+    return f"unknown key '{key}'{hint or '; `prdp train --help` tells where the keys are listed'}"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _keys(schema: Any, prefix: str) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for name, kind in get_type_hints(schema).items():
+        keys[f"{prefix}{name}"] = kind
+        if dataclasses.is_dataclass(kind):
+            keys.update(_keys(kind, f"{prefix}{name}."))
+    return keys
+
+
+def _words(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return f"a section with the keys {', '.join(get_type_hints(kind))}"
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    return names.get(kind, str(kind).replace("None", "null"))

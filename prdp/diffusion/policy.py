@@ -1,0 +1,40 @@
+"""What the sampler and the learner ask of a model family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from prdp.diffusion.weights import TrainableWeights
+from prdp.types import UInt8
+
+
+class Policy(Protocol):
+    """A text-to-image model with one learning network; `StableDiffusionPolicy` documents each member."""
+
+    device: torch.device
+    latent_shape: tuple[int, ...]
+    scheduler_config: Mapping[str, Any]
+    weights: TrainableWeights
+
+
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor: ...
+
+    def output(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        states: torch.Tensor,
+        guidance_scale: float,
+        network: torch.nn.Module | None = None,
+    ) -> torch.Tensor: ...
+
+    def reference(self) -> AbstractContextManager[torch.nn.Module]: ...
+
+    def decode(self, latents: torch.Tensor) -> UInt8: ...
+
+    def save(self, folder: Path) -> None: ...

@@ -1,0 +1,183 @@
+"""Stable Diffusion 1.x and 2.x from a folder in diffusers format: the policy whose network learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.weights import TrainableWeights
+from prdp.types import UInt8
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class StableDiffusionPolicy:
+    """Text encoder, UNet and VAE with one learning part, the UNet.
+
+    Attributes:
+        scheduler_config: of the checkpoint; the transitions are built from it.
+        latent_shape: (C, h, w).
+        weights: the learning tensors and the reference.
+    """
+
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
+    ) -> None:
+        self.pipeline = pipeline
+        self.unet = pipeline.unet.eval()
+        self.device: torch.device = self.unet.device
+        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        size = int(self.unet.config.sample_size)
+        self.latent_shape = (int(self.unet.config.in_channels), size, size)
+        self._autocast = DTYPES[learner.autocast] if learner.autocast else None
+        pipeline.vae.eval().requires_grad_(False)
+        pipeline.text_encoder.eval().requires_grad_(False)
+        self.weights = TrainableWeights(
+            self.unet,
+            learner.mode,
+            rank=learner.lora_rank,
+            alpha=learner.lora_alpha,
+            targets=list(learner.lora_targets),
+            seed=seed,
+            keep_reference=keep_reference,
+        )
+        if learner.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self._empty: torch.Tensor | None = None
+
+    @classmethod
+    def load(
+        cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
+    ) -> StableDiffusionPolicy:
+        """Load the pipeline that `model.path` names; the embedded one and Stable Diffusion go the same way."""
+        return cls(load_pipeline(model), learner, seed=seed, keep_reference=keep_reference)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Text states [B, tokens, width]; longer prompts are cut at the text encoder's length."""
+        tokenizer = self.pipeline.tokenizer
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(self.device)
+        return self.pipeline.text_encoder(tokens).last_hidden_state
+
+    def output(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        states: torch.Tensor,
+        guidance_scale: float,
+        network: torch.nn.Module | None = None,
+    ) -> torch.Tensor:
+        """Guided network output u + w (c - u), float32 [B, C, h, w], differentiable in both branches.
+
+        Args:
+            latents: float32 [B, C, h, w].
+            timesteps: int64 [B]; images of different steps go through in one call.
+            states: of `encode_prompts`, [B, tokens, width].
+            guidance_scale: w; at 1 the unconditional branch is not computed.
+            network: the reference, when it is not the learning one.
+        """
+        network = network or self.unet
+        guided = guidance_scale != 1.0
+        if guided:
+            latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
+            states = torch.cat([self._empty_state().expand_as(states), states])
+        with self._precision():
+            output = network(
+                latents.to(self.unet.dtype), timesteps, encoder_hidden_states=states, return_dict=False
+            )[0].float()
+        if not guided:
+            return output
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    @contextmanager
+    def reference(self) -> Iterator[torch.nn.Module]:
+        """The frozen start, to be passed to `output` as `network`."""
+        with self.weights.reference() as network:
+            yield network
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> UInt8:
+        """Clean latents float32 [B, C, h, w] to pixels, uint8 [B, H, W, 3]."""
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0].float()
+        return (
+            ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights."""
+        if self.weights.mode == "lora":
+            from diffusers import StableDiffusionPipeline
+            from diffusers.utils import convert_state_dict_to_diffusers
+            from peft.utils import get_peft_model_state_dict
+
+            StableDiffusionPipeline.save_lora_weights(
+                folder,
+                unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet)),
+                unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),
+                safe_serialization=True,
+            )
+        else:
+            self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def _empty_state(self) -> torch.Tensor:
+        if self._empty is None:
+            self._empty = self.encode_prompts([""])
+        return self._empty
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast)
+
+
+def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
+    """The diffusers pipeline of `model`, on its device and in its precision.
+
+    Raises:
+        FileNotFoundError: no such folder, or files missing in it; names them.
+        ValueError: a folder that holds another pipeline, or a file that is not what its name says.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    # Its advice on image processors, which this policy does not use, would come once per actor.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+
+    from prdp.model_folder import check_model, model_location
+
+    diffusers_logging.disable_progress_bar()
+    check_model(model.path, model.variant)
+    path = model_location(model.path)
+    device = model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            path,
+            revision=model.revision,
+            variant=model.variant,
+            dtype=DTYPES[model.dtype],
+            safety_checker=None,
+            requires_safety_checker=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"model.path: {path} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)

@@ -1,0 +1,71 @@
+"""The size of a run, derived from its configuration: what is sampled, compared and computed."""
+
+from __future__ import annotations
+
+import math
+
+from prdp.config import TrainConfig
+from prdp.threads import plan_threads
+
+
+def geometry(config: TrainConfig) -> dict[str, int]:
+    """Derived sizes of a run.
+
+    A network pass is one latent through the denoising network once, forward; guidance takes two. Sampling evaluates the
+    policy and the reference. The first update after sampling takes the stored log-probs, each further one recomputes
+    them first; `learning_backwards_per_epoch` counts the passes that are also differentiated.
+    """
+    groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
+    images = groups * size
+    branches = 2 if config.sampler.guidance_scale > 1 else 1
+    steps = config.sampler.steps
+    cells = images * (steps - config.sampler.deterministic_final_steps)
+    evaluation = config.evaluation
+    between = (config.epochs - 1) // evaluation.every if evaluation.every else 0
+    ray = config.cluster.kind == "ray"
+    return {
+        "epochs": config.epochs,
+        "images_per_epoch": images,
+        "pairs_per_epoch": groups * size * (size - 1) // 2,
+        "updates_per_epoch": updates,
+        "updates": config.epochs * updates,
+        "images": config.epochs * images,
+        "chunks_per_epoch": math.ceil(groups / config.sampler.prompts_per_chunk),
+        "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
+        "cells_per_update": cells,
+        "sampling_passes_per_epoch": images * steps * 2 * branches,
+        "learning_passes_per_epoch": cells * branches * (2 * updates - 1),
+        "learning_backwards_per_epoch": cells * branches * updates,
+        "evaluations": 2 + between,
+        "evaluation_images": (2 * evaluation.final_prompts + between * evaluation.prompts)
+        * evaluation.images_per_prompt,
+        "samplers": config.cluster.samplers if ray else 0,
+        "reward_actors": config.cluster.reward_actors if ray else 0,
+        "threads": plan_threads(config),
+    }
+
+
+def geometry_text(config: TrainConfig) -> str:
+    """The geometry for people, an aligned line each."""
+    size = geometry(config)
+    n, b = config.prompts_per_epoch, config.images_per_prompt
+    actors = f"{size['samplers']} samplers, {size['reward_actors']} reward actors, 1 learner"
+    rows = (
+        ("images per epoch", f"{size['images_per_epoch']:,} = {n:,} prompts x {b:,} images"),
+        ("pairs per epoch", f"{size['pairs_per_epoch']:,}"),
+        ("work per epoch", f"{size['chunks_per_epoch']:,} chunks of up to {size['images_per_chunk']:,} images"),
+        (
+            "network passes per epoch",
+            f"{size['sampling_passes_per_epoch']:,} to sample, {size['learning_passes_per_epoch']:,} to learn "
+            f"({size['learning_backwards_per_epoch']:,} with backward)",
+        ),
+        ("updates", f"{size['updates']:,} = {size['epochs']:,} epochs x {size['updates_per_epoch']:,}"),
+        (
+            "images in all",
+            f"{size['images']:,}, and {size['evaluation_images']:,} in {size['evaluations']:,} evaluations",
+        ),
+        ("processes", actors if config.cluster.kind == "ray" else "1"),
+        ("CPU threads per process", f"{size['threads']:,}"),
+    )
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

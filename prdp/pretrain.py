@@ -1,0 +1,137 @@
+"""`prdp pretrain`: trains the embedded tiny Stable Diffusion from scratch, phase by phase; a finished phase is not redone.
+
+    prdp pretrain output_dir=runs/pretrain
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prdp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PretrainConfig:
+    """The defaults made the pipeline that ships with the package."""
+
+    output_dir: str = "runs/pretrain"
+    seed: int = 0
+    threads: int = 1
+    vae_steps: int = 4000
+    vae_batch_size: int = 8
+    vae_learning_rate: float = 1.2e-3
+    vae_kl_weight: float = 1e-3
+    scenes: int = 40_000
+    """Rendered once; the UNet trains on their latents."""
+    batch_size: int = 32
+    caption_dropout: float = 0.1
+    ema_decay: float = 0.999
+    clean_steps: int = 5000
+    clean_learning_rate: float = 1e-3
+    noisy_steps: int = 1000
+    """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
+    noisy_learning_rate: float = 3e-4
+    caption_noise: float = 0.15
+
+
+def main(overrides: Sequence[str]) -> None:
+    """Run the phases that are not there yet: vae/, clean/, pipeline/ under output_dir; the curve goes to curve.jsonl.
+
+    Raises:
+        ConfigError: an override that is not `key=value` of PretrainConfig.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"prdp pretrain: {error}") from None
+    assert isinstance(config, PretrainConfig)
+    from prdp.threads import apply_threads
+
+    apply_threads(config.threads)
+    run(config)
+
+
+def run(config: PretrainConfig) -> Path:
+    """Train what is missing; returns the folder of the finished pipeline, fp16 safetensors in diffusers format."""
+    import torch
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+    from prdp.shapes.pretrain_unet import LatentData, train_unet
+    from prdp.shapes.pretrain_vae import train_vae
+    from prdp.shapes.tiny_pipeline import build_pipeline, build_vae
+    from prdp.storage import atomic_directory
+
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        line = {"step": step, "seconds": round(time.monotonic() - start, 1), **metrics}
+        with (folder / "curve.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info("%s", line)
+
+    def save(name: str, pipeline: StableDiffusionPipeline) -> None:
+        with atomic_directory(folder / name) as temporary:
+            pipeline.save_pretrained(temporary, safe_serialization=True)
+
+    if not (folder / "vae").is_dir():
+        torch.manual_seed(config.seed)
+        vae = build_vae()
+        train_vae(
+            vae,
+            steps=config.vae_steps,
+            batch_size=config.vae_batch_size,
+            learning_rate=config.vae_learning_rate,
+            kl_weight=config.vae_kl_weight,
+            seed=config.seed,
+            log=report,
+        )
+        with atomic_directory(folder / "vae") as temporary:
+            vae.save_pretrained(temporary, safe_serialization=True)
+
+    phases = [
+        ("clean", config.clean_steps, config.clean_learning_rate, 0.0),
+        ("noisy", config.noisy_steps, config.noisy_learning_rate, config.caption_noise),
+    ]
+    torch.manual_seed(config.seed)
+    pipeline = build_pipeline()
+    pipeline.vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    data: LatentData | None = None
+    for number, (name, steps, learning_rate, caption_noise) in enumerate(phases):
+        if (folder / name).is_dir():
+            pipeline = StableDiffusionPipeline.from_pretrained(folder / name, safety_checker=None)
+            continue
+        data = data or LatentData.render(pipeline, config.scenes, config.seed)
+        train_unet(
+            pipeline,
+            data,
+            steps=steps,
+            batch_size=config.batch_size,
+            learning_rate=learning_rate,
+            caption_noise=caption_noise,
+            caption_dropout=config.caption_dropout,
+            ema_decay=config.ema_decay,
+            seed=config.seed + number,
+            log=report,
+            save=lambda step, current, name=name: save(f"{name}-{step}", current),  # type: ignore[misc]
+            save_every=1000,
+        )
+        save(name, pipeline)
+    save("pipeline", pipeline.to(dtype=torch.float16))
+    return folder / "pipeline"

@@ -1,0 +1,62 @@
+"""What a reward is, and the check that every answer of one goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from prdp.types import Float64, UInt8
+
+
+class Reward(Protocol):
+    """A black-box scorer of images.
+
+    Attributes:
+        name: as it appears in logs and errors.
+        version: changes whenever the same image and prompt would score differently.
+    """
+
+    name: str
+    version: str
+
+    def score(
+        self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> Any:
+        """Score uint8 images [B, H, W, 3]: an array [B], or a pair (array [B], {sub-score name: array [B]})."""
+        ...
+
+
+def checked_scores(
+    reward: str, result: Any, count: int, where: str = ""
+) -> tuple[Float64, dict[str, Float64]]:
+    """Validate what a reward returned: an array [count], or a pair (array [count], {name: array [count]}).
+
+    Raises:
+        ValueError: naming the reward, the place and what was wrong: shape, dtype, NaN or infinity in the rewards.
+    """
+    place = f" ({where})" if where else ""
+    with_parts = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
+    rewards, parts = result if with_parts else (result, {})
+    total = _score_array(f"reward '{reward}'{place}", rewards, count)
+    bad = np.flatnonzero(~np.isfinite(total))
+    if bad.size:
+        raise ValueError(
+            f"reward '{reward}'{place} returned {total[bad[0]]} for image {bad[0]} of {count} "
+            f"({bad.size} not finite): rewards must be finite numbers"
+        )
+    return total, {
+        name: _score_array(f"sub-score '{name}' of reward '{reward}'{place}", values, count)
+        for name, values in parts.items()
+    }
+
+
+def _score_array(what: str, values: Any, count: int) -> Float64:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} is not an array of numbers: {error}") from None
+    if array.shape != (count,):
+        raise ValueError(f"{what} has shape {array.shape}, expected ({count},): one number per image")
+    return array

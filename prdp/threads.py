@@ -1,0 +1,45 @@
+"""CPU threads of a process, decided before torch is imported.
+
+torch's OpenMP pool is as wide as the machine has cores and its threads spin while they wait for each other. When one of
+those cores is busy with something else - another actor, another job, a container's quota - every parallel region waits
+for the thread that does not get to run, thousands of times a second: measured, 50 to 100 times slower than one thread.
+The pool's size and its patience are read once, when the OpenMP runtime is loaded, so they belong into the environment
+before the first `import torch`. Processes started from this one inherit them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from prdp.cluster.threads import planned_threads, thread_environment
+
+if TYPE_CHECKING:
+    from prdp.config import TrainConfig
+
+PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""Waiting threads sleep instead of spinning, for the OpenMP runtimes of GCC and of Intel."""
+
+
+def plan_threads(config: TrainConfig) -> int:
+    """CPU threads of this process, as many as each actor gets: the order of additions depends on it, so the last bits."""
+    return planned_threads(config.cluster)
+
+
+def apply_threads(count: int) -> None:
+    """Set the thread counts of the numeric libraries for this process and those it starts.
+
+    Call it before torch is imported. Where torch is there already, its pool is resized too, but keeps spinning.
+
+    Raises:
+        ValueError: `count` is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    os.environ.update(thread_environment(count))
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)

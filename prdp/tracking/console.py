@@ -1,0 +1,206 @@
+"""Progress on the console: live bars in a terminal, one plain line per epoch elsewhere, and `progress.log` always."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+LOG_FILE = "progress.log"
+_RECENT = 20
+_COLUMNS = (
+    ("reward/mean", "reward", "{:.4f}"),
+    ("eval/score", "eval", "{:.4f}"),
+    ("loss", "loss", "{:.4g}"),
+    ("approx_kl", "kl", "{:.2e}"),
+    ("clipfrac", "clip", "{:.0%}"),
+    ("images_per_second/epoch", "img/s", "{:.1f}"),
+)
+
+
+class Stage:
+    """A piece of work inside an epoch that counts its items."""
+
+    def __init__(self, bars: Bars | None = None, task: TaskID | None = None) -> None:
+        self._bars, self._task = bars, task
+        self.done = 0
+
+    def advance(self, n: int = 1) -> None:
+        """Report n more items done."""
+        self.done += n
+        if self._bars is not None and self._task is not None:
+            self._bars.advance(self._task, n)
+
+
+class Progress:
+    """Shows how far a run is, how fast it goes and how long it still takes. Use as a context manager."""
+
+    def __init__(
+        self,
+        epochs: int,
+        start_epoch: int = 0,
+        run_dir: Path | None = None,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        interactive: bool | None = None,
+    ) -> None:
+        """
+        Args:
+            epochs: epochs of the whole run.
+            start_epoch: epochs already done when a run resumes.
+            run_dir: where `progress.log` is appended to; None for no file.
+            enabled: False shows nothing and keeps only the file.
+            stream: where to print; standard output by default.
+            interactive: live bars or plain lines; by default, bars when the stream is a terminal.
+        """
+        self.epochs, self.start_epoch, self._done = epochs, start_epoch, start_epoch
+        self._enabled = enabled
+        self._stream = stream or sys.stdout
+        self._interactive = enabled and (self._stream.isatty() if interactive is None else interactive)
+        self._path = run_dir / LOG_FILE if run_dir is not None else None
+        self._file: TextIO | None = None
+        self._bars: Bars | None = None
+        self._console: Console | None = None
+        self._run_task: TaskID | None = None
+        self._numbers = ""
+        self._ends: deque[float] = deque(maxlen=_RECENT + 1)
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        if self._interactive:
+            self._start_bars()
+        self._ends.append(time.monotonic())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def message(self, text: str) -> None:
+        """Print a line above the bars, and keep it in the file."""
+        self._record(text)
+        self._show(text)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "images") -> Iterator[Stage]:
+        """A nested bar while a stage such as 'sample' works through `total` items; gone when it ends."""
+        if self._bars is None:
+            yield Stage()
+            return
+        task = self._bars.add_task(name, total=total, unit=unit)
+        try:
+            yield Stage(self._bars, task)
+        finally:
+            self._bars.remove_task(task)
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last epoch, such as the first evaluation's, out of the estimate of the time left."""
+        self._ends.clear()
+        self._ends.append(time.monotonic())
+
+    def epoch_done(self, metrics: Mapping[str, float]) -> None:
+        """Count an epoch; its numbers, by their metric names, become one line."""
+        self._done += 1
+        self._ends.append(time.monotonic())
+        line = self._line(metrics)
+        self._record(line)
+        if self._bars is None or self._run_task is None:
+            self._show(line)
+        else:
+            self._numbers = _numbers(metrics)
+            self._bars.update(self._run_task, completed=self._done)
+            if "eval/score" in metrics:
+                self._show(line)
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the pace of the last epochs; None before the first one ends."""
+        if len(self._ends) < 2:
+            return None
+        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return pace * max(0, self.epochs - self._done)
+
+    def _line(self, metrics: Mapping[str, float]) -> str:
+        width = len(str(self.epochs))
+        return f"epoch {self._done:>{width}}/{self.epochs}  {_numbers(metrics)}  left {self._left()}"
+
+    def _left(self) -> str:
+        return format_seconds(self.seconds_left())
+
+    def _record(self, text: str) -> None:
+        if self._file is not None:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            self._file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
+
+    def _show(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False)
+        elif self._enabled:
+            print(text, file=self._stream, flush=True)
+
+    def _start_bars(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn
+        from rich.progress import Progress as Bars
+        from rich.text import Text
+
+        owner = self
+
+        class Left(TextColumn):
+            """Time left, and for a stage its rate."""
+
+            def render(self, task: Task) -> Text:
+                if task.id == owner._run_task:
+                    return Text(f"{owner._left()} left")
+                speed = task.finished_speed or task.speed
+                rate = "" if speed is None else f"  {speed:.1f} {task.fields['unit']}/s"
+                return Text(f"{format_seconds(task.time_remaining)} left{rate}", style="dim")
+
+        class Lines(Bars):
+            """The bars, and below them the numbers of the last epoch, which need a line of their own."""
+
+            def get_renderables(self) -> Iterator[RenderableType]:
+                yield from super().get_renderables()
+                if owner._numbers:
+                    yield Text(owner._numbers, style="dim", no_wrap=True, overflow="ellipsis")
+
+        self._console = Console(file=self._stream, force_terminal=True)
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), Left(""))
+        self._bars = Lines(*columns, console=self._console, transient=True)
+        self._run_task = self._bars.add_task("epochs", total=self.epochs, completed=self.start_epoch)
+        self._bars.start()
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Seconds as a person says them: '42s', '3m 05s', '2h 10m', '1d 4h'; '?' for None."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {style.format(metrics[name])}" for name, label, style in _COLUMNS if name in metrics)

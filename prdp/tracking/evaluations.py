@@ -1,0 +1,236 @@
+"""Held-out evaluations as folders: a score for every image, pictures of the first prompts, a summary with intervals.
+
+run_dir/evaluations/epoch_00010/scores.jsonl     a line per image
+run_dir/evaluations/epoch_00010/summary.json     means with their intervals: overall, per sub-score, per category
+run_dir/evaluations/epoch_00010/grid/003_1.png   second image of the fourth prompt
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prdp.storage import atomic_directory
+from prdp.tracking.jsonl import from_strict_json, keep_aside, strict_json
+from prdp.tracking.statistics import mean_interval
+from prdp.types import Float64, Int64, PromptBatch, UInt8
+
+FOLDER = "evaluations"
+RESERVED = ("score", "score_low", "score_high")
+_NAME = re.compile(r"epoch_(\d+)")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation, read back; n images in prompt order.
+
+    Attributes:
+        folder: where it lies.
+        epoch: epochs finished before it; 0 is the untouched start.
+        prompt_index: int64 [n], position of each image's prompt in the held-out set.
+        image_index: int64 [n], number of the image within its prompt's group.
+        prompts, categories: per image [n]; an empty string where a prompt has no category.
+        scores: float64 [n].
+        sub_scores: name -> float64 [n], NaN where a sub-score does not apply.
+        summary: content of summary.json, with NaN as floats.
+    """
+
+    folder: Path
+    epoch: int
+    prompt_index: Int64
+    image_index: Int64
+    prompts: tuple[str, ...]
+    categories: tuple[str, ...]
+    scores: Float64
+    sub_scores: Mapping[str, Float64]
+    summary: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def grid_prompts(self) -> int:
+        """Number of prompts whose pictures were kept."""
+        return int(self.summary.get("grid_prompts", 0))
+
+    def image_path(self, prompt: int, image: int) -> Path:
+        """The picture of one image; prompts below `grid_prompts` have one."""
+        return self.folder / "grid" / f"{prompt:03d}_{image}.png"
+
+
+def save_evaluation(
+    run_dir: Path,
+    epoch: int,
+    prompts: PromptBatch,
+    images_per_prompt: int,
+    rewards: Float64,
+    sub_scores: Mapping[str, Float64],
+    grid_images: UInt8,
+    confidence: float = 0.95,
+) -> dict[str, float]:
+    """Write `run_dir/evaluations/epoch_<epoch>` as a whole, replacing an earlier one of the same epoch.
+
+    Args:
+        run_dir: the run folder.
+        epoch: epochs finished; 0 before training.
+        prompts: the held-out prompts; 'category' in a prompt's metadata sorts it into the table per category.
+        images_per_prompt: images of each prompt; n = prompts * images_per_prompt, prompt-major.
+        rewards: float64 [n].
+        sub_scores: name -> float64 [n], NaN where one does not apply.
+        grid_images: uint8 [g * images_per_prompt, H, W, 3], the images of the first g prompts.
+        confidence: share of the intervals, which resample whole prompts.
+
+    Returns:
+        The metrics to log: eval/score, eval/score_low, eval/score_high, and eval/<name> for each sub-score.
+
+    Raises:
+        ValueError: shapes that do not fit, a sub-score with a reserved name, or no prompts.
+        prdp.storage.StorageError: the disk is full; what was there before is untouched.
+    """
+    count = len(prompts) * images_per_prompt
+    if not count:
+        raise ValueError("an evaluation needs at least one prompt and one image per prompt")
+    for name, values in {"rewards": rewards, **{f"sub-score '{k}'": v for k, v in sub_scores.items()}}.items():
+        if np.shape(values) != (count,):
+            raise ValueError(
+                f"evaluation of epoch {epoch}: {name} has shape {np.shape(values)}, expected ({count},): "
+                f"{len(prompts)} prompts with {images_per_prompt} images"
+            )
+    if grid_images.ndim != 4 or grid_images.dtype != np.uint8 or len(grid_images) % images_per_prompt:
+        raise ValueError(
+            f"grid_images are {grid_images.dtype} {grid_images.shape}, "
+            f"expected uint8 [g * {images_per_prompt}, H, W, 3]"
+        )
+    if len(grid_images) > count:
+        raise ValueError(f"{len(grid_images)} grid images, but the evaluation has only {count} images")
+    for name in RESERVED:
+        if name in sub_scores:
+            raise ValueError(f"a sub-score may not be called '{name}': the metric eval/{name} is the reward's own")
+
+    summary = _summary(epoch, prompts, images_per_prompt, rewards, sub_scores, confidence)
+    summary["grid_prompts"] = len(grid_images) // images_per_prompt
+    with atomic_directory(Path(run_dir) / FOLDER / f"epoch_{epoch:05d}") as folder:
+        with (folder / "scores.jsonl").open("w", encoding="utf-8") as file:
+            for i in range(count):
+                prompt, image = divmod(i, images_per_prompt)
+                row = {
+                    "prompt_index": prompt,
+                    "prompt": prompts.texts[prompt],
+                    "category": str(prompts.metadata[prompt].get("category", "")),
+                    "image": image,
+                    "score": float(rewards[i]),
+                    "sub_scores": {name: float(values[i]) for name, values in sub_scores.items()},
+                }
+                file.write(json.dumps(strict_json(row), allow_nan=False, ensure_ascii=False) + "\n")
+        text = json.dumps(strict_json(summary), allow_nan=False, ensure_ascii=False, indent=2)
+        (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        _save_grid(folder / "grid", grid_images, images_per_prompt)
+
+    metrics = {f"eval/{name}": part["mean"] for name, part in summary["sub_scores"].items()}
+    score = summary["score"]
+    return {"eval/score": score["mean"], "eval/score_low": score["low"], "eval/score_high": score["high"], **metrics}
+
+
+def list_evaluations(run_dir: Path) -> list[int]:
+    """Epochs of the evaluations in a run folder, ascending; empty when there is none."""
+    folder = Path(run_dir) / FOLDER
+    if not folder.is_dir():
+        return []
+    matches = ((_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir())
+    return sorted(int(match[1]) for match, entry in matches if match and (entry / "summary.json").is_file())
+
+
+def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
+    """Read one evaluation back.
+
+    Raises:
+        FileNotFoundError: there is none of that epoch; names those that are.
+        ValueError: its files are damaged, with the file and line.
+    """
+    folder = Path(run_dir) / FOLDER / f"epoch_{epoch:05d}"
+    if not (folder / "summary.json").is_file():
+        known = ", ".join(map(str, list_evaluations(run_dir))) or "none"
+        raise FileNotFoundError(f"no evaluation of epoch {epoch} in {run_dir}; there are: {known}")
+    rows = []
+    for number, line in enumerate((folder / "scores.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = from_strict_json(json.loads(line))
+            rows.append(
+                (row["prompt_index"], row["image"], row["prompt"], row["category"], row["score"], row["sub_scores"])
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'scores.jsonl'} line {number} is damaged: {error}") from None
+    try:
+        summary = from_strict_json(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'summary.json'} is damaged: {error}") from None
+    names = sorted({name for row in rows for name in row[5]}, key=list(summary.get("sub_scores", {})).index)
+    return Evaluation(
+        folder=folder,
+        epoch=epoch,
+        prompt_index=np.array([row[0] for row in rows], dtype=np.int64),
+        image_index=np.array([row[1] for row in rows], dtype=np.int64),
+        prompts=tuple(row[2] for row in rows),
+        categories=tuple(row[3] for row in rows),
+        scores=np.array([row[4] for row in rows], dtype=np.float64),
+        sub_scores={name: np.array([row[5].get(name, np.nan) for row in rows], dtype=np.float64) for name in names},
+        summary=summary,
+    )
+
+
+def clear_later_evaluations(run_dir: Path, resumed_epoch: int | None) -> None:
+    """Make room for a run that starts, so that no evaluation of other weights is taken for one of its own.
+
+    A resumed run's evaluations of more than `resumed_epoch` epochs go, since it will make them again; for a fresh run
+    (None) those that an earlier run left are kept aside as `evaluations.1`.
+    """
+    folder = Path(run_dir) / FOLDER
+    if resumed_epoch is None:
+        keep_aside(folder)
+        return
+    for epoch in list_evaluations(run_dir):
+        if epoch > resumed_epoch:
+            shutil.rmtree(folder / f"epoch_{epoch:05d}")
+
+
+def _summary(
+    epoch: int,
+    prompts: PromptBatch,
+    images_per_prompt: int,
+    rewards: Float64,
+    sub_scores: Mapping[str, Float64],
+    confidence: float,
+) -> dict[str, Any]:
+    groups = np.repeat(np.arange(len(prompts)), images_per_prompt)
+    categories = np.repeat([str(meta.get("category", "")) for meta in prompts.metadata], images_per_prompt)
+
+    def part(values: Float64, chosen: Any = slice(None)) -> dict[str, Any]:
+        mean, low, high = mean_interval(values[chosen], groups[chosen], confidence)
+        return {"mean": mean, "low": low, "high": high, "images": int(np.sum(~np.isnan(values[chosen])))}
+
+    return {
+        "epoch": epoch,
+        "prompts": len(prompts),
+        "images_per_prompt": images_per_prompt,
+        "images": len(groups),
+        "confidence": confidence,
+        "score": part(rewards),
+        "sub_scores": {name: part(values) for name, values in sub_scores.items()},
+        "categories": {name: part(rewards, categories == name) for name in sorted(set(categories) - {""})},
+    }
+
+
+def _save_grid(folder: Path, images: UInt8, images_per_prompt: int) -> None:
+    from PIL import Image
+
+    folder.mkdir()
+    for i, image in enumerate(images):
+        prompt, number = divmod(i, images_per_prompt)
+        Image.fromarray(image).save(folder / f"{prompt:03d}_{number}.png")

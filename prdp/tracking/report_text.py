@@ -1,0 +1,32 @@
+"""Numbers as the report prints them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def score(value: float) -> str:
+    """A score with three decimals, four digits when it is large; an n-dash for NaN."""
+    if math.isnan(value):
+        return "\N{EN DASH}"
+    text = f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+    return text.replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """As `score`, with its sign."""
+    return f"+{score(value)}" if value > 0 else score(value)
+
+
+def interval(value: tuple[float, float, float], style: Callable[[float], str] = score) -> str:
+    """The brackets of (mean, low, high); empty when there are none."""
+    _, low, high = value
+    return "" if math.isnan(low) or math.isnan(high) else f"[{style(low)}, {style(high)}]"
+
+
+def label(name: str) -> str:
+    """A metric or sub-score name for people."""
+    return name.replace("_", " ")

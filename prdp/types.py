@@ -1,0 +1,207 @@
+"""The few dataclasses that flow between the rooms: prompts in, rollouts out, weights back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Consecutive prompts of one epoch, or a chunk of them.
+
+    Attributes:
+        epoch: epoch the prompts belong to, from 0.
+        offset: position of the first prompt within its epoch; positions, not texts, seed the noise, so that a prompt
+            that occurs twice in an epoch gets two different groups of images.
+        texts: the prompts.
+        metadata: one mapping per prompt, handed to the reward unchanged.
+    """
+
+    epoch: int
+    offset: int
+    texts: tuple[str, ...]
+    metadata: tuple[Mapping[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.metadata):
+            raise ValueError(f"PromptBatch has {len(self.texts)} texts but {len(self.metadata)} metadata entries")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def chunks(self, prompts_per_chunk: int) -> list[PromptBatch]:
+        """Cut into chunks of whole prompts; the cut depends on the configuration alone, never on who works on it."""
+        if prompts_per_chunk < 1:
+            raise ValueError(f"prompts_per_chunk must be at least 1, got {prompts_per_chunk}")
+        return [
+            PromptBatch(
+                self.epoch,
+                self.offset + start,
+                self.texts[start : start + prompts_per_chunk],
+                self.metadata[start : start + prompts_per_chunk],
+            )
+            for start in range(0, len(self), prompts_per_chunk)
+        ]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Groups of images with their denoising trajectories; n = prompts * images_per_prompt, prompt-major order.
+
+    Attributes:
+        prompts: the prompts that were sampled.
+        images_per_prompt: B of the paper.
+        latents: float32 [n, S+1, C, h, w], from pure noise x_T through the S stochastic steps. Deterministic steps,
+            which have no log-prob and always come last, are not stored.
+        reference_output: float32 [n, S, C, h, w], guided network output of the reference at each stored x_t.
+        log_prob_ref: float32 [n, S], mean over latent dims of log pi_ref(x_{t-1} | x_t, c).
+        log_ratio: float32 [n, S], log pi_old / pi_ref of the stored transitions, same reduction.
+            Without trajectories S is 0 in all four.
+        images: uint8 [n, H, W, 3].
+        weights_version, weights_checksum: of the policy that sampled.
+        rewards: float64 [n], None until scored.
+        sub_scores: name -> float64 [n]; NaN where a sub-score does not apply.
+        seconds: wall time per stage, e.g. {"sample": 1.2, "score": 0.1}.
+    """
+
+    prompts: PromptBatch
+    images_per_prompt: int
+    latents: Float32
+    reference_output: Float32
+    log_prob_ref: Float32
+    log_ratio: Float32
+    images: UInt8
+    weights_version: int
+    weights_checksum: str
+    rewards: Float64 | None = None
+    sub_scores: Mapping[str, Float64] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def group_ids(self) -> Int64:
+        """Int64 [n]: position in the epoch of each image's prompt."""
+        return self.prompts.offset + np.repeat(np.arange(len(self.prompts), dtype=np.int64), self.images_per_prompt)
+
+    @property
+    def image_prompts(self) -> list[str]:
+        """The prompt of each image, length n."""
+        return [text for text in self.prompts.texts for _ in range(self.images_per_prompt)]
+
+    @property
+    def image_metadata(self) -> list[Mapping[str, Any]]:
+        """The metadata of each image's prompt, length n."""
+        return [meta for meta in self.prompts.metadata for _ in range(self.images_per_prompt)]
+
+    def scored(self, rewards: Float64, sub_scores: Mapping[str, Float64], seconds: float = 0.0) -> Rollout:
+        """The same rollout with its rewards."""
+        return dataclasses.replace(
+            self, rewards=rewards, sub_scores=dict(sub_scores), seconds={**self.seconds, "score": seconds}
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Rollout]) -> Rollout:
+        """Join the chunks of one epoch in prompt order, whatever order they arrived in.
+
+        Raises:
+            ValueError: no parts, mixed epochs, weights or rewards present in some only, or a gap between the chunks.
+        """
+        ordered = sorted(parts, key=lambda part: part.prompts.offset)
+        if not ordered:
+            raise ValueError("no rollouts to concatenate")
+        first = ordered[0]
+        expected = first.prompts.offset
+        for part in ordered:
+            if part.prompts.offset != expected:
+                raise ValueError(
+                    f"rollout chunks do not join: expected prompt {expected}, got {part.prompts.offset}"
+                )
+            expected += len(part.prompts)
+            for name in ("weights_version", "weights_checksum", "images_per_prompt"):
+                if getattr(part, name) != getattr(first, name):
+                    raise ValueError(
+                        f"rollout chunks disagree on {name}: {getattr(first, name)!r} at prompt {first.prompts.offset}, "
+                        f"{getattr(part, name)!r} at prompt {part.prompts.offset}"
+                    )
+            if part.prompts.epoch != first.prompts.epoch:
+                raise ValueError(f"rollout chunks of epochs {first.prompts.epoch} and {part.prompts.epoch} mixed")
+            if (part.rewards is None) != (first.rewards is None) or set(part.sub_scores) != set(first.sub_scores):
+                raise ValueError("some rollout chunks are scored and others are not, or by different sub-scores")
+        prompts = PromptBatch(
+            first.prompts.epoch,
+            first.prompts.offset,
+            tuple(text for part in ordered for text in part.prompts.texts),
+            tuple(meta for part in ordered for meta in part.prompts.metadata),
+        )
+
+        def joined(name: str) -> Any:
+            return np.concatenate([getattr(part, name) for part in ordered])
+
+        return cls(
+            prompts=prompts,
+            images_per_prompt=first.images_per_prompt,
+            latents=joined("latents"),
+            reference_output=joined("reference_output"),
+            log_prob_ref=joined("log_prob_ref"),
+            log_ratio=joined("log_ratio"),
+            images=joined("images"),
+            weights_version=first.weights_version,
+            weights_checksum=first.weights_checksum,
+            rewards=None if first.rewards is None else joined("rewards"),
+            sub_scores={
+                name: np.concatenate([part.sub_scores[name] for part in ordered]) for name in first.sub_scores
+            },
+            seconds={
+                stage: sum(part.seconds.get(stage, 0.0) for part in ordered)
+                for stage in sorted({stage for part in ordered for stage in part.seconds})
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The trained tensors of one policy version, as published by the learner to the samplers.
+
+    Attributes:
+        version: number of optimizer steps behind these tensors; 0 is the untouched start.
+        tensors: name -> array, float32.
+        checksum: hex digest over names, shapes, dtypes and bytes.
+    """
+
+    version: int
+    tensors: Mapping[str, np.ndarray]
+    checksum: str
+
+    @classmethod
+    def of(cls, version: int, tensors: Mapping[str, np.ndarray]) -> Weights:
+        """Wrap tensors and compute their checksum."""
+        return cls(version, dict(tensors), tensors_checksum(tensors))
+
+
+def tensors_checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    """Hex digest (64 bits) of named arrays, independent of their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def as_metadata(count: int, metadata: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
+    """Metadata for `count` prompts, empty mappings when none is given."""
+    return tuple(metadata) if metadata is not None else tuple({} for _ in range(count))

@@ -1,0 +1,37 @@
+"""One thread a process and no network, set before anything imports torch, Ray or wandb."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from prdp.threads import apply_threads
+
+apply_threads(1)
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    WANDB_MODE="disabled",
+    WANDB_SILENT="true",
+)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A folder with the files of a Stable Diffusion pipeline, whole but with next to nothing in them."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "model"
+    parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+    for part in parts[:3]:
+        save_file({"weight": np.zeros(100, np.float32)}, folder / part / "model.safetensors")
+    index = {"_class_name": "StableDiffusionPipeline", **{part: ["library", "Class"] for part in parts}}
+    (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": [None, None]}))
+    return folder
