@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help demo test lint install install-dev clean
 
 help: ## show this
@@ -37,10 +38,12 @@ $(BIN)/python:
 # pip compiles what it installs unless PYTHONDONTWRITEBYTECODE is set; uncompiled, diffusers takes twice as long to import.
 PIP_INSTALL = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-$(VENV)/.base: $(BIN)/python setup.cfg pyproject.toml constraints.txt
+$(VENV)/.base: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing prdp and what it needs into $(VENV): some minutes, torch alone is large."
 	$(PIP_INSTALL) -e .
 	touch $@
 
-$(VENV)/.dev: $(BIN)/python setup.cfg pyproject.toml constraints.txt
+$(VENV)/.dev: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing prdp, what it needs and the development tools into $(VENV): some minutes, torch alone is large."
 	$(PIP_INSTALL) -e '.[dev]'
 	touch $(VENV)/.base $@

@@ -181,7 +181,10 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value) if value != "" else "''"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    return "null" if value is None else text if text.strip() else repr(text)
 
 
 def _hint(value: Any, rule: Rule) -> str:

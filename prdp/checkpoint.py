@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.errors import UserError
 from prdp.storage import atomic_directory, load_tensors, remove_leftovers, save_tensors, write_atomically
 
 FORMAT_VERSION = 1
@@ -44,7 +45,7 @@ curve. Every other key has to stay."""
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that is half-written, damaged or of another run; the message names the file and what is wrong."""
 
 
@@ -250,9 +251,10 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat = _flat(config)
     return {
-        key: value for key, value in flat.items() if not any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+        key: value
+        for key, value in _flat(config).items()
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
     }
 
 

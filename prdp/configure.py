@@ -116,7 +116,7 @@ def read_config(path: str | os.PathLike[str]) -> TrainConfig:
     from yaml import YAMLError
 
     try:
-        composed = OmegaConf.load(path)
+        composed = OmegaConf.load(Path(path))
     except YAMLError as error:
         raise ConfigError(f"{os.fspath(path)} is not YAML: {error}") from error
     if not OmegaConf.is_dict(composed):

@@ -1,7 +1,7 @@
 """Writing files so that a crash or a full disk never costs what was there before; tensors as safetensors.
 
-Everything is written beside its destination, flushed to the disk and renamed into place. A reader sees the old content or the
-new content, never a part.
+Everything is written beside its destination, flushed to the disk and renamed into place. A reader sees the old content
+or the new content, never a part.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from prdp.errors import UserError
+
 TEMPORARY = ".partial-"
-"""Marks what is being written: `.partial-<random>-<name>` beside the destination; a leftover belongs to a killed process."""
+"""Marks what is being written: `.partial-<random>-<name>` beside the destination; leftovers are of killed processes."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_HEADER = 100_000_000
@@ -32,11 +34,11 @@ _FORMAT_NAMES = {
 }
 
 
-class StorageError(OSError):
+class StorageError(UserError, OSError):
     """Something could not be written; the message names the path, the bytes needed and the bytes free."""
 
 
-class TensorFileError(ValueError):
+class TensorFileError(UserError, ValueError):
     """A file is not a whole safetensors file; the message names the file and what is wrong with it."""
 
 
@@ -71,11 +73,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary folder to fill; it becomes `path` when the block ends without an error.
 
-    A folder that stood at `path` is replaced as a whole. A process killed between the two renames of a replacement leaves
-    both contents, whole, under temporary names beside `path`.
+    A folder that stood at `path` is replaced as a whole. A process killed between the two renames of a replacement
+    leaves both contents, whole, under temporary names beside `path`.
 
     Raises:
-        StorageError: the disk is full or the place cannot be written, in the block or after it; `path` keeps what it held.
+        StorageError: the disk is full or the place cannot be written, in the block or after it; `path` keeps what it
+            held. Other errors of the block pass as they are.
     """
     target = Path(path)
     temporary = _temporary_beside(target)
@@ -164,7 +167,7 @@ def _plain(name: str, value: np.ndarray) -> np.ndarray:
     """A dense little-endian copy where needed: safetensors writes the raw memory of whatever it is given."""
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise TypeError(f"tensor '{name}' has dtype {array.dtype}; expected bool, integers or float16, float32, float64")
+        raise TypeError(f"tensor '{name}' has dtype {array.dtype}; expected bool, integers or floats of 2 to 8 bytes")
     return array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
 
 

@@ -39,7 +39,7 @@ def check_target(key: str, section: Any) -> None:
 
 
 def build(key: str, section: Mapping[str, Any]) -> Any:
-    """Call the target of a checked section with its arguments, nested ones built first; what it raises passes through."""
+    """Call the target of a checked section with its arguments, nested ones first; what it raises passes through."""
     target = locate(f"{key}.{TARGET}", section[TARGET])
     arguments = {
         argument: build(f"{key}.{argument}", value) if isinstance(value, Mapping) and TARGET in value else value

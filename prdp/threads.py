@@ -13,17 +13,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from prdp.cluster.threads import planned_threads, thread_environment
+from prdp.cluster.threads import PATIENCE, planned_threads, thread_environment
 
 if TYPE_CHECKING:
     from prdp.config import TrainConfig
 
-PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-"""Waiting threads sleep instead of spinning, for the OpenMP runtimes of GCC and of Intel."""
-
 
 def plan_threads(config: TrainConfig) -> int:
-    """CPU threads of this process, as many as each actor gets: the order of additions depends on it, so the last bits."""
+    """CPU threads of this process, as many as each actor gets: the order of additions, and the last bits, follow it."""
     return planned_threads(config.cluster)
 
 

@@ -25,6 +25,7 @@ from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers
 from prdp.tracking.console import Progress
+from prdp.tracking.jsonl import choose_run_id
 from prdp.tracking.report import write_report
 from prdp.types import PromptBatch, Rollout
 
@@ -68,7 +69,7 @@ class Run:
             partial(RewardWorker, config.reward),
             config.sampler.prompts_per_chunk,
         )
-        run_id = self.folder.name
+        run_id = choose_run_id(self.folder, resumed)
         self.trackers: Trackers = build_trackers(config.tracking, self.folder, self.plain, run_id, resumed)
         self.progress = Progress(config.epochs, self.epoch, self.folder, enabled=config.tracking.console)
 

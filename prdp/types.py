@@ -198,7 +198,7 @@ def tensors_checksum(tensors: Mapping[str, np.ndarray]) -> str:
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -24,7 +24,7 @@ def build_workforce(
 
     Raises:
         ValueError: an unknown kind, or numbers that make no cluster.
-        ClusterError: the cluster lacks the processors or GPUs asked for.
+        ClusterSetupError: the cluster lacks the processors or GPUs asked for.
     """
     if config.kind == "inline":
         from prdp.cluster.inline import InlineWorkforce

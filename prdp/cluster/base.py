@@ -1,4 +1,4 @@
-"""What every workforce offers, and the checks they share: acknowledged weights, whole chunks, rewards that answer in full."""
+"""What every workforce offers, and the checks they share: acknowledged weights, whole chunks, complete rewards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from prdp.errors import UserError
 from prdp.rewards.base import Reward, checked_scores
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
@@ -57,8 +58,8 @@ class Workforce(Protocol):
     ) -> Rollout:
         """Sample and score; the result is in prompt order and does not depend on who did the work.
 
-        `on_chunk` sees each scored chunk when it is finished, in no particular order. `seconds` of the result are summed
-        over the chunks, so with several actors they exceed the wall time.
+        `on_chunk` sees each scored chunk when it is finished, in no particular order. `seconds` of the result are
+        summed over the chunks, so with several actors they exceed the wall time.
         """
         ...
 
@@ -68,7 +69,11 @@ class Workforce(Protocol):
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot do the work: resources that are not there, actors that keep dying."""
+    """The cluster cannot do the work: actors keep dying, for instance."""
+
+
+class ClusterSetupError(UserError, ClusterError):
+    """The cluster that was asked for is not there, or lacks the processors or GPUs asked for."""
 
 
 class WeightsMismatchError(ClusterError):
@@ -151,8 +156,8 @@ def check_rollout(rollout: Rollout, chunk: PromptBatch, images_per_prompt: int, 
     made_by = (rollout.weights_version, rollout.weights_checksum)
     if weights is not None and made_by != (weights.version, weights.checksum):
         raise WeightsMismatchError(
-            f"the rollout of {place(chunk)} was made by weights version {made_by[0]}, checksum {made_by[1]}, but version "
-            f"{weights.version}, checksum {weights.checksum} was published"
+            f"the rollout of {place(chunk)} was made by weights version {made_by[0]}, checksum {made_by[1]}, but "
+            f"version {weights.version}, checksum {weights.checksum} was published"
         )
     if rollout.prompts.offset != chunk.offset or rollout.prompts.texts != chunk.texts:
         raise ValueError(f"asked for {place(chunk)}, the sampler answered with {place(rollout.prompts)} or other texts")

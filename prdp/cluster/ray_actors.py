@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
-from prdp.cluster.base import ClusterError, RewardFactory, RewardLike, SamplerFactory, SamplerLike, place, sampled
+from prdp.cluster.base import ClusterError, RewardLike, SamplerLike, place, sampled
 from prdp.cluster.ray_session import Demand, free_resources
-from prdp.cluster.threads import thread_environment
+from prdp.cluster.threads import PATIENCE, thread_environment
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 _log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ class SamplerActor:
         self._name, self._threads = name, threads
         self._sampler: SamplerLike | None = None
 
-    def build(self, factory: SamplerFactory) -> int:
-        """Build the sampler; answers the process id."""
+    def build(self, factory: bytes) -> int:
+        """Build the sampler from its pickled factory; answers the process id."""
         with _errors_of(self._name):
-            self._sampler = factory()
+            self._sampler = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
         return os.getpid()
 
@@ -67,10 +68,10 @@ class RewardActor:
         self._name, self._threads = name, threads
         self._reward: RewardLike | None = None
 
-    def build(self, factory: RewardFactory) -> int:
-        """Build the reward worker; answers the process id."""
+    def build(self, factory: bytes) -> int:
+        """Build the reward worker from its pickled factory; answers the process id."""
         with _errors_of(self._name):
-            self._reward = factory()
+            self._reward = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
         return os.getpid()
 
@@ -119,16 +120,17 @@ class Crew:
         retries: int,
         on_restart: Callable[[Member], None] | None = None,
     ) -> None:
-        self._factory, self._threads, self.retries = factory, threads, retries
+        # Unpickled in the actor's own hands, so that a module it cannot import is an error like any other there.
+        self._factory = cloudpickle.dumps(factory)
+        self._threads, self.retries = threads, retries
         self._on_restart = on_restart
         gpus = demands[0].get("GPU", 0)
-        environment = thread_environment(threads) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
         self._actor = ray.remote(actor).options(
             num_cpus=demands[0].get("CPU", 1),
             num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": _environment(threads, bool(gpus))},
         )
         self.members = [Member(f"{kind} {index}") for index in range(len(demands))]
 
@@ -193,7 +195,7 @@ def settle(reference: Any) -> Any:
 
     Raises:
         LostError: the actor or the object is gone.
-        Exception: what the work raised, as itself and without Ray's wrapping; a note tells where, with the traceback there.
+        Exception: what the work raised, as itself and without Ray's wrapping; a note has the place and the traceback.
     """
     try:
         return ray.get(reference)
@@ -225,6 +227,18 @@ def _errors_of(where: str) -> Iterator[None]:
             substitute.add_note(error.__notes__[-1])
             raise substitute from None
         raise
+
+
+def _environment(threads: int, gpu: bool) -> dict[str, str]:
+    """What an actor's process has to know before it imports anything."""
+    paths = [path for path in map(os.path.abspath, sys.path) if not path.startswith((sys.prefix, sys.base_prefix))]
+    return {
+        **PATIENCE,
+        **thread_environment(threads),
+        # What the driver can import, a reward of the user's for instance, an actor can import.
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}),
+    }
 
 
 def _hold_torch_to(threads: int) -> None:

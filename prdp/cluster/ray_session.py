@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from prdp.cluster.base import ClusterError
+from prdp.cluster.base import ClusterSetupError
 from prdp.cluster.threads import usable_cores
 from prdp.config import ClusterConfig
 
@@ -38,8 +38,8 @@ def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
         demands: one mapping such as {"CPU": 1, "GPU": 0.5} per actor.
 
     Raises:
-        ClusterError: no cluster at the address, resources that are not there, or ports that would be open to the network
-            although `config.host` is a loopback address.
+        ClusterSetupError: no cluster at the address, resources that are not there, or ports that would be open to the
+            network although `config.host` is a loopback address.
     """
     local = config.address == "local"
     _set_environment(config, local)
@@ -56,7 +56,7 @@ def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
         _restore(handler)
     try:
         check_resources(config, demands)
-    except ClusterError:
+    except ClusterSetupError:
         ray.shutdown()
         raise
     return True
@@ -81,7 +81,7 @@ def _start(config: ClusterConfig, demands: Sequence[Demand]) -> None:
     address = ray.util.get_node_ip_address()
     if _is_loopback(config.host) and not _is_loopback(address):
         ray.shutdown()
-        raise ClusterError(
+        raise ClusterSetupError(
             f"Ray bound its ports to {address}, not to cluster.host={config.host}: the network could reach them. "
             f"Set cluster.host={address} if that is wanted, or cluster=inline"
         )
@@ -91,7 +91,7 @@ def _join(config: ClusterConfig) -> None:
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ClusterError(
+        raise ClusterSetupError(
             f"cluster.address={config.address}: could not join a running Ray ({error}). Start one with "
             "`ray start --head`, give its address, or set cluster.address=local for a private one"
         ) from error
@@ -101,7 +101,7 @@ def check_resources(config: ClusterConfig, demands: Sequence[Demand]) -> None:
     """Refuse demands that the nodes, were they all free, could not hold: Ray itself would wait for ever.
 
     Raises:
-        ClusterError: with what is asked and what is there.
+        ClusterSetupError: with what is asked and what is there.
     """
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     if _fit(demands, nodes):
@@ -110,7 +110,7 @@ def check_resources(config: ClusterConfig, demands: Sequence[Demand]) -> None:
         return
     there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     asked = " and ".join(f"{sum(demand.get(name, 0) for demand in demands):g} {name}s" for name in ("CPU", "GPU"))
-    raise ClusterError(
+    raise ClusterSetupError(
         f"the cluster ({config.address}) cannot hold the actors: cluster.samplers={config.samplers} with "
         f"cluster.sampler_gpus={config.sampler_gpus:g}, cluster.reward_actors={config.reward_actors} with "
         f"cluster.reward_gpus={config.reward_gpus:g} and cluster.threads={config.threads} ask for {asked}; "
@@ -152,7 +152,7 @@ def _set_environment(config: ClusterConfig, local: bool) -> None:
 
 
 def _restore(handler: Any) -> None:
-    """Ray installs a SIGTERM handler that exits in order, better than the default but no better than the program's own."""
+    """Ray's SIGTERM handler, which exits in order, is better than the default but no better than the program's own."""
     custom = handler not in (signal.SIG_DFL, signal.SIG_IGN, None)
     if custom and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)

@@ -27,7 +27,7 @@ class RayWorkforce:
 
     Raises:
         ValueError: numbers that make no cluster, by key.
-        ClusterError: no Ray at the address, or too few CPUs or GPUs in it.
+        ClusterSetupError: no Ray at the address, or too few CPUs or GPUs in it.
         Exception: what a factory raised, as itself.
     """
 

@@ -131,7 +131,7 @@ def standardise(
     """
 
     def column(values: np.ndarray) -> torch.Tensor:
-        rows = torch.from_numpy(values).to(latents.device, torch.float32)[steps]
+        rows = torch.from_numpy(values).to(latents.device, latents.dtype)[steps]
         return rows.view(-1, *[1] * (latents.dim() - 1))
 
     sample_coef, output_coef, sigma = column(table.sample_coef), column(table.output_coef), column(table.sigma)

@@ -199,7 +199,7 @@ class TorchLearner:
         done = 0
         for images, steps in self._cells(rollout):
             cells = self._cell_evidence(rollout, states, images, steps)
-            weights = torch.from_numpy(table[images, steps]).to(cells.device, torch.float32)
+            weights = torch.from_numpy(table[images, steps]).to(cells.device, cells.dtype)
             (weights * cells).sum().backward()
             evidence[images, steps] = cells.detach().cpu().numpy()
             done += len(images)

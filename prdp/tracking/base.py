@@ -20,7 +20,7 @@ class Tracker(Protocol):
     """Something that records a run."""
 
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """Record numbers of one epoch; may be called more than once per epoch, with different names."""
+        """Record numbers after `epoch` finished epochs; more calls for one epoch bring other names."""
         ...
 
     def images(self, name: str, images: UInt8, captions: Sequence[str], epoch: int) -> None:
@@ -117,8 +117,8 @@ def build_trackers(
         run_dir: the run folder; made when missing.
         run_config: the composed configuration as plain containers, shown by W&B and TensorBoard.
         run_id: stable name of the run; the same one on resume continues the same W&B run.
-        resumed_epoch: first epoch that will run (again) after a resume; what was logged or evaluated beyond it is
-            dropped. None for a fresh run; an older log and evaluations in the folder are then kept aside.
+        resumed_epoch: finished epochs of the checkpoint that a run resumes from; what was logged or evaluated beyond
+            it is dropped. None for a fresh run; an older log and evaluations in the folder are then kept aside.
 
     Raises:
         ValueError: an unknown W&B mode.

@@ -100,7 +100,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / count
     scale = 10.0 ** math.floor(math.log10(raw))
-    step = next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= raw * 0.999)
+    step = min((scale * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda step: abs(math.log(step / raw)))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) if step > 1e-9 else i * step for i in range(first, last + 1)]
@@ -110,8 +110,9 @@ def short_number(value: float) -> str:
     """A number as an axis or a tooltip shows it: about four digits, scientific where plain would be long."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+    if 1e-3 <= abs(value) < 1e6:
+        plain = f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+        return plain.replace("-", "\N{MINUS SIGN}")
     mantissa, exponent = f"{value:.2e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
     return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")

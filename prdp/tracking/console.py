@@ -73,7 +73,8 @@ class Progress:
         self._console: Console | None = None
         self._run_task: TaskID | None = None
         self._numbers = ""
-        self._ends: deque[float] = deque(maxlen=_RECENT + 1)
+        self._paces: deque[float] = deque(maxlen=_RECENT)
+        self._last_end = 0.0
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -81,7 +82,7 @@ class Progress:
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
         if self._interactive:
             self._start_bars()
-        self._ends.append(time.monotonic())
+        self._last_end = time.monotonic()
         return self
 
     def __exit__(
@@ -111,15 +112,18 @@ class Progress:
         finally:
             self._bars.remove_task(task)
 
-    def restart_clock(self) -> None:
-        """Leave the time since the last epoch, such as the first evaluation's, out of the estimate of the time left."""
-        self._ends.clear()
-        self._ends.append(time.monotonic())
-
     def epoch_done(self, metrics: Mapping[str, float]) -> None:
-        """Count an epoch; its numbers, by their metric names, become one line."""
+        """Count an epoch; its numbers, by their metric names, become one line.
+
+        The time left follows time/epoch and time/evaluate where they are given, else the clock between the calls.
+        """
         self._done += 1
-        self._ends.append(time.monotonic())
+        now = time.monotonic()
+        if "time/epoch" in metrics:
+            self._paces.append(metrics["time/epoch"] + metrics.get("time/evaluate", 0.0))
+        else:
+            self._paces.append(now - self._last_end)
+        self._last_end = now
         line = self._line(metrics)
         self._record(line)
         if self._bars is None or self._run_task is None:
@@ -132,10 +136,9 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Estimate from the pace of the last epochs; None before the first one ends."""
-        if len(self._ends) < 2:
+        if not self._paces:
             return None
-        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        return pace * max(0, self.epochs - self._done)
+        return sum(self._paces) / len(self._paces) * max(0, self.epochs - self._done)
 
     def _line(self, metrics: Mapping[str, float]) -> str:
         width = len(str(self.epochs))

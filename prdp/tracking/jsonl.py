@@ -6,6 +6,7 @@ import json
 import math
 import numbers
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,8 @@ _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class JsonlTracker:
     """Appends {"epoch", "wall_seconds", metric: number, ...}; every line is on disk when `log` returns.
 
-    `wall_seconds` counts the time this run has been at work, all its sessions together.
+    `epoch` counts finished epochs: 0 is the untouched start, the last line of a whole run has all of them.
+    `wall_seconds` counts the time this run has been at work, all its sessions together, unless the metrics bring it.
     """
 
     def __init__(self, run_dir: Path, run_id: str = "", resumed_epoch: int | None = None) -> None:
@@ -39,7 +41,7 @@ class JsonlTracker:
         if resumed_epoch is None:
             keep_aside(self.path)
         elif self.path.exists():
-            kept = [line for line in read_metrics(run_dir) if _before(line, resumed_epoch)]
+            kept = [line for line in read_metrics(run_dir) if line["epoch"] <= resumed_epoch]
             earlier = float(kept[-1].get("wall_seconds", 0.0)) if kept else 0.0
             write_atomically(self.path, "".join(_dump(line) + "\n" for line in kept).encode())
         self._start = time.monotonic() - earlier
@@ -113,6 +115,15 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def choose_run_id(run_dir: Path, resumed_epoch: int | None) -> str:
+    """The id under which services know a run: the one it had when it resumes, else a new one that no other run has.
+
+    To be asked before `build_trackers`, which notes it in the folder's status.
+    """
+    earlier = str(read_status(run_dir).get("run_id", "")) if resumed_epoch is not None else ""
+    return earlier or uuid.uuid4().hex[:12]
+
+
 def strict_json(value: Any) -> Any:
     """Plain containers that strict JSON can hold: NaN and infinities become strings, numpy scalars numbers."""
     if isinstance(value, Mapping):
@@ -140,12 +151,6 @@ def from_strict_json(value: Any) -> Any:
 
 def _dump(row: Mapping[str, Any]) -> str:
     return json.dumps(strict_json(row), allow_nan=False, ensure_ascii=False)
-
-
-def _before(line: Mapping[str, Any], resumed_epoch: int) -> bool:
-    """Whether a line belongs to what the resumed weights have seen; an evaluation of exactly these weights does."""
-    evaluation = all(name.startswith(("eval/", "time/evaluate")) for name in line.keys() - {"epoch", "wall_seconds"})
-    return line["epoch"] < resumed_epoch or (line["epoch"] == resumed_epoch and evaluation)
 
 
 def _number(name: str, value: Any) -> int | float:

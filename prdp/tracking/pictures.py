@@ -31,7 +31,7 @@ def data_uri(path: Path) -> tuple[str, int]:
                 small = image.convert("RGB")
                 small.thumbnail((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS)
                 buffer = io.BytesIO()
-                small.save(buffer, format="PNG", optimize=True)
+                small.save(buffer, format="PNG")
                 content = buffer.getvalue()
     except OSError as error:
         raise ValueError(f"{path} is not a whole picture: {error}") from error

@@ -29,7 +29,5 @@ def write_report(run_dir: Path) -> Path:
 
 
 def main(run_dir: str | Path) -> Path:
-    """Write the report of a run folder and say where it is. Raises as `write_report`."""
-    path = write_report(Path(run_dir))
-    print(f"report: {path}")
-    return path
+    """The command: write the report of a run folder anew; returns and raises as `write_report`."""
+    return write_report(Path(run_dir))

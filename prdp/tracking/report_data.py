@@ -87,7 +87,7 @@ class RunData:
         planned = self.planned_epochs
         of = f" of {planned}" if planned is not None else ""
         trained = self.metrics.get("reward/mean") or self.metrics.get("loss")
-        done = trained[0][-1] + 1 if trained else max(0, self.last_epoch or 0)
+        done = trained[0][-1] if trained else self.last_epoch or 0
         status = str(self.status.get("status", ""))
         evaluated = self.evaluations[-1].epoch if self.evaluations else 0
         if status == "finished" or (planned is not None and min(done, evaluated) >= planned):
@@ -187,14 +187,19 @@ def heldout_curves(evaluations: tuple[Evaluation, ...]) -> tuple[int, dict[str, 
 
 
 def timings(run: RunData) -> list[Timing]:
-    """Seconds of each stage over the run, and 'other': what an epoch took beyond its stages."""
+    """Seconds of each stage over the run, and 'other': what epochs took beyond their stages.
+
+    Scoring goes on while sampling does and is a part of its time, evaluation comes on top of an epoch's; the shares of
+    all stages but scoring add up to 1.
+    """
     seconds = {stage: sum(_finite(run.metrics.get(f"time/{stage}", ([], []))[1])) for stage in STAGES}
     counts = {stage: len(run.metrics.get(f"time/{stage}", ([], []))[0]) for stage in STAGES}
     epoch = run.metrics.get("time/epoch")
     if epoch is not None:
         counts["other"] = len(epoch[0])
-        seconds["other"] = max(0.0, sum(_finite(epoch[1])) - sum(seconds.values()))
-    total = sum(seconds.values())
+        inside = seconds["sample"] + seconds["learn"] + seconds["publish"]
+        seconds["other"] = max(0.0, sum(_finite(epoch[1])) - inside)
+    total = sum(seconds.values()) - seconds["score"]
     rows = []
     for stage, spent in seconds.items():
         if counts[stage]:

@@ -26,11 +26,15 @@ _TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("reward/std", "all images"), ("reward/group_std", "within groups")),
     ),
     ("Loss", "The objective that an update descends.", (("loss", "loss"),)),
-    ("approx_kl", "Estimated divergence of the policy, per step and latent dimension.", (("approx_kl", "approx_kl"),)),
-    ("logratio", "Mean log-ratio of the trained policy to the frozen start.", (("logratio", "logratio"),)),
-    ("clipfrac", "Share of log-ratios that the clip holds.", (("clipfrac", "clipfrac"),)),
+    ("logratio", "Mean log-ratio of the policy to the one that sampled.", (("logratio", "logratio"),)),
+    ("approx_kl", "Divergence of the policy from the one that sampled.", (("approx_kl", "approx_kl"),)),
+    ("clipfrac", "Share of log-ratios beyond the clip range.", (("clipfrac", "clipfrac"),)),
+    (
+        "logratio_ref",
+        "Mean log-ratio of the policy to the frozen start: how far training has come.",
+        (("logratio_ref", "logratio_ref"),),
+    ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "grad_norm"),)),
-    ("Learning rate", "With its warm-up.", (("learning_rate", "learning_rate"),)),
 )
 
 
@@ -190,9 +194,10 @@ def timing(run: RunData) -> str:
         return ""
     whole = run.metrics.get("images_per_second/epoch")
     finite = [value for value in whole[1] if math.isfinite(value)] if whole else []
-    pace = f" A whole epoch went through {sum(finite) / len(finite):.1f} images a second." if finite else ""
+    pace = f" A whole epoch makes and learns from {sum(finite) / len(finite):.1f} images a second." if finite else ""
     return (
-        f'<h2>Time</h2><p class="lead">Scoring may run while sampling goes on, so stages can overlap.{pace}</p>'
+        '<h2>Time</h2><p class="lead">Scoring goes on while sampling does: its time is a part of the sample stage.'
+        f"{pace}</p>"
         '<div class="panel scroll"><table><tr><th>stage</th><th>total</th><th>times</th><th>each</th><th>images/s</th>'
         f"<th>share</th><th></th></tr>{''.join(rows)}</table></div>"
     )

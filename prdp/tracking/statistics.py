@@ -59,7 +59,7 @@ def mean_interval(
     count = len(sizes)
     if count < 2:
         return mean, np.nan, np.nan
-    # Centring first keeps the sums small, so that a constant score gets an interval of exactly zero width.
+    # Centring first keeps the sums small: a constant score then gets an interval without width.
     sums = np.bincount(index, weights=array - mean)
 
     rng = np.random.default_rng(seed)

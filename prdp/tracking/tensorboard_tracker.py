@@ -17,8 +17,8 @@ class TensorBoardTracker:
     """Writes scalars, pictures and the configuration; the step is the epoch."""
 
     def __init__(self, run_dir: Path, run_config: Mapping[str, Any], resumed_epoch: int | None = None) -> None:
-        """Open a new event file. Arguments as in `build_trackers`; on resume, TensorBoard hides the steps from
-        `resumed_epoch` on that earlier event files hold.
+        """Open a new event file. Arguments as in `build_trackers`; on resume, TensorBoard hides the steps beyond
+        `resumed_epoch` that earlier event files hold.
 
         Raises:
             ModuleNotFoundError: tensorboard is not installed.
@@ -26,7 +26,8 @@ class TensorBoardTracker:
         check_installed()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_epoch)
+        purge = None if resumed_epoch is None else resumed_epoch + 1
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
         if resumed_epoch is None:
             text = json.dumps(run_config, indent=2, default=str)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), 0)

@@ -101,7 +101,7 @@ def check_installed() -> None:
     """Raise ModuleNotFoundError that tells what to do when wandb is missing."""
     if importlib.util.find_spec("wandb") is None:
         raise ModuleNotFoundError(
-            "tracking.wandb asks for W&B, which is not installed: `pip install prdp[wandb]`, or tracking.wandb=disabled"
+            "tracking.wandb asks for W&B, which is not installed: `pip install wandb`, or tracking.wandb=disabled"
         )
 
 

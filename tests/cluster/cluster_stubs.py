@@ -1,11 +1,15 @@
-"""A sampler and a reward of numpy alone, pure functions of their arguments, with faults to order."""
+"""A sampler and a reward of numpy alone, pure functions of their arguments; what goes wrong is written in the data.
+
+A prompt's metadata may hold {"sampler": fault} or {"reward": fault}; with {"once": marker file} it strikes once. Weights
+may hold a tensor named after a fault of binding.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import select
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,25 +22,6 @@ from prdp.types import PromptBatch, Rollout, UInt8, Weights, tensors_checksum
 STEPS, SIDE = 3, 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """What goes wrong when the chunk or image group at `offset` comes up; once, where `once` names a marker file."""
-
-    kind: str = ""
-    offset: int = -1
-    once: str = ""
-
-    def due(self, offset: int) -> bool:
-        """True when the fault strikes now."""
-        if offset != self.offset:
-            return False
-        if self.once:
-            if Path(self.once).exists():
-                return False
-            Path(self.once).touch()
-        return True
-
-
 class AwkwardError(Exception):
     """An error that pickle cannot bring back: its constructor wants two arguments."""
 
@@ -47,56 +32,48 @@ class AwkwardError(Exception):
 class StubSampler:
     """Noise scaled by the one weight; images are the noise in bytes."""
 
-    def __init__(self, fault: Fault = Fault()) -> None:
-        self.fault = fault
+    def __init__(self, folder: str = "") -> None:
+        if folder:
+            raise FileNotFoundError(f"no model folder '{folder}'")
         self.version, self.tensors = 0, {"scale": np.ones(1, np.float32)}
-        if fault.kind == "build":
-            raise FileNotFoundError("no model folder 'nowhere'")
 
     def load_weights(self, weights: Weights) -> tuple[int, str]:
+        if "unknown" in weights.tensors:
+            raise KeyError("tensor 'unknown' is not one of the model")
         self.version = weights.version
         self.tensors = {name: np.array(value) for name, value in weights.tensors.items()}
-        if self.fault.kind == "bind":
+        if "misbound" in self.tensors:
             self.tensors["scale"] = self.tensors["scale"] + 1
-        if self.fault.kind == "unknown_tensor":
-            raise KeyError("tensor 'scale' is unknown to the model")
         return self.version, tensors_checksum(self.tensors)
 
     def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
-        version = self.version
-        if self.fault.due(prompts.offset):
-            if self.fault.kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.fault.kind == "raise":
-                raise ValueError("latents of step 3 are not finite")
-            if self.fault.kind == "raise_awkward":
-                raise AwkwardError("unet", "broke")
-            if self.fault.kind == "stale":
-                version -= 1
-            if self.fault.kind == "await_scoring":
-                await_pipe(self.fault.once + ".pipe")
-            if self.fault.kind == "short":
-                images_per_prompt -= 1
+        fault = due("sampler", prompts.metadata)
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "raise":
+            raise ValueError("latents of step 3 are not finite")
+        if fault == "raise_awkward":
+            raise AwkwardError("unet", "broke")
+        if fault.startswith("await:"):
+            await_pipe(fault.removeprefix("await:"))
+        if fault == "short":
+            images_per_prompt -= 1
+        positions = [(prompts.offset + group, image) for group in range(len(prompts)) for image in range(images_per_prompt)]
         noise = np.stack(
             [
-                np.random.default_rng([seed, prompts.epoch, prompts.offset + position, image]).standard_normal(
-                    (STEPS + 1, 1, SIDE, SIDE), np.float32
-                )
-                for position in range(len(prompts))
-                for image in range(images_per_prompt)
+                np.random.default_rng([seed, prompts.epoch, *position]).standard_normal((STEPS + 1, 1, SIDE, SIDE), np.float32)
+                for position in positions
             ]
         ) * self.tensors["scale"]
-        count = len(noise)
-        images = (np.clip(noise[:, -1, 0, :, :, None].repeat(3, -1), -4, 4) * 31 + 128).astype(np.uint8)
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
             latents=noise if trajectory else noise[:, :0],
-            reference_output=noise[:, 1:] / 2,
-            log_prob_ref=np.full((count, STEPS), -0.5, np.float32),
+            reference_output=-noise[:, 1:],
+            log_prob_ref=np.full((len(noise), STEPS), -0.5, np.float32),
             log_ratio=noise[:, 1:].mean((2, 3, 4)),
-            images=images,
-            weights_version=version,
+            images=(np.clip(noise[:, -1, 0, :, :, None].repeat(3, -1), -4, 4) * 31 + 128).astype(np.uint8),
+            weights_version=self.version - (fault == "stale"),
             weights_checksum=tensors_checksum(self.tensors),
         )
 
@@ -107,28 +84,52 @@ class StubReward:
     name = "brightness"
     version = "1"
 
-    def __init__(self, fault: Fault = Fault()) -> None:
-        self.fault = fault
-
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Any:
+        fault = due("reward", metadata)
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "raise":
+            raise ZeroDivisionError("no such mood")
+        if fault.startswith("tell:"):
+            tell_pipe(fault.removeprefix("tell:"))
         rewards = images.mean((1, 2, 3)) / 255 + np.array([meta["bonus"] for meta in metadata])
-        if self.fault.due(metadata[0]["position"]):
-            if self.fault.kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.fault.kind == "raise":
-                raise ZeroDivisionError("no such mood")
-            if self.fault.kind == "nan":
-                rewards[1] = np.nan
-            if self.fault.kind == "short":
-                rewards = rewards[:-1]
-            if self.fault.kind == "tell":
-                tell_pipe(self.fault.once + ".pipe")
-        return rewards, {"length": np.array([len(prompt) for prompt in prompts], float)}
+        if fault == "nan":
+            rewards[1] = np.nan
+        return rewards[:-1] if fault == "short" else rewards, {"length": np.array([len(text) for text in prompts], float)}
 
 
-def build_worker(fault: Fault = Fault()) -> RewardWorker:
+def build_worker() -> RewardWorker:
     """A reward worker around the stub."""
-    return RewardWorker(StubReward(fault))
+    return RewardWorker(StubReward())
+
+
+class ThreadReport:
+    """A reward worker that answers the thread settings of its process instead of scores."""
+
+    def __init__(self) -> None:
+        self.threads_before_torch = -1 if "torch" in sys.modules else int(os.environ["OMP_NUM_THREADS"])
+        import torch
+
+        self.torch = torch
+
+    def score(
+        self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], where: str
+    ) -> tuple[Any, dict[str, Any]]:
+        count = len(images)
+        seen = {"torch": self.torch.get_num_threads(), "before_torch": self.threads_before_torch}
+        return np.zeros(count), {name: np.full(count, float(value)) for name, value in seen.items()}
+
+
+def due(part: str, metadata: Sequence[Mapping[str, Any]]) -> str:
+    """The fault that strikes this part now, or ''."""
+    for meta in metadata:
+        if part in meta:
+            marker = Path(meta["once"]) if "once" in meta else None
+            if marker is None or not marker.exists():
+                if marker is not None:
+                    marker.touch()
+                return str(meta[part])
+    return ""
 
 
 def await_pipe(path: str, seconds: float = 60.0) -> None:
@@ -150,46 +151,44 @@ def tell_pipe(path: str) -> None:
         os.close(pipe)
 
 
-class ThreadReport:
-    """A reward worker that answers the thread settings of its process instead of scores."""
-
-    def __init__(self) -> None:
-        self.before_torch = {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        import torch
-
-        self.torch_threads = torch.get_num_threads()
-
-    def score(
-        self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], where: str
-    ) -> tuple[Any, dict[str, Any]]:
-        seen = [self.torch_threads, *map(float, self.before_torch.values())]
-        count = len(images)
-        return np.zeros(count), {"threads": np.array(seen[:1] * count), "omp": np.array(seen[1:2] * count)}
-
-
-def prompts(count: int, epoch: int = 3, offset: int = 0) -> PromptBatch:
-    """Prompts whose metadata move the reward."""
+def prompts(count: int, faults: Mapping[int, Mapping[str, Any]] | None = None, offset: int = 0) -> PromptBatch:
+    """Prompts of epoch 3 whose metadata move the reward; `faults` of some positions are added to it."""
+    extra = faults or {}
     return PromptBatch(
-        epoch,
+        3,
         offset,
         tuple(f"prompt {'x' * (index % 3)}" for index in range(count)),
-        tuple({"bonus": index / 10, "position": offset + index} for index in range(count)),
+        tuple({"bonus": index / 10, **extra.get(index, {})} for index in range(count)),
     )
 
 
-def weights(version: int = 5, scale: float = 0.5) -> Weights:
+def weights(version: int = 5, scale: float = 0.5, fault: str = "") -> Weights:
     """A published version."""
-    return Weights.of(version, {"scale": np.array([scale], np.float32)})
+    tensors = {"scale": np.array([scale], np.float32)}
+    return Weights.of(version, {**tensors, fault: np.zeros(1, np.float32)} if fault else tensors)
 
 
 def differences(left: Rollout, right: Rollout) -> list[str]:
-    """Names of what is not equal bit for bit; wall times aside."""
-    found = [name for name in ("prompts", "images_per_prompt", "weights_version", "weights_checksum")
-             if getattr(left, name) != getattr(right, name)]
-    arrays = {field: (getattr(left, field), getattr(right, field)) for field in
-              ("latents", "reference_output", "log_prob_ref", "log_ratio", "images", "rewards")}
-    assert left.sub_scores.keys() == right.sub_scores.keys()
-    arrays |= {name: (left.sub_scores[name], right.sub_scores[name]) for name in left.sub_scores}
-    return found + [name for name, (one, two) in arrays.items()
-                    if one.dtype != two.dtype or one.shape != two.shape or one.tobytes() != two.tobytes()]
+    """Names of what is not equal bit for bit; metadata, where faults stand, and wall times aside."""
 
+    def facts(rollout: Rollout) -> dict[str, Any]:
+        return {
+            "texts": rollout.prompts.texts,
+            "position": (rollout.prompts.epoch, rollout.prompts.offset, rollout.images_per_prompt),
+            "weights": (rollout.weights_version, rollout.weights_checksum),
+            "latents": content(rollout.latents),
+            "reference_output": content(rollout.reference_output),
+            "log_prob_ref": content(rollout.log_prob_ref),
+            "log_ratio": content(rollout.log_ratio),
+            "images": content(rollout.images),
+            "rewards": content(rollout.rewards),
+            "sub_scores": {name: content(values) for name, values in rollout.sub_scores.items()},
+        }
+
+    one, two = facts(left), facts(right)
+    return [name for name in one if one[name] != two[name]]
+
+
+def content(array: Any) -> tuple[str, tuple[int, ...], bytes]:
+    """All there is to an array."""
+    return array.dtype.str, array.shape, array.tobytes()

@@ -1,10 +1,11 @@
-"""One private Ray for all tests of this room."""
+"""One private Ray for all tests of this room, and one workforce for those that need no other."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,26 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
-def private_ray() -> Iterator[None]:
-    """Eight logical CPUs and no GPU, whatever the machine has."""
+def private_ray() -> Iterator[Any]:
+    """Eight logical CPUs and no GPU, whatever the machine has, with a dashboard."""
     ray = pytest.importorskip("ray")
     from prdp.cluster.ray_session import connect
     from prdp.config import ClusterConfig
 
-    owned = connect(ClusterConfig(kind="ray"), [{"CPU": 1.0}] * 8)
-    yield
+    owned = connect(ClusterConfig(kind="ray", dashboard=True), [{"CPU": 1.0}] * 8)
+    yield ray
     if owned:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared(private_ray: Any) -> Iterator[Any]:
+    """Two samplers and a reward actor, one retry; whoever kills an actor gets another one for the next test."""
+    from cluster_stubs import StubSampler, build_worker
+
+    from prdp.cluster import build_workforce
+    from prdp.config import ClusterConfig
+
+    workforce = build_workforce(ClusterConfig(kind="ray", samplers=2, retries=1), StubSampler, build_worker, 2)
+    yield workforce
+    workforce.close()

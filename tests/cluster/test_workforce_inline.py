@@ -2,66 +2,59 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from cluster_stubs import Fault, StubSampler, build_worker, differences, prompts, weights
+from cluster_stubs import StubSampler, build_worker, differences, prompts, weights
 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import RewardError, WeightsMismatchError, Workforce, acknowledged
 from prdp.cluster.inline import InlineWorkforce
-from prdp.cluster.threads import planned_threads, thread_environment
+from prdp.cluster.threads import planned_threads
 from prdp.config import ClusterConfig
+from prdp.types import Rollout
 
 
-def inline(sampler: Fault = Fault(), reward: Fault = Fault(), prompts_per_chunk: int = 2) -> Workforce:
-    """An inline workforce with faults."""
-    return build_workforce(
-        ClusterConfig(),
-        functools.partial(StubSampler, sampler),
-        functools.partial(build_worker, reward),
-        prompts_per_chunk,
-    )
+def inline(prompts_per_chunk: int = 2) -> Workforce:
+    """An inline workforce with weights published."""
+    workforce = build_workforce(ClusterConfig(), StubSampler, build_worker, prompts_per_chunk)
+    workforce.publish(weights())
+    return workforce
 
 
 def test_samples_and_scores_in_prompt_order():
-    workforce = inline()
-    workforce.publish(weights())
-    seen = []
-    rollout = workforce.sample(prompts(5), images_per_prompt=3, seed=7, on_chunk=seen.append)
+    seen: list[Rollout] = []
+    rollout = inline().sample(prompts(5), images_per_prompt=3, seed=7, on_chunk=seen.append)
     assert [len(chunk.prompts) for chunk in seen] == [2, 2, 1]
     assert rollout.prompts == prompts(5)
-    assert rollout.rewards is not None
     expected = rollout.images.mean((1, 2, 3)) / 255 + np.repeat(np.arange(5) / 10, 3)
+    assert rollout.rewards is not None
     np.testing.assert_array_equal(rollout.rewards, expected)
     assert set(rollout.seconds) == {"sample", "score"}
     assert rollout.weights_version == 5
 
 
 def test_chunk_size_does_not_change_results():
-    rollouts = []
-    for prompts_per_chunk in (1, 3, 100):
-        workforce = inline(prompts_per_chunk=prompts_per_chunk)
-        workforce.publish(weights())
-        rollouts.append(workforce.sample(prompts(7, offset=4), images_per_prompt=2, seed=1))
-    assert not differences(rollouts[0], rollouts[1])
-    assert not differences(rollouts[0], rollouts[2])
+    one, three, all_at_once = (
+        inline(size).sample(prompts(7, offset=4), images_per_prompt=2, seed=1) for size in (1, 3, 100)
+    )
+    assert not differences(one, three)
+    assert not differences(one, all_at_once)
 
 
 def test_sampling_without_trajectory_before_anything_is_published():
-    rollout = inline().sample(prompts(2), images_per_prompt=2, seed=1, trajectory=False)
+    workforce = build_workforce(ClusterConfig(), StubSampler, build_worker, 2)
+    rollout = workforce.sample(prompts(2), images_per_prompt=2, seed=1, trajectory=False)
     assert rollout.latents.shape[1] == 0
     assert rollout.weights_version == 0
 
 
 def test_wrong_binding_is_refused_with_both_checksums():
-    workforce = inline(Fault("bind"))
-    published = weights()
+    published = weights(fault="misbound")
     with pytest.raises(WeightsMismatchError, match=f"inline sampler .*{published.checksum} was published"):
-        workforce.publish(published)
+        inline().publish(published)
 
 
 def test_acknowledgement_names_the_sampler_that_differs():
@@ -72,16 +65,13 @@ def test_acknowledgement_names_the_sampler_that_differs():
 
 
 def test_rollout_of_other_weights_is_refused():
-    workforce = inline(Fault("stale", 2))
-    workforce.publish(weights())
     with pytest.raises(WeightsMismatchError, match=r"epoch 3, prompts 2 to 3 was made by weights version 4.*version 5"):
-        workforce.sample(prompts(6), images_per_prompt=2, seed=1)
+        inline().sample(prompts(6, {2: {"sampler": "stale"}}), images_per_prompt=2, seed=1)
 
 
 def test_rollout_with_missing_images_is_refused():
-    workforce = inline(Fault("short", 0))
     with pytest.raises(ValueError, match=r"prompts 0 to 1 holds 2 images, expected 4"):
-        workforce.sample(prompts(2), images_per_prompt=2, seed=1)
+        inline().sample(prompts(2, {0: {"sampler": "short"}}), images_per_prompt=2, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +84,7 @@ def test_rollout_with_missing_images_is_refused():
 )
 def test_bad_rewards_name_reward_and_place(fault, error, message):
     with pytest.raises(error, match=message):
-        inline(reward=Fault(fault, 2)).sample(prompts(4), images_per_prompt=2, seed=1)
+        inline().sample(prompts(4, {2: {"reward": fault}}), images_per_prompt=2, seed=1)
 
 
 def test_empty_requests_are_refused():
@@ -113,13 +103,13 @@ def test_closed_workforce_says_so():
 
 
 def test_unknown_kind_names_the_choices():
-    with pytest.raises(ValueError, match="cluster.kind is 'slurm'; expected one of inline, ray"):
+    with pytest.raises(ValueError, match=r"cluster\.kind is 'slurm'; expected one of inline, ray"):
         build_workforce(ClusterConfig(kind="slurm"), StubSampler, build_worker, 1)
 
 
 def test_inline_does_not_import_ray():
     code = (
-        "import sys, prdp.cluster, prdp.cluster.base, prdp.cluster.inline, prdp.cluster.threads; "
+        "import sys, prdp.cluster, prdp.cluster.base, prdp.cluster.inline; "
         "sys.exit(any(name in sys.modules for name in ('ray', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -127,12 +117,11 @@ def test_inline_does_not_import_ray():
 
 def test_planned_threads(monkeypatch):
     monkeypatch.setattr("prdp.cluster.threads.usable_cores", lambda: 8)
-    assert planned_threads(ClusterConfig(kind="ray", samplers=3, threads=0)) == 2
+    assert planned_threads(ClusterConfig(kind="ray", samplers=3, reward_actors=1, threads=0)) == 2
     assert planned_threads(ClusterConfig(kind="inline", samplers=3, threads=0)) == 8
     assert planned_threads(ClusterConfig(kind="ray", samplers=16, threads=0)) == 1
     assert planned_threads(ClusterConfig(threads=5)) == 5
-    assert thread_environment(2)["OMP_NUM_THREADS"] == "2"
-    with pytest.raises(ValueError, match="cluster.threads"):
+    with pytest.raises(ValueError, match=r"cluster\.threads"):
         planned_threads(ClusterConfig(threads=-1))
 
 

@@ -76,6 +76,7 @@ def train_metrics(epoch: int, total: int = 20) -> dict[str, float]:
         "reward/color": 0.5 + 0.3 * rise,
         "loss": 0.02 * np.exp(-2 * rise) + 1e-4 * rng.random(),
         "logratio": 1e-5 * rise,
+        "logratio_ref": 4e-5 * rise,
         "approx_kl": 2e-6 * rise,
         "clipfrac": 0.1 * rise,
         "grad_norm": 0.5 + 0.1 * rng.random(),
@@ -108,11 +109,13 @@ def make_run(
     done = epochs if done is None else done
     scores = {epoch: add_evaluation(run_dir, epoch, gain, size=size) for epoch, gain in evaluations if epoch <= done}
     for epoch in range(done + 1):
+        metrics = train_metrics(epoch, epochs) if epoch else {}
         if epoch in scores:
-            tracker.log({**scores[epoch], "time/evaluate": 4.0}, epoch)
-        if epoch < done:
-            tracker.log(train_metrics(epoch, epochs), epoch)
-    if status is not None:
+            metrics |= {**scores[epoch], "time/evaluate": 4.0}
+        tracker.log(metrics, epoch)
+    if status is None:
+        tracker._file.close()
+    else:
         tracker.finish(status)
     return run_dir
 

@@ -1,0 +1,116 @@
+"""A small float64 policy, so that gradients can be compared to the last digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prdp.types import PromptBatch, Rollout, Weights
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+
+
+class StubWeights:
+    """The part of `TrainableWeights` that the learner uses."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.parameters = dict(network.named_parameters())
+
+    def export(self, version: int) -> Weights:
+        return Weights.of(version, {n: v.detach().numpy().copy() for n, v in self.parameters.items()})
+
+    def bind(self, weights: Weights) -> str:
+        self.check(weights.tensors)
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(torch.from_numpy(np.array(weights.tensors[name])))
+        return weights.checksum
+
+    def check(self, tensors: Any) -> None:
+        if tensors.keys() != self.parameters.keys():
+            raise ValueError("names differ")
+
+
+class StubPolicy:
+    """Two-layer network on flattened latents, timestep and a one-number prompt state."""
+
+    latent_shape = (2, 2, 2)
+    scheduler_config = SCHEDULER
+    device = torch.device("cpu")
+
+    def __init__(self, seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network = torch.nn.Sequential(
+                torch.nn.Linear(10, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)
+            ).double()
+        self.weights: Any = StubWeights(self.network)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[[float(len(prompt))]] for prompt in prompts], dtype=torch.float64)
+
+    def output(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        states: torch.Tensor,
+        guidance_scale: float,
+        network: torch.nn.Module | None = None,
+    ) -> torch.Tensor:
+        flat = torch.cat([latents.flatten(1), timesteps[:, None] / 1000.0, states[:, 0] / 10.0], dim=1)
+        return (network or self.network)(flat).view_as(latents)
+
+    def reference(self) -> Any:
+        return nullcontext(self.network)
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        return np.zeros((len(latents), 4, 4, 3), np.uint8)
+
+    def save(self, folder: Path) -> None:
+        raise AssertionError("not part of these tests")
+
+
+def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size: int = 4, seed: int = 0) -> Rollout:
+    """Random trajectories in float64 with the log-ratios of `policy` against a random reference, at version 0."""
+    from prdp.diffusion.sampler import standardise
+    from prdp.diffusion.transitions import log_ratio
+
+    rng = np.random.default_rng(seed)
+    steps, count = transitions.stochastic_steps, prompts * size
+    latents = rng.normal(size=(count, steps + 1, *policy.latent_shape))
+    reference = rng.normal(size=(count, steps, *policy.latent_shape)) * 0.1
+    texts = tuple("x" * (i + 1) for i in range(prompts))
+    states = policy.encode_prompts(texts).repeat_interleave(size, 0)
+    ratios = np.empty((count, steps))
+    with torch.no_grad():
+        for step in range(steps):
+            x, following = torch.from_numpy(latents[:, step]), torch.from_numpy(latents[:, step + 1])
+            rows = torch.full((count,), step)
+            output = policy.output(x, torch.full((count,), int(transitions.timesteps[step])), states, 1.0)
+            z, d = standardise(transitions, rows, x, following, output, torch.from_numpy(reference[:, step]))
+            ratios[:, step] = log_ratio(z, d).numpy()
+    return Rollout(
+        prompts=PromptBatch(0, 0, texts, tuple({} for _ in texts)),
+        images_per_prompt=size,
+        latents=latents,
+        reference_output=reference,
+        log_prob_ref=np.zeros((count, steps)),
+        log_ratio=ratios,
+        images=np.zeros((count, 4, 4, 3), np.uint8),
+        weights_version=0,
+        weights_checksum=policy.weights.export(0).checksum,
+        rewards=rng.normal(size=count),
+    )

@@ -1,0 +1,73 @@
+"""A model folder that is missing or half-written is found out at start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prdp import model_folder as module
+from prdp.errors import StartError
+from prdp.model_folder import check_model
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def rename_to_variant(folder: Path) -> None:
+    for file in folder.glob("*/model.safetensors"):
+        file.rename(file.with_name("model.fp16.safetensors"))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no index": (lambda f: (f / "model_index.json").unlink(), ["model_index.json is missing"]),
+    "half an index": (lambda f: cut(f / "model_index.json"), ["model_index.json", "half-written"]),
+    "another index": (lambda f: (f / "model_index.json").write_text("[]"), ["JSON object"]),
+    "no unet named": (lambda f: (f / "model_index.json").write_text("{}"), ["names no unet"]),
+    "no tokenizer": (lambda f: (f / "tokenizer").rename(f / "elsewhere"), ["no folder tokenizer/"]),
+    "no unet config": (lambda f: (f / "unet" / "config.json").unlink(), ["unet/config.json is missing"]),
+    "no vae weights": (lambda f: (f / "vae" / "model.safetensors").unlink(), ["vae holds no weights"]),
+    "half the unet": (lambda f: cut(f / "unet" / "model.safetensors"), ["unet/model.safetensors", "half-written"]),
+    "text as weights": (lambda f: (f / "vae" / "model.safetensors").write_text("weights"), ["vae/model.safetensors"]),
+    "empty weights": (lambda f: (f / "vae" / "model.safetensors").write_bytes(b""), ["is empty"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_folders_are_named(model_folder: Path, name: str) -> None:
+    check_model(str(model_folder))
+    harm, says = BROKEN[name]
+    harm(model_folder)
+    with pytest.raises(StartError) as caught:
+        check_model(str(model_folder))
+    for text in [f"model.path={model_folder}", *says]:
+        assert text in str(caught.value)
+
+
+def test_variant(model_folder: Path) -> None:
+    with pytest.raises(StartError, match="no weights of variant 'fp16'"):
+        check_model(str(model_folder), "fp16")
+    rename_to_variant(model_folder)
+    check_model(str(model_folder), "fp16")
+
+
+def test_not_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / "model.ckpt"
+    file.write_text(json.dumps({}))
+    with pytest.raises(StartError, match="is a file"):
+        check_model(str(file))
+    with pytest.raises(StartError, match="there is no folder"):
+        check_model(str(tmp_path / "nowhere"))
+    with pytest.raises(StartError, match="not in the local cache"):
+        check_model("nobody/no-such-model")
+
+
+def test_embedded_pipeline_goes_through_the_same_checks(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EMBEDDED_FOLDER", model_folder)
+    check_model("shapes")
+    cut(model_folder / "unet" / "model.safetensors")
+    with pytest.raises(StartError, match=r"model\.path=shapes"):
+        check_model("shapes")

@@ -1,0 +1,44 @@
+"""The planned threads reach the numeric libraries."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prdp.cluster import threads
+from prdp.config import ClusterConfig, TrainConfig
+from prdp.threads import apply_threads, plan_threads
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_plan_for_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 16)
+    assert plan_threads(TrainConfig(cluster=ClusterConfig(threads=3))) == 3
+    assert plan_threads(TrainConfig(cluster=ClusterConfig(threads=0))) == 16
+    ray = ClusterConfig(threads=0, kind="ray", samplers=3, reward_actors=1)
+    assert plan_threads(TrainConfig(cluster=ray)) == 4
+
+
+def test_apply_sets_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = threads.thread_environment(1)
+    for name in names:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    apply_threads(2)
+    assert {os.environ[name] for name in names} == {"2"}
+    with pytest.raises(ValueError, match="at least 1"):
+        apply_threads(0)
+
+
+def test_torch_gets_what_was_applied_before_and_after_its_import() -> None:
+    script = (
+        "from prdp.threads import apply_threads; apply_threads(1); import torch\n"
+        "first = torch.get_num_threads(); apply_threads(2); print(first, torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["1", "2"]

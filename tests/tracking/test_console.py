@@ -1,0 +1,102 @@
+"""Progress: plain lines, live bars, the file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from prdp.tracking import console
+from prdp.tracking.console import Progress, format_seconds
+
+METRICS = {
+    "reward/mean": 0.6123,
+    "loss": 0.0123,
+    "approx_kl": 1.2e-5,
+    "clipfrac": 0.25,
+    "images_per_second/epoch": 31.2,
+    "unheard_of": 1.0,
+}
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def strftime(self, style: str) -> str:
+        return "2000-01-01 00:00:00"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
+    return clock
+
+
+def test_without_a_terminal_every_epoch_is_a_line_there_and_in_the_file(tmp_path: Path, clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress(12, 10, tmp_path, stream=stream) as progress:
+        progress.message("16 prompts x 8 images")
+        with progress.stage("sample", 128) as stage:
+            stage.advance(100)
+            stage.advance(28)
+            assert stage.done == 128
+        clock.now = 65.0
+        progress.epoch_done({**METRICS, "eval/score": 0.7})
+        clock.now = 130.0
+        progress.epoch_done(METRICS)
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "16 prompts x 8 images",
+        "epoch 11/12  reward 0.6123  eval 0.7000  loss 0.0123  kl 1.20e-05  clip 25%  img/s 31.2  left 1m 05s",
+        "epoch 12/12  reward 0.6123  loss 0.0123  kl 1.20e-05  clip 25%  img/s 31.2  left 0s",
+    ]
+    logged = (tmp_path / "progress.log").read_text().splitlines()
+    assert [line.split("  ", 1)[1] for line in logged] == lines
+
+
+def test_the_estimate_leaves_out_what_came_before_the_first_epoch(clock: Clock) -> None:
+    with Progress(4, enabled=False) as progress:
+        assert progress.seconds_left() is None
+        clock.now = 510.0
+        progress.epoch_done({"time/epoch": 10.0})
+        assert progress.seconds_left() == 30.0
+        progress.epoch_done({"time/epoch": 12.0, "time/evaluate": 8.0})
+        assert progress.seconds_left() == 30.0
+
+
+def test_in_a_terminal_there_are_bars_with_the_numbers_below(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with Progress(4, 1, tmp_path, stream=stream, interactive=True) as progress:
+        with progress.stage("sample + score", 64) as stage:
+            stage.advance(64)
+        progress.epoch_done({**METRICS, "eval/score": 0.7})
+        progress.message("[brackets] stay")
+    text = stream.getvalue()
+    for part in ("epochs", "sample + score", "eval 0.7000", "2/4", "[brackets] stay"):
+        assert part in text, part
+    assert len((tmp_path / "progress.log").read_text().splitlines()) == 2
+
+
+def test_disabled_is_silent_but_keeps_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1, 0, tmp_path, enabled=False) as progress:
+        with progress.stage("learn", 8) as stage:
+            stage.advance(8)
+        progress.message("hello")
+        progress.epoch_done({})
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "progress.log").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (0.4, "0s"), (59.6, "1m 00s"), (185, "3m 05s"), (7800, "2h 10m"), (100000, "1d 3h")],
+)
+def test_seconds_as_people_say_them(seconds: float | None, text: str) -> None:
+    assert format_seconds(seconds) == text

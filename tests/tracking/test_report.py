@@ -1,0 +1,218 @@
+"""The report: complete, self-contained, and calm about whatever is missing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_run import add_evaluation, make_run, prompt_batch
+
+from prdp.tracking.evaluations import load_evaluation
+from prdp.tracking.jsonl import METRICS_FILE
+from prdp.tracking.pictures import comparison_picture
+from prdp.tracking.report import NotARunError, main, write_report
+from prdp.tracking.report_data import changes, heldout_curves, read_run, timings
+
+VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element is closed, in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    @property
+    def images(self) -> Sequence[Image.Image]:
+        sources = [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        pictures = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
+        for picture in pictures:
+            picture.load()
+        return pictures
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_the_report_shows_before_and_after_from_the_folder_alone(whole_run: Path) -> None:
+    page = Page(write_report(whole_run))
+    first, last = load_evaluation(whole_run, 0), load_evaluation(whole_run, 20)
+    overall, _, _ = changes(first, last)
+    assert overall is not None
+    assert overall.difference[0] == pytest.approx((last.scores - first.scores).mean())
+    for value in (overall.before[0], overall.after[0]):
+        assert f"{value:.3f}" in page.text
+    assert f"+{overall.difference[0]:.3f}" in page.text and "Finished after 20 epochs" in page.text
+    assert "24 images of 12 prompts" in page.text
+    for title in ("Before and after", "On the way", "Held-out sub-scores", "Skill by skill", "Training", "Time"):
+        assert title in page.text, title
+    assert prompt_batch(4).texts[3] in page.text  # with its <&> escaped, or it would not parse back
+    assert "angle & bracket" in page.text and "<b>" not in page.source
+    assert len(page.images) == 4 * 2 * 2 + 4 * 3  # grid: prompts, images, before and after; strip: prompts, evaluations
+
+
+def test_the_report_loads_nothing_from_elsewhere(whole_run: Path) -> None:
+    page = Page(write_report(whole_run))
+    assert not {tag for tag, _, _ in page.attributes} & {"script", "iframe", "object", "embed", "video", "source"}
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+            assert value.startswith("data:"), (tag, name, value[:60])
+    style = page.source.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert "default-src 'none'" in page.source
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence", "others"),
+    [
+        (
+            {"done": 7, "evaluations": [(0, 0.0)], "status": None},
+            "Not finished: 7 of 20 epochs so far",
+            ["one evaluation"],
+        ),
+        (
+            {"done": 3, "evaluations": [], "status": "failed"},
+            "Stopped by an error after epoch 3 of 20",
+            ["No evaluation"],
+        ),
+        ({"done": 12, "status": "interrupted"}, "Interrupted after epoch 12 of 20", ["after 10 epochs"]),
+        ({"status": None}, "Finished after 20 epochs", ["Before and after"]),
+        ({"evaluations": [(0, 0.2), (20, 0.0)]}, "Finished after 20 epochs", ["the model got worse"]),
+    ],
+)
+def test_runs_of_every_state_get_a_report(tmp_path: Path, options: dict, sentence: str, others: list[str]) -> None:
+    page = Page(write_report(make_run(tmp_path / "run", **options)))
+    for part in (sentence, *others):
+        assert part in page.text, part
+
+
+@pytest.mark.parametrize("kept", ["config.yaml", METRICS_FILE, "evaluations"])
+def test_one_part_of_a_run_is_enough(tmp_path: Path, kept: str) -> None:
+    source = make_run(tmp_path / "run")
+    folder = tmp_path / "part"
+    folder.mkdir()
+    (source / kept).rename(folder / kept)
+    page = Page(write_report(folder))
+    assert ("Skill by skill" in page.text) == (kept == "evaluations")
+    assert ("Training" in page.text) == (kept == METRICS_FILE)
+
+
+def test_missing_and_odd_metrics_do_no_harm(tmp_path: Path) -> None:
+    lines = ['{"epoch": 0, "loss": "NaN", "reward/mean": 0.5}', '{"epoch": 1, "loss": "Infinity"}', '{"epoch": 2, "lo']
+    (tmp_path / METRICS_FILE).write_text("\n".join(lines))
+    page = Page(write_report(tmp_path))
+    assert "Reward" in page.text and "Loss" not in page.text and "nan" not in page.text.lower()
+
+
+def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(NotARunError, match=r"is not the folder of a run: it holds none of config\.yaml"):
+        main(tmp_path)
+    with pytest.raises(NotARunError, match="is not a folder"):
+        main(tmp_path / "nowhere")
+    (tmp_path / "config.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+        main(tmp_path)
+
+
+def test_curves_and_differences_take_only_images_that_both_have(tmp_path: Path) -> None:
+    add_evaluation(tmp_path, 0, 0.0, prompts=12)
+    add_evaluation(tmp_path, 10, 0.1, prompts=4)
+    add_evaluation(tmp_path, 20, 0.2, prompts=12)
+    run = read_run(tmp_path)
+    prompts, curves = heldout_curves(run.evaluations)
+    assert prompts == 4
+    assert curves["score"].y[0] == pytest.approx(run.evaluations[0].scores[:8].mean())
+    overall, skills, categories = changes(run.evaluations[0], run.evaluations[1])
+    assert overall is not None and overall.images == 8 and overall.sign == 1
+    assert {change.name: change.images for change in skills}["relation"] == 4
+    assert [change.name for change in categories] == ["even", "odd"]
+
+
+def test_other_prompts_are_never_compared(tmp_path: Path) -> None:
+    make_run(tmp_path, evaluations=[(0, 0.0)])
+    add_evaluation(tmp_path, 20, 0.3)
+    path = tmp_path / "evaluations" / "epoch_00020" / "scores.jsonl"
+    path.write_text(path.read_text().replace("disc", "ball"))
+    page = Page(write_report(tmp_path))
+    assert "no prompt in common" in page.text and "paired difference" not in page.text
+
+
+def test_time_is_shared_out(whole_run: Path) -> None:
+    rows = {row.stage: row for row in timings(read_run(whole_run))}
+    assert rows["sample"].seconds == pytest.approx(40.0) and rows["sample"].images_per_second == 64.0
+    assert rows["evaluate"].seconds == pytest.approx(12.0) and rows["evaluate"].epochs == 3
+    assert rows["other"].seconds == pytest.approx(20 * (5.5 - 2.0 - 3.0 - 0.05))
+    assert sum(row.share for row in rows.values() if row.stage != "score") == pytest.approx(1.0)
+    assert math.isnan(rows["score"].images_per_second)
+
+
+def test_large_pictures_are_scaled_down_in_the_report(tmp_path: Path) -> None:
+    make_run(tmp_path, evaluations=[(0, 0.0)], size=400)
+    pictures = Page(write_report(tmp_path)).images
+    assert {picture.size for picture in pictures} == {(256, 256)}
+
+
+def test_comparison_picture_shows_pairs_in_order(whole_run: Path, tmp_path: Path) -> None:
+    path = comparison_picture(whole_run, tmp_path / "docs" / "picture.png", rows=1, columns=3)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+        assert picture.width > 3 * 2 * 150
+    # The discs of the first three prompts, before and after, at a third of each picture's height: red, green, blue.
+    row = pixels[pixels.shape[0] // 2]
+    order = [
+        c
+        for c, (hot, cold) in {"red": (0, 2), "green": (1, 0), "blue": (2, 0)}.items()
+        if (row[:, hot] - row[:, cold] > 90).any()
+    ]
+    assert order == ["red", "green", "blue"]
+    first = {
+        name: np.flatnonzero(row[:, hot] - row[:, cold] > 120)[0] for name, hot, cold in (("red", 0, 2), ("blue", 2, 0))
+    }
+    assert first["red"] < first["blue"]
+
+
+def test_comparison_picture_needs_two_evaluations_with_pictures(tmp_path: Path) -> None:
+    add_evaluation(tmp_path, 0, 0.0)
+    with pytest.raises(ValueError, match="has 1 evaluations"):
+        comparison_picture(tmp_path, tmp_path / "picture.png")
+    add_evaluation(tmp_path, 10, 0.1, grid=0)
+    with pytest.raises(ValueError, match="no prompt has a picture in both"):
+        comparison_picture(tmp_path, tmp_path / "picture.png")
