@@ -1,4 +1,4 @@
-"""`prdp pretrain`: trains the embedded tiny Stable Diffusion from scratch, phase by phase; a finished phase is not redone.
+"""`prdp pretrain`: trains the embedded tiny Stable Diffusion from scratch; a finished phase is not done again.
 
     prdp pretrain output_dir=runs/pretrain
 """
@@ -28,10 +28,10 @@ class PretrainConfig:
     output_dir: str = "runs/pretrain"
     seed: int = 0
     threads: int = 1
-    vae_steps: int = 4000
-    vae_batch_size: int = 8
-    vae_learning_rate: float = 1.2e-3
-    vae_kl_weight: float = 1e-3
+    vae_steps: int = 1800
+    vae_batch_size: int = 16
+    vae_learning_rate: float = 2e-3
+    vae_kl_weight: float = 5e-4
     scenes: int = 40_000
     """Rendered once; the UNet trains on their latents."""
     batch_size: int = 32

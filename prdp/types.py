@@ -134,7 +134,8 @@ class Rollout:
             for name in ("weights_version", "weights_checksum", "images_per_prompt"):
                 if getattr(part, name) != getattr(first, name):
                     raise ValueError(
-                        f"rollout chunks disagree on {name}: {getattr(first, name)!r} at prompt {first.prompts.offset}, "
+                        f"rollout chunks disagree on {name}: "
+                        f"{getattr(first, name)!r} at prompt {first.prompts.offset}, "
                         f"{getattr(part, name)!r} at prompt {part.prompts.offset}"
                     )
             if part.prompts.epoch != first.prompts.epoch:

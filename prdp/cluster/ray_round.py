@@ -109,14 +109,16 @@ class Round:
     def _recover(self, failed: Task, error: Exception) -> None:
         """Replace the actor and give everything it held to be done again; the same noise makes the same images."""
         held = {reference: task for reference, task in self._running.items() if task.member is failed.member}
-        for reference, task in held.items():
+        for reference in held:
             del self._running[reference]
-            self._deaths[task.index] += 1
+        # An actor works in the order of handing out: the others it held only waited for their turn.
+        worked_on = next(iter(held.values())).index
+        self._deaths[worked_on] += 1
         retries = self._samplers.retries
-        if self._deaths[failed.index] > retries:
+        if self._deaths[worked_on] > retries:
             raise ClusterError(
-                f"{place(self._chunks[failed.index])}: {failed.member.name} died on this chunk, attempt "
-                f"{self._deaths[failed.index]} of {retries + 1} (cluster.retries={retries}): {error}"
+                f"{place(self._chunks[worked_on])}: {failed.member.name} died on this chunk, attempt "
+                f"{self._deaths[worked_on]} of {retries + 1} (cluster.retries={retries}): {error}"
             ) from error
         if failed.rollout is None:
             self._samplers.replace(failed.member, error)

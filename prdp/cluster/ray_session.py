@@ -7,12 +7,13 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from prdp.cluster.base import ClusterSetupError
 from prdp.cluster.threads import usable_cores
@@ -20,9 +21,10 @@ from prdp.config import ClusterConfig
 
 _log = logging.getLogger(__name__)
 
-_GIB = 2**30
+_NETWORKED = ray_constants.ENABLE_RAY_CLUSTER
+_KNOCK_SECONDS = 5.0
 _STORE_SHARE = 0.25
-_STORE_LIMIT = 8 * _GIB
+_STORE_LIMIT = 8 * 2**30
 _STORE_MINIMUM = 128 * 2**20
 
 Demand = Mapping[str, float]
@@ -49,7 +51,7 @@ def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if local:
-            _start(config, demands)
+            _start(config)
         else:
             _join(config)
     finally:
@@ -62,15 +64,13 @@ def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
     return True
 
 
-def _start(config: ClusterConfig, demands: Sequence[Demand]) -> None:
-    if _is_loopback(config.host):
-        # Ray takes the machine's outward address for its ports even when it is told 127.0.0.1, unless this says that it
-        # runs on one machine only; its other processes learn it from the environment.
-        ray_constants.ENABLE_RAY_CLUSTER = False
+def _start(config: ClusterConfig) -> None:
+    # Ray takes the outward address for its ports even when it is told 127.0.0.1, unless this says that it runs
+    # on one machine only; its other processes learn it from the environment.
+    ray_constants.ENABLE_RAY_CLUSTER = _NETWORKED and not _is_loopback(config.host)
     ray.init(
         address="local",
-        # Logical: a small machine runs more actors than it has cores, only slower.
-        num_cpus=max(usable_cores(), -int(-sum(demand.get("CPU", 0) for demand in demands) // 1)),
+        num_cpus=usable_cores(),
         object_store_memory=_store_bytes(),
         include_dashboard=config.dashboard,
         dashboard_host=config.host,
@@ -89,12 +89,35 @@ def _start(config: ClusterConfig, demands: Sequence[Demand]) -> None:
 
 def _join(config: ClusterConfig) -> None:
     try:
+        _find(config.address)
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterSetupError(
             f"cluster.address={config.address}: could not join a running Ray ({error}). Start one with "
-            "`ray start --head`, give its address, or set cluster.address=local for a private one"
+            "`ray start --head`, give its address as host:port, or set cluster.address=local for a private one"
         ) from error
+
+
+def _find(address: str) -> None:
+    """Knock before Ray does, which would try for minutes, and find out whether a Ray on this machine is on loopback.
+
+    Raises:
+        OSError: nothing answers.
+    """
+    first = ""
+    for networked in (_NETWORKED, False):
+        ray_constants.ENABLE_RAY_CLUSTER = networked
+        target = services.canonicalize_bootstrap_address_or_die(address)
+        if target == first:
+            break
+        first = first or target
+        host, _, port = target.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        except OSError:
+            continue
+        return
+    raise ConnectionError(f"nothing answers at {first}")
 
 
 def check_resources(config: ClusterConfig, demands: Sequence[Demand]) -> None:

@@ -44,8 +44,8 @@ class RayWorkforce:
         if config.retries < 0:
             raise ValueError(f"cluster.retries must be 0 or more, got {config.retries}")
         threads = planned_threads(config)
-        sampler_demands = _demands(config.samplers, threads, config.sampler_gpus)
-        reward_demands = _demands(config.reward_actors, threads, config.reward_gpus)
+        sampler_demands = _demands(config, config.samplers, config.sampler_gpus)
+        reward_demands = _demands(config, config.reward_actors, config.reward_gpus)
         self._prompts_per_chunk = prompts_per_chunk
         self._published: Weights | None = None
         self._reference: Any = None
@@ -140,5 +140,7 @@ class RayWorkforce:
             raise RuntimeError("this workforce is closed")
 
 
-def _demands(count: int, threads: int, gpus: float) -> list[Demand]:
-    return [{"CPU": float(threads), **({"GPU": gpus} if gpus else {})} for _ in range(count)]
+def _demands(config: ClusterConfig, count: int, gpus: float) -> list[Demand]:
+    """What each of `count` actors claims; on a private Ray no CPUs, so that a small machine runs many, only slower."""
+    cpus = 0 if config.address == "local" else planned_threads(config)
+    return [{"CPU": float(cpus), **({"GPU": gpus} if gpus else {})} for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Noise as a pure function of (seed, epoch, prompt, image): the same images from one actor or eight, and after a crash."""
+"""Noise as a pure function of (seed, epoch, prompt, image): the same from one actor or eight, and after a crash."""
 
 from __future__ import annotations
 

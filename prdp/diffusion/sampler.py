@@ -55,7 +55,8 @@ class Sampler:
             noise = ImageNoise(
                 seed, prompts.epoch, prompts.offset + groups[rows], numbers[rows], self._policy.latent_shape
             )
-            parts.append(self._sample_batch(states[torch.from_numpy(groups[rows]).to(states.device)], noise, trajectory))
+            of_images = states[torch.from_numpy(groups[rows]).to(states.device)]
+            parts.append(self._sample_batch(of_images, noise, trajectory))
         latents, outputs, log_probs, ratios, images = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return Rollout(
             prompts=prompts,

@@ -36,7 +36,7 @@ class StableDiffusionPolicy:
         self.device: torch.device = self.unet.device
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
         size = int(self.unet.config.sample_size)
-        self.latent_shape = (int(self.unet.config.in_channels), size, size)
+        self.latent_shape: tuple[int, ...] = (int(self.unet.config.in_channels), size, size)
         self._autocast = DTYPES[learner.autocast] if learner.autocast else None
         pipeline.vae.eval().requires_grad_(False)
         pipeline.text_encoder.eval().requires_grad_(False)
@@ -115,9 +115,8 @@ class StableDiffusionPolicy:
         """Clean latents float32 [B, C, h, w] to pixels, uint8 [B, H, W, 3]."""
         vae = self.pipeline.vae
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0].float()
-        return (
-            ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        )
+        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights."""

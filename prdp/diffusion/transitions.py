@@ -42,7 +42,8 @@ class Transitions:
     def sensitivity(self) -> Float64:
         """Float64 [S]: kappa_t = (output_coef / sigma)^2, the KL of a step per squared change of the network output."""
         stochastic = slice(self.stochastic_steps)
-        return (self.output_coef[stochastic] / self.sigma[stochastic]) ** 2
+        ratio: Float64 = self.output_coef[stochastic] / self.sigma[stochastic]
+        return ratio * ratio
 
     def mean(self, step: int, latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Mean of step number `step` (0 is the noisiest) for float32 latents and outputs of one shape."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class TrainableWeights:
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: Any,
         mode: str,
         *,
         rank: int = 16,
@@ -37,7 +38,7 @@ class TrainableWeights:
         seed: int = 0,
         keep_reference: bool = True,
     ) -> None:
-        self.network = network
+        self.network: Any = network
         self.mode = mode
         self._frozen: torch.nn.Module | None = None
         network.requires_grad_(False)
@@ -61,7 +62,8 @@ class TrainableWeights:
         names = [name for name, _ in self.network.named_modules()]
         missing = [target for target in targets if not any(n == target or n.endswith("." + target) for n in names)]
         if missing or not targets:
-            linear = sorted({n.rsplit(".", 1)[-1] for n, m in self.network.named_modules() if isinstance(m, torch.nn.Linear)})
+            modules = self.network.named_modules()
+            linear = sorted({name.rsplit(".", 1)[-1] for name, part in modules if isinstance(part, torch.nn.Linear)})
             raise ValueError(
                 f"learner.lora_targets {missing or targets} match no layer of {type(self.network).__name__}; "
                 f"its linear layers end in: {', '.join(linear)}"
@@ -107,7 +109,8 @@ class TrainableWeights:
         checksum = tensors_checksum(self._host())
         if checksum != weights.checksum:
             raise ValueError(
-                f"weights version {weights.version}: bound tensors have checksum {checksum}, published {weights.checksum}"
+                f"weights version {weights.version}: bound tensors have checksum {checksum}, "
+                f"published {weights.checksum}"
             )
         return checksum
 

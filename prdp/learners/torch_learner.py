@@ -86,7 +86,7 @@ class TorchLearner:
             progress: called with the number of cells done after each microbatch.
 
         Raises:
-            RatioError: the recomputed log-ratio differs from the stored one on an on-policy rollout; nothing is stepped.
+            RatioError: on an on-policy rollout the recomputed log-ratio is not the stored one; nothing is stepped.
             ValueError: the rollout is not scored, has no group with a pair, or the loss or gradient is not finite.
         """
         start = time.perf_counter()
@@ -123,8 +123,8 @@ class TorchLearner:
         for name, value in self._parameters.items():
             for key, entry in self._optimizer.state.get(value, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = entry.detach().cpu().numpy().copy()
-        for name, value in (self._average or {}).items():
-            tensors[f"ema/{name}"] = value.cpu().numpy().copy()
+        for name, kept in (self._average or {}).items():
+            tensors[f"ema/{name}"] = kept.cpu().numpy().copy()
         return tensors, {"updates": self._updates}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
@@ -213,11 +213,11 @@ class TorchLearner:
         if not worst <= self._config.ratio_tolerance:
             image, step = np.unravel_index(int(error.argmax()), error.shape)
             raise RatioError(
-                f"at update {self._updates} the log-ratio of an on-policy rollout differs by {worst:.3g} from the stored one "
-                f"(learner.ratio_tolerance={self._config.ratio_tolerance:g}), worst at image {image}, step {step} "
+                f"at update {self._updates} the log-ratio of an on-policy rollout differs by {worst:.3g} from the "
+                f"stored one (learner.ratio_tolerance={self._config.ratio_tolerance:g}), worst at image {image}, step {step} "
                 f"(timestep {self._transitions.timesteps[step]}): stored {stored[image, step]:.6g}, recomputed "
-                f"{recomputed[image, step]:.6g}. Sampler and learner do not compute the same policy: weights, precision "
-                "or guidance differ"
+                f"{recomputed[image, step]:.6g}. Sampler and learner do not compute the same policy: weights, "
+                "precision or guidance differ"
             )
 
     def _step(self) -> dict[str, float]:

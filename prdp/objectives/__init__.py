@@ -57,7 +57,8 @@ def coefficients(
     evidence = torch.tensor(np.asarray(log_ratio, np.float64), requires_grad=True)
     old = torch.tensor(np.asarray(log_ratio_old, np.float64))
     reward, group = torch.tensor(np.asarray(rewards, np.float64)), torch.tensor(np.asarray(group_ids, np.int64))
-    if evidence.shape != old.shape or evidence.dim() != 2 or len(evidence) != len(reward) or reward.shape != group.shape:
+    of_images = (len(evidence),)
+    if evidence.shape != old.shape or evidence.dim() != 2 or reward.shape != of_images or group.shape != of_images:
         raise ValueError(
             f"evidence {tuple(evidence.shape)}, old evidence {tuple(old.shape)}, rewards {tuple(reward.shape)} and "
             f"group ids {tuple(group.shape)} do not fit: expected [n, T], [n, T], [n], [n]"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prdp.prompts.stream import PromptSource
+from prdp.targets import build
 
 
 def build_prompts(key: str, config: Mapping[str, Any]) -> PromptSource:
@@ -14,9 +15,7 @@ def build_prompts(key: str, config: Mapping[str, Any]) -> PromptSource:
     Raises:
         ValueError: an empty source, named by `key`; the builder's own errors pass through.
     """
-    from hydra.utils import instantiate
-
-    source = instantiate(dict(config), _convert_="all")
+    source: PromptSource = build(key, config)
     if len(source) == 0:
         raise ValueError(f"{key} ({config.get('_target_')}) holds no prompts")
     return source

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prdp.rewards.base import Reward
+from prdp.targets import build
 
 
 def build_reward(config: Mapping[str, Any]) -> Reward:
@@ -14,9 +15,7 @@ def build_reward(config: Mapping[str, Any]) -> Reward:
     Raises:
         ValueError: the target lacks `name`, `version` or `score`; the builder's own errors pass through.
     """
-    from hydra.utils import instantiate
-
-    reward = instantiate(dict(config), _convert_="all")
+    reward = build("reward", config)
     missing = [part for part in ("name", "version", "score") if not hasattr(reward, part)]
     if missing:
         raise ValueError(f"reward {config.get('_target_')} has no {', '.join(missing)}: see prdp.rewards.base.Reward")

@@ -17,6 +17,7 @@ from prdp.shapes.pretrain_vae import cosine_rate, encode
 from prdp.shapes.render import render
 from prdp.shapes.scene import Scene
 from prdp.shapes.split import scene_at
+from prdp.shapes.tiny_pipeline import IMAGE_SIZE
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -33,11 +34,12 @@ class LatentData:
     def render(cls, pipeline: StableDiffusionPipeline, count: int, seed: int) -> LatentData:
         """`count` random training scenes, rendered and encoded; a pure function of its arguments."""
         rng = np.random.default_rng((seed, 1))
-        scenes, parts = [], []
+        scenes: list[Scene] = []
+        parts: list[torch.Tensor] = []
         while len(scenes) < count:
             block = [scene_at("train", len(scenes) + i, seed) for i in range(min(512, count - len(scenes)))]
             with torch.no_grad():
-                parts.append(encode(pipeline.vae, np.stack([render(scene, rng) for scene in block])))
+                parts.append(encode(pipeline.vae, np.stack([render(scene, rng, IMAGE_SIZE) for scene in block])))
             scenes += block
         return cls(scenes, torch.cat(parts) * pipeline.vae.config.scaling_factor)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from prdp.shapes.render import render
 from prdp.shapes.split import scene_at
+from prdp.shapes.tiny_pipeline import IMAGE_SIZE
 from prdp.types import UInt8
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def cosine_rate(step: int, steps: int, warmup: int) -> float:
 
 
 def training_images(seed: int, step: int, count: int) -> UInt8:
-    """Fresh renders of training scenes for one step, [count, 64, 64, 3]; a pure function of its arguments."""
+    """Fresh renders of training scenes for one step, [count, size, size, 3]; a pure function of its arguments."""
     rng = np.random.default_rng((seed, step))
-    return np.stack([render(scene_at("train", step * count + i, seed), rng) for i in range(count)])
+    scenes = (scene_at("train", step * count + i, seed) for i in range(count))
+    return np.stack([render(scene, rng, IMAGE_SIZE) for scene in scenes])
 
 
 def train_vae(
@@ -46,11 +47,12 @@ def train_vae(
     seed: int,
     log: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Minimise L1 reconstruction error + kl_weight * mean KL per latent; sets `vae.config.scaling_factor`.
+    """Minimise reconstruction error + kl_weight * mean KL per latent; sets `vae.config.scaling_factor`.
 
-    L1 rather than L2: thin stripes and outlines blur away under squared error.
+    The error is |e| + e^2 per value, five times as heavy on objects as on the background: objects cover a tenth of the
+    pixels, and a plain L1 is content with an empty picture for a long time.
     """
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_rate(step, steps, 50))
     generator = torch.Generator().manual_seed(seed)
     vae.train()
@@ -58,7 +60,9 @@ def train_vae(
         pixels = to_pixels(training_images(seed, step, batch_size))
         posterior = vae.encode(pixels).latent_dist
         reconstruction = vae.decode(posterior.sample(generator=generator)).sample
-        error = F.l1_loss(reconstruction, pixels)
+        absolute = (reconstruction - pixels).abs()
+        foreground = (pixels - pixels[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.2
+        error = ((1.0 + 4.0 * foreground) * (absolute + absolute.square())).mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad()
         (error + kl_weight * kl).backward()
@@ -66,7 +70,8 @@ def train_vae(
         optimizer.step()
         schedule.step()
         if step % 25 == 0 or step == steps - 1:
-            log(step, {"vae/l1": error.item(), "vae/kl": kl.item(), "vae/grad_norm": norm.item()})
+            values = {"l1": absolute.mean(), "error": error, "kl": kl, "grad_norm": norm}
+            log(step, {f"vae/{name}": value.item() for name, value in values.items()})
     vae.eval()
     with torch.no_grad():
         latents = encode(vae, training_images(seed, steps, 256))

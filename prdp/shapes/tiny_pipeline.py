@@ -1,4 +1,4 @@
-"""The untrained tiny Stable Diffusion: the same component classes as v1.4, at 64x64 pixels and a few million weights."""
+"""The untrained tiny Stable Diffusion: the component classes of v1.4, for 32x32 pixels, with a few million weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-IMAGE_SIZE = 64
-LATENT_CHANNELS = 8
-VAE_CHANNELS = (8, 24, 64, 96)
+IMAGE_SIZE = 32
+LATENT_CHANNELS = 4
+VAE_CHANNELS = (24, 48, 64)
 UNET_CHANNELS = (64, 96)
 TEXT_WIDTH = 128
 MAX_TOKENS = 32
@@ -67,7 +67,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_vae() -> AutoencoderKL:
-    """64x64 pixels to 8 channels of 8x8 latents."""
+    """32x32 pixels to 4 channels of 8x8 latents."""
     from diffusers import AutoencoderKL
 
     levels = len(VAE_CHANNELS)
@@ -77,7 +77,7 @@ def build_vae() -> AutoencoderKL:
         block_out_channels=VAE_CHANNELS,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
+        norm_num_groups=8,
         sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
     )
@@ -88,7 +88,7 @@ def build_unet() -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 8,
+        sample_size=IMAGE_SIZE // 2 ** (len(VAE_CHANNELS) - 1),
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * len(UNET_CHANNELS),

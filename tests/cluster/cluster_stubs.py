@@ -1,7 +1,7 @@
 """A sampler and a reward of numpy alone, pure functions of their arguments; what goes wrong is written in the data.
 
-A prompt's metadata may hold {"sampler": fault} or {"reward": fault}; with {"once": marker file} it strikes once. Weights
-may hold a tensor named after a fault of binding.
+A prompt's metadata may hold {"sampler": fault} or {"reward": fault}; with {"once": marker file} it strikes once.
+Weights may hold a tensor named after a fault of binding.
 """
 
 from __future__ import annotations
@@ -58,13 +58,16 @@ class StubSampler:
             await_pipe(fault.removeprefix("await:"))
         if fault == "short":
             images_per_prompt -= 1
-        positions = [(prompts.offset + group, image) for group in range(len(prompts)) for image in range(images_per_prompt)]
         noise = np.stack(
             [
-                np.random.default_rng([seed, prompts.epoch, *position]).standard_normal((STEPS + 1, 1, SIDE, SIDE), np.float32)
-                for position in positions
+                np.random.default_rng([seed, prompts.epoch, prompts.offset + group, image]).standard_normal(
+                    (STEPS + 1, 1, SIDE, SIDE), np.float32
+                )
+                for group in range(len(prompts))
+                for image in range(images_per_prompt)
             ]
-        ) * self.tensors["scale"]
+        )
+        noise *= self.tensors["scale"]
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
@@ -95,7 +98,8 @@ class StubReward:
         rewards = images.mean((1, 2, 3)) / 255 + np.array([meta["bonus"] for meta in metadata])
         if fault == "nan":
             rewards[1] = np.nan
-        return rewards[:-1] if fault == "short" else rewards, {"length": np.array([len(text) for text in prompts], float)}
+        lengths = np.array([len(text) for text in prompts], float)
+        return rewards[:-1] if fault == "short" else rewards, {"length": lengths}
 
 
 def build_worker() -> RewardWorker:

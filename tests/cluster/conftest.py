@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def private_ray() -> Iterator[Any]:
-    """Eight logical CPUs and no GPU, whatever the machine has, with a dashboard."""
+    """A Ray of this process, with a dashboard."""
     ray = pytest.importorskip("ray")
     from prdp.cluster.ray_session import connect
     from prdp.config import ClusterConfig
 
-    owned = connect(ClusterConfig(kind="ray", dashboard=True), [{"CPU": 1.0}] * 8)
+    owned = connect(ClusterConfig(kind="ray", dashboard=True), [])
     yield ray
     if owned:
         ray.shutdown()
@@ -27,12 +27,12 @@ def private_ray() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def shared(private_ray: Any) -> Iterator[Any]:
-    """Two samplers and a reward actor, one retry; whoever kills an actor gets another one for the next test."""
+    """Two samplers and a reward actor, two retries; whoever kills an actor gets another one for the next test."""
     from cluster_stubs import StubSampler, build_worker
 
     from prdp.cluster import build_workforce
     from prdp.config import ClusterConfig
 
-    workforce = build_workforce(ClusterConfig(kind="ray", samplers=2, retries=1), StubSampler, build_worker, 2)
+    workforce = build_workforce(ClusterConfig(kind="ray", samplers=2, retries=2), StubSampler, build_worker, 2)
     yield workforce
     workforce.close()

@@ -1,0 +1,180 @@
+"""Sampling against diffusers' own pipeline; stored evidence, noise, microbatches and the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.stable_diffusion import load_pipeline
+from prdp.types import PromptBatch, Weights
+
+PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))
+SEED, SIZE = 11, 2
+
+
+def sampler_at(folder: Path, learner: dict[str, Any] | None = None, **settings: Any) -> Sampler:
+    config = SamplerConfig(**{"steps": 6, "guidance_scale": 3.0, **settings})
+    return build_sampler(ModelConfig(path=str(folder)), LearnerConfig(**(learner or {})), config, seed=0)
+
+
+def moved(weights: Weights) -> Weights:
+    """Other weights of the same shapes, with every LoRA factor away from zero."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: (value + 0.05 * rng.normal(size=value.shape)).astype(np.float32)
+        for name, value in weights.tensors.items()
+    }
+    return Weights.of(1, tensors)
+
+
+@pytest.mark.parametrize(("guidance_scale", "spacing"), [(3.0, None), (1.0, "trailing")])
+def test_images_equal_those_of_diffusers(pipeline_folder: Path, guidance_scale: float, spacing: str | None) -> None:
+    sampler = sampler_at(pipeline_folder, guidance_scale=guidance_scale, timestep_spacing=spacing)
+    ours = sampler.sample(PROMPTS, SIZE, SEED).images
+
+    pipeline = load_pipeline(ModelConfig(path=str(pipeline_folder)))
+    if spacing:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, timestep_spacing=spacing)
+    noise = ImageNoise(SEED, 3, np.array([5, 5, 6, 6]), np.array([0, 1, 0, 1]), (8, 8, 8))
+    first = torch.from_numpy(noise.draw())
+    with patch(
+        "diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw())
+    ):
+        theirs = pipeline(
+            [text for text in PROMPTS.texts for _ in range(SIZE)],
+            latents=first,
+            num_inference_steps=6,
+            guidance_scale=guidance_scale,
+            eta=1.0,
+            output_type="np",
+        ).images
+    difference = np.abs(ours.astype(int) - (theirs * 255).round().astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_noise_belongs_to_seed_epoch_prompt_and_image() -> None:
+    def draws(seed: int = 1, epoch: int = 2, prompts: Any = (3, 4), images: Any = (0, 1)) -> Any:
+        noise = ImageNoise(seed, epoch, np.array(prompts), np.array(images), (2, 3, 3))
+        return noise.draw(), noise.draw()
+
+    first, second = draws()
+    np.testing.assert_array_equal(draws(prompts=(4, 3), images=(1, 0))[1][::-1], second)
+    assert not np.allclose(first, second)
+    for change in ({"seed": 2}, {"epoch": 3}, {"prompts": (30, 40)}, {"images": (2, 3)}):
+        assert not np.allclose(draws(**change)[0], first)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_start_equals_reference_and_moved_weights_do_not(pipeline_folder: Path, mode: str) -> None:
+    sampler = sampler_at(pipeline_folder, {"mode": mode})
+    start = sampler.sample(PROMPTS, SIZE, SEED)
+    assert not start.log_ratio.any()
+    weights = moved(sampler._policy.weights.export(0))
+    assert sampler.load_weights(weights) == (1, weights.checksum)
+    after = sampler.sample(PROMPTS, SIZE, SEED)
+    assert np.abs(after.log_ratio).min() > 0
+    assert after.weights_version == 1
+    # The same x_T, so the reference's first output is that of the untouched start.
+    np.testing.assert_array_equal(after.latents[:, 0], start.latents[:, 0])
+    np.testing.assert_allclose(after.reference_output[:, 0], start.reference_output[:, 0], atol=1e-5)
+
+
+def test_stored_log_ratios_are_those_of_the_two_gaussians(pipeline_folder: Path) -> None:
+    sampler = sampler_at(pipeline_folder, deterministic_final_steps=2)
+    sampler.load_weights(moved(sampler._policy.weights.export(0)))
+    rollout = sampler.sample(PROMPTS, SIZE, SEED)
+    assert rollout.latents.shape == (4, 5, 8, 8, 8)
+    assert rollout.log_ratio.shape == (4, 4)
+    policy, table = sampler._policy, sampler._transitions
+    states = policy.encode_prompts(rollout.image_prompts)
+    for step in range(4):
+        x = torch.from_numpy(rollout.latents[:, step])
+        with torch.no_grad():
+            output = policy.output(x, torch.full((4,), int(table.timesteps[step])), states, 3.0)
+        following = torch.from_numpy(rollout.latents[:, step + 1]).double()
+        sigma = float(table.sigma[step])
+
+        def log_prob(at: torch.Tensor, value: torch.Tensor = following, scale: float = sigma) -> torch.Tensor:
+            return torch.distributions.Normal(at.double(), scale).log_prob(value).flatten(1).mean(1)
+
+        reference = table.mean(step, x, torch.from_numpy(rollout.reference_output[:, step]))
+        new, old = log_prob(table.mean(step, x, output)), log_prob(reference)
+        np.testing.assert_allclose(rollout.log_prob_ref[:, step], old.numpy(), atol=2e-5)
+        np.testing.assert_allclose(rollout.log_ratio[:, step], (new - old).numpy(), atol=2e-5)
+
+
+def test_microbatches_and_trajectories_do_not_change_images(pipeline_folder: Path) -> None:
+    whole = sampler_at(pipeline_folder).sample(PROMPTS, SIZE, SEED)
+    cut = sampler_at(pipeline_folder, microbatch=3).sample(PROMPTS, SIZE, SEED)
+    np.testing.assert_allclose(cut.latents, whole.latents, atol=2e-4)
+    bare = sampler_at(pipeline_folder).sample(PROMPTS, SIZE, SEED, trajectory=False)
+    np.testing.assert_array_equal(bare.images, whole.images)
+    assert bare.log_ratio.shape == (4, 0)
+
+
+def test_weights_that_do_not_fit_are_named(pipeline_folder: Path) -> None:
+    sampler = sampler_at(pipeline_folder)
+    weights = sampler._policy.weights.export(1)
+    name = sorted(weights.tensors)[0]
+    fewer = {key: value for key, value in weights.tensors.items() if key != name}
+    with pytest.raises(ValueError, match="1 tensors missing"):
+        sampler.load_weights(Weights.of(1, fewer))
+    with pytest.raises(ValueError, match="1 unknown"):
+        sampler.load_weights(Weights.of(1, {**weights.tensors, "stray": np.zeros(2, np.float32)}))
+    with pytest.raises(ValueError, match=r"has shape \(2, 2\), expected"):
+        sampler.load_weights(Weights.of(1, {**weights.tensors, name: np.zeros((2, 2), np.float32)}))
+    with pytest.raises(ValueError, match="published beef"):
+        sampler.load_weights(Weights(1, weights.tensors, "beef"))
+
+
+def test_lora_targets_that_match_nothing_are_named(pipeline_folder: Path) -> None:
+    learner = LearnerConfig(lora_targets=["to_q", "to_quarry"])
+    with pytest.raises(ValueError, match=r"learner\.lora_targets \['to_quarry'\] match no layer .* to_q"):
+        build_policy(ModelConfig(path=str(pipeline_folder)), learner, seed=0, keep_reference=False)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_exported_weights_load_into_diffusers_with_equal_images(
+    pipeline_folder: Path, tmp_path: Path, mode: str
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    policy = build_policy(
+        ModelConfig(path=str(pipeline_folder)), LearnerConfig(mode=mode), seed=0, keep_reference=False
+    )
+    policy.weights.bind(moved(policy.weights.export(0)))
+    policy.save(tmp_path / "weights")
+    if mode == "lora":
+        pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+        pipeline.load_lora_weights(tmp_path / "weights")
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def image(of: Any) -> np.ndarray:
+        return of(
+            "a small solid red circle", latents=latents.clone(), num_inference_steps=3, output_type="np"
+        ).images
+
+    untouched = image(StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None))
+    mine = policy.pipeline  # type: ignore[attr-defined]
+    np.testing.assert_allclose(image(pipeline), image(mine), atol=1e-5)
+    assert np.abs(image(mine) - untouched).max() > 1e-3
+
+
+def test_transitions_follow_the_checkpoint(pipeline_folder: Path) -> None:
+    policy = build_policy(ModelConfig(path=str(pipeline_folder)), LearnerConfig(), seed=0, keep_reference=False)
+    table = transitions_of(policy, SamplerConfig(steps=50))
+    assert table.timesteps[0] == 981
+    assert table.timesteps[-1] == 1

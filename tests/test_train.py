@@ -1,0 +1,217 @@
+"""The whole loop on a random pipeline: resume, actors, exports, and input that must be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prdp.checkpoint import load_checkpoint
+from prdp.config import TrainConfig
+from prdp.configure import typed
+from prdp.errors import StartError, UserError
+from prdp.tracking.jsonl import read_metrics
+from prdp.train import Run, main
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from prdp.shapes.tiny_pipeline import build_pipeline
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    torch.manual_seed(0)
+    build_pipeline().save_pretrained(folder)
+    return folder
+
+
+def plain(pipeline: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "seed": 3,
+        "epochs": 3,
+        "prompts_per_epoch": 3,
+        "images_per_prompt": 2,
+        "updates_per_epoch": 2,
+        "output_dir": str(output_dir),
+        "model": {"path": str(pipeline)},
+        "sampler": {"steps": 3, "guidance_scale": 2.0, "prompts_per_chunk": 1, "deterministic_final_steps": 1},
+        "reward": {"_target_": "prdp.rewards.redness.Redness"},
+        "prompts": {
+            "train": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "train", "size": 7},
+            "heldout": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 4},
+        },
+        "learner": {"lora_rank": 4, "learning_rate": 1e-2, "ema_decay": 0.5},
+        "evaluation": {"every": 2, "prompts": 2, "images_per_prompt": 1, "final_prompts": 2, "grid_prompts": 1},
+        "tracking": {"console": False, "report": False},
+        "checkpoint": {"every": 1, "keep": 10},
+    }
+    for key, value in changes.items():
+        section = config.setdefault(key, {})
+        config[key] = {**section, **value} if isinstance(value, dict) and "_target_" not in value else value
+    return config
+
+
+def configured(pipeline: Path, output_dir: Path, **changes: Any) -> TrainConfig:
+    return typed(plain(pipeline, output_dir, **changes))
+
+
+def final_state(folder: Path, epoch: int = 3) -> dict[str, np.ndarray]:
+    return load_checkpoint(folder / "checkpoints" / f"epoch_{epoch:05d}").tensors
+
+
+def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def straight(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never disturbed."""
+    return main(configured(pipeline, tmp_path_factory.mktemp("straight"), tracking={"report": True}))
+
+
+def test_a_run_leaves_everything(straight: Path) -> None:
+    lines = read_metrics(straight)
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    expected = {"reward/mean", "reward/std", "loss", "logratio", "approx_kl", "clipfrac", "grad_norm", "time/sample"}
+    assert expected <= lines[1].keys()
+    assert [line["epoch"] for line in lines if "eval/score" in line] == [0, 2, 3]
+    assert lines[3]["weights_version"] == 4
+    assert (straight / "report.html").stat().st_size > 10_000
+    assert (straight / "config.yaml").is_file()
+    assert list((straight / "weights").glob("*.safetensors"))
+
+
+def test_on_policy_evidence_agrees_every_epoch(straight: Path) -> None:
+    assert all(line["ratio_error"] < 1e-4 for line in read_metrics(straight)[1:])
+
+
+def test_resumed_run_ends_with_the_same_bits(pipeline: Path, straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    main(configured(pipeline, folder, epochs=1))
+    main(configured(pipeline, folder, epochs=3, checkpoint={"resume": "auto"}))
+    assert_same(final_state(folder), final_state(straight))
+    assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 3]
+
+
+def test_killed_run_resumes_on_the_same_bits(pipeline: Path, straight: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the second epoch's learning, in a process of its own."""
+    folder = tmp_path / "run"
+    config = plain(pipeline, folder)
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import json, os, signal, sys\n"
+        "from prdp.configure import typed\n"
+        "from prdp.learners.torch_learner import TorchLearner\n"
+        "from prdp.train import main\n"
+        "step = TorchLearner._step\n"
+        "def killing(self):\n"
+        "    if self.version == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self)\n"
+        "TorchLearner._step = killing\n"
+        "main(typed(json.loads(sys.argv[1])))\n"
+    )
+    done = subprocess.run([sys.executable, script, json.dumps(config)], capture_output=True, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not (folder / "checkpoints" / "epoch_00002").exists()
+    main(configured(pipeline, folder, checkpoint={"resume": "auto"}))
+    assert_same(final_state(folder), final_state(straight))
+
+
+@pytest.mark.parametrize("samplers", [1, 2])
+def test_ray_ends_with_the_same_bits_as_inline(
+    pipeline: Path, straight: Path, tmp_path: Path, samplers: int
+) -> None:
+    main(configured(pipeline, tmp_path / "run", cluster={"kind": "ray", "samplers": samplers}))
+    assert_same(final_state(tmp_path / "run"), final_state(straight))
+
+
+def test_full_weights_train_and_microbatches_change_only_rounding(pipeline: Path, tmp_path: Path) -> None:
+    learner = {"mode": "full", "learning_rate": 1e-4, "ema_decay": 0.0}
+    one, two = tmp_path / "one", tmp_path / "two"
+    main(configured(pipeline, one, learner=learner, epochs=1))
+    main(configured(pipeline, two, learner={**learner, "microbatch": 5}, sampler={"microbatch": 4}, epochs=1))
+    left, right = final_state(one, 1), final_state(two, 1)
+    moved = max(float(np.abs(value).max()) for name, value in left.items() if name.startswith("optimizer/exp_avg/"))
+    assert moved > 0
+    for name, value in left.items():
+        if name.startswith("optimizer/exp_avg/"):
+            np.testing.assert_allclose(right[name], value, atol=2e-3 * moved, err_msg=name)
+    assert (one / "weights" / "model_index.json").is_file()
+
+
+class Misbehaving:
+    """A reward that answers as told."""
+
+    name, version = "misbehaving", "1"
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def score(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Any]) -> Any:
+        if self.answer == "raise":
+            raise KeyError("no such thing")
+        return np.zeros(len(images) + 1) if self.answer == "long" else np.full(len(images), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [("raise", "no such thing"), ("long", r"shape \(\d+,\), expected"), ("nan", "returned nan for image 0")],
+)
+def test_rewards_that_misbehave_stop_the_run_by_name(
+    pipeline: Path, tmp_path: Path, answer: str, message: str
+) -> None:
+    reward = {"_target_": f"{__name__}.Misbehaving", "answer": answer}
+    with pytest.raises(ValueError, match=f"misbehaving(.|\n)*{message}"):
+        main(configured(pipeline, tmp_path / "run", reward=reward))
+
+
+def test_start_up_refuses_what_cannot_run(pipeline: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    source = {"_target_": "prdp.prompts.text_file.TextFilePrompts", "path": str(empty)}
+    with pytest.raises(StartError, match=r"empty\.txt holds no prompt"):
+        main(configured(pipeline, tmp_path / "a", prompts={"train": source}))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    with pytest.raises(StartError, match="broken"):
+        main(configured(broken, tmp_path / "b"))
+    folder = tmp_path / "c"
+    main(configured(pipeline, folder, epochs=1))
+    with pytest.raises(UserError, match="seed: 3 in the checkpoint, 4 now"):
+        main(configured(pipeline, folder, seed=4, checkpoint={"resume": "auto"}))
+
+
+def test_a_full_disk_keeps_the_older_checkpoints(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from prdp import storage
+
+    run = Run(configured(pipeline, tmp_path / "run"))
+    kept: list[Path] = []
+    real = storage.save_tensors
+
+    def full(path: Any, tensors: Any) -> Any:
+        if kept:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        kept.append(Path(path))
+        return real(path, tensors)
+
+    monkeypatch.setattr("prdp.checkpoint.save_tensors", full)
+    with pytest.raises(OSError, match="epoch_00002"):
+        run.train()
+    run.close()
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "epoch_00001").epoch == 1
