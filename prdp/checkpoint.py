@@ -1,7 +1,7 @@
 """Checkpoints: a folder each, whole or absent, verified before anything is taken from it.
 
-    run_dir/checkpoints/epoch_00010/learner.safetensors    every tensor of the learner
-    run_dir/checkpoints/epoch_00010/state.json             everything else, and size and checksum of the tensors
+run_dir/checkpoints/epoch_00010/learner.safetensors    every tensor of the learner
+run_dir/checkpoints/epoch_00010/state.json             everything else, and size and checksum of the tensors
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def find_latest(run_dir: Path | str) -> Path | None:
     Saved last, not farthest: after a return to an earlier epoch the newer attempt counts.
     """
     folder = Path(run_dir) / FOLDER
-    for _, path in sorted(_numbered(folder), reverse=True):
+    for _, path in sorted(_numbered(folder, unreadable=sys.maxsize), reverse=True):
         try:
             _verified(path)
         except CheckpointError as error:
@@ -199,7 +200,7 @@ def _verified(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{file} is half-written or damaged: {error}") from None
     if not isinstance(document, dict) or document.get("format") != "prdp checkpoint":
-        raise CheckpointError(f"{file} is not the state of a checkpoint: it lacks \"format\": \"prdp checkpoint\"")
+        raise CheckpointError(f'{file} is not the state of a checkpoint: it lacks "format": "prdp checkpoint"')
     if document.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{file} has format_version {document.get('format_version')}; this version of prdp reads {FORMAT_VERSION}"
@@ -229,14 +230,14 @@ def _fingerprint_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    """Checkpoint folders with their place in the order of saving; 0 where it cannot be read."""
+def _numbered(folder: Path, unreadable: int = 0) -> list[tuple[int, Path]]:
+    """Checkpoint folders with their place in the order of saving, `unreadable` where it cannot be read."""
     found = []
     for path in folder.glob("epoch_*") if folder.is_dir() else ():
         try:
             sequence = int(json.loads((path / STATE_FILE).read_bytes())["sequence"])
         except (OSError, ValueError, KeyError, TypeError):
-            sequence = 0
+            sequence = unreadable
         found.append((sequence, path))
     return found
 

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,25 +28,26 @@ class PretrainConfig:
     output_dir: str = "runs/pretrain"
     seed: int = 0
     threads: int = 1
-    vae_steps: int = 1800
+    vae_steps: list[int] = field(default_factory=lambda: [1800, 900])
+    """Steps of each cosine cycle."""
+    vae_learning_rates: list[float] = field(default_factory=lambda: [2e-3, 1.5e-3])
     vae_batch_size: int = 16
-    vae_learning_rate: float = 2e-3
     vae_kl_weight: float = 5e-4
-    scenes: int = 40_000
+    scenes: int = 30_000
     """Rendered once; the UNet trains on their latents."""
     batch_size: int = 32
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
-    clean_steps: int = 5000
+    clean_steps: int = 4000
     clean_learning_rate: float = 1e-3
-    noisy_steps: int = 1000
+    noisy_steps: int = 700
     """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
     noisy_learning_rate: float = 3e-4
     caption_noise: float = 0.15
 
 
 def main(overrides: Sequence[str]) -> None:
-    """Run the phases that are not there yet: vae/, clean/, pipeline/ under output_dir; the curve goes to curve.jsonl.
+    """Run the phases that are not there yet: vae-*/, clean/, noisy/, pipeline/ under output_dir; the curve goes to curve.jsonl.
 
     Raises:
         ConfigError: an override that is not `key=value` of PretrainConfig.
@@ -90,20 +91,26 @@ def run(config: PretrainConfig) -> Path:
         with atomic_directory(folder / name) as temporary:
             pipeline.save_pretrained(temporary, safe_serialization=True)
 
-    if not (folder / "vae").is_dir():
-        torch.manual_seed(config.seed)
-        vae = build_vae()
-        train_vae(
-            vae,
-            steps=config.vae_steps,
-            batch_size=config.vae_batch_size,
-            learning_rate=config.vae_learning_rate,
-            kl_weight=config.vae_kl_weight,
-            seed=config.seed,
-            log=report,
-        )
-        with atomic_directory(folder / "vae") as temporary:
-            vae.save_pretrained(temporary, safe_serialization=True)
+    torch.manual_seed(config.seed)
+    vae = build_vae()
+    done = 0
+    for cycle, (steps, learning_rate) in enumerate(zip(config.vae_steps, config.vae_learning_rates, strict=True)):
+        if (folder / f"vae-{cycle}").is_dir():
+            vae = AutoencoderKL.from_pretrained(folder / f"vae-{cycle}")
+        else:
+            train_vae(
+                vae,
+                start=done,
+                steps=steps,
+                batch_size=config.vae_batch_size,
+                learning_rate=learning_rate,
+                kl_weight=config.vae_kl_weight,
+                seed=config.seed,
+                log=report,
+            )
+            with atomic_directory(folder / f"vae-{cycle}") as temporary:
+                vae.save_pretrained(temporary, safe_serialization=True)
+        done += steps
 
     phases = [
         ("clean", config.clean_steps, config.clean_learning_rate, 0.0),
@@ -111,7 +118,7 @@ def run(config: PretrainConfig) -> Path:
     ]
     torch.manual_seed(config.seed)
     pipeline = build_pipeline()
-    pipeline.vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    pipeline.vae = vae.eval()
     data: LatentData | None = None
     for number, (name, steps, learning_rate, caption_noise) in enumerate(phases):
         if (folder / name).is_dir():

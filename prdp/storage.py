@@ -200,9 +200,7 @@ def _temporary_beside(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _translated(
-    target: Path, temporary: Path, needed: int | None = None, only_full: bool = False
-) -> Iterator[None]:
+def _translated(target: Path, temporary: Path, needed: int | None = None, only_full: bool = False) -> Iterator[None]:
     """Turn an OSError into a StorageError that says how much room was needed and how much there is.
 
     With `only_full`, around code of others, errors that do not speak of a full disk pass as they are.

@@ -137,9 +137,7 @@ def acknowledged(weights: Weights, answers: Mapping[str, tuple[int, str]]) -> No
             )
 
 
-def sampled(
-    sampler: SamplerLike, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool
-) -> Rollout:
+def sampled(sampler: SamplerLike, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool) -> Rollout:
     """Let a sampler work on a chunk and note the seconds it took."""
     start = time.perf_counter()
     rollout = sampler.sample(chunk, images_per_prompt, seed, trajectory)

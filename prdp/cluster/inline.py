@@ -28,9 +28,7 @@ class InlineWorkforce:
         prompts_per_chunk: whole prompt groups per unit of work, the same cut that actors would get.
     """
 
-    def __init__(
-        self, sampler_factory: SamplerFactory, reward_factory: RewardFactory, prompts_per_chunk: int
-    ) -> None:
+    def __init__(self, sampler_factory: SamplerFactory, reward_factory: RewardFactory, prompts_per_chunk: int) -> None:
         self._sampler: SamplerLike | None = sampler_factory()
         self._reward: RewardLike | None = reward_factory()
         self._prompts_per_chunk = prompts_per_chunk

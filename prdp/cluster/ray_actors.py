@@ -51,9 +51,7 @@ class SamplerActor:
         with _errors_of(self._name):
             return self._sampler.load_weights(weights)
 
-    def sample(
-        self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool
-    ) -> tuple[Rollout, UInt8]:
+    def sample(self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool) -> tuple[Rollout, UInt8]:
         """The rollout without its images, and the images: two objects, so that scoring never moves trajectories."""
         assert self._sampler is not None
         with _errors_of(f"{self._name}, {place(chunk)}"):
@@ -132,16 +130,21 @@ class Crew:
             max_task_retries=0,
             runtime_env={"env_vars": _environment(threads, bool(gpus))},
         )
+        self._builds: dict[Any, Member] = {}
         self.members = [Member(f"{kind} {index}") for index in range(len(demands))]
 
-    def start(self) -> None:
-        """Start and build every actor; says so when the cluster keeps them waiting.
+    def launch(self) -> None:
+        """Ask for every actor, without waiting for them."""
+        self._builds = {self._launch(member): member for member in self.members}
+
+    def await_ready(self) -> None:
+        """Wait until every actor is built; says so when the cluster keeps them waiting.
 
         Raises:
             ClusterError: an actor keeps dying.
             Exception: what the factory raised, as itself.
         """
-        builds = {self._launch(member): member for member in self.members}
+        builds = self._builds
         waiting = list(builds)
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_WAITING_SECONDS)

@@ -57,8 +57,10 @@ class RayWorkforce:
         )
         self._rewards = Crew("reward actor", RewardActor, reward_factory, reward_demands, threads, config.retries)
         try:
-            self._samplers.start()
-            self._rewards.start()
+            self._samplers.launch()
+            self._rewards.launch()
+            self._samplers.await_ready()
+            self._rewards.await_ready()
         except BaseException:
             self.close()
             raise

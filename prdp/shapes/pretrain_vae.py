@@ -40,6 +40,7 @@ def training_images(seed: int, step: int, count: int) -> UInt8:
 def train_vae(
     vae: AutoencoderKL,
     *,
+    start: int,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -47,17 +48,19 @@ def train_vae(
     seed: int,
     log: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Minimise reconstruction error + kl_weight * mean KL per latent; sets `vae.config.scaling_factor`.
+    """One cosine cycle of `steps` steps, on the images from step `start` on.
+
+    Minimises reconstruction error + kl_weight * mean KL per latent; sets `vae.config.scaling_factor`.
 
     The error is |e| + e^2 per value, five times as heavy on objects as on the background: objects cover a tenth of the
     pixels, and a plain L1 is content with an empty picture for a long time.
     """
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_rate(step, steps, 50))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + start)
     vae.train()
     for step in range(steps):
-        pixels = to_pixels(training_images(seed, step, batch_size))
+        pixels = to_pixels(training_images(seed, start + step, batch_size))
         posterior = vae.encode(pixels).latent_dist
         reconstruction = vae.decode(posterior.sample(generator=generator)).sample
         absolute = (reconstruction - pixels).abs()
@@ -71,10 +74,10 @@ def train_vae(
         schedule.step()
         if step % 25 == 0 or step == steps - 1:
             values = {"l1": absolute.mean(), "error": error, "kl": kl, "grad_norm": norm}
-            log(step, {f"vae/{name}": value.item() for name, value in values.items()})
+            log(start + step, {f"vae/{name}": value.item() for name, value in values.items()})
     vae.eval()
     with torch.no_grad():
-        latents = encode(vae, training_images(seed, steps, 256))
+        latents = encode(vae, training_images(seed + 1, 0, 256))
     vae.register_to_config(scaling_factor=1.0 / latents.std().item())
 
 
