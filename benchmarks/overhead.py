@@ -44,8 +44,8 @@ def main() -> None:
         for guidance_scale in (1.0, 5.0):
             sampling, learning = measure(options.model, mode, guidance_scale, options.repeats)
             print(
-                f"{mode:4} guidance {guidance_scale:g}: sampling {median(sampling):.3f}x, update {median(learning):.3f}x "
-                f"of the bare network passes (medians of {options.repeats})",
+                f"{mode:4} guidance {guidance_scale:g}: sampling {median(sampling):.3f}x, "
+                f"update {median(learning):.3f}x of the bare network passes (medians of {options.repeats})",
                 flush=True,
             )
 

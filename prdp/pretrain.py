@@ -38,16 +38,18 @@ class PretrainConfig:
     batch_size: int = 32
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
-    clean_steps: int = 4000
-    clean_learning_rate: float = 1e-3
-    noisy_steps: int = 700
+    clean_steps: list[int] = field(default_factory=lambda: [4000])
+    clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3])
+    noisy_steps: int = 0
     """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
     noisy_learning_rate: float = 3e-4
     caption_noise: float = 0.15
 
 
 def main(overrides: Sequence[str]) -> None:
-    """Run the phases that are not there yet: vae-*/, clean/, noisy/, pipeline/ under output_dir; the curve goes to curve.jsonl.
+    """Run the phases that are not there yet: vae-*/, clean-*/, noisy/, pipeline/ under output_dir.
+
+    The curve goes to curve.jsonl there.
 
     Raises:
         ConfigError: an override that is not `key=value` of PretrainConfig.
@@ -55,6 +57,11 @@ def main(overrides: Sequence[str]) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if {"-h", "--help"} & set(overrides):
+        print("usage: prdp pretrain [key=value ...]\n\nkeys and their defaults:")
+        print(OmegaConf.to_yaml(OmegaConf.structured(PretrainConfig)))
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
@@ -112,10 +119,10 @@ def run(config: PretrainConfig) -> Path:
                 vae.save_pretrained(temporary, safe_serialization=True)
         done += steps
 
-    phases = [
-        ("clean", config.clean_steps, config.clean_learning_rate, 0.0),
-        ("noisy", config.noisy_steps, config.noisy_learning_rate, config.caption_noise),
-    ]
+    cycles = zip(config.clean_steps, config.clean_learning_rates, strict=True)
+    phases = [(f"clean-{cycle}", steps, rate, 0.0) for cycle, (steps, rate) in enumerate(cycles)]
+    if config.noisy_steps:
+        phases.append(("noisy", config.noisy_steps, config.noisy_learning_rate, config.caption_noise))
     torch.manual_seed(config.seed)
     pipeline = build_pipeline()
     pipeline.vae = vae.eval()
@@ -136,7 +143,7 @@ def run(config: PretrainConfig) -> Path:
             ema_decay=config.ema_decay,
             seed=config.seed + number,
             log=report,
-            save=lambda step, current, name=name: save(f"{name}-{step}", current),  # type: ignore[misc]
+            save=lambda step, current, name=name: save(f"{name}-step-{step}", current),  # type: ignore[misc]
             save_every=1000,
         )
         save(name, pipeline)

@@ -42,8 +42,7 @@ class Transitions:
     def sensitivity(self) -> Float64:
         """Float64 [S]: kappa_t = (output_coef / sigma)^2, the KL of a step per squared change of the network output."""
         stochastic = slice(self.stochastic_steps)
-        ratio: Float64 = self.output_coef[stochastic] / self.sigma[stochastic]
-        return ratio * ratio
+        return np.asarray((self.output_coef[stochastic] / self.sigma[stochastic]) ** 2, np.float64)
 
     def mean(self, step: int, latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Mean of step number `step` (0 is the noisiest) for float32 latents and outputs of one shape."""
@@ -93,7 +92,7 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> Float64:
             raise ValueError(f"scheduler beta_schedule is {schedule!r}, expected scaled_linear or linear")
     if scheduler.get("rescale_betas_zero_snr"):
         raise ValueError("scheduler rescale_betas_zero_snr is true: the first step would have no finite mean")
-    return np.cumprod(1.0 - betas)
+    return np.asarray(np.cumprod(1.0 - betas), np.float64)
 
 
 def build_transitions(

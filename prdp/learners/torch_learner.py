@@ -214,9 +214,9 @@ class TorchLearner:
             image, step = np.unravel_index(int(error.argmax()), error.shape)
             raise RatioError(
                 f"at update {self._updates} the log-ratio of an on-policy rollout differs by {worst:.3g} from the "
-                f"stored one (learner.ratio_tolerance={self._config.ratio_tolerance:g}), worst at image {image}, step {step} "
-                f"(timestep {self._transitions.timesteps[step]}): stored {stored[image, step]:.6g}, recomputed "
-                f"{recomputed[image, step]:.6g}. Sampler and learner do not compute the same policy: weights, "
+                f"stored one (learner.ratio_tolerance={self._config.ratio_tolerance:g}), worst at image {image}, "
+                f"step {step} (timestep {self._transitions.timesteps[step]}): stored {stored[image, step]:.6g}, "
+                f"recomputed {recomputed[image, step]:.6g}. Sampler and learner do not compute the same policy: weights, "
                 "precision or guidance differ"
             )
 

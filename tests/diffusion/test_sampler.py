@@ -44,7 +44,7 @@ def test_images_equal_those_of_diffusers(pipeline_folder: Path, guidance_scale: 
     pipeline = load_pipeline(ModelConfig(path=str(pipeline_folder)))
     if spacing:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, timestep_spacing=spacing)
-    noise = ImageNoise(SEED, 3, np.array([5, 5, 6, 6]), np.array([0, 1, 0, 1]), (8, 8, 8))
+    noise = ImageNoise(SEED, 3, np.array([5, 5, 6, 6]), np.array([0, 1, 0, 1]), (4, 8, 8))
     first = torch.from_numpy(noise.draw())
     with patch(
         "diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw())
@@ -93,7 +93,7 @@ def test_stored_log_ratios_are_those_of_the_two_gaussians(pipeline_folder: Path)
     sampler = sampler_at(pipeline_folder, deterministic_final_steps=2)
     sampler.load_weights(moved(sampler._policy.weights.export(0)))
     rollout = sampler.sample(PROMPTS, SIZE, SEED)
-    assert rollout.latents.shape == (4, 5, 8, 8, 8)
+    assert rollout.latents.shape == (4, 5, 4, 8, 8)
     assert rollout.log_ratio.shape == (4, 4)
     policy, table = sampler._policy, sampler._transitions
     states = policy.encode_prompts(rollout.image_prompts)
@@ -160,7 +160,7 @@ def test_exported_weights_load_into_diffusers_with_equal_images(
     else:
         pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def image(of: Any) -> np.ndarray:
         return of(
