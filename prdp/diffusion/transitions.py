@@ -121,6 +121,7 @@ def build_transitions(
     """
     if kind not in KINDS:
         raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    timesteps = train_timesteps(scheduler, steps, spacing)
     if not 0 <= deterministic_final_steps < steps:
         raise ValueError(
             f"sampler.deterministic_final_steps is {deterministic_final_steps}, expected 0 to {steps - 1} for {steps} "
@@ -128,7 +129,6 @@ def build_transitions(
         )
     if kind == "ddpm" and (eta != 1.0 or deterministic_final_steps):
         raise ValueError("sampler.eta and sampler.deterministic_final_steps belong to sampler.kind=ddim")
-    timesteps = train_timesteps(scheduler, steps, spacing)
     abar_all = alphas_cumprod(scheduler)
     final = 1.0 if kind == "ddpm" or scheduler.get("set_alpha_to_one", True) else float(abar_all[0])
     abar = abar_all[timesteps]

@@ -216,8 +216,8 @@ class TorchLearner:
                 f"at update {self._updates} the log-ratio of an on-policy rollout differs by {worst:.3g} from the "
                 f"stored one (learner.ratio_tolerance={self._config.ratio_tolerance:g}), worst at image {image}, "
                 f"step {step} (timestep {self._transitions.timesteps[step]}): stored {stored[image, step]:.6g}, "
-                f"recomputed {recomputed[image, step]:.6g}. Sampler and learner do not compute the same policy: weights, "
-                "precision or guidance differ"
+                f"recomputed {recomputed[image, step]:.6g}. Sampler and learner do not compute the same "
+                "policy: weights, precision or guidance differ"
             )
 
     def _step(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from prdp.diffusion.transitions import build_transitions, log_ratio, reference_log_prob
+from prdp.diffusion.transitions import alphas_cumprod, build_transitions, log_ratio, reference_log_prob
 
 SD = {
     "num_train_timesteps": 1000,
@@ -30,16 +30,18 @@ SD = {
 def test_ddim_steps_equal_diffusers(prediction: str, spacing: str, steps: int, eta: float) -> None:
     config: dict[str, Any] = {**SD, "prediction_type": prediction, "timestep_spacing": spacing}
     scheduler = DDIMScheduler(**config)
+    # diffusers keeps its table in float32; in float64 the two can be compared to the last digits.
+    scheduler.alphas_cumprod = torch.from_numpy(alphas_cumprod(config))
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
     table = build_transitions(config, steps=steps, eta=eta)
     np.testing.assert_array_equal(table.timesteps, scheduler.timesteps.numpy())
     generator = torch.Generator().manual_seed(0)
     for step, timestep in enumerate(scheduler.timesteps):
-        x, output, noise = torch.randn(3, 2, 4, 4, 4, generator=generator)
+        x, output, noise = torch.randn(3, 2, 4, 4, 4, generator=generator, dtype=torch.float64)
         expected = scheduler.step(output, int(timestep), x, eta=eta, variance_noise=noise).prev_sample
         ours = table.mean(step, x, output) + float(table.sigma[step]) * noise
-        # diffusers' coefficients are float32, and divide by sqrt(abar) as small as 0.07.
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [50, 8])

@@ -143,6 +143,8 @@ def test_the_gaussian_optimum_has_zero_loss() -> None:
     # pi_ref = N(0, 1) and r = a x, so pi* = N(a / beta, 1).
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     a, beta = 0.8, 0.5
-    ratio = torch.distributions.Normal(a / beta, 1.0).log_prob(x) - torch.distributions.Normal(0.0, 1.0).log_prob(x)
+    one = torch.ones((), dtype=torch.float64)
+    optimal, reference = torch.distributions.Normal(a / beta * one, one), torch.distributions.Normal(0 * one, one)
+    ratio = optimal.log_prob(x) - reference.log_prob(x)
     result = coefficients("prdp", ratio[:, None], ratio[:, None], a * x, np.zeros(9, int), beta=beta, clip_range=0.1)
     assert result.loss == pytest.approx(0.0, abs=1e-20)
