@@ -38,8 +38,8 @@ class PretrainConfig:
     batch_size: int = 32
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
-    clean_steps: list[int] = field(default_factory=lambda: [4000])
-    clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3])
+    clean_steps: list[int] = field(default_factory=lambda: [4000, 1500])
+    clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3, 6e-4])
     noisy_steps: int = 0
     """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
     noisy_learning_rate: float = 3e-4
@@ -148,4 +148,30 @@ def run(config: PretrainConfig) -> Path:
         )
         save(name, pipeline)
     save("pipeline", pipeline.to(dtype=torch.float16))
+    draw_curve(folder)
     return folder / "pipeline"
+
+
+def draw_curve(folder: Path) -> list[Path]:
+    """Draw curve.jsonl of a pretraining folder as vae.svg and unet.svg beside it; the files written."""
+    from prdp.storage import write_atomically
+    from prdp.tracking.charts import Series, curve_svg
+
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    written = []
+    for name, metric, title in [
+        ("vae", "vae/l1", "autoencoder: mean absolute error of a pixel, -1 to 1"),
+        ("unet", "unet/loss", "UNet: squared error of the predicted noise"),
+    ]:
+        points = [(line["seconds"] / 60, line[metric]) for line in lines if metric in line]
+        minutes, offset, previous = [], 0.0, 0.0
+        for minute, _ in points:
+            # A restarted phase counts its seconds from 0 again.
+            if minute < previous:
+                offset += previous
+            previous = minute
+            minutes.append(offset + minute)
+        svg = curve_svg([Series(metric, minutes, [value for _, value in points])], title, "minutes", standalone=True)
+        write_atomically(folder / f"{name}.svg", svg.encode())
+        written.append(folder / f"{name}.svg")
+    return written
