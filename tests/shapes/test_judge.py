@@ -55,6 +55,13 @@ def test_truth_scores_high(split: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
+def test_truth_scores_high_at_the_size_of_the_tiny_pipeline(split: str) -> None:
+    rng = np.random.default_rng(12)
+    scenes = [scene_at(split, i, seed=4) for i in range(COUNT)]
+    assert np.mean([judge(render(scene, rng, image_size=32), scene)["score"] for scene in scenes]) > 0.98
+
+
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("blur", "noise"), [(1.0, 8.0), (1.3, 5.0)])
 def test_blur_and_noise_cost_little(split: str, blur: float, noise: float) -> None:
     rng = np.random.default_rng(5)
