@@ -147,6 +147,9 @@ def run(config: PretrainConfig) -> Path:
             save_every=1000,
         )
         save(name, pipeline)
+    for part in (pipeline, pipeline.unet, pipeline.vae):
+        # Otherwise the folder it was trained in would be written into the files that ship.
+        part.register_to_config(_name_or_path="prdp/shapes")
     save("pipeline", pipeline.to(dtype=torch.float16))
     draw_curve(folder)
     return folder / "pipeline"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import importlib.util
 import logging
 import os
 import secrets
@@ -65,6 +66,11 @@ def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
 
 
 def _start(config: ClusterConfig) -> None:
+    if config.dashboard and importlib.util.find_spec("aiohttp") is None:
+        raise ClusterSetupError(
+            "cluster.dashboard=true needs packages that plain Ray lacks: pip install 'prdp[dashboard]', or "
+            "cluster.dashboard=false"
+        )
     # Ray takes the outward address for its ports even when it is told 127.0.0.1, unless this says that it runs
     # on one machine only; its other processes learn it from the environment.
     ray_constants.ENABLE_RAY_CLUSTER = _NETWORKED and not _is_loopback(config.host)
