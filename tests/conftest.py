@@ -35,3 +35,16 @@ def model_folder(tmp_path: Path) -> Path:
     index = {"_class_name": "StableDiffusionPipeline", **{part: ["library", "Class"] for part in parts}}
     (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": [None, None]}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pipeline of the embedded layout on disk, loaded the way Stable Diffusion is."""
+    import torch
+
+    from prdp.shapes.tiny_pipeline import build_pipeline
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    torch.manual_seed(0)
+    build_pipeline().save_pretrained(folder)
+    return folder

@@ -22,19 +22,7 @@ from prdp.tracking.jsonl import read_metrics
 from prdp.train import Run, main
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from prdp.shapes.tiny_pipeline import build_pipeline
-
-    folder = tmp_path_factory.mktemp("pipeline")
-    torch.manual_seed(0)
-    build_pipeline().save_pretrained(folder)
-    return folder
-
-
-def plain(pipeline: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
+def plain(pipeline_folder: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "seed": 3,
         "epochs": 3,
@@ -42,7 +30,7 @@ def plain(pipeline: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
         "images_per_prompt": 2,
         "updates_per_epoch": 2,
         "output_dir": str(output_dir),
-        "model": {"path": str(pipeline)},
+        "model": {"path": str(pipeline_folder)},
         "sampler": {"steps": 3, "guidance_scale": 2.0, "prompts_per_chunk": 1, "deterministic_final_steps": 1},
         "reward": {"_target_": "prdp.rewards.redness.Redness"},
         "prompts": {
@@ -60,8 +48,8 @@ def plain(pipeline: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
     return config
 
 
-def configured(pipeline: Path, output_dir: Path, **changes: Any) -> TrainConfig:
-    return typed(plain(pipeline, output_dir, **changes))
+def configured(pipeline_folder: Path, output_dir: Path, **changes: Any) -> TrainConfig:
+    return typed(plain(pipeline_folder, output_dir, **changes))
 
 
 def final_state(folder: Path, epoch: int = 3) -> dict[str, np.ndarray]:
@@ -75,9 +63,9 @@ def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> No
 
 
 @pytest.fixture(scope="module")
-def straight(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never disturbed."""
-    return main(configured(pipeline, tmp_path_factory.mktemp("straight"), tracking={"report": True}))
+    return main(configured(pipeline_folder, tmp_path_factory.mktemp("straight"), tracking={"report": True}))
 
 
 def test_a_run_leaves_everything(straight: Path) -> None:
@@ -96,18 +84,18 @@ def test_on_policy_evidence_agrees_every_epoch(straight: Path) -> None:
     assert all(line["ratio_error"] < 1e-4 for line in read_metrics(straight)[1:])
 
 
-def test_resumed_run_ends_with_the_same_bits(pipeline: Path, straight: Path, tmp_path: Path) -> None:
+def test_resumed_run_ends_with_the_same_bits(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    main(configured(pipeline, folder, epochs=1))
-    main(configured(pipeline, folder, epochs=3, checkpoint={"resume": "auto"}))
+    main(configured(pipeline_folder, folder, epochs=1))
+    main(configured(pipeline_folder, folder, epochs=3, checkpoint={"resume": "auto"}))
     assert_same(final_state(folder), final_state(straight))
     assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 3]
 
 
-def test_killed_run_resumes_on_the_same_bits(pipeline: Path, straight: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_on_the_same_bits(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of the second epoch's learning, in a process of its own."""
     folder = tmp_path / "run"
-    config = plain(pipeline, folder)
+    config = plain(pipeline_folder, folder)
     script = tmp_path / "killed.py"
     script.write_text(
         "import json, os, signal, sys\n"
@@ -125,23 +113,23 @@ def test_killed_run_resumes_on_the_same_bits(pipeline: Path, straight: Path, tmp
     done = subprocess.run([sys.executable, script, json.dumps(config)], capture_output=True, env=os.environ)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (folder / "checkpoints" / "epoch_00002").exists()
-    main(configured(pipeline, folder, checkpoint={"resume": "auto"}))
+    main(configured(pipeline_folder, folder, checkpoint={"resume": "auto"}))
     assert_same(final_state(folder), final_state(straight))
 
 
 @pytest.mark.parametrize("samplers", [1, 2])
 def test_ray_ends_with_the_same_bits_as_inline(
-    pipeline: Path, straight: Path, tmp_path: Path, samplers: int
+    pipeline_folder: Path, straight: Path, tmp_path: Path, samplers: int
 ) -> None:
-    main(configured(pipeline, tmp_path / "run", cluster={"kind": "ray", "samplers": samplers}))
+    main(configured(pipeline_folder, tmp_path / "run", cluster={"kind": "ray", "samplers": samplers}))
     assert_same(final_state(tmp_path / "run"), final_state(straight))
 
 
-def test_full_weights_train_and_microbatches_change_only_rounding(pipeline: Path, tmp_path: Path) -> None:
+def test_full_weights_train_and_microbatches_change_only_rounding(pipeline_folder: Path, tmp_path: Path) -> None:
     learner = {"mode": "full", "learning_rate": 1e-4, "ema_decay": 0.0}
     one, two = tmp_path / "one", tmp_path / "two"
-    main(configured(pipeline, one, learner=learner, epochs=1))
-    main(configured(pipeline, two, learner={**learner, "microbatch": 5}, sampler={"microbatch": 4}, epochs=1))
+    main(configured(pipeline_folder, one, learner=learner, epochs=1))
+    main(configured(pipeline_folder, two, learner={**learner, "microbatch": 5}, sampler={"microbatch": 4}, epochs=1))
     left, right = final_state(one, 1), final_state(two, 1)
     moved = max(float(np.abs(value).max()) for name, value in left.items() if name.startswith("optimizer/exp_avg/"))
     assert moved > 0
@@ -170,37 +158,37 @@ class Misbehaving:
     [("raise", "no such thing"), ("long", r"shape \(\d+,\), expected"), ("nan", "returned nan for image 0")],
 )
 def test_rewards_that_misbehave_stop_the_run_by_name(
-    pipeline: Path, tmp_path: Path, answer: str, message: str
+    pipeline_folder: Path, tmp_path: Path, answer: str, message: str
 ) -> None:
     reward = {"_target_": f"{__name__}.Misbehaving", "answer": answer}
     with pytest.raises(ValueError, match=f"misbehaving(.|\n)*{message}"):
-        main(configured(pipeline, tmp_path / "run", reward=reward))
+        main(configured(pipeline_folder, tmp_path / "run", reward=reward))
 
 
-def test_start_up_refuses_what_cannot_run(pipeline: Path, tmp_path: Path) -> None:
+def test_start_up_refuses_what_cannot_run(pipeline_folder: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("\n\n")
     source = {"_target_": "prdp.prompts.text_file.TextFilePrompts", "path": str(empty)}
     with pytest.raises(StartError, match=r"empty\.txt holds no prompt"):
-        main(configured(pipeline, tmp_path / "a", prompts={"train": source}))
+        main(configured(pipeline_folder, tmp_path / "a", prompts={"train": source}))
     broken = tmp_path / "broken"
     broken.mkdir()
     with pytest.raises(StartError, match="broken"):
         main(configured(broken, tmp_path / "b"))
     folder = tmp_path / "c"
-    main(configured(pipeline, folder, epochs=1))
+    main(configured(pipeline_folder, folder, epochs=1))
     with pytest.raises(UserError, match="seed: 3 in the checkpoint, 4 now"):
-        main(configured(pipeline, folder, seed=4, checkpoint={"resume": "auto"}))
+        main(configured(pipeline_folder, folder, seed=4, checkpoint={"resume": "auto"}))
 
 
 def test_a_full_disk_keeps_the_older_checkpoints(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
 
     from prdp import storage
 
-    run = Run(configured(pipeline, tmp_path / "run"))
+    run = Run(configured(pipeline_folder, tmp_path / "run"))
     kept: list[Path] = []
     real = storage.save_tensors
 
