@@ -6,7 +6,7 @@ import dataclasses
 import math
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,8 @@ RULES: dict[str, Rule] = {
     "cluster.host": _filled,
     "cluster.dashboard": _anything,
     "cluster.retries": at_least(0),
+    "cluster.reward_timeout_seconds": optional(above(0)),
+    "cluster.reward_environment": optional(_filled),
     "tracking.console": _anything,
     "tracking.tensorboard": _anything,
     "tracking.wandb": one_of("disabled", "offline", "online", "auto"),
@@ -150,14 +152,19 @@ def check_bounds(config: TrainConfig) -> None:
     Raises:
         ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
     """
-    flat = values(config)
-    wrong = {key: rule for key, rule in RULES.items() if not rule.allows(flat[key])}
-    problems = [
-        f"{key}={_shown(flat[key])}: must be {rule.words}{_hint(flat[key], rule)}" for key, rule in wrong.items()
-    ]
+    wrong, problems = broken_rules(config, RULES)
     problems += _misfits(config, wrong)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def broken_rules(config: Any, rules: Mapping[str, Rule]) -> tuple[dict[str, Rule], list[str]]:
+    """The rules that a configuration breaks, by key, and a line about each."""
+    flat = values(config)
+    wrong = {key: rule for key, rule in rules.items() if not rule.allows(flat[key])}
+    return wrong, [
+        f"{key}={_shown(flat[key])}: must be {rule.words}{_hint(flat[key], rule)}" for key, rule in wrong.items()
+    ]
 
 
 def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
@@ -177,6 +184,13 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
             f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be below "
             f"sampler.steps={sampler.steps}: no step with a log-prob would be left"
         )
+    for key in ("reward_timeout_seconds", "reward_environment"):
+        value = getattr(config.cluster, key)
+        if config.cluster.kind == "inline" and value is not None and f"cluster.{key}" not in wrong:
+            found.append(
+                f"cluster.{key}={_shown(value)}: needs cluster=ray: with cluster=inline the reward is scored in the "
+                "process of the trainer, in its environment, and cannot be ended alone"
+            )
     return found
 
 

@@ -15,6 +15,7 @@ from prdp.configure import conf_folder, config_yaml, groups
 from prdp.errors import ConfigError, StartError, UserError, start_up_checks
 from prdp.geometry import geometry_text
 from prdp.model_folder import check_model
+from prdp.rewards import check_reward
 from prdp.targets import build, check_target
 from prdp.threads import apply_threads, plan_threads
 
@@ -89,7 +90,7 @@ def check_start(config: TrainConfig) -> None:
     Raises:
         ConfigError, StartError: naming the key and what is wrong.
     """
-    check_target("reward", config.reward)
+    check_reward("reward", config.reward, elsewhere=config.cluster.reward_environment is not None)
     for key, section in (("prompts.train", config.prompts.train), ("prompts.heldout", config.prompts.heldout)):
         check_target(key, section)
         with start_up_checks(key):

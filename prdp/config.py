@@ -124,7 +124,11 @@ class ClusterConfig:
     """Address that Ray's ports and dashboard bind to."""
     dashboard: bool = False
     retries: int = 3
-    """Attempts at a chunk after an actor died, before the run stops."""
+    """Attempts at a chunk after an actor died or hung, before the run stops."""
+    reward_timeout_seconds: float | None = None
+    """How long a reward actor may score one chunk before it counts as hung and is replaced; null for no limit."""
+    reward_environment: str | None = None
+    """Own environment of the reward actors: a requirements file, a virtual environment or a Python interpreter."""
 
 
 @dataclass

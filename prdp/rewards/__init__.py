@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prdp.errors import ConfigError, start_up_checks
 from prdp.rewards.base import Reward
-from prdp.targets import build
+from prdp.rewards.dependencies import dependencies_elsewhere
+from prdp.targets import TARGET, build, check_target, locate
 
 
 def build_reward(config: Mapping[str, Any]) -> Reward:
@@ -20,3 +22,32 @@ def build_reward(config: Mapping[str, Any]) -> Reward:
     if missing:
         raise ValueError(f"reward {config.get('_target_')} has no {', '.join(missing)}: see prdp.rewards.base.Reward")
     return reward
+
+
+def check_reward(key: str, section: Mapping[str, Any], elsewhere: bool = False) -> None:
+    """Check a reward's section before it is built: its target, its arguments, and what its own `check` finds.
+
+    Args:
+        key: where the section stands, for messages.
+        section: as for `build_reward`.
+        elsewhere: the reward will run in another environment, so packages that are missing here do not matter.
+
+    Raises:
+        ConfigError, StartError: by key.
+    """
+    try:
+        check_target(key, section)
+    except ConfigError as error:
+        if elsewhere and isinstance(error.__cause__, ModuleNotFoundError):
+            return  # Its module needs a package that only its own environment has; the actor will import it.
+        raise
+    check = getattr(locate(f"{key}.{TARGET}", section[TARGET]), "check", None)
+    if check is None:
+        return
+    arguments = {name: value for name, value in section.items() if name != TARGET}
+    with start_up_checks(key):
+        if not elsewhere:
+            check(**arguments)
+            return
+        with dependencies_elsewhere():
+            check(**arguments)

@@ -16,6 +16,10 @@ class Reward(Protocol):
     Attributes:
         name: as it appears in logs and errors.
         version: changes whenever the same image and prompt would score differently.
+
+    A reward may have two more members. The class method `check(**arguments) -> None` is called with the arguments of
+    the constructor before anything long starts, and raises ValueError or FileNotFoundError for weights or packages that
+    are missing. The method `identity()` answers what `identity_of` would, for a reward that is made of others.
     """
 
     name: str
@@ -26,6 +30,12 @@ class Reward(Protocol):
     ) -> Any:
         """Score uint8 images [B, H, W, 3]: an array [B], or a pair (array [B], {sub-score name: array [B]})."""
         ...
+
+
+def identity_of(reward: Reward) -> dict[str, Any]:
+    """What logs and checkpoints say about a reward: {"name", "version"}, and "terms" where it has some."""
+    identity = getattr(reward, "identity", None)
+    return dict(identity()) if callable(identity) else {"name": str(reward.name), "version": str(reward.version)}
 
 
 def checked_scores(

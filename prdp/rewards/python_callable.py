@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prdp.rewards.dependencies import require
 from prdp.types import UInt8
 
 
@@ -27,6 +28,11 @@ class PythonCallable:
         self.version = version
         self._function = _locate(path)
 
+    @classmethod
+    def check(cls, path: str, version: str = "1") -> None:
+        """Raise ValueError when the function cannot be found."""
+        _locate(path)
+
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Any:
         """Whatever the function returns for uint8 images [B, H, W, 3]; see `prdp.rewards.base.Reward`."""
         return self._function(images, prompts, metadata)
@@ -42,6 +48,11 @@ def _locate(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        missing = error.name or ""
+        package = missing.partition(".")[0]
+        own = f"{module_name}.".startswith(f"{missing}.")
+        if missing and not own and not require(attribute, package, install=package):
+            return None
         raise ValueError(f"reward.path is {path!r}: {error}") from None
     if not callable(getattr(module, attribute, None)):
         raise ValueError(f"reward.path is {path!r}: module {module_name} has no function {attribute}")
