@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prdp.config import TrainConfig
-from prdp.configure import OPEN_SECTIONS, ROOT, conf_folder, explained, groups, schema_keys, typed, unknown_key
+from prdp.configure import TRAIN, Root, conf_folder, explained, groups, schema_keys, typed, unknown_key
 from prdp.errors import ConfigError, UserError
 from prdp.suggest import did_you_mean
 
@@ -22,7 +21,7 @@ class Job:
     """One run of a command line: its overrides and what they compose to."""
 
     overrides: tuple[str, ...]
-    config: TrainConfig
+    config: Any
 
 
 class Composer:
@@ -34,17 +33,28 @@ class Composer:
         overrides: as typed, such as 'experiment=shapes_demo' and 'learner.learning_rate=1e-3'.
         sweep: run every combination of comma-separated values.
         folders: further folders with configuration files; they may add options to the groups.
+        root: the command's configuration.
+        additions: overrides in Hydra's own words, taken unchecked before those that were typed.
 
     Raises:
         ConfigError: a folder that does not exist.
     """
 
-    def __init__(self, overrides: Sequence[str], sweep: bool = False, folders: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        overrides: Sequence[str],
+        sweep: bool = False,
+        folders: Sequence[Path] = (),
+        root: Root = TRAIN,
+        additions: Sequence[str] = (),
+    ) -> None:
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir {folder}: there is no such folder")
         self._typed_in = tuple(overrides)
         self._sweep = sweep
+        self._root = root
+        self._additions = tuple(additions)
         self._folders = (conf_folder(), *(folder.resolve() for folder in folders))
         self._stack = contextlib.ExitStack()
 
@@ -57,7 +67,8 @@ class Composer:
         from hydra.core.hydra_config import HydraConfig
 
         version.setbase("1.3")
-        ConfigStore.instance().store(name="schema", node=TrainConfig)
+        for name, node in {"schema": self._root.schema, **self._root.nodes}.items():
+            ConfigStore.instance().store(name=name, node=node)
         search_path = create_config_search_path(f"file://{self._folders[0]}")
         for folder in self._folders[1:]:
             search_path.prepend(f"--config-dir {folder}", f"file://{folder}", anchor="schema")
@@ -81,7 +92,7 @@ class Composer:
         Raises:
             ConfigError: an override that cannot be parsed, an unknown key or an unknown option of a group.
         """
-        adapted = []
+        adapted = list(self._additions)
         for override in self._parsed(self._typed_in):
             line, key = str(override.input_line), override.key_or_group
             if not override.is_hydra_override():
@@ -89,7 +100,7 @@ class Composer:
             if override.is_sweep_override() and not self._sweep:
                 raise ConfigError(f"{line}: several values are a sweep, which needs -m; a list is written {key}=[a,b]")
             plain = not (override.is_delete() or override.is_add() or override.is_force_add())
-            adapted.append(f"++{line}" if plain and _is_argument(key) else line)
+            adapted.append(f"++{line}" if plain and self._is_argument(key) else line)
             if key == "output_dir" and not self._sweep:
                 adapted.append("hydra.run.dir=${output_dir}")
         return adapted
@@ -116,31 +127,32 @@ class Composer:
             )
         return jobs
 
-    def run(self, task: Callable[[TrainConfig], None]) -> None:
+    def run(self, task: Callable[[Any], None]) -> None:
         """Run `task` on every job, in folders that Hydra makes; a sweep goes through Hydra's sweeper and launcher.
 
         Raises:
             what `task` raises; in a sweep the other jobs still run, and the first failure is raised at the end.
         """
         if self._sweep:
-            self._hydra.multirun(ROOT, lambda composed: task(typed(composed)), self.overrides)
+            self._hydra.multirun(self._root.name, lambda composed: task(self._typed(composed)), self.overrides)
             return
         mistakes: list[UserError] = []
 
         def on_composed(composed: Any) -> None:
             try:
-                task(typed(composed))
+                task(self._typed(composed))
             except UserError as error:
                 mistakes.append(error)  # Hydra would print its own line about it first.
 
-        self._hydra.run(ROOT, on_composed, self.overrides)
+        self._hydra.run(self._root.name, on_composed, self.overrides)
         if mistakes:
             raise mistakes[0]
 
     def _run_name(self) -> str:
         """The experiment's name, else that of the root; the folders of the runs are named after it."""
         chosen = [line.partition("=")[2] for line in self._typed_in if line.startswith("experiment=")]
-        return chosen[-1] if chosen and chosen[-1] != "null" and re.fullmatch(r"\w[\w-]*", chosen[-1]) else ROOT
+        named = chosen and chosen[-1] != "null" and re.fullmatch(r"\w[\w-]*", chosen[-1])
+        return chosen[-1] if named else self._root.name
 
     def _parsed(self, lines: Sequence[str]) -> list[Any]:
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -156,7 +168,8 @@ class Composer:
         return parsed
 
     def _check_key(self, override: Any) -> None:
-        key, known, available = override.key_or_group, schema_keys(), groups(self._folders)
+        key, known = override.key_or_group, schema_keys(self._root.schema)
+        available = groups(self._folders, self._root)
         if key in available and not isinstance(override.value(), dict | list):
             chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
             for option in chosen:
@@ -167,8 +180,8 @@ class Composer:
                         f"{key}={option}: there is no such {key}; available: {', '.join(available[key])}"
                         f"{did_you_mean(str(option), available[key])}"
                     )
-        elif key not in available and key not in known and not _is_argument(key):
-            raise ConfigError(f"{override.input_line}: {unknown_key(key, available)}")
+        elif key not in available and key not in known and not self._is_argument(key):
+            raise ConfigError(f"{override.input_line}: {unknown_key(key, available, self._root)}")
 
     def _combinations(self) -> list[list[str]]:
         """The overrides of each job of the sweep, by Hydra's own rules, those of Hydra itself included."""
@@ -183,7 +196,7 @@ class Composer:
         [batch] = BasicSweeper.split_arguments(self._parsed([*params, *master.hydra.overrides.task]), None)
         return [[*master.hydra.overrides.hydra, *overrides] for overrides in batch]
 
-    def _composed(self, overrides: Sequence[str], number: int | None) -> TrainConfig:
+    def _composed(self, overrides: Sequence[str], number: int | None) -> Any:
         """The checked configuration of one job; `number` is its place in a sweep."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
@@ -197,7 +210,7 @@ class Composer:
             folder = hydra.run.dir if number is None else os.path.join(hydra.sweep.dir, str(hydra.sweep.subdir))
             hydra.runtime.output_dir = os.path.abspath(folder)
         HydraConfig.instance().set_config(composed)
-        return typed(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+        return self._typed(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
 
     def _compose(self, overrides: Sequence[str], mode: Any) -> Any:
         from hydra.errors import HydraException
@@ -205,12 +218,16 @@ class Composer:
         from yaml import YAMLError
 
         try:
-            return self._hydra.compose_config(ROOT, list(overrides), run_mode=mode, with_log_configuration=False)
+            return self._hydra.compose_config(
+                self._root.name, list(overrides), run_mode=mode, with_log_configuration=False
+            )
         except YAMLError as error:
             raise ConfigError(f"not YAML: {error}") from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(explained(error)) from error
+            raise ConfigError(explained(error, self._root)) from error
 
+    def _typed(self, composed: Any) -> Any:
+        return typed(composed, self._root)
 
-def _is_argument(key: str) -> bool:
-    return any(key.startswith(f"{section}.") for section in OPEN_SECTIONS)
+    def _is_argument(self, key: str) -> bool:
+        return any(key.startswith(f"{section}.") for section in self._root.open_sections)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,7 +17,9 @@ from prdp.errors import ConfigError
 from prdp.suggest import did_you_mean
 
 __all__ = [
+    "TRAIN",
     "ConfigError",
+    "Root",
     "conf_folder",
     "config_yaml",
     "explained",
@@ -28,39 +31,71 @@ __all__ = [
     "write_config",
 ]
 
-ROOT = "train"
 OPEN_SECTIONS = ("reward", "prompts.train", "prompts.heldout")
-"""Sections whose keys are the arguments of their `_target_`."""
+"""Sections of `TrainConfig` whose keys are the arguments of their `_target_`."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """The configuration of one command.
+
+    Attributes:
+        name: of conf/<name>.yaml.
+        schema: dataclass of its keys; the YAML takes it in as `schema`.
+        open_sections: keys below these are arguments of a `_target_`.
+        groups: the groups of conf/ that it is composed of.
+        check: raises ConfigError for values out of bounds.
+        prepare: changes the composed configuration, as plain containers, before it meets the schema.
+        nodes: name -> content, further configurations that the YAML takes in by name.
+    """
+
+    name: str
+    schema: type
+    open_sections: tuple[str, ...]
+    groups: tuple[str, ...]
+    check: Callable[[Any], None]
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda plain: plain
+    nodes: Mapping[str, Any] = field(default_factory=dict)
+
+
+TRAIN = Root(
+    name="train",
+    schema=TrainConfig,
+    open_sections=OPEN_SECTIONS,
+    groups=("cluster", "experiment", "learner", "model", "objective", "prompts", "reward", "sampler", "tracking"),
+    check=check_bounds,
+)
 
 
 def conf_folder() -> Path:
     """The folder of the YAML files: inside the installed package, or beside it in a source checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "conf", package.parent / "conf"):
-        if (folder / f"{ROOT}.yaml").is_file():
+        if (folder / f"{TRAIN.name}.yaml").is_file():
             return folder
     raise FileNotFoundError(
-        f"no {ROOT}.yaml in {package}/conf or {package.parent}/conf: the installation is incomplete"
+        f"no {TRAIN.name}.yaml in {package}/conf or {package.parent}/conf: the installation is incomplete"
     )
 
 
-def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Group name -> its options, over all folders."""
+def groups(folders: Sequence[Path], root: Root = TRAIN) -> dict[str, list[str]]:
+    """Name of each of the root's groups -> its options, over all folders."""
     found: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.glob("*/*.yaml"):
-            found.setdefault(file.parent.name, set()).add(file.stem)
+            if file.parent.name in root.groups:
+                found.setdefault(file.parent.name, set()).add(file.stem)
     return {group: sorted(options) for group, options in sorted(found.items())}
 
 
 @cache
-def schema_keys() -> dict[str, Any]:
-    """Every dotted key of the schema, sections included, with its type."""
-    return _keys(TrainConfig, "")
+def schema_keys(schema: type = TrainConfig) -> dict[str, Any]:
+    """Every dotted key of a schema, sections included, with its type."""
+    return _keys(schema, "")
 
 
-def typed(composed: Any) -> TrainConfig:
-    """Convert a composed configuration, or any mapping of the same keys, to a checked `TrainConfig`.
+def typed(composed: Any, root: Root = TRAIN) -> Any:
+    """Convert a composed configuration, or any mapping of the same keys, to the root's checked dataclass.
 
     `output_dir` becomes absolute.
 
@@ -71,30 +106,30 @@ def typed(composed: Any) -> TrainConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.to_container(composed, resolve=True) if OmegaConf.is_config(composed) else dict(composed)
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain)
+        plain: Any = OmegaConf.to_container(composed, resolve=True) if OmegaConf.is_config(composed) else dict(composed)
+        merged = OmegaConf.merge(OmegaConf.structured(root.schema), root.prepare(plain))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(
                 f"no value for {', '.join(missing)}; give it: {' '.join(f'{key}=...' for key in missing)}"
             )
-        config = OmegaConf.to_object(merged)
+        config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(explained(error)) from error
-    assert isinstance(config, TrainConfig)
-    check_bounds(config)
+        raise ConfigError(explained(error, root)) from error
+    assert isinstance(config, root.schema)
+    root.check(config)
     config.output_dir = os.path.abspath(os.path.expanduser(config.output_dir))
     return config
 
 
-def config_yaml(config: TrainConfig) -> str:
+def config_yaml(config: Any) -> str:
     """The whole configuration as YAML."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def write_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+def write_config(config: Any, path: str | os.PathLike[str]) -> None:
     """Save the whole configuration as YAML, atomically.
 
     Raises:
@@ -105,7 +140,7 @@ def write_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
     write_atomically(path, config_yaml(config).encode())
 
 
-def read_config(path: str | os.PathLike[str]) -> TrainConfig:
+def read_config(path: str | os.PathLike[str], root: Root = TRAIN) -> Any:
     """Read what `write_config` saved.
 
     Raises:
@@ -121,10 +156,10 @@ def read_config(path: str | os.PathLike[str]) -> TrainConfig:
         raise ConfigError(f"{os.fspath(path)} is not YAML: {error}") from error
     if not OmegaConf.is_dict(composed):
         raise ConfigError(f"{os.fspath(path)} must hold a mapping of keys")
-    return typed(composed)
+    return typed(composed, root)
 
 
-def explained(error: BaseException) -> str:
+def explained(error: BaseException, root: Root = TRAIN) -> str:
     """An error of Hydra or OmegaConf in our words: the file, the key, what is wrong, what was expected."""
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -139,22 +174,24 @@ def explained(error: BaseException) -> str:
     reason = str(cause).splitlines()[0]
     key = str(cause.full_key or "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        return f"{place}{unknown_key(key)}"
-    expected = f"; must be {_words(schema_keys()[key])}" if key in schema_keys() else ""
+        return f"{place}{unknown_key(key, root=root)}"
+    known = schema_keys(root.schema)
+    expected = f"; must be {_words(known[key])}" if key in known else ""
     return f"{place}{f'{key}: ' if key else ''}{reason}{expected}"
 
 
-def unknown_key(key: str, others: Iterable[str] = ()) -> str:
+def unknown_key(key: str, others: Iterable[str] = (), root: Root = TRAIN) -> str:
     """A message with the nearest of the schema's keys and of `others`, or the keys of the section."""
-    candidates = [*schema_keys(), *others]
+    keys = schema_keys(root.schema)
+    candidates = [*keys, *others]
     parts = key.split(".")
     known = next(depth for depth in range(len(parts), -1, -1) if depth == 0 or ".".join(parts[:depth]) in candidates)
     section, stray = ".".join(parts[:known]), ".".join(parts[: known + 1])
     hint = did_you_mean(key, candidates) or did_you_mean(stray, candidates)
     if not hint and section:
-        inside = [name for name in schema_keys() if name.rpartition(".")[0] == section]
+        inside = [name for name in keys if name.rpartition(".")[0] == section]
         hint = f"; {section} takes {', '.join(name.rpartition('.')[2] for name in inside)}" if inside else ""
-    return f"unknown key '{key}'{hint or '; `prdp train --help` tells where the keys are listed'}"
+    return f"unknown key '{key}'{hint or '; `prdp {root.name} --help` tells where the keys are listed'}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
