@@ -116,7 +116,6 @@ def typed(composed: Any, root: Root = TRAIN) -> Any:
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(explained(error, root)) from error
-    assert isinstance(config, root.schema)
     root.check(config)
     config.output_dir = os.path.abspath(os.path.expanduser(config.output_dir))
     return config
