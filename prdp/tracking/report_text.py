@@ -28,5 +28,7 @@ def interval(value: tuple[float, float, float], style: Callable[[float], str] = 
 
 
 def label(name: str) -> str:
-    """A metric or sub-score name for people."""
-    return name.replace("_", " ")
+    """A metric or sub-score name for people; terms of a weighted sum that are only watched say so."""
+    watched = name.removeprefix("watch/")
+    text = watched.replace("_", " ")
+    return text if watched == name else f"{text} (watched, not optimised)"

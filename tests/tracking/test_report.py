@@ -20,6 +20,7 @@ from prdp.tracking.jsonl import METRICS_FILE
 from prdp.tracking.pictures import comparison_picture
 from prdp.tracking.report import NotARunError, main, write_report
 from prdp.tracking.report_data import changes, heldout_curves, read_run, timings
+from prdp.tracking.report_text import label
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
 
@@ -216,3 +217,8 @@ def test_comparison_picture_needs_two_evaluations_with_pictures(tmp_path: Path) 
     add_evaluation(tmp_path, 10, 0.1, grid=0)
     with pytest.raises(ValueError, match="no prompt has a picture in both"):
         comparison_picture(tmp_path, tmp_path / "picture.png")
+
+
+def test_labels_say_what_is_only_watched() -> None:
+    assert label("clip_score/raw") == "clip score/raw"
+    assert label("watch/image_quality") == "image quality (watched, not optimised)"
