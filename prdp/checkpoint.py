@@ -180,6 +180,19 @@ def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any])
         )
 
 
+def check_same_prompts(saved: str, now: str) -> None:
+    """Refuse to continue on other prompts than those that the cursor of the checkpoint counts; '' is not compared.
+
+    Raises:
+        CheckpointError: with both fingerprints.
+    """
+    if saved and now and saved != now:
+        raise CheckpointError(
+            f"prompts.train holds other prompts than when the checkpoint was written (fingerprint {saved} then, {now} "
+            "now), so its cursor would repeat some and miss others; restore the data, or start a new run"
+        )
+
+
 def config_fingerprint(config: Mapping[str, Any]) -> str:
     """Hex digest of the keys that a resumed run may not change."""
     text = json.dumps(_jsonable(_binding(config), "config"), sort_keys=True)

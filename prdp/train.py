@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prdp.checkpoint import check_compatible, load_checkpoint, resolve_resume, save_checkpoint
+from prdp.checkpoint import check_compatible, check_same_prompts, load_checkpoint, resolve_resume, save_checkpoint
 from prdp.cluster import build_workforce
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
@@ -20,7 +20,8 @@ from prdp.diffusion import build_policy, build_sampler, transitions_of
 from prdp.errors import start_up_checks
 from prdp.learners.torch_learner import TorchLearner
 from prdp.prompts import build_prompts
-from prdp.prompts.stream import PromptStream, fixed_prompts
+from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
+from prdp.prompts.usage import PromptLog
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers
@@ -56,6 +57,7 @@ class Run:
             policy, transitions, config.sampler.guidance_scale, config.learner, config.objective
         )
         self.stream = PromptStream(source, config.seed, config.prompts.shuffle)
+        self.prompts_fingerprint = fingerprint(source)
         evaluation = config.evaluation
         self.heldout = fixed_prompts(heldout, max(evaluation.prompts, evaluation.final_prompts), evaluation.seed)
         self.epoch = 0
@@ -63,6 +65,7 @@ class Run:
         resumed = self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_config(config, self.folder / "config.yaml")
+        self.prompt_log = PromptLog(self.folder, source, config.seed, config.prompts.shuffle, resumed)
         self.workforce: Workforce = build_workforce(
             config.cluster,
             partial(build_sampler, config.model, config.learner, config.sampler, seed=config.seed),
@@ -88,6 +91,7 @@ class Run:
                 for _ in range(config.updates_per_epoch):
                     _merge(metrics, self._update(rollout))
                 self.epoch += 1
+                self.prompt_log.write(self.epoch, rollout.prompts.indices)
                 metrics["time/epoch"] = time.monotonic() - start
                 metrics["images_per_second/epoch"] = len(rollout) / metrics["time/epoch"]
                 if self._due(config.evaluation.every):
@@ -176,6 +180,7 @@ class Run:
         state = {
             "learner": scalars,
             "prompt_cursor": self.stream.cursor,
+            "prompts_fingerprint": self.prompts_fingerprint,
             "wall_seconds": self.wall_seconds,
             "config": self.plain,
         }
@@ -189,6 +194,7 @@ class Run:
         checkpoint = load_checkpoint(path)
         state: Mapping[str, Any] = checkpoint.state
         check_compatible(state["config"], self.plain)
+        check_same_prompts(state.get("prompts_fingerprint", ""), self.prompts_fingerprint)
         self.learner.load_state(checkpoint.tensors, state["learner"])
         self.stream.cursor = int(state["prompt_cursor"])
         self.wall_seconds = float(state["wall_seconds"])

@@ -27,16 +27,20 @@ class PromptBatch:
             that occurs twice in an epoch gets two different groups of images.
         texts: the prompts.
         metadata: one mapping per prompt, handed to the reward unchanged.
+        indices: where each prompt stands in its source, for the run's log of prompts; empty where no source is behind.
     """
 
     epoch: int
     offset: int
     texts: tuple[str, ...]
     metadata: tuple[Mapping[str, Any], ...]
+    indices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.metadata):
             raise ValueError(f"PromptBatch has {len(self.texts)} texts but {len(self.metadata)} metadata entries")
+        if self.indices and len(self.texts) != len(self.indices):
+            raise ValueError(f"PromptBatch has {len(self.texts)} texts but {len(self.indices)} indices")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,6 +55,7 @@ class PromptBatch:
                 self.offset + start,
                 self.texts[start : start + prompts_per_chunk],
                 self.metadata[start : start + prompts_per_chunk],
+                self.indices[start : start + prompts_per_chunk],
             )
             for start in range(0, len(self), prompts_per_chunk)
         ]
@@ -147,6 +152,7 @@ class Rollout:
             first.prompts.offset,
             tuple(text for part in ordered for text in part.prompts.texts),
             tuple(meta for part in ordered for meta in part.prompts.metadata),
+            tuple(index for part in ordered for index in part.prompts.indices),
         )
 
         def joined(name: str) -> Any:

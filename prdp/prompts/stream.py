@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,11 @@ from prdp.types import Int64, PromptBatch
 
 
 class PromptSource(Protocol):
-    """Random access to prompts with their metadata."""
+    """Random access to prompts with their metadata.
+
+    A source may also have `fingerprint`, a text that changes with its content, and, when a pass is more than every
+    prompt once, `pass_length` and `pass_order` as `MixturePrompts` has them.
+    """
 
     def __len__(self) -> int: ...
 
@@ -37,33 +41,59 @@ class PromptStream:
         if cursor < 0:
             raise ValueError(f"prompt cursor is {cursor}, expected 0 or more")
         self._source, self._seed, self._shuffle = source, seed, shuffle
+        self._length = pass_length(source)
         self.cursor = cursor
         self._pass = -1
         self._order: Int64 = np.empty(0, np.int64)
 
     def next(self, count: int, epoch: int) -> PromptBatch:
         """The next `count` prompts as the batch of an epoch; advances the cursor."""
-        batch = prompts_at(self._source, [self._index(self.cursor + i) for i in range(count)], epoch)
+        batch = self.peek(count, epoch)
         self.cursor += count
         return batch
 
+    def peek(self, count: int, epoch: int = 0) -> PromptBatch:
+        """What `next` would give, with the cursor left where it is."""
+        return prompts_at(self._source, [self._index(self.cursor + i) for i in range(count)], epoch)
+
     def _index(self, position: int) -> int:
-        size = len(self._source)
-        if not self._shuffle:
-            return position % size
-        if position // size != self._pass:
-            self._pass = position // size
-            self._order = np.random.default_rng((self._seed, self._pass)).permutation(size)
-        return int(self._order[position % size])
+        number, place = divmod(position, self._length)
+        if number != self._pass:
+            self._pass = number
+            self._order = pass_order(self._source, self._seed, number, self._shuffle)
+        return int(self._order[place])
 
 
-def prompts_at(source: PromptSource, indices: list[int], epoch: int) -> PromptBatch:
+def pass_length(source: PromptSource) -> int:
+    """Prompts in one pass: all of the source, unless it says otherwise."""
+    return int(getattr(source, "pass_length", len(source)))
+
+
+def pass_order(source: PromptSource, seed: int, number: int, shuffle: bool = True) -> Int64:
+    """Int64 [pass_length]: the indices of pass `number` in order, a function of the arguments alone."""
+    if hasattr(source, "pass_order"):
+        return source.pass_order(seed, number, shuffle)
+    if not shuffle:
+        return np.arange(len(source), dtype=np.int64)
+    return np.random.default_rng((seed, number)).permutation(len(source))
+
+
+def prompts_at(source: PromptSource, indices: Sequence[int], epoch: int) -> PromptBatch:
     """The prompts at `indices` of a source as one batch."""
     pairs = [source[index] for index in indices]
-    return PromptBatch(epoch, 0, tuple(text for text, _ in pairs), tuple(metadata for _, metadata in pairs))
+    return PromptBatch(
+        epoch, 0, tuple(text for text, _ in pairs), tuple(metadata for _, metadata in pairs), tuple(indices)
+    )
 
 
 def fixed_prompts(source: PromptSource, count: int, seed: int) -> PromptBatch:
-    """`count` prompts of a source, or all when it has fewer; always the same, the first ones of a longer draw."""
-    order = np.random.default_rng((seed, 0)).permutation(len(source))[:count]
-    return prompts_at(source, [int(index) for index in order], 0)
+    """`count` different prompts of a source, or all of a pass when it has fewer; always the same, the first ones of a
+    longer draw.
+    """
+    order = dict.fromkeys(pass_order(source, seed, 0).tolist())
+    return prompts_at(source, list(order)[:count], 0)
+
+
+def fingerprint(source: PromptSource) -> str:
+    """Changes with the source's content; empty for a source that has none."""
+    return str(getattr(source, "fingerprint", ""))

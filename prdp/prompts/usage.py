@@ -1,0 +1,143 @@
+"""Which prompts a run has used: `prompts.jsonl` in the run's folder, and the check that none was missed or repeated.
+
+The first line tells of the source, {"rows", "pass_length", "fingerprint", "seed", "shuffle"}; each further one of an
+epoch, {"epoch", "indices"}, counted as in metrics.jsonl and taken from the images that came back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prdp.prompts.stream import PromptSource, fingerprint, pass_length
+from prdp.storage import write_atomically
+from prdp.types import Int64
+
+PROMPTS_FILE = "prompts.jsonl"
+
+
+class PromptLog:
+    """Appends a line an epoch.
+
+    Args:
+        run_dir: the run's folder.
+        source: what the run trains on.
+        seed, shuffle: of its stream.
+        resumed_epoch: lines of later epochs are dropped; None starts a new log.
+
+    Raises:
+        ValueError: the log to go on with is damaged elsewhere than in its last line.
+        OSError: it cannot be written.
+    """
+
+    def __init__(
+        self, run_dir: Path, source: PromptSource, seed: int, shuffle: bool, resumed_epoch: int | None = None
+    ) -> None:
+        self._path = Path(run_dir) / PROMPTS_FILE
+        lines: list[Mapping[str, Any]] = [
+            {
+                "rows": len(source),
+                "pass_length": pass_length(source),
+                "fingerprint": fingerprint(source),
+                "seed": seed,
+                "shuffle": shuffle,
+            }
+        ]
+        if resumed_epoch is not None and self._path.exists():
+            _, epochs = read_prompt_log(run_dir)
+            lines += [line for line in epochs if line["epoch"] <= resumed_epoch]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def write(self, epoch: int, indices: Sequence[int]) -> None:
+        """Note the prompts of an epoch; on disk when this returns."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"epoch": epoch, "indices": list(indices)}) + "\n")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run's log of prompts shows.
+
+    Attributes:
+        epochs, drawn: epochs in the log and prompts drawn in them.
+        rows: prompts of the source.
+        whole_passes: passes that are complete in the log.
+        counts: int64 [rows], how often each prompt was drawn.
+        faults: one sentence for each pass in which a prompt came twice or was missed; none for a sound run.
+    """
+
+    epochs: int
+    drawn: int
+    rows: int
+    whole_passes: int
+    counts: Int64
+    faults: tuple[str, ...]
+
+
+def read_prompt_log(run_dir: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The first line of a run's log of prompts, and the lines of its epochs; a half-written last one is left out.
+
+    Raises:
+        FileNotFoundError: there is no log.
+        ValueError: a line is damaged, by number.
+    """
+    path = Path(run_dir) / PROMPTS_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"there is no log of prompts {path}")
+    texts = path.read_bytes().splitlines()
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            missing = {"rows", "pass_length"} - line.keys() if number == 1 else {"epoch", "indices"} - line.keys()
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except (ValueError, AttributeError) as error:
+            if number == len(texts) > 1:
+                break
+            raise ValueError(f"{path} line {number} is damaged: {error}") from None
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    return lines[0], lines[1:]
+
+
+def check_usage(run_dir: Path | str) -> Usage:
+    """Count what a run has drawn, and look for epochs, prompts missed and prompts repeated within a pass.
+
+    Passes of a weighted mixture repeat and leave out prompts by design: of these only the epochs are checked.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompt_log`, and for indices outside of the source.
+    """
+    source, epochs = read_prompt_log(run_dir)
+    rows, length = int(source["rows"]), int(source["pass_length"])
+    drawn = np.array([index for line in epochs for index in line["indices"]], np.int64)
+    if drawn.size and (drawn.min() < 0 or drawn.max() >= rows):
+        raise ValueError(f"{Path(run_dir) / PROMPTS_FILE} names prompts outside of the {rows:,} of the source")
+    faults = [
+        f"epoch {line['epoch']} follows epoch {before}"
+        for before, line in enumerate(epochs)
+        if line["epoch"] != before + 1
+    ]
+    if length == rows:
+        for number, start in enumerate(range(0, len(drawn), length), start=1):
+            faults += _faults_of_pass(number, drawn[start : start + length], rows)
+    counts = np.bincount(drawn, minlength=rows).astype(np.int64)
+    return Usage(len(epochs), len(drawn), rows, len(drawn) // length, counts, tuple(faults))
+
+
+def _faults_of_pass(number: int, drawn: Int64, rows: int) -> list[str]:
+    counts = np.bincount(drawn, minlength=rows)
+    repeated = np.flatnonzero(counts > 1)
+    missed = np.flatnonzero(counts == 0) if len(drawn) == rows else np.empty(0, np.int64)
+    return [
+        f"pass {number}: {len(which):,} prompts {what}, the first is {which[0]}"
+        for which, what in ((repeated, "came more than once"), (missed, "were missed"))
+        if len(which)
+    ]
