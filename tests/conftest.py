@@ -19,6 +19,12 @@ os.environ.update(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def prompt_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tables of prompts are built in a folder of the tests, also by the processes they start."""
+    os.environ["PRDP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     """A folder with the files of a Stable Diffusion pipeline, whole but with next to nothing in them."""

@@ -1,37 +1,44 @@
-"""Prompts from a text file, one a line."""
+"""Prompts from text files, one a line."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+
+from prdp.prompts.cache import Cleaning, cached_table
+from prdp.prompts.files import source_files, stem, text_lines
+from prdp.prompts.table import PromptTable, Row
 
 
-class TextFilePrompts:
-    """The non-empty lines of a UTF-8 file, in order.
+class TextFilePrompts(PromptTable):
+    """The non-empty lines of text files, in order.
 
     Args:
-        path: of the file.
+        path: of a file, plain or .gz; a pattern; or a list of these.
         template: '{}' stands for the line, as in 'a painting of a {}'.
+        file_as_category: True puts the file's name, without its endings, into the metadata as category.
+        unique: True keeps the first of equal lines only.
+        encoding: of the files.
 
     Raises:
-        ValueError: no such file, not UTF-8, no prompt in it, or a template without '{}'.
+        ValueError: no such file, not of the encoding, no prompt in it, or a template without '{}'.
     """
 
-    def __init__(self, path: str, template: str = "{}") -> None:
-        if "{}" not in template:
-            raise ValueError(f"prompts template is {template!r}, expected it to contain {{}}")
-        try:
-            lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ValueError(f"prompts file {path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"prompts file {path} is not UTF-8 text: byte {error.start}") from None
-        self._prompts = [template.replace("{}", line.strip()) for line in lines if line.strip()]
-        if not self._prompts:
-            raise ValueError(f"prompts file {path} holds no prompt: expected one a line")
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        template: str = "{}",
+        file_as_category: bool = False,
+        unique: bool = False,
+        encoding: str = "utf-8",
+    ) -> None:
+        files = source_files(path)
 
-    def __len__(self) -> int:
-        return len(self._prompts)
+        def rows() -> Iterator[Row]:
+            for file in files:
+                metadata = {"category": stem(file)} if file_as_category else {}
+                for number, line in enumerate(text_lines(file, encoding), start=1):
+                    yield Row(line, metadata, f"{file} line {number}")
 
-    def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
-        return self._prompts[index], {}
+        options = {"file_as_category": file_as_category, "encoding": encoding}
+        cleaning = Cleaning(template, unique, skip_empty=True)
+        super().__init__(cached_table("text", files, options, rows, cleaning))

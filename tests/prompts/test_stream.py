@@ -72,7 +72,7 @@ def test_text_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing\.txt cannot be read: No such file"):
         TextFilePrompts(str(tmp_path / "nothing.txt"))
     (tmp_path / "binary.txt").write_bytes(b"ab\xff")
-    with pytest.raises(ValueError, match=r"binary\.txt is not UTF-8 text: byte 2"):
+    with pytest.raises(ValueError, match=r"binary\.txt is not UTF-8 text: line 1, byte 2 of it"):
         TextFilePrompts(str(tmp_path / "binary.txt"))
 
 

@@ -1,0 +1,103 @@
+"""Prompts from CSV and TSV files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from prdp.prompts.cache import Cleaning, cached_table
+from prdp.prompts.files import source_files, text_lines
+from prdp.prompts.records import Columns
+from prdp.prompts.table import PromptTable, Row
+
+
+class CsvFilePrompts(PromptTable):
+    """One prompt a record of comma- or tab-separated files.
+
+    Args:
+        path: of a file, plain or .gz; a pattern; or a list of these.
+        prompt_column: None takes the only column called prompt, caption or text.
+        category_column: becomes `category` in the metadata.
+        metadata_columns: travel along under their names, as text; 'all' takes every column but the prompt's.
+        columns: names of the columns of files without a header line; None takes them from the first line.
+        delimiter: None is a tab for .tsv and .tsv.gz, else a comma.
+        quoting: whether fields may stand in double quotes; None is no for tabs, yes else.
+        template, unique, skip_empty: see `Cleaning`.
+        encoding: of the files.
+
+    Raises:
+        ValueError: no such file or column, a record with another number of fields, not of the encoding, no prompt.
+    """
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        prompt_column: str | None = None,
+        category_column: str | None = None,
+        metadata_columns: str | Sequence[str] = (),
+        columns: Sequence[str] | None = None,
+        delimiter: str | None = None,
+        quoting: bool | None = None,
+        template: str = "{}",
+        unique: bool = False,
+        skip_empty: bool = False,
+        encoding: str = "utf-8",
+    ) -> None:
+        files = source_files(path)
+        choice = Columns(prompt_column, category_column, metadata_columns)
+        key = {
+            "columns": choice.key,
+            "header": columns and list(columns),
+            "delimiter": delimiter,
+            "quoting": quoting,
+            "encoding": encoding,
+        }
+
+        def rows() -> Iterator[Row]:
+            for file in files:
+                for record, place in csv_records(file, columns, delimiter, quoting, encoding, choice):
+                    yield choice.row(record, place)
+
+        super().__init__(cached_table("csv", files, key, rows, Cleaning(template, unique, skip_empty)))
+
+
+def csv_records(
+    file: Path,
+    columns: Sequence[str] | None,
+    delimiter: str | None,
+    quoting: bool | None,
+    encoding: str,
+    choice: Columns,
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Records by column name with their places; arguments as for `CsvFilePrompts`. Checks `choice` against the header.
+
+    Raises:
+        ValueError: as `CsvFilePrompts`.
+    """
+    if delimiter is None:
+        delimiter = "\t" if ".tsv" in file.suffixes else ","
+    if len(delimiter) != 1:
+        raise ValueError(f"prompts delimiter is {delimiter!r}, expected one character")
+    quoted = delimiter != "\t" if quoting is None else quoting
+    lines = text_lines(file, encoding)
+    if quoted:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+    names = list(columns) if columns is not None else None
+    if names is not None:
+        choice.check(str(file), names)
+    try:
+        for record in reader:
+            place = f"{file} line {reader.line_num}"
+            if names is None:
+                names = [name.strip() for name in record]
+                choice.check(str(file), names)
+            elif record and len(record) != len(names):
+                raise ValueError(f"{place}: {len(record)} fields, expected {len(names)} ({', '.join(names)})")
+            elif record:
+                yield dict(zip(names, record, strict=True)), place
+    except csv.Error as error:
+        raise ValueError(f"{file} line {reader.line_num}: {error}") from None

@@ -1,0 +1,138 @@
+"""Prompts in a memory-mapped Arrow file: a million open at once, and none is a Python string until it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BUILDER_VERSION = 1
+"""Part of every cache key: to be raised when the same input would give another table."""
+
+ROWS_PER_BATCH = 8192
+_FACTS = "prdp"
+
+
+class Row(NamedTuple):
+    """One prompt on its way into a table.
+
+    Attributes:
+        text: the prompt.
+        metadata: JSON-able.
+        place: file and line, for messages.
+    """
+
+    text: str
+    metadata: Mapping[str, Any]
+    place: str
+
+
+class DamagedTableError(ValueError):
+    """A table file that is cut off or was not written by `write_table`."""
+
+
+class PromptTable:
+    """A prompt source on a file that `write_table` wrote; nothing of it is read before it is asked for.
+
+    Attributes:
+        path: the file.
+        fingerprint: hex digest (64 bits) of prompts and metadata in their order.
+
+    Raises:
+        DamagedTableError: the file is cut off, or no table of prompts.
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+            facts = json.loads(last.custom_metadata[_FACTS])
+        except (pa.ArrowInvalid, OSError, TypeError, KeyError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise DamagedTableError(f"{path} is no whole table of prompts: {error}") from None
+        self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
+        self._rows = int(facts["rows"])
+        self.fingerprint = str(facts["fingerprint"])
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
+        """Prompt and metadata; a negative index counts from the end. Raises IndexError outside of the table."""
+        if not -self._rows <= index < self._rows:
+            raise IndexError(f"index {index} is outside a table of {self._rows} prompts")
+        batch, row = divmod(index % self._rows, ROWS_PER_BATCH)
+        texts, metadata = self._batches[batch].columns
+        return texts[row].as_py(), json.loads(metadata[row].as_py())
+
+    def texts(self) -> Iterator[str]:
+        """The prompts in order."""
+        for batch in self._batches:
+            yield from batch.column(0).to_pylist()
+
+    def metadata(self) -> Iterator[dict[str, Any]]:
+        """The metadata in order."""
+        for batch in self._batches:
+            yield from map(json.loads, batch.column(1).to_pylist())
+
+
+def write_table(file: BinaryIO, rows: Iterable[Row]) -> int:
+    """Write rows into an open file as Arrow batches of (text, metadata as JSON); the number of rows.
+
+    The same rows give the same bytes. The last batch is empty and carries the facts that are known at the end.
+
+    Raises:
+        ValueError: metadata that JSON cannot hold, or text that UTF-8 cannot, by place.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema([("prompt", pa.string()), ("metadata", pa.string())])
+    digest, count = hashlib.blake2b(digest_size=8), 0
+    texts: list[str] = []
+    metadata: list[str] = []
+    with pa.ipc.new_file(file, schema) as writer:
+
+        def flush() -> None:
+            if texts:
+                writer.write_batch(_batch(schema, texts, metadata))
+                texts.clear()
+                metadata.clear()
+
+        for row in rows:
+            packed = _packed(row)
+            try:
+                digest.update(f"{len(row.text)}|{row.text}|{len(packed)}|{packed}|".encode())
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{row.place}: holds half of a surrogate pair, which is no text: {error}") from None
+            texts.append(row.text)
+            metadata.append(packed)
+            count += 1
+            if len(texts) == ROWS_PER_BATCH:
+                flush()
+        flush()
+        facts = json.dumps({"rows": count, "fingerprint": digest.hexdigest(), "builder": BUILDER_VERSION})
+        writer.write_batch(_batch(schema, [], []), custom_metadata={_FACTS: facts})
+    return count
+
+
+def _batch(schema: pyarrow.Schema, texts: list[str], metadata: list[str]) -> pyarrow.RecordBatch:
+    import pyarrow as pa
+
+    return pa.record_batch([pa.array(texts, pa.string()), pa.array(metadata, pa.string())], schema=schema)
+
+
+def _packed(row: Row) -> str:
+    try:
+        return json.dumps(row.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{row.place}: its metadata does not fit into JSON: {error}") from None
