@@ -21,7 +21,8 @@ class TrainableWeights:
 
     Args:
         network: a diffusers model (LoRA needs its `add_adapter`).
-        mode: 'lora' or 'full'.
+        mode: 'lora', 'full', or 'frozen': nothing learns, for networks that are only sampled from. Their reference is
+            the network without the adapters that were loaded into it.
         rank, alpha, targets: of LoRA, as in peft's LoraConfig.
         seed: of the adapters' random start.
         keep_reference: whether `reference()` will be called.
@@ -48,7 +49,7 @@ class TrainableWeights:
             if keep_reference:
                 self._frozen = copy.deepcopy(network)
             network.requires_grad_(True)
-        else:
+        elif mode != "frozen":
             raise ValueError(f"learner.mode is {mode!r}, expected lora or full")
         self.parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
         # Learning tensors are float32 whatever the network's precision, or small updates would round away.
@@ -77,12 +78,14 @@ class TrainableWeights:
     @contextmanager
     def reference(self) -> Iterator[torch.nn.Module]:
         """The network as it was before any training, for the time of the context."""
-        if self.mode == "lora":
+        if self.mode == "lora" or getattr(self.network, "peft_config", None):
             self.network.disable_adapters()
             try:
                 yield self.network
             finally:
                 self.network.enable_adapters()
+        elif self.mode == "frozen":
+            yield self.network
         elif self._frozen is None:
             raise RuntimeError("the frozen reference was not kept: build TrainableWeights with keep_reference=True")
         else:

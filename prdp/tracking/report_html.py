@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -58,11 +58,16 @@ def page(run: RunData) -> str:
         _configuration(run),
         f"<footer>Made by prdp {escape(prdp.__version__)} from the run folder alone. {_HINT}</footer>",
     ]
+    return document(title, body)
+
+
+def document(title: str, body: Sequence[str], style: str = "") -> str:
+    """A self-contained HTML document in the report's style; `style` is added to it, empty parts of the body go."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}{style}</style></head>\n'
         f"<body><main>\n{chr(10).join(part for part in body if part)}\n</main></body></html>\n"
     )
 

@@ -95,3 +95,22 @@ def paired_difference_interval(
     if first.shape != second.shape:
         raise ValueError(f"before has shape {first.shape} and after {second.shape}, expected pairs")
     return mean_interval(second - first, groups, confidence, resamples, seed)
+
+
+def win_rate_interval(
+    before: npt.ArrayLike,
+    after: npt.ArrayLike,
+    groups: npt.ArrayLike | Sequence[object] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Share of the images with `after` above `before`, a tie counting half, with its interval.
+
+    Arguments and result as in `paired_difference_interval`.
+    """
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"before has shape {first.shape} and after {second.shape}, expected pairs")
+    wins = np.where(np.isnan(first) | np.isnan(second), np.nan, 0.5 * (1.0 + np.sign(second - first)))
+    return mean_interval(wins, groups, confidence, resamples, seed)
