@@ -16,7 +16,9 @@ COMMANDS = {
     "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
     "validate": ("prdp.commands:validate", "check a configuration and show its size, without running it"),
     "pretrain": ("prdp.pretrain:main", "train the embedded tiny pipeline from scratch"),
+    "evaluate": ("prdp.evaluate:main", "judge finished models side by side on held-out prompts"),
     "report": ("prdp.commands:report", "write the report of a run anew"),
+    "prompts": ("prdp.prompts_command:main", "inspect, clean, split and check prompt sets"),
 }
 """Name -> (function that takes the arguments and returns an exit code or None, one line of help)."""
 

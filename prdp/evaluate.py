@@ -1,0 +1,187 @@
+"""`prdp evaluate`: the same prompts and noise for every model, judged by every reward, in one table and one report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prdp.compose import Composer
+from prdp.configure import conf_folder, groups, write_config
+from prdp.errors import ConfigError, StartError, start_up_checks
+from prdp.evaluation.command_line import EVALUATE, read_command_line
+from prdp.evaluation.exports import FOLDER as EXPORTS
+from prdp.evaluation.exports import check_export, export
+from prdp.evaluation.models import BASE, find_models
+from prdp.evaluation.settings import EvaluateConfig
+from prdp.evaluation.store import file_name
+from prdp.targets import check_target
+from prdp.threads import apply_threads
+from prdp.tracking.console import Progress
+
+if TYPE_CHECKING:
+    from prdp.evaluation.models import EvaluatedModel
+    from prdp.evaluation.results import Results
+    from prdp.evaluation.work import Work
+    from prdp.types import PromptBatch
+
+_HELP = """\
+MODELS are, each with a name before it if you like (gentle:runs/a):
+  base                     what the first run was trained from, or model.path=...
+  runs/a                   a run of prdp train: its exported weights, else its newest checkpoint
+  runs/a/checkpoints       all its checkpoints; or one of them; or runs/a/weights
+  runs/sweep               every run of a sweep
+  a diffusers folder, a hub id, a LoRA file or folder of diffusers, kohya or PEFT
+
+OVERRIDES
+  prompts=[shapes,drawbench]         options of conf/prompts: their held-out part; option.train for the other;
+                                     a file of prompts; prompts.NAME.KEY=VALUE sets an argument
+  rewards=[pickscore,hpsv2]          options of conf/reward, or my_module.my_reward; rewards.NAME.KEY=VALUE
+  watch=[redness]                    rewards that no model was optimised for, shown beside
+  seeds=[0,1]  images_per_prompt=4  prompts_per_set=256  sampler=ddim50  sampler.steps=20
+  features=clip features.path=...    where diversity and drift are measured
+  export=[geneval,hpsv2]             folders for others' scripts
+  output_dir=runs/compare            the same folder again goes on, or adds what is missing
+
+With a run among the models, its sampler, seed, prompts and rewards are taken unless others are given:
+  prdp evaluate models=[runs/a,runs/b] output_dir=runs/compare
+Without one, say all of it:
+  prdp evaluate models=[base,my_lora.safetensors] model.path=/models/sd prompts=[./my.txt] rewards=[my_rewards.mine]
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    options = _parser().parse_intermixed_args(arguments)
+    folders = [conf_folder(), *options.config_dir]
+    line = read_command_line(options.overrides, folders)
+    with Composer(line.words, folders=options.config_dir, root=line.root, additions=line.additions) as composer:
+        [job] = composer.jobs()
+        apply_threads(job.config.cluster.threads or 1)
+        models, prompts = check_start(job.config, line.model_is_given)
+
+        def task(config: EvaluateConfig) -> None:
+            evaluate(config, models, prompts, line.notes)
+
+        composer.run(task)
+    return 0
+
+
+def check_start(
+    config: EvaluateConfig, model_is_given: bool = True
+) -> tuple[list[EvaluatedModel], dict[str, PromptBatch]]:
+    """Find models and prompts, and check everything that can be checked without computing.
+
+    Raises:
+        ConfigError, StartError: naming the key and what is wrong.
+    """
+    from prdp.prompts import build_prompts
+    from prdp.prompts.stream import fixed_prompts
+    from prdp.rewards import check_reward
+
+    models = find_models(config.models, config.model if model_is_given else None)
+    names = [model.name for model in models]
+    if config.against is not None and config.against not in names:
+        if config.against != BASE:
+            raise ConfigError(f"against={config.against}: must be one of the models {', '.join(names)}, or null")
+        if not model_is_given:
+            raise StartError("against=base: which model is it? Give model.path=..., against=<its name> or against=null")
+        models = [*find_models([BASE], config.model), *models]
+    for key in ("rewards", "watch"):
+        for name, section in getattr(config, key).items():
+            check_reward(f"{key}.{name}", section, elsewhere=config.cluster.kind != "inline")
+    check_target("features", config.features)
+    prompts = {}
+    for name, section in config.prompts.items():
+        check_target(f"prompts.{name}", section)
+        with start_up_checks(f"prompts.{name}"):
+            source = build_prompts(f"prompts.{name}", section)
+            prompts[name] = fixed_prompts(source, config.prompts_per_set, config.prompt_seed)
+        for tool in config.export:
+            check_export(tool, name, prompts[name])
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir={folder}: is a file, must be a folder")
+    if (folder / "checkpoints").exists():
+        raise ConfigError(f"output_dir={folder}: holds a run; an evaluation needs a folder of its own")
+    return models, prompts
+
+
+def evaluate(
+    config: EvaluateConfig,
+    models: Sequence[EvaluatedModel],
+    prompts: Mapping[str, PromptBatch],
+    notes: Sequence[str] = (),
+) -> Path:
+    """Compute what is missing, then write and print the results; the evaluation's folder."""
+    from prdp.evaluation.report import write_report
+    from prdp.evaluation.results import gather
+    from prdp.evaluation.tables import alarms, print_results, write_tables
+    from prdp.evaluation.work import Work, embed_missing, sample_missing, score_missing, space_name
+    from prdp.targets import build
+
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder / "config.yaml")
+    with Progress(1, run_dir=folder, interactive=False) as progress:
+        say = progress.message
+        for note in (str(folder), *notes):
+            say(note)
+        if len(config.seeds) * config.images_per_prompt < 2:
+            say("one image of each prompt: there is no diversity to measure; images_per_prompt=2 or more measures it")
+        with start_up_checks():
+            work = Work.of(config, models, prompts)
+            space = build("features", config.features)
+        sample_missing(work, say)
+        embed_missing(work, space, say)
+        identities = {
+            name: score_missing(work, name, section, say)
+            for name, section in {**config.rewards, **config.watch}.items()
+        }
+        results = dataclasses.replace(gather(work, identities, space.name, space_name(space)), notes=tuple(notes))
+        write_tables(results)
+        _export(results, work)
+        report = write_report(results)
+        print()
+        print_results(results)
+        for alarm in alarms(results):
+            progress.message(f"ALARM {alarm}")
+        say(f"report: {report}")
+    return folder
+
+
+def _export(results: Results, work: Work) -> None:
+    """Write the folders for others' scripts."""
+    config = work.config
+    for tool in config.export:
+        for model in results.models:
+            for prompt_set in work.prompts:
+                folder = Path(config.output_dir) / EXPORTS / tool / file_name(prompt_set) / file_name(model.name)
+                chunks = [chunk for seed in config.seeds for chunk in work.chunks[model.name, prompt_set, seed]]
+                print(f"export: {export(tool, folder, chunks)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prdp evaluate",
+        usage="prdp evaluate models=[...] [OVERRIDES] [options]",
+        description="Judge models on the same prompts and the same noise.",
+        epilog=f"{_HELP}\n{_options_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
+    parser.add_argument(
+        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
+    )
+    return parser
+
+
+def _options_text() -> str:
+    """The options of every group that an evaluation takes."""
+    available = groups([conf_folder()], dataclasses.replace(EVALUATE, groups=(*EVALUATE.groups, "prompts", "reward")))
+    width = max(map(len, available))
+    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items()]
+    return "\n".join(["groups:", *lines, "Keys, their meaning and defaults: prdp/evaluation/settings.py"])

@@ -1,0 +1,231 @@
+"""`models=[...] prompts=[...] rewards=[...] watch=[...]`, from short names to what Hydra composes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prdp.configure import Root, groups
+from prdp.errors import ConfigError
+from prdp.evaluation.models import runs_among, split_name
+from prdp.evaluation.runs import TrainedRun
+from prdp.evaluation.settings import EvaluateConfig, check_evaluation
+from prdp.suggest import did_you_mean
+from prdp.targets import TARGET
+
+FROM_RUN = "from_run"
+SPLITS = ("train", "heldout")
+_GROUP_OF = {"prompts": "prompts", "rewards": "reward", "watch": "reward"}
+_LISTS = ("models", *_GROUP_OF, "export")
+_SINGULAR = {"reward": "rewards", "model_paths": "models", "seed": "seeds", "prompt": "prompts"}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the words of a command line come to.
+
+    Attributes:
+        words: overrides that go to Hydra as they are.
+        additions: Hydra's words for the options that were chosen.
+        root: the configuration, with what the first run brings along.
+        notes: what was taken from where, for people.
+        model_is_given: whether anything says what 'base' is.
+    """
+
+    words: tuple[str, ...]
+    additions: tuple[str, ...]
+    root: Root
+    notes: tuple[str, ...]
+    model_is_given: bool
+
+
+@dataclass
+class _Chosen:
+    """Options and sections that the lists name."""
+
+    additions: list[str] = field(default_factory=list)
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+
+def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandLine:
+    """Translate the short names; everything else stays for Hydra.
+
+    Args:
+        words: of the command line.
+        folders: with configuration files, those of the package first.
+
+    Raises:
+        ConfigError: an unknown reward or prompt set, with the nearest that exist; or no models.
+    """
+    lists, rest = _lists(words)
+    if not lists.get("models"):
+        raise ConfigError("which models? Give models=[base,runs/mine], for instance; see prdp evaluate --help")
+    runs = runs_among(lists["models"])
+    available = groups(folders, dataclasses.replace(EVALUATE, groups=("prompts", "reward")))
+    chosen = _Chosen()
+    for key, group in _GROUP_OF.items():
+        for entry in lists.get(key, ()):
+            _choose(chosen, key, entry, available.get(group, []))
+    overlay, notes = _from_runs(runs, lists, rest) if runs else ({}, [])
+    for key, sections in chosen.sections.items():
+        overlay.setdefault(key, {}).update(sections)
+    for key in _GROUP_OF:
+        _check_names(key, [*chosen.names.get(key, []), *overlay.get(key, {})], rest)
+    words = [f"{key}={_quoted(entries)}" for key, entries in lists.items() if key in ("models", "export")]
+    root = dataclasses.replace(
+        EVALUATE,
+        nodes={FROM_RUN: overlay},
+        prepare=lambda plain: _prepared(plain, chosen.splits),
+    )
+    given = bool(runs) or any(re.match(r"\+*model(\.path)?=", word) for word in rest)
+    return CommandLine((*words, *rest), tuple(chosen.additions), root, tuple(notes), given)
+
+
+EVALUATE = Root(
+    name="evaluate",
+    schema=EvaluateConfig,
+    open_sections=("prompts", "rewards", "watch", "features"),
+    groups=("cluster", "features", "model", "sampler"),
+    check=check_evaluation,
+    nodes={FROM_RUN: {}},
+)
+
+
+def _lists(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The lists of short names, and the other words."""
+    lists: dict[str, list[str]] = {}
+    rest = []
+    for word in words:
+        key, separator, value = word.partition("=")
+        if key in _SINGULAR:
+            raise ConfigError(f"{word}: unknown key '{key}'. Did you mean '{_SINGULAR[key]}'?")
+        if key not in _LISTS or not separator:
+            rest.append(word)
+            continue
+        inner = value.strip().removeprefix("[").removesuffix("]")
+        lists[key] = [entry.strip().strip("'\"") for entry in inner.split(",") if entry.strip()]
+    return lists, rest
+
+
+def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str]) -> None:
+    """Take in one entry of prompts, rewards or watch: an option, a file of prompts, or a function's dotted path."""
+    name, plain = split_name(entry)
+    option, _, split = plain.partition(".") if key == "prompts" else (plain, "", "")
+    if option in options and split in ("", *SPLITS):
+        name = name or (f"{option}_{split}" if split == "train" else option)
+        chosen.additions.append(f"+{_GROUP_OF[key]}@{key}.{name}={option}")
+        chosen.splits[name] = split or "heldout"
+    elif key == "prompts" and (Path(plain).expanduser().exists() or "/" in plain):
+        name = name or re.sub(r"\W+", "_", Path(plain).name.partition(".")[0])
+        chosen.sections.setdefault(key, {})[name] = {TARGET: "prdp.prompts.any_file.open_prompts", "path": plain}
+    elif key != "prompts" and re.fullmatch(r"\w+(\.\w+)+", plain):
+        name = name or plain.rpartition(".")[2]
+        target = "prdp.rewards.python_callable.PythonCallable"
+        chosen.sections.setdefault(key, {})[name] = {TARGET: target, "path": plain}
+    else:
+        kind = "prompt set" if key == "prompts" else "reward"
+        also = "a file of prompts" if key == "prompts" else "the dotted path of a function"
+        hint = did_you_mean(option, options)
+        raise ConfigError(f"{key}: there is no {kind} '{plain}'{hint}; it takes {', '.join(options)}, or {also}")
+    if name in chosen.names.setdefault(key, []):
+        raise ConfigError(f"{key}: two are called '{name}'; name them, as in {key}=[first:{option},...]")
+    chosen.names[key].append(name)
+
+
+def _from_runs(
+    runs: Sequence[TrainedRun], lists: Mapping[str, Sequence[str]], rest: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What the runs bring along where the command line says nothing: settings of the first, rewards and prompts of
+    all.
+    """
+    first = runs[0]
+    config = first.config
+    taken: dict[str, Any] = {
+        "prompts_per_set": config.evaluation.final_prompts,
+        "images_per_prompt": config.evaluation.images_per_prompt,
+        "seeds": [config.seed],
+        "prompt_seed": config.evaluation.seed,
+        "autocast": config.learner.autocast,
+    }
+    keys = {word.lstrip("+~").partition("=")[0] for word in rest}
+    notes = []
+    if "sampler" not in keys:
+        taken["sampler"] = dataclasses.asdict(config.sampler)
+        spacing = config.sampler.timestep_spacing or "the checkpoint's"
+        notes.append(
+            f"sampler as in {first.folder}: {config.sampler.kind}, {config.sampler.steps} steps, guidance "
+            f"{config.sampler.guidance_scale:g}, {spacing} spacing (sampler=... or sampler.steps=... changes it)"
+        )
+        others = [run for run in runs if _image_settings(run) != _image_settings(first)]
+        notes += [f"{run.folder} was trained with another sampler than that" for run in others]
+    if "model" not in keys:
+        taken["model"] = dataclasses.asdict(config.model)
+        notes.append(f"base is {config.model.path}, what {first.folder} was trained from")
+        others = [run for run in runs if run.config.model.path != config.model.path]
+        notes += [f"{run.folder} was trained from {run.config.model.path}, not from base" for run in others]
+    if "rewards" not in lists:
+        taken["rewards"] = _distinct([(run.reward_name, run.config.reward) for run in runs], lists.get("watch", ()))
+        notes.append(f"rewards that the runs were trained on: {', '.join(taken['rewards'])}")
+    if "prompts" not in lists:
+        taken["prompts"] = _distinct([(run.prompts_name, run.config.prompts.heldout) for run in runs], ())
+        notes.append(f"held-out prompts of the runs: {', '.join(taken['prompts'])}")
+    taken = {key: value for key, value in taken.items() if key not in keys}
+    return taken, notes
+
+
+def _image_settings(run: TrainedRun) -> dict[str, Any]:
+    sampler = dataclasses.asdict(run.config.sampler)
+    return {key: value for key, value in sampler.items() if key not in ("microbatch", "prompts_per_chunk")}
+
+
+def _distinct(named: Sequence[tuple[str, Mapping[str, Any]]], without: Sequence[str]) -> dict[str, Any]:
+    """Sections that differ, each under a name of its own."""
+    found: dict[str, Any] = {}
+    for name, section in named:
+        plain = dict(section)
+        if plain in found.values() or name in without:
+            continue
+        number = 2
+        free = name
+        while free in found:
+            free, number = f"{name}_{number}", number + 1
+        found[free] = plain
+    return found
+
+
+def _check_names(key: str, names: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse arguments of a reward or prompt set that is not among those chosen."""
+    for word in words:
+        parts = word.lstrip("+~").partition("=")[0].split(".")
+        if parts[0] == key and len(parts) > 1 and parts[1] not in names:
+            taken = ", ".join(names) or "none"
+            hint = did_you_mean(parts[1], names)
+            raise ConfigError(f"{word}: '{parts[1]}' is not among {key} ({taken}){hint}")
+
+
+def _prepared(plain: dict[str, Any], splits: Mapping[str, str]) -> dict[str, Any]:
+    """Reduce the options of the group `prompts`, which have two sources each, to the one that was chosen.
+
+    What is set beside the two, as in prompts.text_file.path=..., goes to the chosen one.
+    """
+    prompts = {}
+    for name, section in (plain.get("prompts") or {}).items():
+        if isinstance(section, dict) and TARGET not in section:
+            beside = {key: value for key, value in section.items() if key not in (*SPLITS, "shuffle")}
+            source = section.get(splits.get(name, "heldout")) or section.get("train")
+            prompts[name] = {**source, **beside} if isinstance(source, dict) else section
+        else:
+            prompts[name] = section
+    return {**plain, "prompts": prompts}
+
+
+def _quoted(entries: Sequence[str]) -> str:
+    """A list as Hydra reads it, whatever the entries hold."""
+    escaped = ("'" + entry.replace("\\", "\\\\").replace("'", "\\'") + "'" for entry in entries)
+    return f"[{','.join(escaped)}]"

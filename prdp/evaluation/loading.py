@@ -1,0 +1,118 @@
+"""Samplers of finished models: whole pipelines, LoRA files applied to one, checkpoints of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prdp.checkpoint import load_checkpoint
+from prdp.config import LearnerConfig, SamplerConfig
+from prdp.diffusion import build_policy, transitions_of
+from prdp.diffusion.policy import Policy
+from prdp.diffusion.sampler import Sampler
+from prdp.evaluation.models import EvaluatedModel
+from prdp.types import Weights
+
+_PEFT_PREFIX = "base_model.model."
+
+
+def build_evaluated_sampler(
+    model: EvaluatedModel, sampler: SamplerConfig, dtype: str, device: str, autocast: str | None, kl: bool
+) -> Sampler:
+    """A sampler of a finished model; picklable as a `functools.partial`, so that an actor can call it.
+
+    Args:
+        model: which.
+        sampler: steps, guidance and so on, the same for every model.
+        dtype, device: of the network.
+        autocast: of its forward; None for none.
+        kl: whether trajectories will be asked for, which need the reference.
+
+    Raises:
+        ValueError: weights that do not fit; names them.
+    """
+    policy = _policy(model, dtype, device, autocast, kl)
+    return Sampler(policy, transitions_of(policy, sampler), sampler.guidance_scale, sampler.microbatch)
+
+
+def measures_kl(model: EvaluatedModel) -> bool:
+    """Whether a model comes with the reference that it was trained from."""
+    return model.kind != "pipeline"
+
+
+def _policy(model: EvaluatedModel, dtype: str, device: str, autocast: str | None, kl: bool) -> Policy:
+    import dataclasses
+
+    pipeline = dataclasses.replace(model.model, dtype=dtype, device=device)
+    if model.kind == "checkpoint":
+        assert model.learner is not None and model.path is not None
+        learner = dataclasses.replace(model.learner, autocast=autocast, gradient_checkpointing=False)
+        keep = kl and learner.mode == "full"
+        policy = build_policy(pipeline, learner, seed=model.seed, keep_reference=keep)
+        policy.weights.bind(_checkpoint_weights(model.path))
+        # From here on nothing learns, and what is published to the sampler is empty.
+        policy.weights.parameters = {}
+        return policy
+    policy = build_policy(pipeline, LearnerConfig(mode="frozen", autocast=autocast), seed=0, keep_reference=False)
+    if model.kind == "lora":
+        assert model.path is not None
+        apply_lora(policy, model.path)
+    return policy
+
+
+def _checkpoint_weights(folder: Path) -> Weights:
+    """The weights that training would evaluate: the moving average where one was kept."""
+    tensors = load_checkpoint(folder).tensors
+    for prefix in ("ema/", "weights/"):
+        chosen = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        if chosen:
+            return Weights.of(0, chosen)
+    raise ValueError(f"checkpoint {folder} holds no weights")
+
+
+def apply_lora(policy: Any, file: Path) -> None:
+    """Load a LoRA file of diffusers, kohya or PEFT into a Stable Diffusion policy; every tensor binds, or it raises.
+
+    Raises:
+        ValueError: no LoRA in the file, or tensors that match no layer of the model.
+    """
+    from diffusers.utils import logging
+    from safetensors.torch import load_file
+
+    # Its warnings about text encoders without LoRA would come once per model; what matters is checked below.
+    logging.set_verbosity_error()
+    pipeline, state = policy.pipeline, load_file(file)
+    if file.name == "adapter_model.safetensors":
+        adapter = json.loads((file.parent / "adapter_config.json").read_text(encoding="utf-8"))
+        state = {f"unet.{name.removeprefix(_PEFT_PREFIX)}": value for name, value in state.items()}
+        rank, alpha = int(adapter["r"]), float(adapter.get("lora_alpha", adapter["r"]))
+        if adapter.get("use_rslora") or adapter.get("use_dora") or adapter.get("alpha_pattern"):
+            raise ValueError(f"{file}: rslora, dora and alpha patterns of PEFT are not supported")
+        # Without metadata diffusers takes alpha for the rank; the scale alpha / rank goes into B instead.
+        state = {name: value * (alpha / rank) if ".lora_B." in name else value for name, value in state.items()}
+        pipeline.load_lora_weights(state)
+    else:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    _check_bound(file, state, pipeline)
+
+
+def _check_bound(file: Path, state: dict[str, Any], pipeline: Any) -> None:
+    """Every matrix of the file must be in a network; diffusers only warns about those that are not."""
+    matrices = [name for name in state if name.endswith(".weight") and ("lora" in name or "down" in name)]
+    bound = [
+        value
+        for network in (pipeline.unet, pipeline.text_encoder)
+        for name, value in network.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    ]
+    if not bound:
+        raise ValueError(f"{file} holds no LoRA that fits the model; its first tensors are {list(state)[:3]}")
+    if len(bound) != len(matrices):
+        raise ValueError(f"{file} holds {len(matrices)} LoRA matrices, but {len(bound)} fit the model")
+    expected = {name: float(np.abs(value.float().numpy()).sum()) for name, value in state.items() if name in matrices}
+    total, found = sum(expected.values()), sum(float(value.detach().float().abs().sum()) for value in bound)
+    if not np.isclose(total, found, rtol=1e-2):
+        raise ValueError(f"{file}: not all its matrices were bound: they add up to {total:g}, the model's to {found:g}")

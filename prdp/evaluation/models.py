@@ -1,0 +1,254 @@
+"""What stands in `models`: base, runs, sweeps, checkpoints, exported weights, diffusers folders, LoRA files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prdp.checkpoint import FOLDER as CHECKPOINTS
+from prdp.checkpoint import STATE_FILE, TENSOR_FILE
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.configure import typed
+from prdp.errors import StartError
+from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep
+from prdp.model_folder import INDEX, check_model, model_location
+from prdp.suggest import did_you_mean
+
+BASE = "base"
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_NAMED = re.compile(r"(\w[\w .+=-]*):(.+)")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DIGESTED = (".json", ".txt", ".safetensors", ".model")
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """One model to judge.
+
+    Attributes:
+        name: as it stands in tables.
+        kind: 'pipeline' (a whole model), 'lora' (a file applied to `model`) or 'checkpoint' (of `prdp train`).
+        model: the pipeline, or what the LoRA file or checkpoint was trained from.
+        path: of the LoRA file or the checkpoint's folder; None for a pipeline.
+        run: the run it comes from, where that is known.
+        epoch: epochs of training behind it, where that is known.
+        learner, seed: of a checkpoint's run, which its tensors fit.
+    """
+
+    name: str
+    kind: str
+    model: ModelConfig
+    path: Path | None = None
+    run: TrainedRun | None = None
+    epoch: int | None = None
+    learner: LearnerConfig | None = None
+    seed: int = 0
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, for people."""
+        return self.model.path if self.path is None else f"{self.path}"
+
+
+def find_models(entries: Sequence[str], base: ModelConfig | None) -> list[EvaluatedModel]:
+    """The models that the entries name, in order, sweeps and folders of checkpoints unfolded.
+
+    Args:
+        entries: 'base' or '[name:]path'.
+        base: what 'base' means and what LoRA files are applied to; None where nothing says so.
+
+    Raises:
+        StartError: an entry that is none of these, files that are missing, or two models of one name.
+    """
+    found: list[EvaluatedModel] = []
+    for entry in entries:
+        name, path = split_name(entry)
+        found += _found(entry, name, path, base)
+    names = [model.name for model in found]
+    for name in names:
+        if names.count(name) > 1:
+            same = ", ".join(model.source for model in found if model.name == name)
+            raise StartError(f"models: two are called '{name}' ({same}); name them, as in models=[first:path,...]")
+    for model in found:
+        check_model(model.model.path, model.model.variant, model.model.revision)
+    return found
+
+
+def split_name(entry: str) -> tuple[str | None, str]:
+    """'name:path' as (name, path); the name is None where there is none."""
+    match = _NAMED.fullmatch(entry)
+    return (match[1], match[2]) if match and not Path(entry).exists() else (None, entry)
+
+
+def runs_among(entries: Iterable[str]) -> list[TrainedRun]:
+    """The runs behind the entries, in order; those that name none are passed over."""
+    runs = []
+    for entry in entries:
+        path = Path(split_name(entry)[1]).expanduser()
+        for folder in (path, path.parent, path.parent.parent):
+            if is_run(folder):
+                runs.append(read_trained_run(folder))
+                break
+        else:
+            runs += [read_trained_run(folder) for folder in runs_of_sweep(path)]
+    return runs
+
+
+def model_digest(model: EvaluatedModel) -> str:
+    """Changes with the weights and configuration files that the model consists of."""
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(_pipeline_digest(model.model.path, model.model.revision, model.model.variant).encode())
+    if model.kind == "lora":
+        assert model.path is not None
+        digest.update(_file_digest(model.path).encode())
+    elif model.kind == "checkpoint":
+        assert model.path is not None and model.learner is not None
+        digest.update(_file_digest(model.path / TENSOR_FILE).encode())
+    return digest.hexdigest()
+
+
+def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) -> list[EvaluatedModel]:
+    if path == BASE:
+        return [EvaluatedModel(name or BASE, "pipeline", _needed(base, entry))]
+    folder = Path(path).expanduser()
+    if is_run(folder):
+        return [_of_run(entry, name or _short(folder), folder)]
+    if (folder / STATE_FILE).is_file():
+        return [_of_checkpoint(name, folder)]
+    if checkpoints := _checkpoints(folder):
+        return [_of_checkpoint(f"{name}/{one.name}" if name else None, one) for one in checkpoints]
+    if (folder / INDEX).is_file():
+        run = _run_around(folder)
+        dtype = base or ModelConfig()
+        model = ModelConfig(path=str(folder), dtype=dtype.dtype, device=dtype.device)
+        return [EvaluatedModel(name or _short(folder), "pipeline", model, run=run, epoch=run.epoch if run else None)]
+    lora = folder if folder.suffix == ".safetensors" else _lora_in(folder)
+    if lora is not None and lora.is_file():
+        run = _run_around(folder)
+        model = run.config.model if run is not None else _needed(base, entry)
+        epoch = run.epoch if run is not None else None
+        return [EvaluatedModel(name or _short(folder), "lora", model, lora, run, epoch)]
+    if sweep := runs_of_sweep(folder):
+        labels = sweep_labels([read_trained_run(one) for one in sweep])
+        prefix = f"{name}/" if name else ""
+        return [_of_run(entry, prefix + label, one) for label, one in zip(labels, sweep, strict=True)]
+    if not folder.exists() and path != "shapes" and _HUB_ID.fullmatch(path) and not path.startswith("runs/"):
+        dtype = base or ModelConfig()
+        return [EvaluatedModel(name or path, "pipeline", ModelConfig(path=path, dtype=dtype.dtype))]
+    if not folder.exists():
+        beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise StartError(f"models: {entry}: there is no {folder}{did_you_mean(folder.name, [*beside, BASE])}")
+    raise StartError(
+        f"models: {entry}: {folder} is neither the folder of a run or sweep (config.yaml), nor a checkpoint "
+        f"({STATE_FILE}), nor a diffusers folder ({INDEX}), nor a LoRA ({' or '.join(LORA_FILES)}, *.safetensors)"
+    )
+
+
+def sweep_labels(runs: Sequence[TrainedRun]) -> list[str]:
+    """What tells the runs of a sweep apart: the overrides that not all of them have, else their folders' names."""
+    shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
+    labels = [",".join(word for word in run.overrides if word not in shared) for run in runs]
+    plain = [label.replace("reward=", "").replace("prompts=", "") for label in labels]
+    best = plain if len(set(plain)) == len(plain) else labels
+    return best if all(best) and len(set(best)) == len(best) else [run.folder.name for run in runs]
+
+
+def _of_run(entry: str, name: str, folder: Path) -> EvaluatedModel:
+    """The exported weights of a run; its newest checkpoint while it has none."""
+    run = read_trained_run(folder)
+    weights = folder / "weights"
+    if (weights / INDEX).is_file():
+        model = replace(run.config.model, path=str(weights), revision=None, variant=None)
+        return EvaluatedModel(name, "pipeline", model, run=run, epoch=run.epoch)
+    lora = _lora_in(weights)
+    if lora is not None:
+        return EvaluatedModel(name, "lora", run.config.model, lora, run, run.epoch)
+    checkpoints = _checkpoints(folder / CHECKPOINTS)
+    if not checkpoints:
+        raise StartError(f"models: {entry}: the run {folder} has neither weights nor checkpoints yet")
+    return _of_checkpoint(name, checkpoints[-1])
+
+
+def _of_checkpoint(name: str | None, folder: Path) -> EvaluatedModel:
+    try:
+        document: Mapping[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
+        config = typed(document["state"]["config"])
+        epoch = int(document["epoch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StartError(f"models: {folder / STATE_FILE} is not the state of a checkpoint: {error}") from error
+    if not (folder / TENSOR_FILE).is_file():
+        raise StartError(f"models: {folder} is not whole: {TENSOR_FILE} is missing")
+    run = _run_around(folder)
+    if name is None:
+        name = f"{_short(run.folder)}/{folder.name}" if run is not None else folder.name
+    return EvaluatedModel(name, "checkpoint", config.model, folder, run, epoch, config.learner, config.seed)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by ascending epoch."""
+    return sorted(file.parent for file in folder.glob(f"epoch_*/{STATE_FILE}"))
+
+
+def _lora_in(folder: Path) -> Path | None:
+    return next((folder / name for name in LORA_FILES if (folder / name).is_file()), None)
+
+
+def _run_around(folder: Path) -> TrainedRun | None:
+    """The run that exported weights or a checkpoint lie in."""
+    inside = [parent for parent in (folder.parent, folder.parent.parent) if is_run(parent)]
+    return read_trained_run(inside[0]) if inside else None
+
+
+def _needed(base: ModelConfig | None, entry: str) -> ModelConfig:
+    if base is None:
+        raise StartError(
+            f"models: {entry}: which model is the base? Give model.path=<folder> (model=shapes for the embedded one), "
+            "or a run folder among models"
+        )
+    return base
+
+
+def _short(path: Path) -> str:
+    """A name from a path: its last part, with the part above where the last says little."""
+    plain = path.expanduser().resolve()
+    part = plain.with_suffix("") if plain.suffix == ".safetensors" else plain
+    telling = part.parent.name if part.name == "weights" or part.name in (Path(f).stem for f in LORA_FILES) else ""
+    if telling:
+        return telling
+    dated = re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", part.name)
+    return f"{part.parent.name}/{part.name}" if dated or part.name.isdigit() else part.name
+
+
+@cache
+def _pipeline_digest(path: str, revision: str | None, variant: str | None) -> str:
+    folder = pipeline_folder(path, revision, variant)
+    digest = hashlib.blake2b(digest_size=12)
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        skipped = len(inside.parts) > 2 or inside.parts[0] == "safety_checker" or file.suffix not in _DIGESTED
+        if file.is_file() and not skipped:
+            digest.update(f"{inside.as_posix()}|{_file_digest(file)}|".encode())
+    digest.update(str(variant).encode())
+    return digest.hexdigest()
+
+
+def pipeline_folder(path: str, revision: str | None, variant: str | None) -> Path:
+    """The folder with a pipeline's files; fetches those of a hub repository that are not in its cache."""
+    folder = Path(model_location(path))
+    if folder.is_dir():
+        return folder
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(path, revision=revision, variant=variant, use_safetensors=True))
+
+
+@cache
+def _file_digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=12)).hexdigest()

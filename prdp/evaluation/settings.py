@@ -1,0 +1,107 @@
+"""The schema of an evaluation: every key, its type, its default and its bounds; conf/evaluate.yaml uses these keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from prdp.bounds import RULES, Rule, at_least, broken_rules
+from prdp.config import ClusterConfig, ModelConfig, SamplerConfig
+from prdp.errors import ConfigError
+from prdp.evaluation.exports import TOOLS
+from prdp.suggest import did_you_mean
+
+
+@dataclass
+class EvaluateConfig:
+    """One run of `prdp evaluate`."""
+
+    models: list[str] = MISSING
+    """'base', or [name:]path of a run, a sweep, a checkpoint, exported weights, a diffusers folder, a LoRA file."""
+    against: str | None = "base"
+    """Name of the model that the others are compared with; null compares none."""
+    prompts: dict[str, Any] = field(default_factory=dict)
+    """Prompt set name -> section with `_target_`."""
+    rewards: dict[str, Any] = field(default_factory=dict)
+    """Reward name -> section with `_target_`: what the models were optimised for."""
+    watch: dict[str, Any] = field(default_factory=dict)
+    """Likewise, of rewards that nobody optimised."""
+    prompts_per_set: int = 256
+    """Prompts taken of each set, the same ones every time; sets with fewer are taken whole."""
+    images_per_prompt: int = 4
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Noise seeds; every model gets the same noise."""
+    prompt_seed: int = 1234
+    """Which prompts of a larger set are taken."""
+    autocast: str | None = None
+    """bfloat16 or float16 for the network's forward; null for none."""
+    kl: bool = False
+    """Also measure logratio_ref of LoRA files and checkpoints against their base: one more network pass a step."""
+    collapse_below: float = 0.5
+    """The alarm goes off where a model's diversity is below this part of the base's."""
+    confidence: float = 0.95
+    grid_prompts: int = 12
+    """Prompts in the report's grid."""
+    extremes: int = 4
+    """Prompts with the largest gains, and as many with the largest losses, in the report."""
+    export: list[str] = field(default_factory=list)
+    """Folders for others' scripts: geneval, hpsv2, t2i_compbench."""
+    output_dir: str = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model called 'base', which LoRA files are applied to; dtype and device hold for every model."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    features: dict[str, Any] = field(default_factory=lambda: {"_target_": "prdp.evaluation.features.Pixels"})
+
+
+_anything = Rule(lambda value: True, "anything")
+_count = at_least(1)
+_NAME = re.compile(r"\w[\w-]*")
+
+EVALUATE_RULES: dict[str, Rule] = {
+    "models": Rule(lambda value: bool(value) and all(value), "a list of at least one model"),
+    "against": _anything,
+    "prompts_per_set": _count,
+    "images_per_prompt": _count,
+    "seeds": Rule(
+        lambda value: bool(value) and min(value) >= 0 and len(set(value)) == len(value),
+        "a list of different numbers from 0",
+    ),
+    "prompt_seed": at_least(0),
+    "autocast": RULES["learner.autocast"],
+    "kl": _anything,
+    "collapse_below": Rule(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "confidence": Rule(lambda value: 0 < value < 1, "above 0 and below 1"),
+    "grid_prompts": at_least(0),
+    "extremes": at_least(0),
+    "export": _anything,
+    "output_dir": RULES["output_dir"],
+    **{key: rule for key, rule in RULES.items() if key.startswith(("model.", "sampler.", "cluster."))},
+}
+"""Every key that has a type of its own; prompts, rewards, watch and features are checked against their targets."""
+
+
+def check_evaluation(config: EvaluateConfig) -> None:
+    """Check every value alone and those that must fit together.
+
+    Raises:
+        ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
+    """
+    _, problems = broken_rules(config, EVALUATE_RULES)
+    for tool in config.export:
+        if tool not in TOOLS:
+            problems.append(f"export={tool}: must be one of {', '.join(TOOLS)}{did_you_mean(tool, TOOLS)}")
+    for key in ("prompts", "rewards", "watch"):
+        for name in getattr(config, key):
+            if not _NAME.fullmatch(str(name)):
+                problems.append(f"{key}.{name}: a name may hold letters, digits, _ and -")
+    for key, section in (("prompts", config.prompts), ("rewards", {**config.rewards, **config.watch})):
+        if not section:
+            problems.append(f"no {key}: give {key}=[...], or a run folder among models, whose {key} are then taken")
+    for name in config.rewards.keys() & config.watch.keys():
+        problems.append(f"watch: '{name}' is among rewards already; a reward is either optimised or watched")
+    if problems:
+        raise ConfigError("\n".join(problems))

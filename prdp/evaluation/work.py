@@ -1,0 +1,289 @@
+"""What an evaluation computes: images, then features, then scores, always only those that are missing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prdp.cluster import build_workforce
+from prdp.cluster.base import RewardWorker, Workforce
+from prdp.config import SamplerConfig
+from prdp.evaluation.features import Features
+from prdp.evaluation.loading import build_evaluated_sampler, measures_kl
+from prdp.evaluation.models import EvaluatedModel, model_digest
+from prdp.evaluation.settings import EvaluateConfig
+from prdp.evaluation.store import Chunk, Scores, chunks_of, stored_rollout
+from prdp.tracking.console import format_seconds
+from prdp.types import PromptBatch, Rollout, Weights
+
+FORMAT = 1
+"""Part of every key: goes up when the same settings make other images."""
+_SPEED_KEYS = ("microbatch", "prompts_per_chunk")
+_CHUNKS_AT_ONCE = 8
+"""Chunks handed to each sampler in one go; bounds the images in memory."""
+
+Say = Callable[[str], None]
+Place = tuple[str, str, int]
+"""(model, prompt set, seed)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Everything to evaluate, with its places on disk.
+
+    Attributes:
+        config: of the evaluation.
+        models: in the order of the tables.
+        prompts: set name -> its prompts.
+        chunks: (model, prompt set, seed) -> chunks, in order.
+    """
+
+    config: EvaluateConfig
+    models: tuple[EvaluatedModel, ...]
+    prompts: Mapping[str, PromptBatch]
+    chunks: Mapping[Place, tuple[Chunk, ...]]
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, models: Sequence[EvaluatedModel], prompts: Mapping[str, PromptBatch]) -> Work:
+        """Lay out the work; digests the models' files."""
+        chunks: dict[Place, tuple[Chunk, ...]] = {}
+        for model in models:
+            key = _image_key(config, model)
+            for prompt_set, batch in prompts.items():
+                for seed in config.seeds:
+                    chunks[model.name, prompt_set, seed] = tuple(
+                        chunks_of(
+                            Path(config.output_dir),
+                            model.name,
+                            prompt_set,
+                            seed,
+                            batch,
+                            config.sampler.prompts_per_chunk,
+                            config.images_per_prompt,
+                            key,
+                        )
+                    )
+        return cls(config, tuple(models), dict(prompts), chunks)
+
+    def all_chunks(self) -> Iterator[tuple[Place, Chunk]]:
+        """Every chunk with its place."""
+        for place, chunks in self.chunks.items():
+            for chunk in chunks:
+                yield place, chunk
+
+
+def sample_missing(work: Work, say: Say) -> None:
+    """Make the images that are not on disk, or that were made otherwise; says which and why."""
+    for model in work.models:
+        wanted = {}
+        for place, chunks in work.chunks.items():
+            if place[0] == model.name:
+                reasons = [chunk.differences() for chunk in chunks]
+                wanted[place] = [chunk for chunk, reason in zip(chunks, reasons, strict=True) if reason]
+                _say_reuse(say, place, chunks, reasons)
+        if any(wanted.values()):
+            _sample(work, model, wanted, say)
+
+
+def score_missing(work: Work, name: str, section: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """Score by one reward what it has not scored; its identity, {"name", "version", ...}."""
+    config = work.config
+    places = tuple({chunk.prompts.offset: chunk for chunk in chunks} for chunks in work.chunks.values())
+    workforce = build_workforce(
+        config.cluster,
+        partial(StoredImages, places),
+        partial(RewardWorker, dict(section)),
+        config.sampler.prompts_per_chunk,
+    )
+    try:
+        identity = workforce.reward_identity
+        key = {"identity": identity, "section": dict(section)}
+        wanted = [[chunk for chunk in place.values() if chunk.scores(name, key) is None] for place in places]
+        others = sum(chunk.has_scores_of_another(name, key) for chunks in wanted for chunk in chunks)
+        if others:
+            say(
+                f"{name}: scores of {others} chunks are by another version, configuration or metadata than "
+                f"version {identity.get('version')}; scored again"
+            )
+        if any(wanted):
+            _score(work, workforce, wanted, name, key, say)
+    finally:
+        workforce.close()
+    return identity
+
+
+def embed_missing(work: Work, space: Features, say: Say) -> None:
+    """Compute the features that are not on disk."""
+    chunks = [chunk for _, chunk in work.all_chunks() if chunk.features(space_name(space)) is None]
+    for chunk in chunks:
+        chunk.save_features(space_name(space), space.features(chunk.images()))
+    if chunks:
+        say(f"{space.name}: features of {sum(map(len, chunks))} images")
+
+
+def space_name(space: Features) -> str:
+    """A feature space with its version, as its files are called."""
+    return f"{space.name}-{space.version}"
+
+
+class StoredImages:
+    """Hands out images from disk where a sampler would make them, so that any workforce can score them.
+
+    Args:
+        places: for each model, prompt set and seed, offset -> chunk. Weights of version i mean place number i.
+    """
+
+    def __init__(self, places: Sequence[Mapping[int, Chunk]]) -> None:
+        self._places = places
+        self._version, self._checksum = 0, ""
+
+    def load_weights(self, weights: Weights) -> tuple[int, str]:
+        """Turn to another place."""
+        self._version, self._checksum = weights.version, weights.checksum
+        return self._version, self._checksum
+
+    def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
+        """The chunk's images, without trajectories."""
+        return stored_rollout(self._places[self._version][prompts.offset], self._version, self._checksum)
+
+
+def _image_key(config: EvaluateConfig, model: EvaluatedModel) -> dict[str, Any]:
+    sampler = {key: value for key, value in dataclasses.asdict(config.sampler).items() if key not in _SPEED_KEYS}
+    return {
+        "format": FORMAT,
+        "model": model_digest(model),
+        "dtype": config.model.dtype,
+        "autocast": config.autocast,
+        "kl": config.kl and measures_kl(model),
+        **{f"sampler.{key}": value for key, value in sampler.items()},
+    }
+
+
+def _say_reuse(say: Say, place: Place, chunks: Sequence[Chunk], reasons: Sequence[list[str]]) -> None:
+    counted = Counter(part for reason in reasons for part in reason)
+    missing = counted.pop("missing", 0)
+    where = place_name(place)
+    kept = sum(len(chunk) for chunk, reason in zip(chunks, reasons, strict=True) if not reason)
+    if kept:
+        say(f"{where}: {kept} images are there already")
+    if counted:
+        again = sum(bool(reason) for reason in reasons) - missing
+        changed = ", ".join(sorted(counted))
+        say(f"{where}: {again} of {len(chunks)} chunks are made again, since these changed: {changed}")
+
+
+def place_name(place: Place) -> str:
+    """A place for people."""
+    return f"{place[0]}, {place[1]}, seed {place[2]}"
+
+
+def _sample(work: Work, model: EvaluatedModel, wanted: Mapping[Place, Sequence[Chunk]], say: Say) -> None:
+    config = work.config
+    kl = config.kl and measures_kl(model)
+    workforce = build_workforce(
+        config.cluster,
+        partial(
+            build_evaluated_sampler,
+            model,
+            _plain_sampler(config.sampler),
+            config.model.dtype,
+            config.model.device,
+            config.autocast,
+            kl,
+        ),
+        partial(RewardWorker, {"_target_": "prdp.evaluation.work.Unscored"}),
+        config.sampler.prompts_per_chunk,
+    )
+    try:
+        # Version 1: not the reference, whose log-ratio would be taken for 0.
+        workforce.publish(Weights.of(1, {}))
+        for place, chunks in wanted.items():
+            seconds = 0.0
+            for group in _contiguous(chunks, _CHUNKS_AT_ONCE * config.cluster.samplers):
+                by_offset = {chunk.prompts.offset: chunk for chunk in group}
+
+                def save(rollout: Rollout, by_offset: Mapping[int, Chunk] = by_offset) -> None:
+                    by_offset[rollout.prompts.offset].save(rollout)
+
+                rollout = workforce.sample(
+                    joined([chunk.prompts for chunk in group]),
+                    images_per_prompt=config.images_per_prompt,
+                    seed=place[2],
+                    trajectory=kl,
+                    on_chunk=save,
+                )
+                seconds += rollout.seconds["sample"]
+            if chunks:
+                say(f"{place_name(place)}: {sum(map(len, chunks))} images in {format_seconds(seconds)}")
+    finally:
+        workforce.close()
+
+
+def _plain_sampler(sampler: SamplerConfig) -> SamplerConfig:
+    """Without the noise level that 'ddpm' has no use for."""
+    return dataclasses.replace(sampler, eta=1.0) if sampler.kind == "ddpm" else sampler
+
+
+def _score(
+    work: Work, workforce: Workforce, wanted: Sequence[Sequence[Chunk]], name: str, key: Mapping[str, Any], say: Say
+) -> None:
+    seconds = 0.0
+    for version, (place, chunks) in enumerate(zip(work.chunks, wanted, strict=True)):
+        if chunks:
+            workforce.publish(Weights.of(version, {}))
+        for group in _contiguous(chunks, _CHUNKS_AT_ONCE * work.config.cluster.reward_actors):
+            by_offset = {chunk.prompts.offset: chunk for chunk in group}
+
+            def save(rollout: Rollout, by_offset: Mapping[int, Chunk] = by_offset) -> None:
+                assert rollout.rewards is not None
+                scores = Scores(rollout.rewards, rollout.sub_scores, rollout.seconds["score"])
+                by_offset[rollout.prompts.offset].save_scores(name, key, scores)
+
+            scored = workforce.sample(
+                joined([chunk.prompts for chunk in group]),
+                images_per_prompt=work.config.images_per_prompt,
+                seed=place[2],
+                trajectory=False,
+                on_chunk=save,
+            )
+            seconds += scored.seconds["score"]
+    images = sum(len(chunk) for chunks in wanted for chunk in chunks)
+    say(f"{name}: {images} images scored in {format_seconds(seconds)}")
+
+
+class Unscored:
+    """Stands where a reward is asked for while images are only made."""
+
+    name = "unscored"
+    version = "1"
+
+    def score(self, images: Any, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Zeros."""
+        return [0.0] * len(images)
+
+
+def _contiguous(chunks: Sequence[Chunk], limit: int) -> Iterator[list[Chunk]]:
+    """Runs of at most `limit` chunks without a gap between them."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        if group and (len(group) == limit or chunk.prompts.offset != group[-1].prompts.offset + len(group[-1].prompts)):
+            yield group
+            group = []
+        group.append(chunk)
+    if group:
+        yield group
+
+
+def joined(batches: Sequence[PromptBatch]) -> PromptBatch:
+    """Consecutive chunks as one batch."""
+    first = batches[0]
+    return dataclasses.replace(
+        first,
+        texts=tuple(text for batch in batches for text in batch.texts),
+        metadata=tuple(meta for batch in batches for meta in batch.metadata),
+        indices=tuple(index for batch in batches for index in batch.indices),
+    )
