@@ -20,10 +20,11 @@ _STYLE = """
 .notes{color:var(--muted);font-size:14px;margin:14px 0 0;padding-left:20px}
 td.best{font-weight:650}
 .cards.wide{grid-template-columns:minmax(0,1fr)}
-.cards.two{grid-template-columns:repeat(auto-fill,minmax(480px,1fr))}
-.row{display:grid;gap:8px;grid-template-columns:repeat(auto-fill,minmax(84px,132px))}
-.cards.large .row{grid-template-columns:repeat(auto-fill,minmax(150px,230px))}
-.row .head{font-size:12px;color:var(--muted);overflow-wrap:anywhere;margin-bottom:3px;min-height:2.4em}
+.row{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(60px,1fr));align-items:end;margin-top:auto}
+.cards.wide .row{grid-template-columns:repeat(auto-fill,minmax(110px,160px))}
+.cards.wide.large .row{grid-template-columns:repeat(auto-fill,minmax(150px,240px))}
+.row .head{font-size:12px;color:var(--muted);overflow-wrap:anywhere;margin-bottom:3px}
+th.text,td.text{text-align:left}
 .dots text{fill:var(--ink);font-size:12px}.dots .axis text,.dots text.axis{fill:var(--muted);font-size:11px}
 .dots .zero{stroke:var(--muted);stroke-dasharray:3 3}.dots .whisker{stroke-width:2}
 .dots .watched{stroke-dasharray:2 2}.dots .hollow{fill:var(--paper);stroke-width:2}
@@ -143,9 +144,9 @@ def _side_by_side(results: Results) -> str:
     base = escape(results.against)
     return (
         f'<h2>Rewards beside each other</h2><p class="lead">Paired difference from {base} in standard deviations of '
-        f"{base}'s images, so that rewards of any scale can be read together; a full dot is what a model was trained on, "
-        "a hollow one is not. A model that gains on the one and loses on the others has learned to please the scorer."
-        f"</p>{''.join(charts)}"
+        f"{base}'s images, so that rewards of any scale can be read together. A full dot is what a model was trained "
+        "on, a hollow one is not. A model that gains on the one and loses on the others has learned to please the "
+        f"scorer.</p>{''.join(charts)}"
     )
 
 
@@ -217,8 +218,8 @@ def _spread(results: Results) -> str:
         tone = " down" if (row[0], row[1]) in collapsed else ""
         tones = ("", tone, *[""] * len(row))
         cells = "".join(f'<td class="num{tones[i]}">{escape(cell)}</td>' for i, cell in enumerate(row[2:]))
-        lines.append(f"<tr><td>{escape(row[0])}</td><td>{escape(row[1])}</td>{cells}</tr>")
-    heads = "".join(f"<th>{escape(name)}</th>" for name in header)
+        lines.append(f'<tr><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>{cells}</tr>')
+    heads = "".join(f"<th{' class=text' if name == 'model' else ''}>{escape(name)}</th>" for name in header)
     return (
         '<h2>Diversity, drift and time</h2><p class="lead">Diversity: mean distance of a prompt\'s images from each '
         "other; a model that shows the same picture whatever the noise has none. Drift: mean distance from the image "
@@ -229,11 +230,12 @@ def _spread(results: Results) -> str:
 
 def _models(results: Results) -> str:
     rows = "".join(
-        f"<tr><td>{escape(model.name)}</td><td>{escape(model.kind)}</td><td>{escape(model.source)}</td>"
-        f"<td>{escape(model.model.path)}</td><td>{escape(trained(model))}</td></tr>"
+        f'<tr><td>{escape(model.name)}</td><td class="text">{escape(model.kind)}</td>'
+        f'<td class="text">{escape(model.source)}</td><td class="text">{escape(model.model.path)}</td>'
+        f"<td>{escape(trained(model))}</td></tr>"
         for model in results.models
     )
     return (
-        '<h2>Models</h2><div class="panel scroll"><table><tr><th>name</th><th>kind</th><th>weights</th><th>base</th>'
-        f"<th>trained</th></tr>{rows}</table></div>"
+        '<h2>Models</h2><div class="panel scroll"><table><tr><th>name</th><th class=text>kind</th>'
+        f"<th class=text>weights</th><th class=text>base</th><th>trained</th></tr>{rows}</table></div>"
     )

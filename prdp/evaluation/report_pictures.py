@@ -32,9 +32,8 @@ def grid(results: Results) -> str:
                 shots.append(picture)
             cards.append(_card(batch.texts[prompt], shots))
         title = f"<h3>{escape(prompt_set)}</h3>" if len(results.work.prompts) > 1 else ""
-        width = "wide" if len(results.models) > 3 else "two"
-        sections.append(f'{title}<div class="cards {width}">{"".join(cards)}</div>')
-    body = "".join(sections).replace('class="cards ', 'class="cards large ') if large else "".join(sections)
+        sections.append(f'{title}<div class="{_cards(len(results.models), large)}">{"".join(cards)}</div>')
+    body = "".join(sections)
     return (
         '<h2>Side by side</h2><p class="lead">The first prompts of each set as they come, none picked; every model '
         f"starts from the same noise. Under each picture its {escape(reward)}.</p>{body}"
@@ -68,8 +67,9 @@ def best_and_worst(results: Results) -> str:
                         cards.append(_card(f"{signed(change[prompt])}  {batch.texts[prompt]}", shots))
                     if cards:
                         where = f"{model.name}, {reward}" + (f", {prompt_set}" if len(results.work.prompts) > 1 else "")
-                        sections.append(f'<h3>{title}: {escape(where)}</h3><div class="cards">{"".join(cards)}</div>')
-    body = "".join(sections).replace('class="cards"', 'class="cards large"') if large else "".join(sections)
+                        kind = _cards(2, large)
+                        sections.append(f'<h3>{title}: {escape(where)}</h3><div class="{kind}">{"".join(cards)}</div>')
+    body = "".join(sections)
     if not body:
         return ""
     return (
@@ -116,6 +116,11 @@ def _shot(
 def _chunk(results: Results, model: str, prompt_set: str, seed: int, prompt: int) -> Chunk:
     chunks = results.work.chunks[model, prompt_set, seed]
     return chunks[prompt // results.work.config.sampler.prompts_per_chunk]
+
+
+def _cards(pictures: int, large: bool) -> str:
+    """Class of the cards' container: side by side while a card's pictures fit into a column."""
+    return "cards" + (" wide" if pictures > 3 else "") + (" large" if large else "")
 
 
 def _card(text: str, shots: list[str]) -> str:
