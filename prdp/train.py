@@ -18,6 +18,7 @@ from prdp.config import TrainConfig
 from prdp.configure import write_config
 from prdp.diffusion import build_policy, build_sampler, transitions_of
 from prdp.errors import start_up_checks
+from prdp.evaluation.diversity import group_diversity
 from prdp.learners.torch_learner import TorchLearner
 from prdp.prompts import build_prompts
 from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
@@ -172,6 +173,8 @@ class Run:
         )
         firsts = slice(0, len(shown), config.images_per_prompt)
         self.trackers.images("heldout", shown[firsts], list(prompts.texts[:grid]), self.epoch)
+        if config.images_per_prompt > 1:
+            metrics["eval/diversity"] = group_diversity(rollout.images, config.images_per_prompt)
         metrics["time/evaluate"] = time.monotonic() - start
         return metrics
 

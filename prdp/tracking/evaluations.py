@@ -23,7 +23,7 @@ from prdp.tracking.statistics import mean_interval
 from prdp.types import Float64, Int64, PromptBatch, UInt8
 
 FOLDER = "evaluations"
-RESERVED = ("score", "score_low", "score_high")
+RESERVED = ("score", "score_low", "score_high", "diversity")
 _NAME = re.compile(r"epoch_(\d+)")
 
 

@@ -25,6 +25,11 @@ _TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "Standard deviation over all images, and within a prompt's group, where learning takes its signal from.",
         (("reward/std", "all images"), ("reward/group_std", "within groups")),
     ),
+    (
+        "Held-out diversity",
+        "Mean distance of a prompt's images from each other; near 0 the model shows one picture whatever the noise.",
+        (("eval/diversity", "diversity"),),
+    ),
     ("Loss", "The objective that an update descends.", (("loss", "loss"),)),
     ("logratio", "Mean log-ratio of the policy to the one that sampled.", (("logratio", "logratio"),)),
     ("approx_kl", "Divergence of the policy from the one that sampled.", (("approx_kl", "approx_kl"),)),
