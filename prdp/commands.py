@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from prdp.cluster.environment import find_environment
 from prdp.compose import Composer, Job
 from prdp.config import TrainConfig
 from prdp.configure import conf_folder, config_yaml, groups
@@ -90,7 +91,10 @@ def check_start(config: TrainConfig) -> None:
     Raises:
         ConfigError, StartError: naming the key and what is wrong.
     """
-    check_reward("reward", config.reward, elsewhere=config.cluster.reward_environment is not None)
+    environment = config.cluster.reward_environment
+    if environment is not None:
+        find_environment(environment)
+    check_reward("reward", config.reward, elsewhere=environment is not None)
     for key, section in (("prompts.train", config.prompts.train), ("prompts.heldout", config.prompts.heldout)):
         check_target(key, section)
         with start_up_checks(key):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from prdp.errors import UserError
-from prdp.rewards.base import Reward, checked_scores
+from prdp.rewards.base import Reward, checked_scores, identity_of
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 OnChunk = Callable[[Rollout], None]
@@ -63,6 +63,11 @@ class Workforce(Protocol):
         """
         ...
 
+    @property
+    def reward_identity(self) -> dict[str, Any]:
+        """Name and version of the reward, as `prdp.rewards.base.identity_of` tells them."""
+        ...
+
     def close(self) -> None:
         """Let go of samplers and rewards; closing twice is fine."""
         ...
@@ -115,6 +120,16 @@ class RewardWorker:
                 f"reward '{self.reward.name}' ({where}) raised {type(error).__name__}: {error}"
             ) from error
         return checked_scores(self.reward.name, result, len(images), where)
+
+    def identity(self) -> dict[str, Any]:
+        """Name and version of the reward, and of its terms where it has some."""
+        return identity_of(self.reward)
+
+
+def identity_of_worker(worker: RewardLike) -> dict[str, Any]:
+    """What a reward worker says about its reward; nothing when it is not one that tells."""
+    tell = getattr(worker, "identity", None)
+    return dict(tell()) if callable(tell) else {}
 
 
 def place(chunk: PromptBatch) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from prdp.cluster.base import (
     OnChunk,
@@ -13,6 +14,7 @@ from prdp.cluster.base import (
     acknowledged,
     check_request,
     check_rollout,
+    identity_of_worker,
     place,
     sampled,
 )
@@ -20,7 +22,7 @@ from prdp.types import PromptBatch, Rollout, Weights
 
 
 class InlineWorkforce:
-    """A `Workforce` of one sampler and one reward; needs no Ray.
+    """A `Workforce` of one sampler and one reward, which take turns: scoring never overlaps sampling. Needs no Ray.
 
     Args:
         sampler_factory: builds the sampler.
@@ -69,6 +71,11 @@ class InlineWorkforce:
             if on_chunk is not None:
                 on_chunk(scored)
         return Rollout.concatenate(parts)
+
+    @property
+    def reward_identity(self) -> dict[str, Any]:
+        """Name and version of the reward."""
+        return identity_of_worker(self._workers()[1])
 
     def close(self) -> None:
         """Let go of the sampler and the reward."""

@@ -11,14 +11,16 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import ray_constants, services
 
 from prdp.cluster.base import ClusterSetupError
 from prdp.cluster.threads import usable_cores
-from prdp.config import ClusterConfig
+
+if TYPE_CHECKING:
+    from prdp.config import ClusterConfig
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,9 @@ from typing import Any
 import ray
 
 from prdp.cluster.base import OnChunk, RewardFactory, SamplerFactory, acknowledged, check_request
-from prdp.cluster.ray_actors import Crew, LostError, Member, RewardActor, SamplerActor, settle
+from prdp.cluster.environment import find_environment
+from prdp.cluster.ray_actors import RewardActor, SamplerActor
+from prdp.cluster.ray_crew import Crew, LostError, Member, one_identity, settle
 from prdp.cluster.ray_round import Round
 from prdp.cluster.ray_session import Demand, connect
 from prdp.cluster.threads import planned_threads
@@ -27,7 +29,8 @@ class RayWorkforce:
 
     Raises:
         ValueError: numbers that make no cluster, by key.
-        ClusterSetupError: no Ray at the address, or too few CPUs or GPUs in it.
+        ClusterSetupError: no Ray at the address, too few CPUs or GPUs in it, an environment that could not be made, or
+            reward actors of different versions.
         Exception: what a factory raised, as itself.
     """
 
@@ -46,7 +49,9 @@ class RayWorkforce:
         threads = planned_threads(config)
         sampler_demands = _demands(config, config.samplers, config.sampler_gpus)
         reward_demands = _demands(config, config.reward_actors, config.reward_gpus)
+        environment = None if config.reward_environment is None else find_environment(config.reward_environment)
         self._prompts_per_chunk = prompts_per_chunk
+        self._reward_timeout = config.reward_timeout_seconds
         self._published: Weights | None = None
         self._reference: Any = None
         self._closed = False
@@ -55,12 +60,15 @@ class RayWorkforce:
         self._samplers = Crew(
             "sampler", SamplerActor, sampler_factory, sampler_demands, threads, config.retries, on_restart=self._bind
         )
-        self._rewards = Crew("reward actor", RewardActor, reward_factory, reward_demands, threads, config.retries)
+        self._rewards = Crew(
+            "reward actor", RewardActor, reward_factory, reward_demands, threads, config.retries, environment
+        )
         try:
             self._samplers.launch()
             self._rewards.launch()
             self._samplers.await_ready()
             self._rewards.await_ready()
+            self.reward_identity: dict[str, Any] = one_identity(self._rewards.members)
         except BaseException:
             self.close()
             raise
@@ -97,7 +105,7 @@ class RayWorkforce:
         """Sample and score, chunks shared out among the actors; see `Workforce.sample`.
 
         Raises:
-            ClusterError: a chunk met more than `cluster.retries` deaths; names the chunk and the last cause.
+            ClusterError: on a chunk, more than `cluster.retries` actors died or hung; names it and the last cause.
             WeightsMismatchError: a rollout was made by other weights than were published.
             Exception: what the sampler or the reward raised, as itself, never retried.
         """
@@ -112,6 +120,7 @@ class RayWorkforce:
             seed=seed,
             trajectory=trajectory,
             on_chunk=on_chunk,
+            reward_timeout=self._reward_timeout,
         )
         return Rollout.concatenate(work.run())
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prdp.config import ClusterConfig
+if TYPE_CHECKING:
+    from prdp.config import ClusterConfig
+
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

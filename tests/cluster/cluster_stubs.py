@@ -6,6 +6,7 @@ Weights may hold a tensor named after a fault of binding.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -95,6 +96,10 @@ class StubReward:
             raise ZeroDivisionError("no such mood")
         if fault.startswith("tell:"):
             tell_pipe(fault.removeprefix("tell:"))
+        if fault.startswith("hang:"):
+            await_pipe(fault.removeprefix("hang:"), 600.0)
+        if fault == "warn":
+            logging.getLogger("prdp.rewards").warning("the lamp is dim")
         rewards = images.mean((1, 2, 3)) / 255 + np.array([meta["bonus"] for meta in metadata])
         if fault == "nan":
             rewards[1] = np.nan

@@ -94,6 +94,23 @@ def test_empty_requests_are_refused():
         inline().sample(prompts(1), images_per_prompt=0, seed=1)
 
 
+def test_scoring_takes_turns_with_sampling():
+    """Each chunk is scored before the next one is sampled; actors overlap the two."""
+    order: list[str] = []
+
+    class Sampler(StubSampler):
+        def sample(self, chunk, *arguments, **options):
+            order.append(f"sample {chunk.offset}")
+            return super().sample(chunk, *arguments, **options)
+
+    workforce = build_workforce(ClusterConfig(), Sampler, build_worker, 2)
+    workforce.sample(
+        prompts(4), images_per_prompt=2, seed=1, on_chunk=lambda chunk: order.append(f"scored {chunk.prompts.offset}")
+    )
+    assert order == ["sample 0", "scored 0", "sample 2", "scored 2"]
+    assert workforce.reward_identity == {"name": "brightness", "version": "1"}
+
+
 def test_closed_workforce_says_so():
     workforce = inline()
     workforce.close()

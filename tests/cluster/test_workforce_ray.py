@@ -41,6 +41,7 @@ def test_two_actors_equal_inline_bit_for_bit(shared, expected):
     assert all(chunk.rewards is not None for chunk in seen)
     assert set(rollout.seconds) == {"sample", "score"}
     assert rollout.rewards is not None
+    assert shared.reward_identity == {"name": "brightness", "version": "1"}
     assert rollout.latents.flags.writeable
     assert rollout.rewards.flags.writeable
 
@@ -89,6 +90,37 @@ def test_reward_actor_killed_within_a_chunk_is_replaced_with_equal_results(share
     rollout = run(shared, {2: {"reward": "kill", "once": str(tmp_path / "killed")}})
     assert (tmp_path / "killed").exists()
     assert not differences(rollout, expected)
+
+
+@pytest.fixture
+def impatient(shared, monkeypatch, tmp_path) -> tuple[Any, str]:
+    """The shared workforce with a time-out for a reward's chunk, and a pipe that nobody ever writes to."""
+    monkeypatch.setattr(shared, "_reward_timeout", 1.0)
+    os.mkfifo(tmp_path / "silent")
+    return shared, f"hang:{tmp_path}/silent"
+
+
+def test_reward_actor_that_hangs_is_replaced_with_equal_results(impatient, expected, tmp_path, caplog):
+    workforce, hang = impatient
+    before = workforce.process_ids["reward actor 0"]
+    rollout = run(workforce, {2: {"reward": hang, "once": str(tmp_path / "hung")}})
+    assert not differences(rollout, expected)
+    assert workforce.process_ids["reward actor 0"] != before
+    assert "reward actor 0 hung and is restarted: no answer within cluster.reward_timeout_seconds=1" in caplog.text
+
+
+def test_chunk_that_hangs_every_time_ends_the_run_and_not_the_workforce(impatient, expected):
+    workforce, hang = impatient
+    message = r"epoch 3, prompts 4 to 5: reward actor 0 hung on this chunk, attempt 3 of 3 \(cluster.retries=2\)"
+    with pytest.raises(ClusterError, match=message):
+        run(workforce, {4: {"reward": hang}})
+    workforce._reward_timeout = None
+    assert not differences(run(workforce), expected)
+
+
+def test_warnings_of_an_actor_reach_the_driver(shared, caplog):
+    run(shared, {2: {"reward": "warn"}})
+    assert "reward actor 0: the lamp is dim" in caplog.text
 
 
 def test_every_process_killed_from_outside_is_replaced(shared, expected):
