@@ -22,6 +22,7 @@ from prdp.evaluation.diversity import group_diversity
 from prdp.learners.torch_learner import TorchLearner
 from prdp.prompts import build_prompts
 from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
+from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
@@ -81,6 +82,7 @@ class Run:
         """The loop of Algorithm 1."""
         config = self.config
         with self.trackers, self.progress:
+            self.progress.message(cut_prompts_report(config.model.path, self.stream, self.heldout.texts))
             if self.epoch == 0:
                 self.workforce.publish(self.learner.weights())
                 self.trackers.log(self._evaluate(), 0)

@@ -31,6 +31,9 @@ class PromptStream:
         shuffle: False keeps the source's order.
         cursor: prompts already handed out; the stream goes on exactly there.
 
+    Attributes:
+        pass_length: prompts in one pass.
+
     Raises:
         ValueError: an empty source or a negative cursor.
     """
@@ -41,7 +44,7 @@ class PromptStream:
         if cursor < 0:
             raise ValueError(f"prompt cursor is {cursor}, expected 0 or more")
         self._source, self._seed, self._shuffle = source, seed, shuffle
-        self._length = pass_length(source)
+        self.pass_length = pass_length(source)
         self.cursor = cursor
         self._pass = -1
         self._order: Int64 = np.empty(0, np.int64)
@@ -57,7 +60,7 @@ class PromptStream:
         return prompts_at(self._source, [self._index(self.cursor + i) for i in range(count)], epoch)
 
     def _index(self, position: int) -> int:
-        number, place = divmod(position, self._length)
+        number, place = divmod(position, self.pass_length)
         if number != self._pass:
             self._pass = number
             self._order = pass_order(self._source, self._seed, number, self._shuffle)
