@@ -26,23 +26,6 @@ FOLDER = "checkpoints"
 STATE_FILE = "state.json"
 TENSOR_FILE = "learner.safetensors"
 
-FREE_KEYS = (
-    "epochs",
-    "output_dir",
-    "cluster",
-    "tracking",
-    "evaluation",
-    "checkpoint",
-    "model.device",
-    "sampler.microbatch",
-    "sampler.prompts_per_chunk",
-    "learner.microbatch",
-    "learner.gradient_checkpointing",
-    "learner.ratio_tolerance",
-)
-"""Keys, or whole sections, that a resumed run may change: they move its end, its speed or what is shown of it, not its
-curve. Every other key has to stay."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +70,7 @@ def save_checkpoint(
         raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
     folder = Path(run_dir) / FOLDER
     target = folder / f"epoch_{epoch:05d}"
-    plain = _jsonable(state, "state")
+    plain = jsonable(state, "state")
     remove_leftovers(folder)
     sequence = 1 + max((number for number, _ in _numbered(folder)), default=0)
     with atomic_directory(target) as temporary:
@@ -158,47 +141,6 @@ def resolve_resume(resume: str, run_dir: Path | str) -> Path | None:
     return path
 
 
-def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuse to continue under a configuration that would break the curve.
-
-    Only `FREE_KEYS` may differ: the length of the run, the cluster, tracking, evaluation, microbatches and the like.
-
-    Raises:
-        CheckpointError: naming every other key that differs, with both values.
-    """
-    before, now = _binding(saved_config), _binding(config)
-    changed = [
-        f"  {key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
-        for key in sorted(before.keys() | now.keys())
-        if key not in before or key not in now or before[key] != now[key]
-    ]
-    if changed:
-        raise CheckpointError(
-            "the checkpoint comes from a run whose curve this configuration would break:\n"
-            + "\n".join(changed)
-            + "\nrestore these values, or start a new run in another output_dir"
-        )
-
-
-def check_same_prompts(saved: str, now: str) -> None:
-    """Refuse to continue on other prompts than those that the cursor of the checkpoint counts; '' is not compared.
-
-    Raises:
-        CheckpointError: with both fingerprints.
-    """
-    if saved and now and saved != now:
-        raise CheckpointError(
-            f"prompts.train holds other prompts than when the checkpoint was written (fingerprint {saved} then, {now} "
-            "now), so its cursor would repeat some and miss others; restore the data, or start a new run"
-        )
-
-
-def config_fingerprint(config: Mapping[str, Any]) -> str:
-    """Hex digest of the keys that a resumed run may not change."""
-    text = json.dumps(_jsonable(_binding(config), "config"), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 def _verified(folder: Path) -> dict[str, Any]:
     """The content of state.json, after every file it lists proved to be there in full."""
     if not folder.exists():
@@ -264,30 +206,8 @@ def _prune(folder: Path, keep: int) -> None:
             _log.warning("could not remove the old checkpoint %s: %s", path, error)
 
 
-def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in _flat(config).items()
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-    }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            result.update(_flat(value, f"{prefix}{key}."))
-        else:
-            result[f"{prefix}{key}"] = _jsonable(value, f"{prefix}{key}")
-    return result
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return repr(flat[key]) if key in flat else "absent"
-
-
-def _jsonable(value: Any, where: str) -> Any:
-    """Plain JSON values, or a TypeError that names the place."""
+def jsonable(value: Any, where: str) -> Any:
+    """Plain JSON values; a TypeError names the place of what JSON cannot hold."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -296,7 +216,7 @@ def _jsonable(value: Any, where: str) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"{where} has the key {key!r}; a checkpoint's state takes text keys only")
-        return {key: _jsonable(inner, f"{where}.{key}") for key, inner in value.items()}
+        return {key: jsonable(inner, f"{where}.{key}") for key, inner in value.items()}
     if hasattr(value, "__iter__") and not isinstance(value, np.ndarray | bytes | set):
-        return [_jsonable(inner, f"{where}[{index}]") for index, inner in enumerate(value)]
+        return [jsonable(inner, f"{where}[{index}]") for index, inner in enumerate(value)]
     raise TypeError(f"{where} is a {type(value).__name__}, which JSON cannot hold; arrays belong among the tensors")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prdp.checkpoint import check_compatible, check_same_prompts, load_checkpoint, resolve_resume, save_checkpoint
+from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint
 from prdp.cluster import build_workforce
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
@@ -24,6 +26,7 @@ from prdp.prompts import build_prompts
 from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
+from prdp.resume_checks import check_compatible, check_same_prompts, check_same_reward
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers
@@ -31,6 +34,8 @@ from prdp.tracking.console import Progress
 from prdp.tracking.jsonl import choose_run_id
 from prdp.tracking.report import write_report
 from prdp.types import PromptBatch, Rollout
+
+_log = logging.getLogger(__name__)
 
 
 def main(config: TrainConfig) -> Path:
@@ -64,6 +69,8 @@ class Run:
         self.heldout = fixed_prompts(heldout, max(evaluation.prompts, evaluation.final_prompts), evaluation.seed)
         self.epoch = 0
         self.wall_seconds = 0.0
+        self.saved_epoch = 0
+        self.reward_identity: Mapping[str, Any] = {}
         resumed = self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_config(config, self.folder / "config.yaml")
@@ -74,9 +81,18 @@ class Run:
             partial(RewardWorker, config.reward),
             config.sampler.prompts_per_chunk,
         )
-        run_id = choose_run_id(self.folder, resumed)
-        self.trackers: Trackers = build_trackers(config.tracking, self.folder, self.plain, run_id, resumed)
-        self.progress = Progress(config.epochs, self.epoch, self.folder, enabled=config.tracking.console)
+        try:
+            identity = self.workforce.reward_identity
+            check_same_reward(self.reward_identity, identity)
+            self.reward_identity = identity
+            run_id = choose_run_id(self.folder, resumed)
+            self.trackers: Trackers = build_trackers(
+                config.tracking, self.folder, self.plain, run_id, resumed, {"reward_identity": identity}
+            )
+            self.progress = Progress(config.epochs, self.epoch, self.folder, enabled=config.tracking.console)
+        except BaseException:
+            self.close()
+            raise
 
     def train(self) -> Path:
         """The loop of Algorithm 1."""
@@ -86,11 +102,14 @@ class Run:
             if self.epoch == 0:
                 self.workforce.publish(self.learner.weights())
                 self.trackers.log(self._evaluate(), 0)
+            elif self._due(config.evaluation.every) and self.epoch not in evaluations.list_evaluations(self.folder):
+                self.trackers.log(self._evaluate(), self.epoch)
             while self.epoch < config.epochs:
                 start = time.monotonic()
                 metrics = {"time/publish": self._publish()}
-                prompts = self.stream.next(config.prompts_per_epoch, self.epoch)
-                rollout = self._sample(prompts, metrics)
+                with self._finished_epochs_kept():
+                    prompts = self.stream.next(config.prompts_per_epoch, self.epoch)
+                    rollout = self._sample(prompts, metrics)
                 for _ in range(config.updates_per_epoch):
                     _merge(metrics, self._update(rollout))
                 self.epoch += 1
@@ -98,7 +117,8 @@ class Run:
                 metrics["time/epoch"] = time.monotonic() - start
                 metrics["images_per_second/epoch"] = len(rollout) / metrics["time/epoch"]
                 if self._due(config.evaluation.every):
-                    metrics |= self._evaluate()
+                    with self._finished_epochs_kept(metrics):
+                        metrics |= self._evaluate()
                 self.wall_seconds += time.monotonic() - start
                 self.trackers.log(metrics | {"wall_seconds": self.wall_seconds}, self.epoch)
                 self.progress.epoch_done(metrics)
@@ -180,6 +200,31 @@ class Run:
         metrics["time/evaluate"] = time.monotonic() - start
         return metrics
 
+    @contextlib.contextmanager
+    def _finished_epochs_kept(self, metrics: Mapping[str, float] | None = None) -> Iterator[None]:
+        """Save the finished epochs when sampling or scoring fails, which leaves the learner as it was.
+
+        Args:
+            metrics: what the last of them has not logged yet.
+        """
+        cursor = self.stream.cursor
+        try:
+            yield
+        except Exception as error:
+            self.stream.cursor = cursor
+            try:
+                if metrics is not None:
+                    self.trackers.log(metrics, self.epoch)
+                if self.epoch > self.saved_epoch:
+                    self._save()
+            except OSError as second:
+                _log.warning("epoch %d could not be saved: %s", self.epoch, second)  # the error on its way matters more
+            else:
+                error.add_note(
+                    f"{self.epoch} finished epochs are kept; go on by checkpoint.resume=auto output_dir={self.folder}"
+                )
+            raise
+
     def _save(self) -> None:
         tensors, scalars = self.learner.state()
         state = {
@@ -187,9 +232,11 @@ class Run:
             "prompt_cursor": self.stream.cursor,
             "prompts_fingerprint": self.prompts_fingerprint,
             "wall_seconds": self.wall_seconds,
+            "reward": self.reward_identity,
             "config": self.plain,
         }
         save_checkpoint(self.folder, self.epoch, tensors, state, self.config.checkpoint.keep)
+        self.saved_epoch = self.epoch
 
     def _resume(self) -> int | None:
         """Load the checkpoint that the configuration asks for; the epoch to continue at, None for a fresh run."""
@@ -203,7 +250,8 @@ class Run:
         self.learner.load_state(checkpoint.tensors, state["learner"])
         self.stream.cursor = int(state["prompt_cursor"])
         self.wall_seconds = float(state["wall_seconds"])
-        self.epoch = checkpoint.epoch
+        self.reward_identity = state.get("reward", {})
+        self.epoch = self.saved_epoch = checkpoint.epoch
         return self.epoch
 
     def _export(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -12,19 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from prdp import checkpoint, storage
 from prdp.checkpoint import (
     CheckpointError,
-    check_compatible,
-    config_fingerprint,
     find_latest,
     load_checkpoint,
     resolve_resume,
     save_checkpoint,
 )
-from prdp.config import TrainConfig
 from prdp.errors import UserError
 from prdp.storage import StorageError
 
@@ -242,76 +237,3 @@ def test_state_that_json_cannot_hold_is_named_before_anything_is_written(tmp_pat
 def test_keeping_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint\.keep must be at least 1, got 0"):
         save(tmp_path, 1, keep=0)
-
-
-def config(**changes: Any) -> dict[str, Any]:
-    """A whole configuration with some keys changed; 'a__b' stands for a.b."""
-    plain = dataclasses.asdict(TrainConfig(output_dir="run", reward={"_target_": "reward", "weights": [1, 2]}))
-    plain["prompts"].update(train={"_target_": "source", "path": "a.txt"}, heldout={"_target_": "source"})
-    for key, value in changes.items():
-        section = plain
-        *outer, last = key.split("__")
-        for name in outer:
-            section = section[name]
-        section[last] = value
-    return plain
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"epochs": 500},
-        {"output_dir": "elsewhere"},
-        {"cluster__kind": "ray", "cluster__samplers": 9},
-        {"tracking__wandb": "online"},
-        {"evaluation__every": 1},
-        {"checkpoint__resume": "auto"},
-        {"sampler__microbatch": 1, "learner__microbatch": 1, "sampler__prompts_per_chunk": 1},
-        {"learner__gradient_checkpointing": True},
-        {"model__device": "cuda"},
-    ],
-)
-def test_changes_that_leave_the_curve_alone_are_allowed(change):
-    check_compatible(config(), config(**change))
-    assert config_fingerprint(config()) == config_fingerprint(config(**change))
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("seed", 1),
-        ("prompts_per_epoch", 1),
-        ("images_per_prompt", 2),
-        ("updates_per_epoch", 2),
-        ("model__path", "other"),
-        ("sampler__steps", 9),
-        ("sampler__eta", 0.5),
-        ("learner__mode", "full"),
-        ("learner__lora_rank", 4),
-        ("learner__lora_targets", ["to_q"]),
-        ("learner__learning_rate", 1e-5),
-        ("objective__beta", 1.0),
-        ("prompts__train__path", "b.txt"),
-        ("reward", {"_target_": "other"}),
-    ],
-)
-def test_changes_that_break_the_curve_are_named_with_both_values(key, value):
-    with pytest.raises(CheckpointError) as caught:
-        check_compatible(config(), config(**{key: value}))
-    message = str(caught.value)
-    assert f"  {key.replace('__', '.')}" in message
-    assert "in the checkpoint" in message
-    assert "output_dir" in message
-    assert config_fingerprint(config()) != config_fingerprint(config(**{key: value}))
-
-
-def test_every_changed_key_is_named_and_absent_ones_too():
-    changed = config(seed=4, learner__lora_rank=2)
-    del changed["objective"]["beta"]
-    expected = r"(?s)lora_rank: 16 in .*, 2 now.*beta: 3e-05 in .*, absent now.*seed: 0 in"
-    with pytest.raises(CheckpointError, match=expected):
-        check_compatible(config(), changed)
-
-
-def test_configurations_of_json_and_of_omegaconf_compare():
-    check_compatible(json.loads(json.dumps(config())), OmegaConf.create(config()))  # type: ignore[arg-type]

@@ -109,6 +109,7 @@ def build_trackers(
     run_config: Mapping[str, Any],
     run_id: str,
     resumed_epoch: int | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Trackers:
     """The trackers that the configuration asks for; the JSONL log is always one of them.
 
@@ -119,6 +120,8 @@ def build_trackers(
         run_id: stable name of the run; the same one on resume continues the same W&B run.
         resumed_epoch: finished epochs of the checkpoint that a run resumes from; what was logged or evaluated beyond
             it is dropped. None for a fresh run; an older log and evaluations in the folder are then kept aside.
+        facts: what the log and the services say about the run besides its configuration, such as the reward's version;
+            names and plain containers.
 
     Raises:
         ValueError: an unknown W&B mode.
@@ -134,7 +137,8 @@ def build_trackers(
         wandb_tracker.check_installed()
 
     evaluations.clear_later_evaluations(run_dir, resumed_epoch)
-    required = jsonl.JsonlTracker(run_dir, run_id, resumed_epoch)
+    required = jsonl.JsonlTracker(run_dir, run_id, resumed_epoch, facts)
+    run_config = {**run_config, **(facts or {})}
     makers: dict[str, Callable[[], Tracker]] = {}
     if config.tensorboard:
         makers["TensorBoard"] = lambda: tensorboard_tracker.TensorBoardTracker(run_dir, run_config, resumed_epoch)

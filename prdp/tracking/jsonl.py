@@ -27,8 +27,14 @@ class JsonlTracker:
     `wall_seconds` counts the time this run has been at work, all its sessions together, unless the metrics bring it.
     """
 
-    def __init__(self, run_dir: Path, run_id: str = "", resumed_epoch: int | None = None) -> None:
-        """Open the log. resumed_epoch: as in `build_trackers`.
+    def __init__(
+        self,
+        run_dir: Path,
+        run_id: str = "",
+        resumed_epoch: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the log. resumed_epoch, facts: as in `build_trackers`; the first line of each session holds the facts.
 
         Raises:
             ValueError: the log to be resumed is damaged elsewhere than in its last line.
@@ -44,6 +50,7 @@ class JsonlTracker:
             kept = [line for line in read_metrics(run_dir) if line["epoch"] <= resumed_epoch]
             earlier = float(kept[-1].get("wall_seconds", 0.0)) if kept else 0.0
             write_atomically(self.path, "".join(_dump(line) + "\n" for line in kept).encode())
+        self._facts = dict(facts or {})
         self._start = time.monotonic() - earlier
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
         self._status: dict[str, Any] = {"run_id": run_id, "started": _now(), "epoch": resumed_epoch or 0}
@@ -58,6 +65,8 @@ class JsonlTracker:
         """
         line = {"epoch": int(epoch), "wall_seconds": round(time.monotonic() - self._start, 3)}
         line.update({name: _number(name, value) for name, value in metrics.items()})
+        line.update(self._facts)
+        self._facts = {}
         self._status["epoch"] = max(int(epoch), self._status["epoch"])
         try:
             self._file.write(_dump(line) + "\n")

@@ -1,0 +1,137 @@
+"""What a run that resumes must have in common with the one that wrote its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prdp.checkpoint import CheckpointError, jsonable
+
+FREE_KEYS = (
+    "epochs",
+    "output_dir",
+    "cluster",
+    "tracking",
+    "evaluation",
+    "checkpoint",
+    "model.device",
+    "sampler.microbatch",
+    "sampler.prompts_per_chunk",
+    "learner.microbatch",
+    "learner.gradient_checkpointing",
+    "learner.ratio_tolerance",
+)
+"""Keys, or whole sections, that a resumed run may change: they move its end, its speed or what is shown of it, not its
+curve. Every other key has to stay."""
+
+FREE_REWARD_ARGUMENTS = (
+    "backoff_seconds",
+    "batch_size",
+    "device",
+    "max_request_mib",
+    "memory_mib",
+    "retries",
+    "timeout_seconds",
+    "token_variable",
+    "url",
+)
+"""Arguments of rewards that say where and how fast they are scored; which reward it is, its name and version tell."""
+
+
+def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse to continue under a configuration that would break the curve.
+
+    Only `FREE_KEYS` may differ: the length of the run, the cluster, tracking, evaluation, microbatches and the like.
+
+    Raises:
+        CheckpointError: naming every other key that differs, with both values.
+    """
+    before, now = _binding(saved_config), _binding(config)
+    changed = [
+        f"  {key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
+        for key in sorted(before.keys() | now.keys())
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+    if changed:
+        raise CheckpointError(
+            "the checkpoint comes from a run whose curve this configuration would break:\n"
+            + "\n".join(changed)
+            + "\nrestore these values, or start a new run in another output_dir"
+        )
+
+
+def check_same_prompts(saved: str, now: str) -> None:
+    """Refuse to continue on other prompts than those that the cursor of the checkpoint counts; '' is not compared.
+
+    Raises:
+        CheckpointError: with both fingerprints.
+    """
+    if saved and now and saved != now:
+        raise CheckpointError(
+            f"prompts.train holds other prompts than when the checkpoint was written (fingerprint {saved} then, {now} "
+            "now), so its cursor would repeat some and miss others; restore the data, or start a new run"
+        )
+
+
+def check_same_reward(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to continue on another reward, or another version of it, than the checkpoint was trained on.
+
+    Args:
+        saved, now: identities, as `prdp.rewards.base.identity_of` tells them; an empty one is not compared.
+
+    Raises:
+        CheckpointError: naming every reward and term that differs, with both names and versions.
+    """
+    if not saved or not now:
+        return
+    before, after = _versions("reward", saved), _versions("reward", now)
+    changed = [
+        f"  {key}: {before.get(key, 'absent')} in the checkpoint, {after.get(key, 'absent')} now"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        raise CheckpointError(
+            "the checkpoint was trained on another version of the reward:\n"
+            + "\n".join(changed)
+            + "\nrestore it, or start a new run in another output_dir"
+        )
+
+
+def _versions(key: str, identity: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> name and version, of a reward and of its terms."""
+    found = {key: f"'{identity.get('name')}' version '{identity.get('version')}'"}
+    for term, part in (identity.get("terms") or {}).items():
+        found.update(_versions(f"{key}.terms.{term}", part))
+    return found
+
+
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """Hex digest of the keys that a resumed run may not change."""
+    text = json.dumps(jsonable(_binding(config), "config"), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in _flat(config).items()
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+        and not (key.startswith("reward.") and key.rpartition(".")[2] in FREE_REWARD_ARGUMENTS)
+    }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            result.update(_flat(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = jsonable(value, f"{prefix}{key}")
+    return result
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "absent"
