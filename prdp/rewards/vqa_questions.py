@@ -1,0 +1,104 @@
+"""Questions about an image: what a prompt's metadata must hold, and what the answers add up to.
+
+TIFA (Hu et al., 2023) takes the mean over questions. DSG (Cho et al., 2024) adds that a question says nothing where
+what it builds on is not there: it counts as answered wrongly when one of its parents was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about an image.
+
+    Attributes:
+        number: its id, as text; 'parents' refer to it.
+        text: the question.
+        choices: possible answers.
+        answer: the right one of them.
+        parents: ids of questions that must be answered rightly for this one to count.
+    """
+
+    number: str
+    text: str
+    choices: tuple[str, ...] = YES_NO
+    answer: str = "yes"
+    parents: tuple[str, ...] = ()
+
+
+def questions_of(prompt: str, metadata: Mapping[str, Any]) -> tuple[Question, ...]:
+    """The questions in a prompt's metadata, parents before their children.
+
+    Args:
+        prompt: for messages.
+        metadata: {"questions": [{"question": text, "id": any, "parents": [ids], "choices": [texts], "answer": text}]};
+            all but the question may be left out: then ids count from 1, and the right answer is yes out of yes and no.
+
+    Raises:
+        ValueError: naming the prompt and what is missing, unknown or circular.
+    """
+    entries = metadata.get("questions")
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        raise ValueError(
+            f"prompt {prompt!r} has no questions in its metadata, expected "
+            '"questions": [{"id": 1, "question": "Is there a cat?", "parents": []}, ...]'
+        )
+    questions = [_question(prompt, place, entry) for place, entry in enumerate(entries, 1)]
+    by_number = {question.number: question for question in questions}
+    if len(by_number) < len(questions):
+        raise ValueError(f"prompt {prompt!r}: two of its questions have the same id")
+    for question in questions:
+        strangers = [parent for parent in question.parents if parent not in by_number]
+        if strangers:
+            raise ValueError(
+                f"prompt {prompt!r}: question {question.number} has the parent {strangers[0]}, there are only "
+                f"{', '.join(by_number)}"
+            )
+    return _parents_first(prompt, questions)
+
+
+def with_dependencies(questions: Sequence[Question], correct: Sequence[float]) -> list[float]:
+    """The scores, 0 where a parent's own, so corrected, is below one half.
+
+    Args:
+        questions: parents before their children, as `questions_of` gives them.
+        correct: 1 for a right answer, 0 for a wrong one, or the probability of the right one.
+    """
+    kept: dict[str, float] = {}
+    for question, value in zip(questions, correct, strict=True):
+        kept[question.number] = value if all(kept[parent] >= 0.5 for parent in question.parents) else 0.0
+    return [kept[question.number] for question in questions]
+
+
+def _question(prompt: str, place: int, entry: Any) -> Question:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("question"), str) or not entry["question"].strip():
+        raise ValueError(f"prompt {prompt!r}: question {place} is {entry!r}, expected a mapping with a text 'question'")
+    choices = tuple(str(choice) for choice in entry.get("choices") or YES_NO)
+    answer = str(entry.get("answer") or "yes")
+    if answer not in choices or len(set(choices)) < 2:
+        raise ValueError(
+            f"prompt {prompt!r}: question {place} has the answer {answer!r}, which must be one of at least two "
+            f"choices, here {', '.join(choices)}"
+        )
+    # In DSG's own files a parent of 0 means that there is none.
+    parents = tuple(str(parent) for parent in entry.get("parents") or () if str(parent) != "0")
+    return Question(str(entry.get("id", place)), entry["question"].strip(), choices, answer, parents)
+
+
+def _parents_first(prompt: str, questions: list[Question]) -> tuple[Question, ...]:
+    ordered: dict[str, Question] = {}
+    waiting = questions
+    while waiting:
+        ready = [question for question in waiting if all(parent in ordered for parent in question.parents)]
+        if not ready:
+            numbers = ", ".join(question.number for question in waiting)
+            raise ValueError(f"prompt {prompt!r}: questions {numbers} depend on each other in a circle")
+        ordered.update({question.number: question for question in ready})
+        waiting = [question for question in waiting if question.number not in ordered]
+    return tuple(ordered.values())
