@@ -187,8 +187,13 @@ def test_every_option_of_every_group_is_valid() -> None:
     needed = {
         "local": ["model.path=/models/sd"],
         "callable": ["reward.path=my_module.my_reward"],
-        "text_file": ["prompts.train.path=a.txt", "prompts.heldout.path=b.txt"],
+        "hf_dataset": ["prompts.train.path=owner/name"],
+        "pick_a_pic": ["prompts.train.path=owner/name"],
+        "mixture": [f"prompts.{key}.path=a.txt" for key in ("train.first", "train.second", "heldout")],
     }
+    two_files = ["prompts.train.path=a.txt", "prompts.heldout.path=b.txt"]
+    lists = ("drawbench", "dsg_1k", "file", "geneval", "hpdv2", "partiprompts", "t2i_compbench", "text_file")
+    needed |= dict.fromkeys(lists, two_files)
     available = groups([conf_folder()])
     assert available.pop("experiment")
     assert set(available) == {"model", "sampler", "reward", "prompts", "objective", "learner", "cluster", "tracking"}

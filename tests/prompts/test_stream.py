@@ -1,13 +1,10 @@
-"""Order, cursor and passes of the prompt stream; text files; batches and their chunks."""
+"""Order, cursor and passes of the prompt stream; batches and their chunks."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from prdp.prompts.stream import PromptStream, fixed_prompts
-from prdp.prompts.text_file import TextFilePrompts
 from prdp.types import PromptBatch
 
 
@@ -62,18 +59,20 @@ def test_chunks_are_cut_by_size_alone() -> None:
         batch.chunks(0)
 
 
-def test_text_files(tmp_path: Path) -> None:
-    file = tmp_path / "animals.txt"
-    file.write_text("cat\n\n  dog \n")
-    source = TextFilePrompts(str(file), template="A painting of a {}")
-    assert [source[i][0] for i in range(len(source))] == ["A painting of a cat", "A painting of a dog"]
-    with pytest.raises(ValueError, match="template is 'animal'"):
-        TextFilePrompts(str(file), template="animal")
-    with pytest.raises(ValueError, match=r"nothing\.txt cannot be read: No such file"):
-        TextFilePrompts(str(tmp_path / "nothing.txt"))
-    (tmp_path / "binary.txt").write_bytes(b"ab\xff")
-    with pytest.raises(ValueError, match=r"binary\.txt is not UTF-8 text: line 1, byte 2 of it"):
-        TextFilePrompts(str(tmp_path / "binary.txt"))
+def test_batches_know_where_their_prompts_stand_in_the_source() -> None:
+    stream = PromptStream(Numbers(50), seed=1)
+    batch = stream.next(6, 2)
+    assert batch.texts == tuple(map(str, batch.indices))
+    assert [chunk.indices for chunk in batch.chunks(4)] == [batch.indices[:4], batch.indices[4:]]
+    assert stream.peek(3).indices == stream.next(3, 3).indices
+    with pytest.raises(ValueError, match="2 texts but 1 indices"):
+        PromptBatch(0, 0, ("a", "b"), ({}, {}), (1,))
+
+
+def test_the_order_of_a_seed_stays() -> None:
+    """Another order would change what a resumed run draws, and every recorded run."""
+    assert PromptStream(Numbers(10), seed=0).next(10, 0).indices == (4, 6, 2, 7, 3, 5, 9, 0, 8, 1)
+    assert PromptStream(Numbers(1_000_000), seed=0).next(4, 0).indices == (959233, 623842, 264558, 79733)
 
 
 def test_empty_sources_and_bad_cursors_are_refused() -> None:

@@ -1,0 +1,150 @@
+"""CSV, TSV, JSON, JSON lines and Parquet: columns, metadata, and what is refused with file and line."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from prdp.prompts.any_file import open_prompts, parse_options
+from prdp.prompts.csv_file import CsvFilePrompts
+from prdp.prompts.json_file import JsonFilePrompts
+from prdp.prompts.parquet_file import ParquetFilePrompts
+from prdp.prompts.table import PromptTable
+
+
+def items(source: PromptTable) -> list[tuple[str, dict[str, Any]]]:
+    return [source[index] for index in range(len(source))]
+
+
+def test_csv(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text('Prompt,Category,Note\n"a cat, a dog",Animals,\n\n"two\nlines",World,"say ""hi"""\n')
+    expected = [
+        ("a cat, a dog", {"Note": "", "category": "Animals"}),
+        ("two\nlines", {"Note": 'say "hi"', "category": "World"}),
+    ]
+    assert items(CsvFilePrompts(str(file), category_column="Category", metadata_columns=["Note"])) == expected
+    everything = CsvFilePrompts(str(file), metadata_columns="all")[0]
+    assert everything == ("a cat, a dog", {"Category": "Animals", "Note": ""})
+
+
+def test_tsv_without_header_takes_quotes_as_letters(tmp_path: Path) -> None:
+    file = tmp_path / "train.tsv"
+    file.write_text('coco\t"Hello" on a sign\nweb\ta cat\n')
+    source = CsvFilePrompts(str(file), columns=["source", "prompt"], metadata_columns=["source"])
+    assert items(source) == [('"Hello" on a sign', {"source": "coco"}), ("a cat", {"source": "web"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("prompt,style\na cat\n", {}, r"list\.csv line 2: 1 fields, expected 2 \(prompt, style\)"),
+        ("prompt\n ''\n  \n", {"category_column": "styel"}, "no column 'styel'; there are prompt"),
+        ("caption,text\na,b\n", {}, "prompt_column must name the prompt's column; there are caption, text"),
+        ("name\na\n", {}, "must name the prompt's column; there are name"),
+        ("prompt\na\n", {"prompt_column": "promt"}, "no column 'promt'; there are prompt. Did you mean 'prompt'"),
+        ("prompt,n\na,1\n,2\n", {}, r"list\.csv line 3: the prompt is empty"),
+        ('prompt\n"a cat\n', {}, r"list\.csv line 2: unexpected end of data"),
+        ("prompt\n", {}, r"list\.csv holds no prompt"),
+        ("prompt\na\n", {"delimiter": "||"}, "delimiter is '||', expected one character"),
+        ("prompt\na\n", {"metadata_columns": "style"}, "metadata_columns is 'style', expected a list of columns"),
+    ],
+)
+def test_csv_that_is_refused(tmp_path: Path, content: str, options: dict[str, Any], message: str) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        CsvFilePrompts(str(file), **options)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    file = tmp_path / "list.jsonl"
+    rows = [{"tag": "one", "prompt": "a cat", "include": [{"class": "cat"}]}, {"prompt": "a dog", "exclude": [1.5]}]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    source = JsonFilePrompts(str(file), category_column="tag", metadata_columns="all")
+    assert items(source) == [
+        ("a cat", {"tag": "one", "include": [{"class": "cat"}], "category": "one"}),
+        ("a dog", {"exclude": [1.5]}),
+    ]
+
+
+def test_json_lists_of_texts_and_of_objects(tmp_path: Path) -> None:
+    (tmp_path / "anime.json").write_text('["a cat", "a dog"]')
+    assert items(JsonFilePrompts(str(tmp_path / "anime.json"), file_as_category=True)) == [
+        ("a cat", {"category": "anime"}),
+        ("a dog", {"category": "anime"}),
+    ]
+    pairs = [{"prompt": "a cat", "human_preference": [1, 0]}, {"prompt": "a cat"}, {"prompt": "a dog"}]
+    (tmp_path / "train.json").write_text(json.dumps(pairs))
+    assert list(JsonFilePrompts(str(tmp_path / "train.json"), unique=True).texts()) == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', {}, r"a\.jsonl line 2 is not JSON: .*starts with '{\"prompt\": "),
+        ("a.jsonl", '{"prompt": "x"}\n[1]\n', {}, r"a\.jsonl line 2: the record is a list, expected a JSON object"),
+        ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', {}, r"line 2: there is no column 'prompt'; there are text"),
+        ("a.jsonl", '{"prompt": 3}\n', {}, r"a\.jsonl line 1: the prompt is 3, expected text"),
+        ("a.jsonl", '{"prompt": "\\ud800"}\n', {}, r"a\.jsonl line 1: holds half of a surrogate pair"),
+        ("a.jsonl", '{"prompt": "x"}\n', {"metadata_columns": ["tags"]}, "no column 'tags'; there are prompt"),
+        ("a.json", '{"prompt": "x"}\n{"prompt": "y"}\n', {}, r"a\.json is not JSON: .*called \.jsonl"),
+        ("a.json", '{"prompt": "x"}', {}, r"a\.json: the record is an object, expected a JSON list"),
+        ("a.json", '["x", null]', {}, r"a\.json entry 2: the record is null"),
+        ("a.json", "[]", {}, r"a\.json holds no prompt"),
+    ],
+)
+def test_json_that_is_refused(tmp_path: Path, name: str, content: str, options: dict[str, Any], message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        JsonFilePrompts(str(tmp_path / name), **options)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    columns = {
+        "caption": ["a cat", "a cat", "a dog"],
+        "jpg_0": [b"\xff", b"\xff", b"\xff"],
+        "questions": [[{"id": 1}], [], None],
+        "day": [datetime.date(2024, 2, 3)] * 3,
+        "score": [0.5, float("nan"), 2.0],
+    }
+    parquet.write_table(pa.table(columns), file, row_group_size=1)
+    source = ParquetFilePrompts(str(file), metadata_columns=["questions", "day", "score"])
+    assert items(source) == [
+        ("a cat", {"questions": [{"id": 1}], "day": "2024-02-03", "score": 0.5}),
+        ("a cat", {"questions": [], "day": "2024-02-03", "score": None}),
+        ("a dog", {"questions": None, "day": "2024-02-03", "score": 2.0}),
+    ]
+    assert len(ParquetFilePrompts(str(file), unique=True)) == 2
+    with pytest.raises(ValueError, match="row 1: column 'jpg_0' holds bytes, which cannot travel as metadata"):
+        ParquetFilePrompts(str(file), metadata_columns="all")
+    with pytest.raises(ValueError, match="no column 'prompts'; there are caption, jpg_0, questions, day, score"):
+        ParquetFilePrompts(str(file), prompt_column="prompts")
+    (tmp_path / "cut.parquet").write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"cut\.parquet is no whole Parquet file"):
+        ParquetFilePrompts(str(tmp_path / "cut.parquet"))
+
+
+def test_empty_prompts_are_left_out_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": " "}\n{"prompt": "x"}\n')
+    assert items(JsonFilePrompts(str(tmp_path / "a.jsonl"), skip_empty=True)) == [("x", {})]
+
+
+def test_any_file_goes_by_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "n": 1}\n')
+    options = parse_options(["metadata_columns=[n]", "unique=true", "prompt_column=prompt"])
+    assert options == {"metadata_columns": ["n"], "unique": True, "prompt_column": "prompt"}
+    assert items(open_prompts(str(tmp_path / "a.jsonl"), **options)) == [("x", {"n": 1})]
+    with pytest.raises(ValueError, match=r"takes no option 'prompt_colum'\. Did you mean 'prompt_column'"):
+        open_prompts(str(tmp_path / "a.jsonl"), prompt_colum="x")
+    with pytest.raises(ValueError, match=r"the ending '\.doc' tells of no format; known are \.txt"):
+        open_prompts("a.doc")
+    with pytest.raises(ValueError, match="option 'unique': expected KEY=VALUE"):
+        parse_options(["unique"])
