@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": ("prdp.commands:validate", "check a configuration and show its size, without running it"),
     "pretrain": ("prdp.pretrain:main", "train the embedded tiny pipeline from scratch"),
     "evaluate": ("prdp.evaluate:main", "judge finished models side by side on held-out prompts"),
+    "reward-server": ("prdp.reward_server:main", "serve a reward over HTTP, for reward=remote"),
     "report": ("prdp.commands:report", "write the report of a run anew"),
     "prompts": ("prdp.prompts_command:main", "inspect, clean, split and check prompt sets"),
 }

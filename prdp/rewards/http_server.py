@@ -1,0 +1,183 @@
+"""The HTTP server behind `prdp reward-server`: one reward, for clients that speak `prdp.rewards.wire`."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import socket
+import sys
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prdp.rewards.base import Reward, checked_scores, identity_of
+from prdp.rewards.wire import FORMAT, Limits, WireError, decode_request, encode_answer
+
+SOCKET_SECONDS = 30.0
+"""How long a client may be silent in the middle of its request."""
+WAITING = 8
+"""Requests read or scored at a time; one more is told to come back."""
+
+
+class RewardServer(ThreadingHTTPServer):
+    """Serves a reward. One batch is scored at a time, since rewards need not be safe to call from several threads.
+
+    `GET /health` answers {"status": "ok"} to anybody; `GET /identity` and `POST /score` ask for the token, if there is
+    one, as `Authorization: Bearer <token>`.
+
+    Args:
+        reward: what scores.
+        host, port: where to listen; port 0 takes a free one, see `url`.
+        token: '' asks for none.
+        limits: of a request.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, reward: Reward, host: str, port: int, token: str = "", limits: Limits | None = None) -> None:
+        self.reward, self.token, self.limits = reward, token, limits or Limits()
+        self.scoring = threading.Lock()
+        self.places = threading.BoundedSemaphore(WAITING)
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        host, port = self.server_address[:2]
+        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is no fault of the server."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class _Refused(Exception):
+    """An answer other than 200; `headers` go with it."""
+
+    def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.headers = status, headers or {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection with one request."""
+
+    server: RewardServer
+    server_version = "prdp-reward-server"
+    sys_version = ""
+    timeout = SOCKET_SECONDS
+
+    def do_GET(self) -> None:
+        """/health and /identity."""
+        if self.path == "/health":
+            self._send(200, {"status": "ok"})
+            return
+        try:
+            self._check_token()
+            if self.path == "/score":
+                raise _Refused(405, "/score takes POST")
+            if self.path != "/identity":
+                raise _Refused(404, "there are /health, /identity and /score")
+            limits = self.server.limits
+            self._send(
+                200,
+                {
+                    "format": FORMAT,
+                    **identity_of(self.server.reward),
+                    "limits": {"request_bytes": limits.request_bytes, "images": limits.images},
+                },
+            )
+        except _Refused as refused:
+            self._refuse(refused)
+
+    def do_POST(self) -> None:
+        """/score."""
+        try:
+            self._check_token()
+            if self.path != "/score":
+                raise _Refused(405 if self.path in ("/health", "/identity") else 404, "only /score takes POST")
+            if not self.server.places.acquire(blocking=False):
+                raise _Refused(503, f"{WAITING} requests are being worked on", {"Retry-After": "1"})
+            try:
+                answer = self._scored(self._body())
+            finally:
+                self.server.places.release()
+            self._send(200, answer)
+        except _Refused as refused:
+            self._refuse(refused)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses, such as a broken request line or an unknown method, in our form."""
+        self._refuse(_Refused(405 if code == 501 else code, message or "not a request"))
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """One line without headers, where the token stands."""
+        print(f"{self.address_string()} {format % arguments}", file=sys.stderr, flush=True)
+
+    def _check_token(self) -> None:
+        if not self.server.token:
+            return
+        shown = self.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(shown, f"Bearer {self.server.token}".encode()):
+            raise _Refused(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
+
+    def _body(self) -> bytes:
+        kind = self.headers.get_content_type()
+        if kind != "application/json":
+            raise _Refused(415, f"Content-Type is {kind}, expected application/json")
+        lengths = self.headers.get_all("Content-Length") or []
+        if "Transfer-Encoding" in self.headers or not lengths:
+            raise _Refused(411, "a Content-Length is needed, and no Transfer-Encoding")
+        if len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdigit()):
+            raise _Refused(400, "Content-Length is no number")
+        limit = self.server.limits.request_bytes
+        if len(lengths[0]) > 18 or int(lengths[0]) > limit:
+            raise _Refused(413, f"the body has {lengths[0][:18]} bytes, at most {limit} are taken")
+        try:
+            body = self.rfile.read(int(lengths[0]))
+        except TimeoutError:
+            raise _Refused(408, f"nothing came for {SOCKET_SECONDS:g} s") from None
+        if len(body) < int(lengths[0]):
+            raise _Refused(400, f"the body ends after {len(body)} of {lengths[0]} bytes")
+        return body
+
+    def _scored(self, body: bytes) -> bytes:
+        try:
+            images, prompts, metadata = decode_request(body, self.server.limits)
+        except WireError as error:
+            raise _Refused(400, str(error)) from None
+        reward = self.server.reward
+        try:
+            with self.server.scoring:
+                result = reward.score(images, prompts, metadata)
+        except ValueError as error:
+            raise _Refused(422, f"reward '{reward.name}' refuses: {error}") from error
+        except Exception as error:
+            traceback.print_exc()
+            raise _Refused(500, f"reward '{reward.name}' raised {type(error).__name__}: {error}") from error
+        try:
+            rewards, sub_scores = checked_scores(reward.name, result, len(images))
+        except ValueError as error:
+            raise _Refused(500, str(error)) from error
+        return encode_answer(identity_of(reward), rewards, sub_scores)
+
+    def _refuse(self, refused: _Refused) -> None:
+        self._send(refused.status, {"error": str(refused)}, refused.headers)
+
+    def _send(self, status: int, content: dict[str, Any] | bytes, headers: dict[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.close_connection = True
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Connection": "close", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
