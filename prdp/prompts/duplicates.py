@@ -26,14 +26,25 @@ class Match(NamedTuple):
     similarity: float
 
 
+class _ToSpaces(dict[int, str]):
+    """For `str.translate`: punctuation, separators and control characters become spaces; filled as letters occur."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = " " if unicodedata.category(chr(code))[0] in "PZC" else chr(code)
+        return self[code]
+
+
+_TO_SPACES = _ToSpaces()
+
+
 def normalise(text: str) -> str:
-    """Lower case, compatibility forms composed, every run of other than letters, digits and marks one space.
+    """Lower case, compatibility forms composed, every run of punctuation and spaces one space.
 
     A text of punctuation alone keeps it.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(letter if letter.isalnum() or unicodedata.combining(letter) else " " for letter in folded).split()
-    return " ".join(words) or " ".join(folded.split())
+    words = folded.translate(_TO_SPACES).split()
+    return " ".join(words or folded.split())
 
 
 def find_duplicates(texts: Sequence[str], threshold: float | None = 0.85) -> tuple[list[Match], Bounded]:

@@ -1,7 +1,7 @@
 """Which prompts a run has used: `prompts.jsonl` in the run's folder, and the check that none was missed or repeated.
 
-The first line tells of the source, {"rows", "pass_length", "fingerprint", "seed", "shuffle"}; each further one of an
-epoch, {"epoch", "indices"}, counted as in metrics.jsonl and taken from the images that came back.
+The first line tells of the source, {"rows", "pass_length", "every_prompt_once", "fingerprint", "seed", "shuffle"}; each
+further one of an epoch, {"epoch", "indices"}, counted as in metrics.jsonl and taken from the images that came back.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from prdp.prompts.stream import PromptSource, fingerprint, pass_length
+from prdp.prompts.stream import PromptSource, fingerprint, pass_length, pass_order
 from prdp.storage import write_atomically
 from prdp.types import Int64
 
 PROMPTS_FILE = "prompts.jsonl"
+_OF_SOURCE = {"rows", "pass_length", "every_prompt_once"}
+_OF_EPOCH = {"epoch", "indices"}
 
 
 class PromptLog:
@@ -43,6 +45,7 @@ class PromptLog:
             {
                 "rows": len(source),
                 "pass_length": pass_length(source),
+                "every_prompt_once": every_prompt_once(source, seed, shuffle),
                 "fingerprint": fingerprint(source),
                 "seed": seed,
                 "shuffle": shuffle,
@@ -94,7 +97,7 @@ def read_prompt_log(run_dir: Path | str) -> tuple[dict[str, Any], list[dict[str,
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            missing = {"rows", "pass_length"} - line.keys() if number == 1 else {"epoch", "indices"} - line.keys()
+            missing = (_OF_SOURCE if number == 1 else _OF_EPOCH) - line.keys()
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except (ValueError, AttributeError) as error:
@@ -125,11 +128,19 @@ def check_usage(run_dir: Path | str) -> Usage:
         for before, line in enumerate(epochs)
         if line["epoch"] != before + 1
     ]
-    if length == rows:
+    if source["every_prompt_once"]:
         for number, start in enumerate(range(0, len(drawn), length), start=1):
             faults += _faults_of_pass(number, drawn[start : start + length], rows)
     counts = np.bincount(drawn, minlength=rows).astype(np.int64)
     return Usage(len(epochs), len(drawn), rows, len(drawn) // length, counts, tuple(faults))
+
+
+def every_prompt_once(source: PromptSource, seed: int, shuffle: bool) -> bool:
+    """Whether a pass is every prompt once, as it is but for weighted mixtures."""
+    if not hasattr(source, "pass_order"):
+        return True
+    order = np.sort(pass_order(source, seed, 0, shuffle))
+    return np.array_equal(order, np.arange(len(source)))
 
 
 def _faults_of_pass(number: int, drawn: Int64, rows: int) -> list[str]:
