@@ -4,3 +4,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from small_checkpoints import (  # noqa: F401
+    bert_tokenizer,
+    clip_folder,
+    clip_tokenizer,
+    head_tensors,
+    images,
+    open_clip_file,
+)

@@ -1,0 +1,70 @@
+"""pyiqa's metrics, through a stand-in for pyiqa: what is passed on, which sign comes back, what is refused."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prdp.rewards.dependencies import MissingDependencyError
+from prdp.rewards.image_quality import ImageQuality
+
+
+class Metric:
+    """Mean brightness; for 'less' the less the better, for 'versus' against a reference."""
+
+    def __init__(self, name: str) -> None:
+        self.lower_better = name == "less"
+        self.metric_mode = "FR" if name == "versus" else "NR"
+
+    def __call__(self, images: Any) -> Any:
+        return images.mean(dim=(1, 2, 3))[:, None]
+
+
+@pytest.fixture
+def pyiqa(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Installs the stand-in; the list is of the metrics that were made."""
+    made: list[tuple[str, dict[str, Any]]] = []
+    module: Any = types.ModuleType("pyiqa")
+    module.__version__ = "0"
+    module.__spec__ = importlib.machinery.ModuleSpec("pyiqa", None)
+    module.list_models = lambda: ["less", "more", "versus"]
+    module.create_metric = lambda name, **arguments: made.append((name, arguments)) or Metric(name)
+    monkeypatch.setitem(sys.modules, "pyiqa", module)
+    return made
+
+
+def test_higher_is_better_whatever_the_metric(pyiqa: list[Any]) -> None:
+    images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 51, 255)])
+    for metric, sign in (("more", 1), ("less", -1)):
+        reward = ImageQuality(metric, device="cpu", batch_size=2)
+        assert (reward.name, reward.version) == (metric, "1-pyiqa0")
+        np.testing.assert_allclose(reward.score(images, [""] * 3, [{}] * 3), sign * np.array([0, 0.2, 1]), rtol=1e-6)
+
+
+def test_weights_are_passed_on_and_part_of_the_version(pyiqa: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"x")
+    reward = ImageQuality("more", path=str(tmp_path / "w.pth"), device="cpu")
+    assert pyiqa == [("more", {"device": "cpu", "pretrained_model_path": str(tmp_path / "w.pth")})]
+    assert reward.version == "1-pyiqa0-2d711642b726"
+    with pytest.raises(ValueError, match="there is no file"):
+        ImageQuality.check("more", path=str(tmp_path / "no.pth"))
+
+
+def test_what_pyiqa_lacks_or_cannot_do_alone_is_refused(pyiqa: list[Any]) -> None:
+    with pytest.raises(ValueError, match="metric=other: pyiqa 0 has only less, more, versus"):
+        ImageQuality("other", device="cpu")
+    with pytest.raises(ValueError, match="metric=versus: compares with a reference image"):
+        ImageQuality("versus", device="cpu")
+
+
+def test_without_pyiqa_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pyiqa", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"needs pyiqa, which is not installed: pip install 'pyiqa=="):
+        ImageQuality.check()
