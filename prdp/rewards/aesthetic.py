@@ -43,12 +43,12 @@ class Aesthetic:
         batch_size: int | None = None,
         memory_mib: float | None = None,
     ) -> None:
-        weights = weights_from_folder("reward.clip", clip)
-        file = find_file("reward.path", path, FILE)
+        weights = weights_from_folder("clip", clip)
+        file = find_file("path", path, FILE)
         assert weights is not None and file is not None
         self.version = weights_version([file, weights.file], dtype)
-        head = read_tensors("reward.path", file)
-        self._head = aesthetic_head(f"reward.path ({file})", head, _width(weights))
+        head = read_tensors("path", file)
+        self._head = aesthetic_head(f"path ({file})", head, _width(weights))
         self._clip = ClipScorer(self.name, weights, None, device, dtype, batch_size, memory_mib)
 
     @classmethod
@@ -59,13 +59,13 @@ class Aesthetic:
             ValueError: naming the argument, the file and what is wrong with it.
         """
         check_settings(**settings)
-        file = find_file("reward.path", path, FILE, fetch=False)
-        weights = weights_from_folder("reward.clip", clip, fetch=False)
+        file = find_file("path", path, FILE, fetch=False)
+        weights = weights_from_folder("clip", clip, fetch=False)
         if weights is not None:
             weights.model()
         if file is not None:
-            head = read_tensors("reward.path", file, shapes_only=True)
-            aesthetic_head(f"reward.path ({file})", head, _width(weights) if weights is not None else 768)
+            head = read_tensors("path", file, shapes_only=True)
+            aesthetic_head(f"path ({file})", head, _width(weights) if weights is not None else 768)
 
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Float64:
         """Ratings, float64 [B], of uint8 images [B, H, W, 3] of any size."""

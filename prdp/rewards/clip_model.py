@@ -224,9 +224,9 @@ def scorer_from_folder(
     Raises:
         ValueError: what `check_folder` raises.
     """
-    weights = weights_from_folder("reward.path", path)
+    weights = weights_from_folder("path", path)
     assert weights is not None
-    key = "reward.path" if tokenizer is None else "reward.tokenizer"
+    key = "path" if tokenizer is None else "tokenizer"
     tokens = load_tokenizer(key, tokenizer or str(weights.file.parent), "CLIPTokenizer", weights.vocabulary)
     clean = PromptCleaner(reward) if like_openai else str
     scorer = ClipScorer(
@@ -242,10 +242,10 @@ def check_folder(path: str, tokenizer: str | None, **settings: Any) -> None:
         ValueError: naming the argument, the file and what is wrong with it.
     """
     check_settings(**settings)
-    weights = weights_from_folder("reward.path", path, fetch=False)
+    weights = weights_from_folder("path", path, fetch=False)
     if weights is not None:
         weights.model()
-    check_tokenizer("reward.path" if tokenizer is None else "reward.tokenizer", tokenizer or path)
+    check_tokenizer("path" if tokenizer is None else "tokenizer", tokenizer or path)
 
 
 def weights_version(files: Sequence[Path], dtype: str, code: str = "1") -> str:
@@ -258,7 +258,7 @@ def check_settings(
 ) -> None:
     """Raise ValueError for settings that no machine offers; whether the device is there is found out on its machine."""
     if dtype not in DTYPES:
-        raise ValueError(f"reward.dtype={dtype}: must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        raise ValueError(f"dtype={dtype}: must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     check_batching(batch_size, memory_mib)
 
 

@@ -40,14 +40,14 @@ class HPSv2:
         batch_size: int | None = None,
         memory_mib: float | None = None,
     ) -> None:
-        weights = weights_from_open_clip("reward.path", path, _file_name(release))
+        weights = weights_from_open_clip("path", path, _file_name(release))
         assert weights is not None
         self.name = "hpsv2" if str(release) == "2.0" else f"hpsv{release}"
         self.version = weights_version([weights.file], dtype)
         self._clip = ClipScorer(
             self.name,
             weights,
-            load_tokenizer("reward.tokenizer", tokenizer, "CLIPTokenizer", weights.vocabulary),
+            load_tokenizer("tokenizer", tokenizer, "CLIPTokenizer", weights.vocabulary),
             device,
             dtype,
             batch_size,
@@ -64,10 +64,10 @@ class HPSv2:
             ValueError: naming the argument, the file and what is wrong with it.
         """
         check_settings(**settings)
-        weights = weights_from_open_clip("reward.path", path, _file_name(release), fetch=False)
+        weights = weights_from_open_clip("path", path, _file_name(release), fetch=False)
         if weights is not None:
             weights.model()
-        check_tokenizer("reward.tokenizer", tokenizer)
+        check_tokenizer("tokenizer", tokenizer)
 
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Float64:
         """Cosines, float64 [B], of uint8 images [B, H, W, 3] of any size."""
@@ -77,5 +77,5 @@ class HPSv2:
 
 def _file_name(release: str) -> str:
     if str(release) not in FILES:
-        raise ValueError(f"reward.release={release}: must be {' or '.join(FILES)}")
+        raise ValueError(f"release={release}: must be {' or '.join(FILES)}")
     return FILES[str(release)]

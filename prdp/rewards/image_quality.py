@@ -45,14 +45,14 @@ class ImageQuality:
 
         names = pyiqa.list_models()
         if metric not in names:
-            raise ValueError(f"reward.metric={metric}: pyiqa {pyiqa.__version__} has only {', '.join(sorted(names))}")
+            raise ValueError(f"metric={metric}: pyiqa {pyiqa.__version__} has only {', '.join(sorted(names))}")
         self.name = metric
         self._device = choose_device(self.name, device)
         file = None if path is None else Path(os.path.expanduser(path))
         weights = {} if file is None else {"pretrained_model_path": str(file)}
         self._metric = pyiqa.create_metric(metric, device=self._device, **weights)
         if self._metric.metric_mode != "NR":
-            raise ValueError(f"reward.metric={metric}: compares with a reference image, which a generated one has not")
+            raise ValueError(f"metric={metric}: compares with a reference image, which a generated one has not")
         self._sign = -1.0 if self._metric.lower_better else 1.0
         self.version = "-".join(["1", f"pyiqa{pyiqa.__version__}", *([digest([file])] if file else [])])
         self._batches = Batches(self.name, batch_size, memory_mib, image_mib=256.0)
@@ -74,7 +74,7 @@ class ImageQuality:
         require(metric, "pyiqa", install=INSTALL)
         check_batching(batch_size, memory_mib)
         if path is not None:
-            find_file("reward.path", path)
+            find_file("path", path)
 
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Float64:
         """Qualities, float64 [B], higher is better, of uint8 images [B, H, W, 3]."""

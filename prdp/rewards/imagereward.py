@@ -80,15 +80,15 @@ class ImageReward:
         import torch
 
         check_settings(device, dtype, batch_size, memory_mib)
-        file = find_file("reward.path", path, FILE)
+        file = find_file("path", path, FILE)
         assert file is not None
-        key = f"reward.path ({file})"
+        key = f"path ({file})"
         self.version = weights_version([file], dtype)
         self._device = choose_device(self.name, device)
-        vision, text, self._head = _modules(key, read_tensors("reward.path", file, inside=("state_dict", "model")))
+        vision, text, self._head = _modules(key, read_tensors("path", file, inside=("state_dict", "model")))
         precision = getattr(torch, dtype)
         self._vision, self._text = (module.to(self._device, precision) for module in (vision, text))
-        words = load_tokenizer("reward.tokenizer", tokenizer, "BertTokenizer", text.config.vocab_size)
+        words = load_tokenizer("tokenizer", tokenizer, "BertTokenizer", text.config.vocab_size)
         self._tokens = PromptTokens(self.name, words, MAX_TOKENS)
         self._size = vision.config.image_size
         # Activations of a block: its input, a normalised copy, queries, keys, values, attention, an MLP layer, twice.
@@ -104,11 +104,11 @@ class ImageReward:
             ValueError: naming the argument, the file and what is wrong with it.
         """
         check_settings(**settings)
-        file = find_file("reward.path", path, FILE, fetch=False)
+        file = find_file("path", path, FILE, fetch=False)
         if file is not None:
-            tensors = read_tensors("reward.path", file, inside=("state_dict", "model"), shapes_only=True)
-            _modules(f"reward.path ({file})", tensors)
-        check_tokenizer("reward.tokenizer", tokenizer)
+            tensors = read_tensors("path", file, inside=("state_dict", "model"), shapes_only=True)
+            _modules(f"path ({file})", tensors)
+        check_tokenizer("tokenizer", tokenizer)
 
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Float64:
         """Preferences, float64 [B], of uint8 images [B, H, W, 3] of any size."""

@@ -48,7 +48,7 @@ class VQAAlignment:
         _check_method(method)
         check_settings(device, dtype, batch_size, memory_mib)
         self._method = method
-        self._model, files = load_answer_model("reward.path", path, choose_device(self.name, device), dtype)
+        self._model, files = load_answer_model("path", path, choose_device(self.name, device), dtype)
         self.version = f"{weights_version(files, dtype)}-{method}"
         self._batches = Batches(self.name, batch_size, memory_mib, image_mib=256.0)
 
@@ -61,7 +61,7 @@ class VQAAlignment:
         """
         _check_method(method)
         check_settings(**settings)
-        check_answer_model("reward.path", path)
+        check_answer_model("path", path)
 
     def score(
         self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -96,4 +96,4 @@ class VQAAlignment:
 
 def _check_method(method: str) -> None:
     if method not in METHODS:
-        raise ValueError(f"reward.method={method}: must be {', '.join(METHODS[:-1])} or {METHODS[-1]}")
+        raise ValueError(f"method={method}: must be {', '.join(METHODS[:-1])} or {METHODS[-1]}")

@@ -95,10 +95,10 @@ def _parents_first(prompt: str, questions: list[Question]) -> tuple[Question, ..
     ordered: dict[str, Question] = {}
     waiting = questions
     while waiting:
-        ready = [question for question in waiting if all(parent in ordered for parent in question.parents)]
-        if not ready:
+        ready = next((question for question in waiting if all(parent in ordered for parent in question.parents)), None)
+        if ready is None:
             numbers = ", ".join(question.number for question in waiting)
             raise ValueError(f"prompt {prompt!r}: questions {numbers} depend on each other in a circle")
-        ordered.update({question.number: question for question in ready})
-        waiting = [question for question in waiting if question.number not in ordered]
+        ordered[ready.number] = ready
+        waiting = [question for question in waiting if question is not ready]
     return tuple(ordered.values())

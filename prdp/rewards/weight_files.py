@@ -31,7 +31,7 @@ def find_file(key: str, path: str, name: str | None = None, fetch: bool = True) 
     """The file that `path` speaks of: itself, or `name` in a folder or a hub repository.
 
     Args:
-        key: of the configuration, for messages, such as 'reward.path'.
+        key: of the configuration, for messages, such as 'path'.
         path: a file, a folder or a hub id.
         name: of the file inside a folder or a repository; None where only a file will do.
         fetch: download what is on the hub and not in the cache; otherwise None is returned for it, unless
