@@ -1,0 +1,57 @@
+"""A run on a prompt file: its log of prompts, the prompts it will cut, and its refusal of other data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prdp.configure import typed
+from prdp.errors import UserError
+from prdp.prompts.usage import check_usage, read_prompt_log
+from prdp.train import main
+
+
+def config(pipeline_folder: Path, folder: Path, **changes: Any) -> Any:
+    source = {
+        "_target_": "prdp.prompts.csv_file.CsvFilePrompts",
+        "path": str(folder / "train.csv"),
+        "category_column": "style",
+    }
+    return typed(
+        {
+            "epochs": 2,
+            "prompts_per_epoch": 3,
+            "images_per_prompt": 2,
+            "output_dir": str(folder / "run"),
+            "model": {"path": str(pipeline_folder)},
+            "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 2},
+            "reward": {"_target_": "prdp.rewards.redness.Redness"},
+            "prompts": {"train": source, "heldout": source},
+            "learner": {"lora_rank": 2},
+            "evaluation": {"every": 0, "prompts": 1, "images_per_prompt": 1, "final_prompts": 1, "grid_prompts": 1},
+            "tracking": {"console": False, "report": False},
+            "checkpoint": {"every": 1},
+            **changes,
+        }
+    )
+
+
+def test_every_prompt_once_over_an_interruption_and_no_other_data(pipeline_folder: Path, tmp_path: Path) -> None:
+    texts = ["a red circle", "a blue star", "large " * 40, "a fox", "a bear", "a dog"]
+    file = tmp_path / "train.csv"
+    file.write_text("prompt,style\n" + "".join(f"{text},s\n" for text in texts))
+    main(config(pipeline_folder, tmp_path, epochs=1))
+    main(config(pipeline_folder, tmp_path, checkpoint={"every": 1, "resume": "auto"}))
+    usage = check_usage(tmp_path / "run")
+    assert (usage.epochs, usage.whole_passes, usage.faults) == (2, 1, ())
+    assert usage.counts.tolist() == [1] * 6
+    assert read_prompt_log(tmp_path / "run")[0]["fingerprint"]
+    log = (tmp_path / "run" / "progress.log").read_text()
+    assert "1 of the next 6 prompts are longer than the text encoder's 32 tokens and will be cut: 10 of" in log
+    file.write_text(file.read_text().replace("a fox", "a cat"))
+    os.utime(file, ns=(0, 1))
+    with pytest.raises(UserError, match=r"prompts\.train holds other prompts than when the checkpoint was written"):
+        main(config(pipeline_folder, tmp_path, epochs=3, checkpoint={"every": 1, "resume": "auto"}))
