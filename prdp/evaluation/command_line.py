@@ -149,7 +149,7 @@ def _from_runs(
     taken: dict[str, Any] = {
         "prompts_per_set": config.evaluation.final_prompts,
         "images_per_prompt": config.evaluation.images_per_prompt,
-        "seeds": [config.seed],
+        "seeds": [config.evaluation.seed],
         "prompt_seed": config.evaluation.seed,
         "autocast": config.learner.autocast,
     }

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from prdp.tracking import statistics
-from prdp.tracking.statistics import mean_interval, paired_difference_interval
+from prdp.tracking.statistics import mean_interval, paired_difference_interval, win_rate_interval
 
 
 def test_two_groups_by_hand() -> None:
@@ -110,3 +110,12 @@ def test_pairs_with_one_side_missing_are_left_out() -> None:
 def test_what_does_not_fit_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_win_rate_counts_ties_half() -> None:
+    rate, low, high = win_rate_interval([0, 0, 1, 2, math.nan], [1, 0, 0, 3, 1], ["a", "a", "b", "b", "c"])
+    assert rate == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert low <= rate <= high
+    assert win_rate_interval([1, 2], [1, 2]) == pytest.approx((0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="expected pairs"):
+        win_rate_interval([1], [1, 2])

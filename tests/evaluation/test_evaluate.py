@@ -1,0 +1,226 @@
+"""Whole evaluations of a random pipeline: every kind of model, the same images as training, and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prdp.configure import typed
+from prdp.errors import StartError
+from prdp.evaluate import main
+from prdp.evaluation.loading import build_evaluated_sampler
+from prdp.evaluation.models import find_models, model_digest
+from prdp.evaluation.store import Chunk
+from prdp.tracking.evaluations import load_evaluation
+from prdp.tracking.jsonl import read_metrics
+from prdp.train import main as train
+
+
+def trained(folder: Path, pipeline: Path, **changes: Any) -> Path:
+    config = {
+        "seed": 3,
+        "epochs": 2,
+        "prompts_per_epoch": 1,
+        "images_per_prompt": 2,
+        "output_dir": str(folder),
+        "model": {"path": str(pipeline)},
+        "sampler": {"steps": 3, "guidance_scale": 2.0, "prompts_per_chunk": 1, "deterministic_final_steps": 1},
+        "reward": {"_target_": "prdp.rewards.redness.Redness"},
+        "prompts": {
+            "train": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "train", "size": 7},
+            "heldout": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 4},
+        },
+        "learner": {"lora_rank": 4, "lora_alpha": 16.0, "learning_rate": 3e-2, "ema_decay": 0.5},
+        "evaluation": {"every": 0, "images_per_prompt": 2, "final_prompts": 3, "grid_prompts": 1},
+        "tracking": {"console": False, "report": False},
+        "checkpoint": {"every": 1},
+    }
+    for key, value in changes.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value  # type: ignore[dict-item]
+    return train(typed(config))
+
+
+@pytest.fixture(scope="module")
+def lora_run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("runs") / "lora", pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def full_run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    learner = {"mode": "full", "learning_rate": 1e-3, "ema_decay": 0.0}
+    return trained(tmp_path_factory.mktemp("runs") / "full", pipeline_folder, learner=learner, epochs=1)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The chunks whose images are made."""
+    made: list[str] = []
+    save = Chunk.save
+
+    def counting(self: Chunk, rollout: Any) -> None:
+        made.append("/".join(self.folder.parts[-4:]))
+        save(self, rollout)
+
+    monkeypatch.setattr(Chunk, "save", counting)
+    return made
+
+
+def table(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = json.loads((folder / "results.json").read_text())["scores"]
+    return {(row["model"], row["reward"]): row for row in rows if row["part"] == "all"}
+
+
+def pictures(folder: Path, model: str) -> np.ndarray:
+    from PIL import Image
+
+    found = []
+    for file in sorted((folder / "samples" / model).rglob("*.png")):
+        with Image.open(file) as image:
+            found.append(np.asarray(image).astype(int))
+    return np.stack(found)
+
+
+def test_a_run_is_judged_as_it_judged_itself(
+    lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = lora_run / "checkpoints" / "epoch_00002"
+    assert main([f"models=[{lora_run},saved:{checkpoint}]", f"output_dir={tmp_path}", "kl=true"]) == 0
+    for epoch, model in ((0, "base"), (2, "lora"), (2, "saved")):
+        trainings = load_evaluation(lora_run, epoch)
+        assert table(tmp_path)[model, "redness"]["score"] == pytest.approx(trainings.scores.mean(), abs=1e-6)
+    assert table(tmp_path)["lora", "redness"]["difference"] != 0
+    np.testing.assert_allclose(pictures(tmp_path, "lora"), pictures(tmp_path, "saved"), atol=1)
+    spread = {row["model"]: row for row in json.loads((tmp_path / "results.json").read_text())["spread"]}
+    assert read_metrics(lora_run)[-1]["eval/diversity"] == pytest.approx(spread["lora"]["diversity"], abs=1e-6)
+    assert spread["lora"]["logratio_ref"] == pytest.approx(spread["saved"]["logratio_ref"], rel=1e-2)
+    assert spread["lora"]["logratio_ref"] > 0
+    assert spread["base"]["logratio_ref"] == "NaN"
+    shown = capsys.readouterr().out
+    assert "3 steps, guidance 2" in shown and "against base" in shown
+
+
+def test_full_weights_and_their_checkpoint(full_run: Path, tmp_path: Path) -> None:
+    whole, saved = full_run / "weights", full_run / "checkpoints"
+    assert main([f"models=[{full_run},copy:{whole},{saved}]", f"output_dir={tmp_path}"]) == 0
+    expected = load_evaluation(full_run, 1).scores.mean()
+    scores = {model: row["score"] for (model, _), row in table(tmp_path).items()}
+    assert scores.pop("base") == pytest.approx(load_evaluation(full_run, 0).scores.mean(), abs=1e-6)
+    assert sorted(scores) == ["copy", "full", "full/epoch_00001"]
+    assert list(scores.values()) == pytest.approx([expected] * 3, abs=1e-6)
+
+
+def test_only_what_is_missing_is_made(
+    lora_run: Path, tmp_path: Path, sampled: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"models=[{lora_run}]", f"output_dir={tmp_path}", "images_per_prompt=1", "prompts_per_set=2"]
+    main(words)
+    assert len(sampled) == 4
+    first = table(tmp_path)
+    sampled.clear()
+    main([*words, "watch=[shapes_judge]"])
+    assert sampled == []
+    assert table(tmp_path)["lora", "redness"] == first["lora", "redness"]
+    assert ("lora", "shapes_judge") in table(tmp_path)
+    main([f"models=[{lora_run},early:{lora_run}/checkpoints/epoch_00001]", *words[1:]])
+    assert {name.split("/")[0] for name in sampled} == {"early"}
+    sampled.clear()
+    main([*words, "prompts_per_set=3"])
+    assert sampled == ["base/shapes_prompts/seed_1234/00002-00002", "lora/shapes_prompts/seed_1234/00002-00002"]
+    sampled.clear()
+    main([*words, "prompts_per_set=1", "sampler.steps=4"])
+    assert len(sampled) == 2
+    assert "1 of 1 chunks are made again, since these changed: sampler.steps" in capsys.readouterr().out
+
+
+def test_killed_evaluation_goes_on_where_it_stopped(lora_run: Path, tmp_path: Path, sampled: list[str]) -> None:
+    """SIGKILL while the third of four chunks is written, in a process of its own."""
+    settings = [f"models=[{lora_run}]", "prompts_per_set=2", "images_per_prompt=2"]
+    words = [*settings, f"output_dir={tmp_path / 'killed'}"]
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from PIL import Image\n"
+        "from prdp.evaluate import main\n"
+        "count, save = 0, Image.Image.save\n"
+        "def killing(self, *arguments, **options):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    if count == 6:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return save(self, *arguments, **options)\n"
+        "Image.Image.save = killing\n"
+        "main(sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert len(list((tmp_path / "killed" / "samples").rglob("chunk.json"))) == 2
+    main(words)
+    assert sampled == [f"lora/shapes_prompts/seed_1234/{name}" for name in ("00000-00000", "00001-00001")]
+    main([*settings, f"output_dir={tmp_path / 'straight'}"])
+    assert table(tmp_path / "killed") == table(tmp_path / "straight")
+
+
+def foreign_loras(run: Path, folder: Path) -> dict[str, Path]:
+    """The run's adapters as PEFT and kohya write them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(run / "weights" / "pytorch_lora_weights.safetensors")
+    names = {".lora.down.": ".lora_A.", ".lora.up.": ".lora_B."}
+    plain = {}
+    for name, value in state.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        plain[name.removeprefix("unet.")] = value
+    peft = folder / "peft"
+    peft.mkdir()
+    save_file({f"base_model.model.{name}": value for name, value in plain.items()}, peft / "adapter_model.safetensors")
+    (peft / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16.0}))
+    kohya = {}
+    for name, value in plain.items():
+        layer, _, matrix = name.removesuffix(".weight").rpartition(".")
+        base = f"lora_unet_{layer.replace('.', '_')}"
+        kohya[f"{base}.{'lora_down' if matrix == 'lora_A' else 'lora_up'}.weight"] = value
+        kohya[f"{base}.alpha"] = torch.tensor(16.0)
+    save_file(kohya, folder / "kohya.safetensors")
+    return {"peft": peft, "kohya": folder / "kohya.safetensors"}
+
+
+def test_loras_of_other_tools_make_the_same_images(pipeline_folder: Path, lora_run: Path, tmp_path: Path) -> None:
+    files = foreign_loras(lora_run, tmp_path)
+    entries = ",".join([f"own:{lora_run}", *(f"{name}:{path}" for name, path in files.items())])
+    main([f"models=[{entries}]", f"output_dir={tmp_path / 'out'}", "prompts_per_set=1"])
+    own = pictures(tmp_path / "out", "own")
+    assert np.abs(own - pictures(tmp_path / "out", "base")).max() > 3
+    for name in files:
+        np.testing.assert_allclose(pictures(tmp_path / "out", name), own, atol=1, err_msg=name)
+
+
+def test_a_lora_that_does_not_fit_is_refused(pipeline_folder: Path, lora_run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(lora_run / "weights" / "pytorch_lora_weights.safetensors")
+    name = next(key for key in state if "down_blocks" in key)
+    strange = {key.replace("down_blocks", "sideways_blocks") if key == name else key: v for key, v in state.items()}
+    save_file(strange, tmp_path / "strange.safetensors")
+    run = typed({"output_dir": "x", "reward": {}, "prompts": {"train": {}, "heldout": {}}})
+    run.model.path = str(pipeline_folder)
+    [model] = find_models([str(tmp_path / "strange.safetensors")], run.model)
+    with pytest.raises(ValueError, match=r"strange\.safetensors"):
+        build_evaluated_sampler(model, run.sampler, "float32", "cpu", None, False)
+
+
+def test_digests_follow_the_weights(pipeline_folder: Path, lora_run: Path, full_run: Path) -> None:
+    entries = [str(lora_run), f"saved:{lora_run}/checkpoints/epoch_00002", str(full_run)]
+    digests = {model_digest(model) for model in find_models(entries, None)}
+    assert len(digests) == 3
+    with pytest.raises(StartError, match="which model is the base"):
+        find_models(["base"], None)

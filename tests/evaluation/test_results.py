@@ -1,0 +1,123 @@
+"""Numbers, tables and report of an evaluation whose images and scores were made by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_folders import IDENTITY, batch, finished_work
+
+from prdp.evaluation import report
+from prdp.evaluation.features import Pixels
+from prdp.evaluation.results import Results, gather, prompt_changes
+from prdp.evaluation.tables import alarms, paper_table, print_results, write_tables
+from prdp.evaluation.work import space_name
+
+PROMPTS = batch(["a | b", "c <d>", "e"], [{"category": "x"}, {"category": "x"}, {"category": "y"}])
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """Base: black and white in turn; 'tuned': one grey for all; 'same': equal to the base."""
+    base = np.zeros((6, 8, 8, 3), np.uint8)
+    base[1::2] = 255
+    grey = np.full_like(base, 128)
+    work = finished_work(
+        tmp_path,
+        {"base": base, "tuned": grey, "same": base},
+        {"base": [0, 1, 2, 3, 4, 5], "tuned": [1, 1, 4, 3, 3, 9], "same": [0, 1, 2, 3, 4, 5]},
+        PROMPTS,
+        sub_scores={"tuned": {"colour": [1, 1, np.nan, np.nan, 0, 0]}},
+    )
+    return gather(work, {"redness": IDENTITY}, "pixels", space_name(Pixels()))
+
+
+def test_scores_differences_and_win_rates_by_hand(results: Results) -> None:
+    cell = results.cell("tuned", "set", "redness")
+    assert cell is not None
+    assert cell.score[0] == pytest.approx(21 / 6)
+    assert cell.difference[0] == pytest.approx(1.0)  # +1, 0, +2, 0, -1, +4
+    assert cell.win_rate[0] == pytest.approx((1 + 0.5 + 1 + 0.5 + 0 + 1) / 6)
+    assert cell.difference[1] <= cell.difference[0] <= cell.difference[2]
+    same = results.cell("same", "set", "redness")
+    assert same is not None
+    assert same.difference == pytest.approx((0, 0, 0))
+    assert same.win_rate == pytest.approx((0.5, 0.5, 0.5))
+    base = results.cell("base", "set", "redness")
+    assert base is not None
+    assert np.isnan(base.difference[0])
+
+
+def test_categories_and_sub_scores(results: Results) -> None:
+    one, other = (results.cell("tuned", "set", "redness", f"category: {name}") for name in "xy")
+    assert one is not None and other is not None
+    assert (one.score[0], one.images) == (pytest.approx(9 / 4), 4)
+    assert (other.score[0], other.images) == (pytest.approx(6.0), 2)
+    assert np.isnan(other.score[1])  # a single prompt says nothing about the spread between prompts
+    sub = results.cell("tuned", "set", "redness", "sub-score: colour")
+    assert sub is not None
+    assert (sub.score[0], sub.images) == (pytest.approx(0.5), 4)
+
+
+def test_diversity_drift_and_the_alarm(results: Results) -> None:
+    base, tuned, same = (results.spread(name, "set") for name in ("base", "tuned", "same"))
+    assert base.diversity[0] == pytest.approx(1.0)
+    assert (tuned.diversity[0], tuned.relative) == (pytest.approx(0.0), pytest.approx(0.0))
+    assert tuned.drift[0] == pytest.approx((128 / 255 + 127 / 255) / 2)
+    assert (same.relative, same.drift[0]) == (pytest.approx(1.0), pytest.approx(0.0))
+    assert [one.collapsed for one in results.spreads] == [False, True, False]
+    [alarm] = alarms(results)
+    assert "tuned" in alarm and "collapse_below=0.5" in alarm
+
+
+def test_prompts_that_gained_and_lost(results: Results) -> None:
+    np.testing.assert_allclose(prompt_changes(results, "tuned", "set", "redness"), [0.5, 1.0, 1.5])
+
+
+def test_paper_table_has_a_column_for_each_category(results: Results) -> None:
+    header, rows = paper_table(results)
+    assert header == ["reward", "model", "set", "x", "y"]
+    assert rows[1] == ["redness", "tuned", "3.500", "2.250", "6.000"]
+
+
+def test_files(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tables(results)
+    content = json.loads((tmp_path / "results.json").read_text())
+    [tuned] = [row for row in content["scores"] if row["model"] == "tuned" and row["part"] == "all"]
+    assert tuned["difference"] == pytest.approx(1.0)
+    assert content["spread"][1]["collapsed"] is True
+    assert content["spread"][1]["sample_seconds"] == pytest.approx(6.0)
+    with (tmp_path / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 18
+    assert all((tmp_path / row["file"]).is_file() for row in rows)
+    assert [float(row["redness"]) for row in rows if row["model"] == "tuned"] == [1, 1, 4, 3, 3, 9]
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert {row["part"] for row in csv.DictReader(file)} >= {"all", "category: x", "sub-score: colour"}
+    assert "| redness | tuned | 3.500 |" in (tmp_path / "results.md").read_text()
+    print_results(results)
+    shown = capsys.readouterr().out
+    assert "+1.000" in shown and "collapse: on set" in shown
+
+
+def test_report_is_one_self_contained_page(results: Results) -> None:
+    text = report.write_report(results).read_text()
+    assert "<script" not in text and "http" not in re.sub(r"data:[^\"]+|http-equiv", "", text)
+    assert "c &lt;d&gt;" in text and "c <d>" not in text
+    assert "Alarm:" in text
+    for part in ("Mean scores", "Rewards beside each other", "Side by side", "Largest gains", "Largest losses"):
+        assert part in text
+    assert text.count("<img") >= 9
+
+
+def test_no_comparison_without_a_base(tmp_path: Path) -> None:
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    work = finished_work(tmp_path, {"only": images}, {"only": [1, 2]}, batch(["a"]), against=None)
+    results = gather(work, {"redness": IDENTITY}, "pixels", space_name(Pixels()))
+    write_tables(results)
+    assert "Rewards beside" not in report.page(results)
+    assert not alarms(results)
