@@ -28,9 +28,9 @@ class PretrainConfig:
     output_dir: str = "runs/pretrain"
     seed: int = 0
     threads: int = 1
-    vae_steps: list[int] = field(default_factory=lambda: [1800, 900])
+    vae_steps: list[int] = field(default_factory=lambda: [1800, 900, 3000])
     """Steps of each cosine cycle."""
-    vae_learning_rates: list[float] = field(default_factory=lambda: [2e-3, 1.5e-3])
+    vae_learning_rates: list[float] = field(default_factory=lambda: [2e-3, 1.5e-3, 1.5e-3])
     vae_batch_size: int = 16
     vae_kl_weight: float = 5e-4
     scenes: int = 30_000
@@ -38,8 +38,10 @@ class PretrainConfig:
     batch_size: int = 32
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
-    clean_steps: list[int] = field(default_factory=lambda: [4000, 1500])
-    clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3, 6e-4])
+    clean_steps: list[int] = field(default_factory=lambda: [4000, 1500, 4000])
+    clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3, 6e-4, 1e-3])
+    clean_vae_cycles: list[int] = field(default_factory=lambda: [1, 1, 2])
+    """The autoencoder cycle on whose latents each cycle learns: coarse ones first, then those that show stripes."""
     noisy_steps: int = 0
     """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
     noisy_learning_rate: float = 3e-4
@@ -102,9 +104,9 @@ def run(config: PretrainConfig) -> Path:
     vae = build_vae()
     done = 0
     for cycle, (steps, learning_rate) in enumerate(zip(config.vae_steps, config.vae_learning_rates, strict=True)):
-        if (folder / f"vae-{cycle}").is_dir():
-            vae = AutoencoderKL.from_pretrained(folder / f"vae-{cycle}")
-        else:
+        if not (folder / f"vae-{cycle}").is_dir():
+            if cycle:
+                vae = AutoencoderKL.from_pretrained(folder / f"vae-{cycle - 1}")
             train_vae(
                 vae,
                 start=done,
@@ -119,19 +121,22 @@ def run(config: PretrainConfig) -> Path:
                 vae.save_pretrained(temporary, safe_serialization=True)
         done += steps
 
-    cycles = zip(config.clean_steps, config.clean_learning_rates, strict=True)
-    phases = [(f"clean-{cycle}", steps, rate, 0.0) for cycle, (steps, rate) in enumerate(cycles)]
+    cycles = zip(config.clean_vae_cycles, config.clean_steps, config.clean_learning_rates, strict=True)
+    phases = [(f"clean-{cycle}", *settings, 0.0) for cycle, settings in enumerate(cycles)]
     if config.noisy_steps:
-        phases.append(("noisy", config.noisy_steps, config.noisy_learning_rate, config.caption_noise))
+        last = len(config.vae_steps) - 1
+        phases.append(("noisy", last, config.noisy_steps, config.noisy_learning_rate, config.caption_noise))
     torch.manual_seed(config.seed)
     pipeline = build_pipeline()
-    pipeline.vae = vae.eval()
-    data: LatentData | None = None
-    for number, (name, steps, learning_rate, caption_noise) in enumerate(phases):
+    encoder: int | None = None
+    for number, (name, vae_cycle, steps, learning_rate, caption_noise) in enumerate(phases):
         if (folder / name).is_dir():
             pipeline = StableDiffusionPipeline.from_pretrained(folder / name, safety_checker=None)
             continue
-        data = data or LatentData.render(pipeline, config.scenes, config.seed)
+        if vae_cycle != encoder:
+            pipeline.vae = AutoencoderKL.from_pretrained(folder / f"vae-{vae_cycle}").eval()
+            data = LatentData.render(pipeline, config.scenes, config.seed)
+            encoder = vae_cycle
         train_unet(
             pipeline,
             data,
