@@ -64,7 +64,7 @@ def geometry_text(config: TrainConfig) -> str:
             "images in all",
             f"{size['images']:,}, and {size['evaluation_images']:,} in {size['evaluations']:,} evaluations",
         ),
-        ("processes", actors if config.cluster.kind == "ray" else "1"),
+        ("processes", actors if config.cluster.kind == "ray" else "1: sampling and scoring take turns"),
         ("CPU threads per process", f"{size['threads']:,}"),
     )
     width = max(len(name) for name, _ in rows)

@@ -187,6 +187,9 @@ def test_every_option_of_every_group_is_valid() -> None:
     needed = {
         "local": ["model.path=/models/sd"],
         "callable": ["reward.path=my_module.my_reward"],
+        "aesthetic": ["reward.path=head.pth"],
+        "remote": ["reward.url=http://127.0.0.1:8080"],
+        "weighted_sum": ["reward.terms.aesthetic.reward.path=head.pth"],
         "hf_dataset": ["prompts.train.path=owner/name"],
         "pick_a_pic": ["prompts.train.path=owner/name"],
         "mixture": [f"prompts.{key}.path=a.txt" for key in ("train.first", "train.second", "heldout")],
@@ -219,6 +222,7 @@ def test_experiment_header_tells_commands_that_compose(file: Path) -> None:
 PAPER = {  # epochs, K, N, B, beta, clip range, learning rate
     "paper_small_scale": (100, 10, 32, 16, 3e-5, 1e-6, 1e-5),
     "paper_large_scale": (1000, 1, 64, 8, 3e-6, 1e-4, 7e-6),
+    "multi_reward": (1000, 1, 64, 8, 3e-5, 1e-4, 1e-5),
 }
 
 

@@ -164,3 +164,14 @@ def test_weights_sweep_and_terms_go_and_come_on_the_command_line() -> None:
         terms = composer.jobs()[0].config.reward["terms"]
     assert terms["again"] == {"reward": REDNESS, "watch": True}
     assert set(terms) == {"shapes_judge", "again"}
+
+
+def test_the_papers_mixture_is_an_experiment() -> None:
+    needed = ["prompts.train.path=owner/name", "reward.terms.aesthetic.reward.path=head.pth"]
+    with Composer(["experiment=multi_reward", "reward.terms.hpsv2.watch=true", *needed]) as composer:
+        reward = composer.jobs()[0].config.reward
+    assert reward["_target_"] == SUM
+    seen = {name: (term["weight"], term["watch"]) for name, term in reward["terms"].items()}
+    assert seen == {"pickscore": (10.0, False), "hpsv2": (2.0, True), "aesthetic": (0.05, False)}
+    targets = [term["reward"]["_target_"].rpartition(".")[2] for term in reward["terms"].values()]
+    assert targets == ["PickScore", "HPSv2", "Aesthetic"]
