@@ -55,6 +55,7 @@ def objectives() -> tuple[str, ...]:
 
 
 FAMILIES = ("stable_diffusion",)
+FRAMEWORKS = ("torch", "jax")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _anything = Rule(lambda value: True, "anything")
@@ -88,6 +89,7 @@ RULES: dict[str, Rule] = {
     "objective.beta": above(0),
     "objective.clip_range": optional(above(0)),
     "objective.step_weighting": one_of("uniform", "inverse_sensitivity"),
+    "learner.framework": one_of(*FRAMEWORKS),
     "learner.mode": one_of("lora", "full"),
     "learner.lora_rank": _count,
     "learner.lora_alpha": above(0),

@@ -60,6 +60,8 @@ class ObjectiveConfig:
 class LearnerConfig:
     """Which weights learn, and how."""
 
+    framework: str = "torch"
+    """'torch', or 'jax' for Stable Diffusion 1.x and 2.x; same numbers, interchangeable checkpoints."""
     mode: str = "lora"
     """'lora' or 'full'."""
     lora_rank: int = 16

@@ -19,6 +19,7 @@ FREE_KEYS = (
     "model.device",
     "sampler.microbatch",
     "sampler.prompts_per_chunk",
+    "learner.framework",
     "learner.microbatch",
     "learner.gradient_checkpointing",
     "learner.ratio_tolerance",

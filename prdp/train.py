@@ -21,7 +21,7 @@ from prdp.configure import write_config
 from prdp.diffusion import build_policy, build_sampler, transitions_of
 from prdp.errors import start_up_checks
 from prdp.evaluation.diversity import group_diversity
-from prdp.learners.torch_learner import TorchLearner
+from prdp.learners import build_learner
 from prdp.prompts import build_prompts
 from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
 from prdp.prompts.tokens import cut_prompts_report
@@ -60,7 +60,7 @@ class Run:
         policy = build_policy(config.model, config.learner, seed=config.seed, keep_reference=False)
         transitions = transitions_of(policy, config.sampler)
         self.policy = policy
-        self.learner = TorchLearner(
+        self.learner = build_learner(
             policy, transitions, config.sampler.guidance_scale, config.learner, config.objective
         )
         self.stream = PromptStream(source, config.seed, config.prompts.shuffle)

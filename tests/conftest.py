@@ -16,6 +16,8 @@ os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     WANDB_MODE="disabled",
     WANDB_SILENT="true",
+    # Tests run each compiled function a few times: compiling fast counts, running fast does not.
+    XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
 

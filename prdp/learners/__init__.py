@@ -1,0 +1,40 @@
+"""Learners: evidence, coefficients, accumulation, step; one contract, a twin in torch and one in JAX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prdp.config import LearnerConfig, ObjectiveConfig
+    from prdp.diffusion.policy import Policy
+    from prdp.diffusion.transitions import Transitions
+    from prdp.learners.base import Learner
+
+FRAMEWORKS = ("torch", "jax")
+
+
+def build_learner(
+    policy: Policy,
+    transitions: Transitions,
+    guidance_scale: float,
+    config: LearnerConfig,
+    objective: ObjectiveConfig,
+) -> Learner:
+    """The learner that `config.framework` names; only 'jax' imports JAX.
+
+    Raises:
+        ValueError: an unknown framework, JAX that is not installed, or a network that the twin does not compute.
+    """
+    if config.framework == "torch":
+        from prdp.learners.torch_learner import TorchLearner
+
+        return TorchLearner(policy, transitions, guidance_scale, config, objective)
+    if config.framework == "jax":
+        try:
+            from prdp.learners.jax_learner import JaxLearner
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"learner.framework=jax needs {error.name}: install it by pip install 'prdp[jax]'"
+            ) from None
+        return JaxLearner(policy, transitions, guidance_scale, config, objective)
+    raise ValueError(f"learner.framework is {config.framework!r}, expected one of {', '.join(FRAMEWORKS)}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
 
 from prdp.types import Rollout
 
@@ -43,11 +43,12 @@ def check_rewards(rollout: Rollout) -> dict[str, float]:
     return {"rewards_constant": float(constant)}
 
 
-def unlearned(parameters: Mapping[str, torch.nn.Parameter], first: bool) -> list[str]:
-    """Names of learning tensors without a gradient, or with one that is zero everywhere.
+def unlearned(gradients: Mapping[str, Any], first: bool) -> list[str]:
+    """Names of learning tensors whose gradient is None or zero everywhere; tells the log of them.
 
     At the `first` update a zero gradient is no fault: LoRA starts with one factor at zero, which hides the other.
     """
-    return [
-        name for name, value in parameters.items() if value.grad is None or not (first or value.grad.any())
-    ]
+    without = [name for name, value in gradients.items() if value is None or not (first or value.any())]
+    if without:
+        log.warning("%d of %d tensors got no gradient, first: %s", len(without), len(gradients), without[0])
+    return without

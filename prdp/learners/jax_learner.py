@@ -1,0 +1,305 @@
+"""The learner in JAX: the same numbers as the torch one, compiled by XLA; checkpoints and weights fit both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from prdp.config import LearnerConfig, ObjectiveConfig
+from prdp.diffusion.jax_unet import UNet, check_adapters
+from prdp.diffusion.policy import Policy
+from prdp.diffusion.transitions import Transitions
+from prdp.learners.base import Learner, Progress, section
+from prdp.learners.guards import unlearned
+from prdp.types import Float64, Int64, Rollout, Weights
+
+Tensors = dict[str, jax.Array]
+DTYPES = {None: jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+class LearnerState(flax.struct.PyTreeNode):
+    """What an update changes.
+
+    Attributes:
+        tensors: name -> the learning tensors, float32.
+        adam: first and second moments and the number of steps.
+        average: the moving average of the tensors, None where none is kept.
+    """
+
+    tensors: Tensors
+    adam: optax.ScaleByAdamState
+    average: Tensors | None
+
+
+class Cells(flax.struct.PyTreeNode):
+    """One microbatch of (image, step) cells; all of leading size b.
+
+    Attributes:
+        latents, following, reference_output: x_t, x_{t-1} and the reference's output, float32 [b, C, h, w].
+        timesteps: int32 [b].
+        states: text states [b, tokens, width].
+        sample_coef, output_coef, sigma: of the transitions, float32 [b].
+        coefficients: d loss / d evidence, float32 [b]; 0 for cells that only fill the batch up.
+    """
+
+    latents: jax.Array
+    following: jax.Array
+    reference_output: jax.Array
+    timesteps: jax.Array
+    states: jax.Array
+    sample_coef: jax.Array
+    output_coef: jax.Array
+    sigma: jax.Array
+    coefficients: jax.Array
+
+
+class JaxLearner(Learner):
+    """See `Learner`.
+
+    Args:
+        policy: encodes the prompts, gives the start and, at the end, takes the weights; its network is not trained.
+        transitions: the table that the rollouts were sampled with.
+        guidance_scale: that the rollouts were sampled with; both branches are differentiated.
+        config: optimizer, moving average, microbatch.
+        objective: name and knobs.
+
+    Raises:
+        ValueError: a network or an adapter that `prdp.diffusion.jax_unet` does not compute.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        transitions: Transitions,
+        guidance_scale: float,
+        config: LearnerConfig,
+        objective: ObjectiveConfig,
+    ) -> None:
+        super().__init__(transitions, config, objective)
+        self._policy = policy
+        network: Any = policy.weights.network
+        check_adapters(name for name, _ in network.named_parameters())
+        learning = policy.weights.parameters
+        self._frozen = {
+            name: jnp.asarray(value.detach().float().cpu().numpy())
+            for name, value in network.named_parameters()
+            if name not in learning
+        }
+        self._empty = _array(policy.encode_prompts([""])) if guidance_scale != 1.0 else None
+        self._guidance_scale = guidance_scale
+        self._unet = UNet(
+            dict(network.config),
+            lora_scale=config.lora_alpha / config.lora_rank,
+            dtype=DTYPES[config.autocast],
+            remat=config.gradient_checkpointing,
+        )
+        self._adam = optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
+        tensors = {name: jnp.asarray(value.detach().cpu().numpy()) for name, value in learning.items()}
+        # JAX never writes into an array, so that the average may start as the tensors themselves.
+        average = tensors if config.ema_decay else None
+        self._state = LearnerState(tensors=tensors, adam=self._adam.init(tensors), average=average)
+        self._apply_gradient = jax.jit(partial(_applied, self._adam, config.weight_decay, config.max_grad_norm))
+        self._gradient: Tensors = {}
+
+    def weights(self) -> Weights:
+        return Weights.of(self._updates, _host(self._state.tensors))
+
+    def evaluation_weights(self) -> Weights:
+        if self._state.average is None:
+            return self.weights()
+        return Weights.of(self._updates, _host(self._state.average))
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        adam, steps = self._state.adam, np.asarray(self._state.adam.count, np.float32)
+        parts: dict[str, Mapping[str, Any]] = {"weights": self._state.tensors, "ema": self._state.average or {}}
+        if self._updates:
+            parts |= {
+                "optimizer/exp_avg": adam.mu,
+                "optimizer/exp_avg_sq": adam.nu,
+                "optimizer/step": dict.fromkeys(self._state.tensors, steps),
+            }
+        return (
+            {f"{part}/{name}": np.array(value) for part, values in parts.items() for name, value in values.items()},
+            {"updates": self._updates},
+        )
+
+    def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
+        def read(prefix: str) -> Tensors:
+            found = section(tensors, prefix)
+            absent = [name for name in self._state.tensors if name not in found]
+            if prefix.startswith("optimizer/") and absent:
+                raise ValueError(f"the checkpoint has no tensor '{prefix}{absent[0]}'")
+            self._policy.weights.check(found)
+            return {name: jnp.asarray(found[name]) for name in self._state.tensors}
+
+        learning, adam, average = read("weights/"), self._adam.init(self._state.tensors), self._state.average
+        updates = int(scalars["updates"])
+        if updates:
+            first = next(iter(self._state.tensors))
+            count = tensors.get(f"optimizer/step/{first}")
+            if count is None:
+                raise ValueError(f"the checkpoint has no tensor 'optimizer/step/{first}'")
+            adam = optax.ScaleByAdamState(
+                jnp.asarray(count, jnp.int32), read("optimizer/exp_avg/"), read("optimizer/exp_avg_sq/")
+            )
+        if average is not None:
+            average = read("ema/")
+        self._state, self._updates = LearnerState(tensors=learning, adam=adam, average=average), updates
+
+    def _encode(self, prompts: Sequence[str]) -> jax.Array:
+        return _array(self._policy.encode_prompts(prompts))
+
+    def _batches(
+        self, rollout: Rollout, states: jax.Array, table: Float64 | None = None
+    ) -> Iterator[tuple[Int64, Int64, Cells]]:
+        """Microbatches of one size, so that XLA compiles once: the last one is filled up with cells of no weight."""
+        transitions = self._transitions
+        size = min(self._config.microbatch, rollout.log_ratio.size)
+        for images, steps in self._cells(rollout):
+            rows, columns = (np.concatenate([part, np.zeros(size - len(part), np.int64)]) for part in (images, steps))
+            coefficients = np.zeros(size, np.float32)
+            if table is not None:
+                coefficients[: len(images)] = table[images, steps]
+            yield (
+                images,
+                steps,
+                Cells(
+                    latents=jnp.asarray(rollout.latents[rows, columns]),
+                    following=jnp.asarray(rollout.latents[rows, columns + 1]),
+                    reference_output=jnp.asarray(rollout.reference_output[rows, columns]),
+                    timesteps=jnp.asarray(transitions.timesteps[columns], jnp.int32),
+                    states=states[rows // rollout.images_per_prompt],
+                    sample_coef=jnp.asarray(transitions.sample_coef[columns], jnp.float32),
+                    output_coef=jnp.asarray(transitions.output_coef[columns], jnp.float32),
+                    sigma=jnp.asarray(transitions.sigma[columns], jnp.float32),
+                    coefficients=jnp.asarray(coefficients),
+                ),
+            )
+
+    def _evidence(self, rollout: Rollout, states: jax.Array) -> Float64:
+        evidence = np.empty(rollout.log_ratio.shape)
+        for images, steps, cells in self._batches(rollout, states):
+            values = _evidence(self._unet, self._guidance_scale, self._state.tensors, self._frozen, self._empty, cells)
+            evidence[images, steps] = np.asarray(values)[: len(images)]
+        return evidence
+
+    def _accumulate(
+        self, rollout: Rollout, states: jax.Array, table: Float64, progress: Progress | None
+    ) -> Float64:
+        evidence = np.empty(rollout.log_ratio.shape)
+        gradient: Tensors | None = None
+        done = 0
+        for images, steps, cells in self._batches(rollout, states, table):
+            (_, values), part = _gradient(
+                self._unet, self._guidance_scale, self._state.tensors, self._frozen, self._empty, cells
+            )
+            gradient = part if gradient is None else _sum(gradient, part)
+            evidence[images, steps] = np.asarray(values)[: len(images)]
+            done += len(images)
+            if progress:
+                progress(done)
+        assert gradient is not None
+        self._gradient = gradient
+        return evidence
+
+    def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
+        without = unlearned(_moving(self._gradient), first=self._updates == 0)
+        state, norm = self._apply_gradient(self._state, self._gradient, learning_rate, ema_decay)
+        if not np.isfinite(float(norm)):
+            bad = next(name for name, value in self._gradient.items() if not bool(jnp.isfinite(value).all()))
+            raise ValueError(f"the gradient of update {self._updates} is not finite, first in tensor '{bad}'")
+        self._state, self._gradient = state, {}
+        return {"grad_norm": float(norm), "parameters_without_gradient": float(len(without))}
+
+
+@partial(jax.jit, static_argnames=("unet", "guidance_scale"))
+def _evidence(
+    unet: UNet,
+    guidance_scale: float,
+    tensors: Tensors,
+    frozen: Tensors,
+    empty: jax.Array | None,
+    cells: Cells,
+) -> jax.Array:
+    """log pi_theta / pi_ref of the cells, float32 [b]; see `prdp.diffusion.transitions.log_ratio`."""
+    latents, timesteps, states = cells.latents, cells.timesteps, cells.states
+    if empty is not None:
+        latents, timesteps = jnp.concatenate([latents] * 2), jnp.concatenate([timesteps] * 2)
+        states = jnp.concatenate([jnp.broadcast_to(empty, states.shape), states])
+    output = unet({**frozen, **tensors}, latents, timesteps, states)
+    if empty is not None:
+        unconditional, conditional = jnp.split(output, 2)
+        output = unconditional + guidance_scale * (conditional - unconditional)
+
+    def column(values: jax.Array) -> jax.Array:
+        return values[:, None, None, None]
+
+    output_coef, sigma = column(cells.output_coef), column(cells.sigma)
+    reference_mean = column(cells.sample_coef) * cells.latents + output_coef * cells.reference_output
+    noise = (cells.following - reference_mean) / sigma
+    difference = output_coef / sigma * (output - cells.reference_output)
+    return (noise * difference - 0.5 * jnp.square(difference)).mean((1, 2, 3))
+
+
+@partial(jax.jit, static_argnames=("unet", "guidance_scale"))
+@partial(jax.value_and_grad, argnums=2, has_aux=True)
+def _gradient(
+    unet: UNet,
+    guidance_scale: float,
+    tensors: Tensors,
+    frozen: Tensors,
+    empty: jax.Array | None,
+    cells: Cells,
+) -> tuple[jax.Array, jax.Array]:
+    """Value and gradient, with respect to the learning tensors, of sum(coefficient * evidence); and the evidence."""
+    evidence = _evidence(unet, guidance_scale, tensors, frozen, empty, cells)
+    return (cells.coefficients * evidence).sum(), evidence
+
+
+@partial(jax.jit, donate_argnums=0)
+def _sum(left: Tensors, right: Tensors) -> Tensors:
+    return jax.tree.map(jnp.add, left, right)
+
+
+@jax.jit
+def _moving(gradient: Tensors) -> Tensors:
+    """Whether each tensor has a gradient other than zero."""
+    return jax.tree.map(lambda value: value.any(), gradient)
+
+
+def _applied(
+    adam: optax.GradientTransformation,
+    weight_decay: float,
+    max_grad_norm: float,
+    state: LearnerState,
+    gradient: Tensors,
+    learning_rate: jax.Array,
+    ema_decay: jax.Array,
+) -> tuple[LearnerState, jax.Array]:
+    """One step of AdamW on the clipped gradient, as torch takes it; the new state and the norm before clipping."""
+    norm = optax.tree.norm(gradient)
+    scale = jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
+    step, moments = adam.update(jax.tree.map(lambda value: value * scale, gradient), state.adam)
+    tensors = jax.tree.map(
+        lambda value, change: value * (1.0 - learning_rate * weight_decay) - learning_rate * change, state.tensors, step
+    )
+    average = state.average
+    if average is not None:
+        average = jax.tree.map(lambda kept, value: kept + (1.0 - ema_decay) * (value - kept), average, tensors)
+    return LearnerState(tensors=tensors, adam=moments, average=average), norm
+
+
+def _array(tensor: torch.Tensor) -> jax.Array:
+    return jnp.asarray(tensor.detach().float().cpu().numpy())
+
+
+def _host(tensors: Tensors) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in tensors.items()}

@@ -1,0 +1,90 @@
+"""The JAX UNet against diffusers' own on the same tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+
+from prdp.diffusion.jax_unet import UNet, check_adapters
+
+SMALL: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 12,
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "as v1": {
+        "block_out_channels": (8, 16, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 4,
+    },
+    "as v2": {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": [2, 4],
+        "use_linear_projection": True,
+    },
+    "other sinusoids": {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    },
+}
+
+
+def both(network: UNet2DConditionModel, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of diffusers and of JAX for three latents at three timesteps, not square."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(3, 4, 8, 16, generator=generator)
+    states, timesteps = torch.randn(3, 5, 12, generator=generator), torch.tensor([1, 480, 999])
+    with torch.no_grad():
+        expected = network(latents, timesteps, encoder_hidden_states=states).sample.numpy()
+    tensors = {name: jnp.asarray(value.detach().numpy()) for name, value in network.named_parameters()}
+    unet = jax.jit(UNet(dict(network.config), **settings).__call__)
+    got = unet(tensors, jnp.asarray(latents.numpy()), jnp.asarray(timesteps.numpy()), jnp.asarray(states.numpy()))
+    return expected, np.asarray(got)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_output_equals_diffusers(layout: str) -> None:
+    torch.manual_seed(0)
+    expected, got = both(UNet2DConditionModel(**{**SMALL, **LAYOUTS[layout]}).eval())
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_output_equals_diffusers_with_lora() -> None:
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(**{**SMALL, **LAYOUTS["as v1"]}).eval()
+    plain, _ = both(network)
+    targets = ["to_q", "to_out.0", "ff.net.0.proj", "time_emb_proj", "proj_in", "conv1", "downsamplers.0.conv"]
+    network.add_adapter(LoraConfig(r=2, lora_alpha=6.0, target_modules=targets, init_lora_weights=False))
+    expected, got = both(network, lora_scale=3.0)
+    assert np.abs(expected - plain).max() > 0.01, "the adapter must matter for this test to say anything"
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+    check_adapters(name for name, _ in network.named_parameters())
+
+
+def test_unknown_architectures_and_adapters_are_refused_by_name() -> None:
+    config = {**SMALL, **LAYOUTS["as v1"]}
+    with pytest.raises(ValueError, match="addition_embed_type='text_time'"):
+        UNet({**config, "addition_embed_type": "text_time"})
+    with pytest.raises(ValueError, match="down_block_types='AttnDownBlock2D'"):
+        UNet({**config, "down_block_types": ("AttnDownBlock2D",)})
+    with pytest.raises(ValueError, match=r"conv1\.lora_A\.style\.weight"):
+        check_adapters(["a.conv1.lora_A.style.weight"])

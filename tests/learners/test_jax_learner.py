@@ -1,0 +1,123 @@
+"""The JAX learner against the torch one: same rollouts, same numbers, interchangeable checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prdp.config import LearnerConfig, ModelConfig, ObjectiveConfig, SamplerConfig
+from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.learners import build_learner
+from prdp.learners.base import Learner
+from prdp.learners.guards import RatioError
+from prdp.shapes import tiny_pipeline
+from prdp.types import PromptBatch, Rollout, Weights
+
+SAMPLER = SamplerConfig(steps=3, guidance_scale=2.0, timestep_spacing="trailing")
+OBJECTIVE = ObjectiveConfig(beta=1e-3, clip_range=1e-4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A pipeline of the embedded layout with a narrow UNet, which XLA compiles in a few seconds."""
+    folder = tmp_path_factory.mktemp("narrow")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(tiny_pipeline, "UNET_CHANNELS", (16,))
+    torch.manual_seed(0)
+    tiny_pipeline.build_pipeline().save_pretrained(folder)
+    patch.undo()
+    return ModelConfig(path=str(folder))
+
+
+def learner_config(**changes: Any) -> LearnerConfig:
+    settings: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-3, "weight_decay": 0.1}
+    return LearnerConfig(**{**settings, "max_grad_norm": 0.5, "ema_decay": 0.9, "microbatch": 5, **changes})
+
+
+def build(model: ModelConfig, config: LearnerConfig) -> Learner:
+    policy = build_policy(model, config, seed=0, keep_reference=False)
+    return build_learner(policy, transitions_of(policy, SAMPLER), SAMPLER.guidance_scale, config, OBJECTIVE)
+
+
+def rollout_of(model: ModelConfig, config: LearnerConfig, weights: Weights, epoch: int = 0) -> Rollout:
+    sampler = build_sampler(model, config, SAMPLER, seed=0)
+    if weights.version:
+        sampler.load_weights(weights)
+    prompts = PromptBatch(epoch, 0, ("a small red circle", "two stars"), ({}, {}))
+    rollout = sampler.sample(prompts, 2, seed=3)
+    return rollout.scored(np.random.default_rng(epoch).normal(size=4), {})
+
+
+def distance(left: Weights, right: Weights) -> float:
+    """Euclidean, over all tensors."""
+    assert left.tensors.keys() == right.tensors.keys()
+    return float(sum(np.square(left.tensors[name] - right.tensors[name]).sum() for name in left.tensors) ** 0.5)
+
+
+@pytest.mark.parametrize(("mode", "updates"), [("lora", 2), ("full", 1)])
+def test_updates_equal_torch(model: ModelConfig, mode: str, updates: int) -> None:
+    config = learner_config(mode=mode)
+    twins = [build(model, config), build(model, learner_config(mode=mode, framework="jax"))]
+    start = twins[0].weights()
+    assert twins[1].weights().checksum == start.checksum
+    metrics: list[list[dict[str, float]]] = [[], []]
+    for epoch in range(2):
+        rollout = rollout_of(model, config, twins[0].weights(), epoch)
+        for _ in range(updates):
+            for log, learner in zip(metrics, twins, strict=True):
+                log.append(learner.update(rollout))
+    moved = distance(start, twins[0].weights())
+    assert moved > 1e-2
+    assert distance(twins[0].weights(), twins[1].weights()) < 0.01 * moved
+    assert distance(twins[0].evaluation_weights(), twins[1].evaluation_weights()) < 0.01 * moved
+    for ours, theirs in zip(*metrics, strict=True):
+        for name in ("loss", "grad_norm", "logratio_ref"):
+            assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-6), name
+    assert metrics[1][0]["ratio_error"] < 1e-6
+    if updates > 1:
+        assert 0 < metrics[1][1]["clipfrac"] < 1, "the clip must be active for this test to say anything"
+
+
+def test_checkpoints_are_interchangeable(model: ModelConfig) -> None:
+    config, other = learner_config(), learner_config(framework="jax")
+    straight, first = build(model, config), build(model, other)
+    rollout = rollout_of(model, config, straight.weights())
+    for learner in (straight, first):
+        learner.update(rollout)
+    straight.update(rollout)
+    tensors, scalars = first.state()
+    expected, _ = straight.state()
+    assert tensors.keys() == expected.keys()
+    continued = build(model, config)
+    continued.load_state(tensors, scalars)
+    continued.update(rollout)
+    back = build(model, other)
+    back.load_state(*continued.state())
+    assert back.version == 2
+    assert back.weights().checksum == continued.weights().checksum
+    assert distance(continued.weights(), straight.weights()) < 1e-5
+
+    del tensors["optimizer/exp_avg/" + next(iter(straight.weights().tensors))]
+    with pytest.raises(ValueError, match="no tensor 'optimizer/exp_avg/"):
+        back.load_state(tensors, scalars)
+
+
+def test_the_ratio_guard_stops_before_the_step(model: ModelConfig) -> None:
+    config = learner_config(framework="jax")
+    learner = build(model, config)
+    rollout = rollout_of(model, config, learner.weights())
+    before = learner.weights().checksum
+    rollout.log_ratio[1, 2] += 0.5
+    with pytest.raises(RatioError, match=r"differs by 0\.5 .*image 1, step 2"):
+        learner.update(rollout)
+    assert learner.weights().checksum == before
+    assert learner.version == 0
+
+
+def test_an_unknown_framework_is_refused(model: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"learner\.framework is 'mxnet'"):
+        build(model, learner_config(framework="mxnet"))
