@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _NETWORKED = ray_constants.ENABLE_RAY_CLUSTER
 _KNOCK_SECONDS = 5.0
+_START_ATTEMPTS = 3
 _STORE_SHARE = 0.25
 _STORE_LIMIT = 8 * 2**30
 _STORE_MINIMUM = 128 * 2**20
@@ -76,16 +77,25 @@ def _start(config: ClusterConfig) -> None:
     # Ray takes the outward address for its ports even when it is told 127.0.0.1, unless this says that it runs
     # on one machine only; its other processes learn it from the environment.
     ray_constants.ENABLE_RAY_CLUSTER = _NETWORKED and not _is_loopback(config.host)
-    ray.init(
-        address="local",
-        num_cpus=usable_cores(),
-        object_store_memory=_store_bytes(),
-        include_dashboard=config.dashboard,
-        dashboard_host=config.host,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=None if _is_anywhere(config.host) else config.host,
-    )
+    for attempt in range(_START_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=usable_cores(),
+                object_store_memory=_store_bytes(),
+                include_dashboard=config.dashboard,
+                dashboard_host=config.host,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address=None if _is_anywhere(config.host) else config.host,
+            )
+            break
+        except Exception as error:
+            # Ray waits 30 seconds for its own processes, which may be too short on a machine with other work.
+            ray.shutdown()
+            if attempt + 1 == _START_ATTEMPTS:
+                raise ClusterSetupError(f"no private Ray starts, in {_START_ATTEMPTS} attempts: {error}") from error
+            _log.warning("a private Ray did not start and is tried again: %s", error)
     address = ray.util.get_node_ip_address()
     if _is_loopback(config.host) and not _is_loopback(address):
         ray.shutdown()

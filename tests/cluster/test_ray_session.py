@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+from prdp.cluster import ray_session
 from prdp.cluster.base import ClusterSetupError
 from prdp.cluster.ray_session import _fit, _set_environment
 from prdp.config import ClusterConfig
@@ -137,3 +138,19 @@ def test_demands_are_placed_on_single_nodes():
     assert not _fit([{"CPU": 3.0}] * 2, nodes)
     assert nodes == [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
     assert issubclass(ClusterSetupError, RuntimeError)
+
+
+def test_a_ray_that_does_not_start_is_tried_again_and_named(monkeypatch, caplog):
+    tries = []
+
+    def fail(**options):
+        tries.append(options)
+        raise Exception("the node timed out during startup")
+
+    monkeypatch.setattr(ray_session.ray, "init", fail)
+    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterSetupError, match=r"no private Ray starts, in 3 attempts: the node timed out"):
+        ray_session.connect(ClusterConfig(kind="ray"), [])
+    assert len(tries) == 3
+    assert "is tried again" in caplog.text
