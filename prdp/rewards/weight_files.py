@@ -209,11 +209,10 @@ def _read_torch(key: str, file: Path, shapes_only: bool) -> Any:
     where = "meta" if shapes_only else "cpu"
     try:
         return torch.load(file, map_location=where, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+    except pickle.UnpicklingError:
         raise ValueError(
-            f"{key}: {file} is damaged, or holds more than tensors, which may run foreign code and is not loaded "
-            f"({reason})"
+            f"{key}: {file} is damaged, of another format, or holds more than tensors, which may run foreign code and "
+            "is not loaded"
         ) from None
     except (RuntimeError, EOFError, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -244,7 +243,7 @@ def _hub_folder(key: str, repository: str, patterns: Sequence[Sequence[str]], fe
         if isinstance(cached, str):
             return Path(cached).parent
         if constants.HF_HUB_OFFLINE:
-            raise ValueError(_not_cached(key, repository, "config.json"))
+            raise ValueError(_not_cached(key, repository, "config.json or tokenizer_config.json"))
         return None
     from huggingface_hub import list_repo_files
 
