@@ -13,7 +13,7 @@ from prdp.evaluation.results import ALL, Cell, Results, Spread
 from prdp.storage import write_atomically
 from prdp.tracking.console import format_seconds
 from prdp.tracking.jsonl import strict_json
-from prdp.tracking.report_text import interval, score, signed
+from prdp.tracking.report_text import MINUS, interval, score, signed
 
 RESULTS_FILE, TABLE_FILE, IMAGES_FILE, MARKDOWN_FILE = "results.json", "results.csv", "images.csv", "results.md"
 _CATEGORY_COLUMNS = 6
@@ -278,8 +278,9 @@ def _escaped(text: str) -> str:
 
 
 def _mean(cell: Cell) -> str:
-    """As the paper prints cosines, .2855; other scores with three decimals."""
-    return score(cell.score[0]) if abs(cell.score[0]) >= 1 or cell.score[0] != cell.score[0] else f"{cell.score[0]:.4f}"
+    """With four decimals, as the paper prints cosines; large scores with fewer."""
+    value = cell.score[0]
+    return f"{value:.4f}".replace("-", MINUS) if abs(value) < 10 else score(value)
 
 
 def _percent(value: float) -> str:
