@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,25 @@ class Moody:
 """
 
 
-@pytest.fixture
-def mood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def mood(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder that the reward looks into before it answers."""
-    (tmp_path / "moody_reward.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    folder = tmp_path / "mood"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("mood")
+    (folder / "moody_reward.py").write_text(MODULE)
     (folder / "version").write_text("1")
     os.mkfifo(folder / "silent")
+    sys.path.insert(0, str(folder))
     yield folder
+    sys.path.remove(str(folder))
 
 
-@pytest.fixture
-def configured(pipeline_folder: Path, tmp_path: Path, mood: Path) -> Callable[..., TrainConfig]:
+@pytest.fixture(scope="module")
+def configured(
+    pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory, mood: Path
+) -> Callable[..., TrainConfig]:
     """A configuration of three epochs, in a folder of the given name, that saves nothing before its end."""
+
+    runs = tmp_path_factory.mktemp("runs")
 
     def make(name: str, **changes: Any) -> TrainConfig:
         return typed(
@@ -62,7 +67,7 @@ def configured(pipeline_folder: Path, tmp_path: Path, mood: Path) -> Callable[..
                 "epochs": 3,
                 "prompts_per_epoch": 2,
                 "images_per_prompt": 2,
-                "output_dir": str(tmp_path / name),
+                "output_dir": str(runs / name),
                 "model": {"path": str(pipeline_folder)},
                 "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 1},
                 "reward": {"_target_": "moody_reward.Moody", "folder": str(mood)},
@@ -79,6 +84,14 @@ def configured(pipeline_folder: Path, tmp_path: Path, mood: Path) -> Callable[..
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def straight(configured: Callable[..., TrainConfig]) -> TrainConfig:
+    """A run that was never disturbed."""
+    config = configured("straight")
+    main(config)
+    return config
 
 
 def failing(config: TrainConfig, mood: Path, fault: str, epoch: int, evaluating: bool = False) -> BaseException:
@@ -127,32 +140,30 @@ def assert_same_run(left: TrainConfig, right: TrainConfig) -> None:
 
 @pytest.mark.parametrize("evaluating", [False, True])
 def test_a_scorer_that_fails_leaves_a_run_that_resumes_on_the_same_curve(
-    configured: Callable[..., TrainConfig], mood: Path, evaluating: bool
+    configured: Callable[..., TrainConfig], straight: TrainConfig, mood: Path, evaluating: bool
 ) -> None:
-    straight, broken = configured("straight"), configured("broken")
-    main(straight)
+    name = f"evaluating_{evaluating}"
+    broken = configured(name)
     error = failing(broken, mood, "raise", epoch=1, evaluating=evaluating)
     kept = 2 if evaluating else 1
     assert "reward 'moody' (epoch " in str(error)
     assert "OSError: the scorer is gone" in str(error)
     assert f"{kept} finished epochs are kept" in error.__notes__[-1]
     assert load_checkpoint(Path(broken.output_dir) / "checkpoints" / f"epoch_0000{kept}").epoch == kept
-    main(configured("broken", checkpoint={"every": 100, "resume": "auto"}))
+    main(configured(name, checkpoint={"every": 100, "resume": "auto"}))
     assert_same_run(straight, broken)
 
 
 def test_a_scorer_that_hangs_is_given_up_and_the_run_resumes_on_the_same_curve(
-    configured: Callable[..., TrainConfig], mood: Path
+    configured: Callable[..., TrainConfig], straight: TrainConfig, mood: Path
 ) -> None:
-    straight = configured("straight")
-    main(straight)
     cluster = {"kind": "ray", "samplers": 1, "retries": 1, "reward_timeout_seconds": 1.0}
-    broken = configured("broken", cluster=cluster)
+    broken = configured("hanging", cluster=cluster)
     error = failing(broken, mood, "hang", epoch=1)
     assert isinstance(error, ClusterError)
     assert "reward actor 0 hung on this chunk, attempt 2 of 2 (cluster.retries=1)" in str(error)
     assert "1 finished epochs are kept" in error.__notes__[-1]
-    main(configured("broken", checkpoint={"every": 100, "resume": "auto"}))
+    main(configured("hanging", checkpoint={"every": 100, "resume": "auto"}))
     assert_same_run(straight, broken)
 
 
@@ -165,6 +176,9 @@ def test_name_and_version_are_logged_and_another_version_is_refused(
     identity = {"name": "moody", "version": "1"}
     assert read_metrics(folder)[0]["reward_identity"] == identity
     assert load_checkpoint(folder / "checkpoints" / "epoch_00001").state["reward"] == identity
-    (mood / "version").write_text("2")
-    with pytest.raises(UserError, match="'moody' version '1' in the checkpoint, 'moody' version '2' now"):
-        main(configured("run", checkpoint={"resume": "auto"}))
+    try:
+        (mood / "version").write_text("2")
+        with pytest.raises(UserError, match="'moody' version '1' in the checkpoint, 'moody' version '2' now"):
+            main(configured("run", checkpoint={"resume": "auto"}))
+    finally:
+        (mood / "version").write_text("1")

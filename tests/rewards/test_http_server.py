@@ -201,13 +201,13 @@ def test_fuzzed_bodies_get_an_answer_or_a_refusal(server: RewardServer) -> None:
     bodies = []
     for encoding in ("png", "raw"):
         whole = encode_request(*batch(2), encoding)
-        for _ in range(120):
+        for _ in range(60):
             body = bytearray(whole)
             for _ in range(draw.randint(1, 8)):
                 at = draw.randrange(len(body))
                 body[at : at + draw.randint(0, 3)] = draw.randbytes(draw.randint(0, 3))
             bodies.append(bytes(body[: draw.randint(1, len(body))] if draw.random() < 0.3 else body))
-        for _ in range(120):
+        for _ in range(60):
             document = json.loads(whole)
             key = draw.choice(list(document))
             if isinstance(document[key], list) and draw.random() < 0.6:
@@ -228,7 +228,7 @@ def test_fuzzed_connections_leave_the_server_at_work(server: RewardServer) -> No
         f"POST /score HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
         "Content-Length: 2\r\n\r\n{}"
     ).encode()
-    for _ in range(150):
+    for _ in range(80):
         sent = bytearray(whole)
         for _ in range(draw.randint(1, 6)):
             at = draw.randrange(len(sent))
