@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that share out the files of tests.
+TEST_WORKERS ?= 2
 # One thread a process: with busy cores beside them, OpenMP pools are slower by orders of magnitude (prdp/threads.py).
 export OMP_NUM_THREADS := 1
 
@@ -16,7 +18,7 @@ demo: $(VENV)/.base ## fine-tune the embedded model and write a report: the main
 	$(BIN)/prdp train experiment=shapes_demo
 
 test: $(VENV)/.dev lint ## check style and types, run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev ## check style and types only
 	$(BIN)/ruff check .
