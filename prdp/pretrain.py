@@ -42,10 +42,11 @@ class PretrainConfig:
     clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3, 6e-4, 1e-3])
     clean_vae_cycles: list[int] = field(default_factory=lambda: [1, 1, 2])
     """The autoencoder cycle on whose latents each cycle learns: coarse ones first, then those that show stripes."""
-    noisy_steps: int = 0
+    noisy_steps: int = 1000
     """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
     noisy_learning_rate: float = 3e-4
-    caption_noise: float = 0.15
+    caption_noise: float = 0.08
+    """Rate at which each attribute of a caption is wrong."""
 
 
 def main(overrides: Sequence[str]) -> None:
