@@ -46,7 +46,7 @@ def header_commands(file: Path) -> list[list[str]]:
         ("prompts.trian.size=4", ["'prompts.trian.size'", "'prompts.train'"]),
         ("rewrd=redness", ["'rewrd'", "'reward'"]),
         ("experiment=shapes_dmo", ["experiment=shapes_dmo", "'shapes_demo'", "paper_small_scale"]),
-        ("reward=beauty", ["reward=beauty", "available: callable, redness, shapes_judge"]),
+        ("reward=beauty", ["reward=beauty", "available: aesthetic, callable, clipscore"]),
         ("experiment=null", ["experiment=null", "shapes_demo"]),
         ("epochs=many", ["epochs", "'many'", "an integer"]),
         ("epochs=1.5", ["epochs", "'1.5'", "an integer"]),
