@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from prdp.configure import typed
+from prdp.compose import Composer
+from prdp.configure import conf_folder, typed
 from prdp.errors import StartError
-from prdp.evaluate import main
+from prdp.evaluate import check_start, evaluate, main
+from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
 from prdp.evaluation.store import Chunk
@@ -73,6 +75,14 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
+def judge(*words: str) -> None:
+    """What the command does, with a single composition."""
+    line = read_command_line(words, [conf_folder()])
+    with Composer(line.words, root=line.root, additions=line.additions) as composer:
+        [job] = composer.jobs()
+    evaluate(job.config, *check_start(job.config, line.model_is_given), line.notes)
+
+
 def table(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     rows = json.loads((folder / "results.json").read_text())["scores"]
     return {(row["model"], row["reward"]): row for row in rows if row["part"] == "all"}
@@ -108,7 +118,7 @@ def test_a_run_is_judged_as_it_judged_itself(
 
 
 def test_full_weights_and_their_checkpoint(full_run: Path, tmp_path: Path) -> None:
-    assert main([f"models=[{full_run},{full_run / 'checkpoints'}]", f"output_dir={tmp_path}"]) == 0
+    judge(f"models=[{full_run},{full_run / 'checkpoints'}]", f"output_dir={tmp_path}")
     expected = load_evaluation(full_run, 1).scores.mean()
     scores = {model: row["score"] for (model, _), row in table(tmp_path).items()}
     assert scores.pop("base") == pytest.approx(load_evaluation(full_run, 0).scores.mean(), abs=1e-6)
@@ -120,49 +130,54 @@ def test_only_what_is_missing_is_made(
     lora_run: Path, tmp_path: Path, sampled: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"models=[{lora_run}]", f"output_dir={tmp_path}", "images_per_prompt=1", "prompts_per_set=2"]
-    main(words)
+    judge(*words)
     assert len(sampled) == 4
     first = table(tmp_path)
     sampled.clear()
-    main([*words, "watch=[shapes_judge]"])
+    judge(*words, "watch=[shapes_judge]")
     assert sampled == []
     assert table(tmp_path)["lora", "redness"] == first["lora", "redness"]
     assert ("lora", "shapes_judge") in table(tmp_path)
-    main([f"models=[{lora_run},early:{lora_run}/checkpoints/epoch_00001]", *words[1:]])
+    judge(f"models=[{lora_run},early:{lora_run}/checkpoints/epoch_00001]", *words[1:])
     assert {name.split("/")[0] for name in sampled} == {"early"}
     sampled.clear()
-    main([*words, "prompts_per_set=3"])
-    assert sampled == ["base/shapes_prompts/seed_1234/00002-00002", "lora/shapes_prompts/seed_1234/00002-00002"]
+    judge(*words, "prompts_per_set=3", "seeds=[1234,5]", "against=null")
+    assert sorted(sampled) == [
+        "lora/shapes_prompts/seed_1234/00002-00002",
+        *(f"lora/shapes_prompts/seed_5/{name}" for name in ("00000-00000", "00001-00001", "00002-00002")),
+    ]
     sampled.clear()
-    main([*words, "prompts_per_set=1", "sampler.steps=4"])
-    assert len(sampled) == 2
+    judge(*words, "prompts_per_set=1", "sampler.steps=4", "against=null")
+    assert len(sampled) == 1
     assert "1 of 1 chunks are made again, since these changed: sampler.steps" in capsys.readouterr().out
 
 
 def test_killed_evaluation_goes_on_where_it_stopped(lora_run: Path, tmp_path: Path, sampled: list[str]) -> None:
     """SIGKILL while the third of four chunks is written, in a process of its own."""
-    words = [f"models=[{lora_run}]", f"output_dir={tmp_path / 'killed'}", "prompts_per_set=2"]
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from PIL import Image\n"
-        "from prdp.evaluate import main\n"
-        "count, save = 0, Image.Image.save\n"
-        "def killing(self, *arguments, **options):\n"
-        "    global count\n"
-        "    count += 1\n"
-        "    if count == 6:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return save(self, *arguments, **options)\n"
-        "Image.Image.save = killing\n"
-        "main(sys.argv[1:])\n"
-    )
-    done = subprocess.run([sys.executable, script, *words], capture_output=True, env=os.environ)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert len(list((tmp_path / "killed" / "samples").rglob("chunk.json"))) == 2
-    main(words)
+    words = [f"models=[{lora_run}]", f"output_dir={tmp_path}", "prompts_per_set=2"]
+
+    def killed() -> None:
+        from PIL import Image
+
+        save, count = Image.Image.save, itertools.count(1)
+
+        def killing(self: Any, *arguments: Any, **options: Any) -> None:
+            if next(count) == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, *arguments, **options)
+
+        Image.Image.save = killing  # type: ignore[method-assign]
+        judge(*words)
+
+    # A fork has diffusers imported already, which takes a fresh process longer than the evaluation.
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list((tmp_path / "samples").rglob("chunk.json"))) == 2
+    judge(*words)
     assert sampled == [f"lora/shapes_prompts/seed_1234/{name}" for name in ("00000-00000", "00001-00001")]
-    assert table(tmp_path / "killed")["lora", "redness"]["images"] == 4
+    assert table(tmp_path)["lora", "redness"]["images"] == 4
 
 
 def foreign_loras(run: Path, folder: Path) -> dict[str, Path]:
@@ -194,7 +209,7 @@ def foreign_loras(run: Path, folder: Path) -> dict[str, Path]:
 def test_loras_of_other_tools_make_the_same_images(pipeline_folder: Path, lora_run: Path, tmp_path: Path) -> None:
     files = foreign_loras(lora_run, tmp_path)
     entries = ",".join([f"own:{lora_run}", *(f"{name}:{path}" for name, path in files.items())])
-    main([f"models=[{entries}]", f"output_dir={tmp_path / 'out'}", "prompts_per_set=1"])
+    judge(f"models=[{entries}]", f"output_dir={tmp_path / 'out'}", "prompts_per_set=1")
     own = pictures(tmp_path / "out", "own")
     assert np.abs(own - pictures(tmp_path / "out", "base")).max() > 3
     for name in files:
