@@ -13,6 +13,7 @@ from typing import Any
 
 from prdp.config import TrainConfig
 from prdp.errors import ConfigError
+from prdp.learners import FRAMEWORKS
 from prdp.suggest import did_you_mean
 
 
@@ -55,7 +56,6 @@ def objectives() -> tuple[str, ...]:
 
 
 FAMILIES = ("stable_diffusion",)
-FRAMEWORKS = ("torch", "jax")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _anything = Rule(lambda value: True, "anything")
