@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from prdp.storage import atomic_directory, load_tensors, save_tensors, write_atomically
-from prdp.tracking.jsonl import from_strict_json, strict_json
+from prdp.tracking.strict_json import from_strict_json, strict_json
 from prdp.types import Float32, Float64, PromptBatch, Rollout, UInt8
 
 FOLDER = "samples"

@@ -12,8 +12,8 @@ from typing import Any
 from prdp.evaluation.results import ALL, Cell, Results, Spread
 from prdp.storage import write_atomically
 from prdp.tracking.console import format_seconds
-from prdp.tracking.jsonl import strict_json
 from prdp.tracking.report_text import MINUS, interval, score, signed
+from prdp.tracking.strict_json import strict_json
 
 RESULTS_FILE, TABLE_FILE, IMAGES_FILE, MARKDOWN_FILE = "results.json", "results.csv", "images.csv", "results.md"
 _CATEGORY_COLUMNS = 6

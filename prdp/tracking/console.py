@@ -1,20 +1,29 @@
-"""Progress on the console: live bars in a terminal, one plain line per epoch elsewhere, and `progress.log` always."""
+"""Progress on the console: live bars in a terminal, one plain line per epoch elsewhere; `progress.log` always.
+
+A run that keeps a `status.json` has its progress there, too.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from prdp.tracking.status_file import HEARTBEAT_SECONDS, read_status, update_status
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
+
+log = logging.getLogger(__name__)
 
 LOG_FILE = "progress.log"
 _RECENT = 20
@@ -31,9 +40,9 @@ _COLUMNS = (
 class Stage:
     """A piece of work inside an epoch that counts its items."""
 
-    def __init__(self, bars: Bars | None = None, task: TaskID | None = None) -> None:
+    def __init__(self, name: str, total: int, unit: str, bars: Bars | None = None, task: TaskID | None = None) -> None:
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
         self._bars, self._task = bars, task
-        self.done = 0
 
     def advance(self, n: int = 1) -> None:
         """Report n more items done."""
@@ -43,7 +52,15 @@ class Stage:
 
 
 class Progress:
-    """Shows how far a run is, how fast it goes and how long it still takes. Use as a context manager."""
+    """Shows how far a run is, how fast it goes and how long it still takes. Use as a context manager.
+
+    Where the folder has a status (`prdp.tracking.status_file`), its fields are kept up to date, at least every
+    `HEARTBEAT_SECONDS`:
+
+        "progress": {"epoch", "epochs", "seconds_per_epoch", "seconds_left": as of "paced_at", seconds since 1970,
+                     "stages": [{"name", "done", "total", "unit"}]}
+        "cluster": what `cluster` was told last
+    """
 
     def __init__(
         self,
@@ -75,6 +92,12 @@ class Progress:
         self._numbers = ""
         self._paces: deque[float] = deque(maxlen=_RECENT)
         self._last_end = 0.0
+        self._run_dir = run_dir
+        self._stages: dict[int, Stage] = {}
+        self._paced_at: float | None = None
+        self._cluster: dict[str, Any] = {}
+        self._heart: threading.Thread | None = None
+        self._stop = threading.Event()
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -83,11 +106,21 @@ class Progress:
         if self._interactive:
             self._start_bars()
         self._last_end = time.monotonic()
+        if self._run_dir is not None and read_status(self._run_dir):
+            self._write_status()
+            self._stop.clear()
+            self._heart = threading.Thread(target=self._beat, name="prdp-heartbeat", daemon=True)
+            self._heart.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._heart is not None:
+            self._stop.set()
+            self._heart.join()
+            self._heart = None
+            self._write_status()
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -103,14 +136,28 @@ class Progress:
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "images") -> Iterator[Stage]:
         """A nested bar while a stage such as 'sample' works through `total` items; gone when it ends."""
-        if self._bars is None:
-            yield Stage()
-            return
-        task = self._bars.add_task(name, total=total, unit=unit)
+        bars, task = self._bars, None
+        if bars is not None:
+            task = bars.add_task(name, total=total, unit=unit)
+        stage = Stage(name, total, unit, bars, task)
+        self._stages[id(stage)] = stage
         try:
-            yield Stage(self._bars, task)
+            yield stage
         finally:
-            self._bars.remove_task(task)
+            del self._stages[id(stage)]
+            if bars is not None and task is not None:
+                bars.remove_task(task)
+
+    def cluster(self, status: Mapping[str, Any]) -> None:
+        """Note how the actors are, for `status.json`.
+
+        Args:
+            status: {"actors": [{"name", "kind", "state", "node", "pid", "restarts", "chunks"}],
+                "last_fault": {"time": seconds since 1970, "text"} or None}.
+        """
+        self._cluster = dict(status)
+        if self._heart is not None:
+            self._write_status()
 
     def epoch_done(self, metrics: Mapping[str, float]) -> None:
         """Count an epoch; its numbers, by their metric names, become one line.
@@ -124,6 +171,9 @@ class Progress:
         else:
             self._paces.append(now - self._last_end)
         self._last_end = now
+        self._paced_at = time.time()
+        if self._heart is not None:
+            self._write_status()
         line = self._line(metrics)
         self._record(line)
         if self._bars is None or self._run_task is None:
@@ -136,9 +186,33 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Estimate from the pace of the last epochs; None before the first one ends."""
-        if not self._paces:
-            return None
-        return sum(self._paces) / len(self._paces) * max(0, self.epochs - self._done)
+        paces = list(self._paces)
+        return sum(paces) / len(paces) * max(0, self.epochs - self._done) if paces else None
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            self._write_status()
+
+    def _write_status(self) -> None:
+        assert self._run_dir is not None
+        paces = list(self._paces)
+        progress = {
+            "epoch": self._done,
+            "epochs": self.epochs,
+            "seconds_per_epoch": sum(paces) / len(paces) if paces else None,
+            "seconds_left": self.seconds_left(),
+            "paced_at": self._paced_at,
+            "stages": [
+                {"name": one.name, "done": one.done, "total": one.total, "unit": one.unit}
+                for one in list(self._stages.values())
+            ],
+        }
+        fields = {"progress": progress, **({"cluster": self._cluster} if self._cluster else {})}
+        try:
+            update_status(self._run_dir, **fields)
+        except OSError as error:
+            # The status is for onlookers: the log, which is required, tells of a disk that stays full.
+            log.warning("the status could not be written: %s", error)
 
     def _line(self, metrics: Mapping[str, float]) -> str:
         width = len(str(self.epochs))

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from prdp.storage import atomic_directory
-from prdp.tracking.jsonl import from_strict_json, keep_aside, strict_json
+from prdp.tracking.jsonl import keep_aside
 from prdp.tracking.statistics import mean_interval
+from prdp.tracking.strict_json import from_strict_json, strict_json
 from prdp.types import Float64, Int64, PromptBatch, UInt8
 
 FOLDER = "evaluations"

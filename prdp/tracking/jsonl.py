@@ -1,23 +1,21 @@
-"""The plain log that every run writes: `metrics.jsonl`, one strict JSON object per line, and `status.json`."""
+"""The plain log that every run writes: `metrics.jsonl`, one strict JSON object per line; it keeps `status.json` too."""
 
 from __future__ import annotations
 
 import json
-import math
 import numbers
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prdp.storage import write_atomically
+from prdp.tracking.status_file import read_status, start_status, update_status
+from prdp.tracking.strict_json import dump, from_strict_json
 from prdp.types import UInt8
 
 METRICS_FILE = "metrics.jsonl"
-STATUS_FILE = "status.json"
-_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class JsonlTracker:
@@ -41,20 +39,23 @@ class JsonlTracker:
             OSError: the folder or the log cannot be written.
         """
         self.path = run_dir / METRICS_FILE
-        self._status_path = run_dir / STATUS_FILE
+        self._run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         earlier = 0.0
+        self._latest: dict[str, Any] = {}
         if resumed_epoch is None:
             keep_aside(self.path)
         elif self.path.exists():
             kept = [line for line in read_metrics(run_dir) if line["epoch"] <= resumed_epoch]
             earlier = float(kept[-1].get("wall_seconds", 0.0)) if kept else 0.0
-            write_atomically(self.path, "".join(_dump(line) + "\n" for line in kept).encode())
+            for line in kept:
+                self._note(line)
+            write_atomically(self.path, "".join(dump(line) + "\n" for line in kept).encode())
         self._facts = dict(facts or {})
         self._start = time.monotonic() - earlier
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        self._status: dict[str, Any] = {"run_id": run_id, "started": _now(), "epoch": resumed_epoch or 0}
-        self._write_status("running")
+        self._epoch = resumed_epoch or 0
+        start_status(run_dir, status="running", run_id=run_id, epoch=self._epoch, **self._latest)
 
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Append one line.
@@ -67,11 +68,13 @@ class JsonlTracker:
         line.update({name: _number(name, value) for name, value in metrics.items()})
         line.update(self._facts)
         self._facts = {}
-        self._status["epoch"] = max(int(epoch), self._status["epoch"])
+        self._epoch = max(int(epoch), self._epoch)
+        self._note(line)
         try:
-            self._file.write(_dump(line) + "\n")
+            self._file.write(dump(line) + "\n")
         except OSError as error:
             raise OSError(error.errno, f"cannot write epoch {epoch} to the log: {error.strerror}", self.path) from error
+        update_status(self._run_dir, epoch=self._epoch, **self._latest)
 
     def images(self, name: str, images: UInt8, captions: Sequence[str], epoch: int) -> None:
         """Nothing: pictures of a run lie in its evaluations."""
@@ -79,11 +82,14 @@ class JsonlTracker:
     def finish(self, status: str) -> None:
         """Close the log and note how the run ended."""
         self._file.close()
-        self._write_status(status)
+        update_status(self._run_dir, status=status)
 
-    def _write_status(self, status: str) -> None:
-        content = _dump({**self._status, "status": status, "updated": _now()}) + "\n"
-        write_atomically(self._status_path, content.encode())
+    def _note(self, line: Mapping[str, Any]) -> None:
+        """Keep the latest of every number for the status."""
+        metrics = {name: value for name, value in line.items() if isinstance(value, int | float)}
+        self._latest["metrics"] = {**self._latest.get("metrics", {}), **metrics}
+        if "eval/score" in line:
+            self._latest["evaluated_epoch"] = line["epoch"]
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -107,59 +113,20 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise ValueError(f"{path} line {number} is damaged: {error}") from None
-        rows.append(
-            {key: _SPECIAL.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-        )
+        rows.append(from_strict_json(row))
     return rows
-
-
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """How the run stands: {"status": running, finished, interrupted or failed, "run_id", "epoch", "started",
-    "updated"}; empty when the folder has no readable status.
-    """
-    try:
-        status = json.loads((Path(run_dir) / STATUS_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def choose_run_id(run_dir: Path, resumed_epoch: int | None) -> str:
     """The id under which services know a run: the one it had when it resumes, else a new one that no other run has.
 
-    To be asked before `build_trackers`, which notes it in the folder's status.
+    A run that ended before its first checkpoint starts over, and is the same run nevertheless. To be asked before
+    `build_trackers`, which notes the id in the folder's status.
     """
-    earlier = str(read_status(run_dir).get("run_id", "")) if resumed_epoch is not None else ""
+    status = read_status(run_dir)
+    same = resumed_epoch is not None or status.get("status") != "finished"
+    earlier = str(status.get("run_id", "")) if same else ""
     return earlier or uuid.uuid4().hex[:12]
-
-
-def strict_json(value: Any) -> Any:
-    """Plain containers that strict JSON can hold: NaN and infinities become strings, numpy scalars numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(item) for item in value]
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | int):
-        number = float(value)
-        if math.isnan(number):
-            return "NaN"
-        if math.isinf(number):
-            return "Infinity" if number > 0 else "-Infinity"
-        return int(number) if isinstance(value, numbers.Integral) else number
-    return value
-
-
-def from_strict_json(value: Any) -> Any:
-    """Inverse of `strict_json` for numbers."""
-    if isinstance(value, dict):
-        return {key: from_strict_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [from_strict_json(item) for item in value]
-    return _SPECIAL.get(value, value) if isinstance(value, str) else value
-
-
-def _dump(row: Mapping[str, Any]) -> str:
-    return json.dumps(strict_json(row), allow_nan=False, ensure_ascii=False)
 
 
 def _number(name: str, value: Any) -> int | float:
@@ -179,7 +146,3 @@ def keep_aside(path: Path) -> None:
     while (older := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     path.rename(older)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

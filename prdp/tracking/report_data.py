@@ -12,8 +12,9 @@ import numpy as np
 
 from prdp.tracking.charts import Series
 from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation
-from prdp.tracking.jsonl import METRICS_FILE, read_metrics, read_status
+from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 from prdp.tracking.statistics import mean_interval, paired_difference_interval
+from prdp.tracking.status_file import read_status
 from prdp.types import Float64, Int64
 
 Interval = tuple[float, float, float]

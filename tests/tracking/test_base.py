@@ -14,7 +14,8 @@ from prdp.config import TrackingConfig
 from prdp.tracking import tensorboard_tracker, wandb_tracker
 from prdp.tracking.base import Trackers, build_trackers
 from prdp.tracking.evaluations import list_evaluations
-from prdp.tracking.jsonl import read_metrics, read_status
+from prdp.tracking.jsonl import read_metrics
+from prdp.tracking.status_file import read_status
 from prdp.types import UInt8
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prdp.tracking import console
 from prdp.tracking.console import Progress, format_seconds
+from prdp.tracking.status_file import read_status, start_status
 
 METRICS = {
     "reward/mean": 0.6123,
@@ -27,6 +30,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def time(self) -> float:
+        return 1_800_000_000.0 + self.now
 
     def strftime(self, style: str) -> str:
         return "2000-01-01 00:00:00"
@@ -100,3 +106,59 @@ def test_disabled_is_silent_but_keeps_the_file(tmp_path: Path, capsys: pytest.Ca
 )
 def test_seconds_as_people_say_them(seconds: float | None, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_a_run_with_a_status_has_its_progress_and_its_actors_there(tmp_path: Path, clock: Clock) -> None:
+    start_status(tmp_path, status="running", run_id="abc")
+    actor = {"name": "sampler 0", "kind": "sampler", "state": "alive", "node": "n", "pid": 7}
+    actor |= {"restarts": 1, "chunks": 4}
+    with Progress(4, 1, tmp_path, enabled=False) as progress:
+        assert read_status(tmp_path)["progress"]["seconds_left"] is None
+        with progress.stage("sample", 64) as stage:
+            stage.advance(48)
+            progress.cluster({"actors": [actor], "last_fault": {"time": 5.0, "text": "sampler 0 died"}})
+            status = read_status(tmp_path)
+        assert status["progress"]["stages"] == [{"name": "sample", "done": 48, "total": 64, "unit": "images"}]
+        assert status["cluster"] == {"actors": [actor], "last_fault": {"time": 5.0, "text": "sampler 0 died"}}
+        clock.now = 8.0
+        progress.epoch_done({})
+        assert (status["run_id"], status["status"]) == ("abc", "running")
+        assert read_status(tmp_path)["progress"] == {
+            "epoch": 2,
+            "epochs": 4,
+            "seconds_per_epoch": 8.0,
+            "seconds_left": 16.0,
+            "paced_at": 1_800_000_008.0,
+            "stages": [],
+        }
+
+
+def test_the_heart_beats_during_a_long_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats = threading.Event()
+    update = console.update_status
+
+    def updated(run_dir: Path, **fields: Any) -> None:
+        update(run_dir, **fields)
+        if fields["progress"]["stages"]:
+            beats.set()
+
+    monkeypatch.setattr(console, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(console, "update_status", updated)
+    start_status(tmp_path, status="running")
+    with Progress(1, 0, tmp_path, enabled=False) as progress, progress.stage("sample", 2):
+        assert beats.wait(60)
+    assert read_status(tmp_path)["progress"]["stages"] == []
+
+
+def test_a_status_that_cannot_be_written_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_status(tmp_path, status="running")
+
+    def full(run_dir: Path, **fields: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(console, "update_status", full)
+    with Progress(1, 0, tmp_path, enabled=False) as progress:
+        progress.epoch_done({})
+    assert "the status could not be written: no space" in caplog.text

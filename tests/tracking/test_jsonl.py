@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from synthetic_run import strict_lines
 
-from prdp.tracking.jsonl import METRICS_FILE, JsonlTracker, choose_run_id, read_metrics, read_status
+from prdp.tracking.jsonl import METRICS_FILE, JsonlTracker, choose_run_id, read_metrics
+from prdp.tracking.status_file import read_status
 
 
 def test_lines_are_strict_json_and_come_back_with_nan_and_infinities(tmp_path: Path) -> None:
@@ -62,6 +63,8 @@ def test_a_run_keeps_its_id_when_it_resumes(tmp_path: Path) -> None:
     first = choose_run_id(tmp_path, None)
     JsonlTracker(tmp_path, first).finish("interrupted")
     assert choose_run_id(tmp_path, 3) == first
+    assert choose_run_id(tmp_path, None) == first  # it ended before its first checkpoint, and starts over
+    JsonlTracker(tmp_path, first).finish("finished")
     assert choose_run_id(tmp_path, None) not in ("", first)
     assert choose_run_id(tmp_path / "elsewhere", 3)
 
@@ -104,3 +107,16 @@ def test_status_says_how_the_run_stands(tmp_path: Path) -> None:
     tracker.finish("failed")
     status = read_status(tmp_path)
     assert (status["status"], status["run_id"], status["epoch"]) == ("failed", "abc", 6)
+
+
+def test_the_status_holds_the_latest_of_every_number_also_after_a_resume(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path)
+    tracker.log({"eval/score": 0.5}, 0)
+    tracker.log({"reward/mean": 0.6, "loss": math.nan}, 1)
+    tracker.log({"reward/mean": 0.7}, 2)
+    assert read_status(tmp_path)["metrics"]["reward/mean"] == 0.7
+    tracker.finish("interrupted")
+    JsonlTracker(tmp_path, resumed_epoch=1).finish("interrupted")
+    status = read_status(tmp_path)
+    assert (status["evaluated_epoch"], status["metrics"]["eval/score"]) == (0, 0.5)
+    assert status["metrics"]["reward/mean"] == 0.6 and math.isnan(status["metrics"]["loss"])
