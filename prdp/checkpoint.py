@@ -95,7 +95,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         CheckpointError: no checkpoint, half-written, damaged or of an unknown format; names the file.
     """
     folder = Path(path)
-    document = _verified(folder)
+    document = verified(folder)
     try:
         tensors = load_tensors(folder / TENSOR_FILE)
     except ValueError as error:
@@ -111,7 +111,7 @@ def find_latest(run_dir: Path | str) -> Path | None:
     folder = Path(run_dir) / FOLDER
     for _, path in sorted(_numbered(folder, unreadable=sys.maxsize), reverse=True):
         try:
-            _verified(path)
+            verified(path)
         except CheckpointError as error:
             _log.warning("skipping a broken checkpoint: %s", error)
         else:
@@ -137,12 +137,16 @@ def resolve_resume(resume: str, run_dir: Path | str) -> Path | None:
         if latest is None:
             raise CheckpointError(f"checkpoint.resume={resume}: no whole checkpoint in {path / FOLDER}")
         return latest
-    _verified(path)
+    verified(path)
     return path
 
 
-def _verified(folder: Path) -> dict[str, Any]:
-    """The content of state.json, after every file it lists proved to be there in full."""
+def verified(folder: Path) -> dict[str, Any]:
+    """The content of state.json, after every file it lists proved to be there in full.
+
+    Raises:
+        CheckpointError: no checkpoint, half-written, damaged or of an unknown format; names the file.
+    """
     if not folder.exists():
         raise CheckpointError(f"there is no checkpoint {folder}")
     if not folder.is_dir():
