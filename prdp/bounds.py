@@ -135,6 +135,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.every": _count,
     "checkpoint.keep": _count,
     "checkpoint.resume": _filled,
+    "checkpoint.mirror": optional(_filled),
 }
 """Every key that has a type of its own; reward, prompts.train and prompts.heldout are checked against their targets."""
 
@@ -186,6 +187,11 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
             f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be below "
             f"sampler.steps={sampler.steps}: no step with a log-prob would be left"
         )
+    if config.checkpoint.mirror is not None and "checkpoint.mirror" not in wrong:
+        from prdp.checkpoint_mirror import url_problem
+
+        problem = url_problem(config.checkpoint.mirror)
+        found += [] if problem is None else [problem]
     for key in ("reward_timeout_seconds", "reward_environment"):
         value = getattr(config.cluster, key)
         if config.cluster.kind == "inline" and value is not None and f"cluster.{key}" not in wrong:

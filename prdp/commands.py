@@ -104,6 +104,7 @@ def check_start(config: TrainConfig) -> None:
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir={folder}: is a file, must be a folder")
+    _check_mirror(config)
     if config.checkpoint.resume == "never":
         if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
             raise ConfigError(
@@ -147,9 +148,24 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _check_mirror(config: TrainConfig) -> None:
+    url = config.checkpoint.mirror
+    if url is None:
+        return
+    from prdp.checkpoint_mirror import check_url, check_writable
+
+    check_url(url)
+    check_writable(url, config.checkpoint.resume == "auto" or (Path(config.output_dir) / "checkpoints").exists())
+
+
 def _check_all(jobs: Sequence[Job]) -> None:
     # Targets may import torch, whose thread pool is sized by the environment it finds.
     apply_threads(plan_threads(jobs[0].config))
+    mirrors = [job.config.checkpoint.mirror for job in jobs if job.config.checkpoint.mirror is not None]
+    if len(set(mirrors)) < len(mirrors):
+        raise ConfigError(
+            f"checkpoint.mirror={mirrors[0]} is shared by the jobs of the sweep; end it in /${{hydra:job.num}}"
+        )
     for number, job in enumerate(jobs, start=1):
         try:
             check_start(job.config)

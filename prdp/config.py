@@ -154,7 +154,9 @@ class CheckpointConfig:
     every: int = 10
     keep: int = 2
     resume: str = "never"
-    """never, auto (newest whole checkpoint in output_dir), or the path of a checkpoint."""
+    """never, auto (newest whole checkpoint in output_dir, or in the mirror), or the path of a checkpoint."""
+    mirror: str | None = None
+    """URL that each checkpoint is copied to, such as s3://bucket/run or file:///shared/run; of this run alone."""
 
 
 @dataclass

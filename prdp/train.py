@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint
+from prdp.checkpoint_mirror import fetch_latest, push
 from prdp.cluster import build_workforce
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
@@ -235,11 +236,15 @@ class Run:
             "reward": self.reward_identity,
             "config": self.plain,
         }
-        save_checkpoint(self.folder, self.epoch, tensors, state, self.config.checkpoint.keep)
+        saved = save_checkpoint(self.folder, self.epoch, tensors, state, self.config.checkpoint.keep)
         self.saved_epoch = self.epoch
+        if self.config.checkpoint.mirror is not None:
+            push(saved, self.config.checkpoint.mirror, self.config.checkpoint.keep)
 
     def _resume(self) -> int | None:
         """Load the checkpoint that the configuration asks for; the epoch to continue at, None for a fresh run."""
+        if self.config.checkpoint.mirror is not None and self.config.checkpoint.resume == "auto":
+            fetch_latest(self.config.checkpoint.mirror, self.folder)
         path = resolve_resume(self.config.checkpoint.resume, self.folder)
         if path is None:
             return None
