@@ -29,7 +29,6 @@ def test_entities_are_resolved_and_plain_prompts_left_alone() -> None:
 
 
 def test_broken_unicode_is_mended() -> None:
-    pytest.importorskip("ftfy")
     assert PromptCleaner("r")("a crÃ¨me “brûlée”") == 'a crème "brûlée"'
 
 
@@ -48,5 +47,5 @@ def test_a_tokenizer_of_another_model_is_refused(clip_tokenizer: Path, tmp_path:
         load_tokenizer("tokenizer", str(clip_tokenizer), "CLIPTokenizer", 40)
     with pytest.raises(ValueError, match=r"holds no tokenizer\.json, no vocab\.json and no vocab\.txt"):
         check_tokenizer("tokenizer", str(tmp_path))
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json of the hub repository"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json or vocab.* of the hub repository"):
         check_tokenizer("tokenizer", "openai/no-such-tokenizer")
