@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 _log = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 16
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 class Batches:
@@ -98,6 +100,12 @@ def check_batching(batch_size: int | None, memory_mib: float | None) -> None:
         raise ValueError(f"memory_mib={memory_mib}: must be above 0, or null")
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError for a device of another form than auto, cpu, mps, cuda or cuda:<number>."""
+    if not _DEVICE.fullmatch(device):
+        raise ValueError(f"device={device}: must be auto, cpu, mps, cuda or cuda:<number>")
+
+
 def choose_device(reward: str, device: str = "auto") -> str:
     """The torch device to score on: 'auto' is the GPU that this process sees, or else the CPU, with a warning.
 
@@ -106,10 +114,11 @@ def choose_device(reward: str, device: str = "auto") -> str:
         device: auto, cpu, mps, cuda or cuda:<number>.
 
     Raises:
-        ValueError: a GPU was asked for by name and is not there.
+        ValueError: a GPU was asked for by name and is not there, or what `check_device` raises.
     """
     import torch
 
+    check_device(device)
     if device == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -118,9 +127,7 @@ def choose_device(reward: str, device: str = "auto") -> str:
         )
         return "cpu"
     kind, _, number = device.partition(":")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind)
-    if there is None:
-        raise ValueError(f"device={device}: must be auto, cpu, mps, cuda or cuda:<number>")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if int(number or 0) >= there:
         raise ValueError(
             f"device={device}: reward '{reward}' sees {there or 'no'} such device(s); use device=auto or cpu, and give "

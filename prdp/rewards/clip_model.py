@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prdp.rewards.batching import Batches, check_batching, choose_device
+from prdp.rewards.batching import Batches, check_batching, check_device, choose_device
 from prdp.rewards.open_clip_format import clip_configuration, clip_tensors, is_open_clip
 from prdp.rewards.pixels import CLIP_MEAN, CLIP_STD, short_side_pixels
-from prdp.rewards.prompt_tokens import PromptCleaner, PromptTokens, check_tokenizer, load_tokenizer
+from prdp.rewards.prompt_tokens import PromptTokens
 from prdp.rewards.weight_files import Tensors, bind, digest, find_file, find_folder, first_of, read_json, read_tensors
 from prdp.types import Float64, UInt8
 
@@ -204,50 +204,6 @@ def weights_from_open_clip(
     return ClipWeights(f"{key} ({file})", config, clip_tensors(tensors), file)
 
 
-def scorer_from_folder(
-    reward: str,
-    path: str,
-    tokenizer: str | None,
-    device: str,
-    dtype: str,
-    batch_size: int | None,
-    memory_mib: float | None,
-    like_openai: bool,
-) -> tuple[ClipScorer, str]:
-    """A CLIP model in transformers format with CLIP's own preprocessing, and the version of its weights.
-
-    Args:
-        path: see `weights_from_folder`.
-        tokenizer: a folder or hub id; None where `path` holds it.
-        like_openai: clean prompts and crop images as openai/CLIP does it; otherwise as transformers does it.
-
-    Raises:
-        ValueError: what `check_folder` raises.
-    """
-    weights = weights_from_folder("path", path)
-    assert weights is not None
-    key = "path" if tokenizer is None else "tokenizer"
-    tokens = load_tokenizer(key, tokenizer or str(weights.file.parent), "CLIPTokenizer", weights.vocabulary)
-    clean = PromptCleaner(reward) if like_openai else str
-    scorer = ClipScorer(
-        reward, weights, tokens, device, dtype, batch_size, memory_mib, clean=clean, crop_rounds=like_openai
-    )
-    return scorer, weights_version([weights.file], dtype)
-
-
-def check_folder(path: str, tokenizer: str | None, **settings: Any) -> None:
-    """Find the files that `scorer_from_folder` needs and compare names and shapes, without loading the tensors.
-
-    Raises:
-        ValueError: naming the argument, the file and what is wrong with it.
-    """
-    check_settings(**settings)
-    weights = weights_from_folder("path", path, fetch=False)
-    if weights is not None:
-        weights.model()
-    check_tokenizer("path" if tokenizer is None else "tokenizer", tokenizer or path)
-
-
 def weights_version(files: Sequence[Path], dtype: str, code: str = "1") -> str:
     """A reward's version: of its code, of its weights, and of its precision where that is not float32."""
     return "-".join([code, digest(files), *([] if dtype == "float32" else [dtype])])
@@ -259,6 +215,7 @@ def check_settings(
     """Raise ValueError for settings that no machine offers; whether the device is there is found out on its machine."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    check_device(device)
     check_batching(batch_size, memory_mib)
 
 

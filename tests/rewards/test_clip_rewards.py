@@ -141,6 +141,7 @@ def test_checks_name_what_is_wrong(
         ({"path": "xswu/HPSv2"}, "HPS_v2_compressed.pt of the hub repository .* HF_HUB_OFFLINE=1"),
         ({"path": str(open_clip_file), "release": "3"}, "release=3: must be 2.0 or 2.1"),
         ({"path": str(open_clip_file), "dtype": "int8"}, "dtype=int8: must be float32, bfloat16 or float16"),
+        ({"path": str(open_clip_file), "device": "cuda:first"}, "device=cuda:first: must be auto, cpu, mps, cuda or"),
         ({"path": str(open_clip_file), "tokenizer": str(tmp_path)}, r"tokenizer=.* holds no tokenizer\.json"),
     ]:
         with pytest.raises(ValueError, match=message):
