@@ -234,19 +234,17 @@ def _hub_file(key: str, repository: str, name: str, fetch: bool) -> Path | None:
 
 
 def _hub_folder(key: str, repository: str, patterns: Sequence[Sequence[str]], fetch: bool) -> Path | None:
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import constants, list_repo_files, snapshot_download, try_to_load_from_cache
 
     if constants.HF_HUB_OFFLINE or not fetch:
-        cached = try_to_load_from_cache(repository, "config.json")
-        if not isinstance(cached, str):
-            cached = try_to_load_from_cache(repository, "tokenizer_config.json")
-        if isinstance(cached, str):
-            return Path(cached).parent
+        known = (try_to_load_from_cache(repository, name) for name in ("config.json", "tokenizer_config.json"))
+        cached = next((Path(file).parent for file in known if isinstance(file, str)), None)
+        # A folder that holds only what another model of the repository needs is completed by the download.
+        if cached is not None and any(any(cached.glob(alternative[0])) for alternative in patterns):
+            return cached
         if constants.HF_HUB_OFFLINE:
-            raise ValueError(_not_cached(key, repository, "config.json or tokenizer_config.json"))
+            raise ValueError(_not_cached(key, repository, " or ".join(alternative[0] for alternative in patterns)))
         return None
-    from huggingface_hub import list_repo_files
-
     with _hub_errors(key, repository):
         names = list_repo_files(repository)
         for alternative in patterns:

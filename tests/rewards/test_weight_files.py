@@ -48,7 +48,14 @@ def test_a_cached_hub_file_is_found_offline(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(file_download.constants, "HF_HUB_CACHE", str(tmp_path))
     assert find_file("path", "owner/name", "weights.pt") == snapshot / "weights.pt"
-    assert find_folder("path", "owner/name", ()) == snapshot
+    patterns = (("*.safetensors",), ("*.pt", "*.json"))
+    assert find_folder("path", "owner/name", patterns) == snapshot
+    # Only the configuration is there, as another model's start may leave it.
+    (snapshot / "weights.pt").unlink()
+    with pytest.raises(ValueError, match=r"\*\.safetensors or \*\.pt of the hub repository .* HF_HUB_OFFLINE=1"):
+        find_folder("path", "owner/name", patterns)
+    monkeypatch.setattr(file_download.constants, "HF_HUB_OFFLINE", False)
+    assert find_folder("path", "owner/name", patterns, fetch=False) is None
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
