@@ -225,8 +225,13 @@ def _words(question: Question) -> list[str]:
 
 
 def _is_blip(key: str, folder: Path) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CHAT_MODELS
+
     configuration = read_json(key, folder / "config.json")
-    if configuration.get("model_type") != "blip":
+    kind = configuration.get("model_type")
+    if kind != "blip":
+        if kind not in CHAT_MODELS:
+            raise ValueError(f"{key}: {folder} holds a '{kind}' model, expected blip or an image-text-to-text model")
         return False
     architectures = configuration.get("architectures") or []
     if _BLIP not in architectures:

@@ -16,11 +16,10 @@ from prdp.rewards.image_quality import ImageQuality
 
 
 class Metric:
-    """Mean brightness; for 'less' the less the better, for 'versus' against a reference."""
+    """Mean brightness; for 'less' the less the better."""
 
     def __init__(self, name: str) -> None:
         self.lower_better = name == "less"
-        self.metric_mode = "FR" if name == "versus" else "NR"
 
     def __call__(self, images: Any) -> Any:
         return images.mean(dim=(1, 2, 3))[:, None]
@@ -33,7 +32,7 @@ def pyiqa(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     module: Any = types.ModuleType("pyiqa")
     module.__version__ = "0"
     module.__spec__ = importlib.machinery.ModuleSpec("pyiqa", None)
-    module.list_models = lambda: ["less", "more", "versus"]
+    module.list_models = lambda mode: {"NR": ["less", "more"], "FR": ["versus"]}[mode]
     module.create_metric = lambda name, **arguments: made.append((name, arguments)) or Metric(name)
     monkeypatch.setitem(sys.modules, "pyiqa", module)
     return made
@@ -57,10 +56,19 @@ def test_weights_are_passed_on_and_part_of_the_version(pyiqa: list[Any], tmp_pat
 
 
 def test_what_pyiqa_lacks_or_cannot_do_alone_is_refused(pyiqa: list[Any]) -> None:
-    with pytest.raises(ValueError, match="metric=other: pyiqa 0 has only less, more, versus"):
-        ImageQuality("other", device="cpu")
-    with pytest.raises(ValueError, match="metric=versus: compares with a reference image"):
-        ImageQuality("versus", device="cpu")
+    for metric, message in [
+        ("versus", "metric=versus: not among the metrics .* that need no reference image; these are less, more"),
+        ("mroe", "Did you mean 'more'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ImageQuality.check(metric)
+
+
+def test_a_pyiqa_that_cannot_be_imported_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pyiqa.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"does torchvision fit torch\? operator torchvision::nms does"):
+        ImageQuality.check()
 
 
 def test_without_pyiqa_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,9 @@ def test_arguments_and_files_are_checked(blip_folder: Path, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text('{"model_type": "blip", "architectures": ["BlipForConditionalGeneration"]}')
     with pytest.raises(ValueError, match="BLIP model of kind BlipForConditionalGeneration, expected"):
         VQAAlignment.check(path=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ValueError, match="holds a 'clip' model, expected blip or an image-text-to-text model"):
+        VQAAlignment.check(path=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(ValueError, match=r"holds no model\.safetensors\.index\.json and no model\.safetensors"):
         VQAAlignment.check(path=str(tmp_path))
