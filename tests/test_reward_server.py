@@ -60,7 +60,7 @@ def test_serves_a_reward_until_it_is_told_to_end(monkeypatch: pytest.MonkeyPatch
         (["reward=redness", "port=70000"], "port=70000: must be from 0 to 65535"),
         (["reward=redness", "max_images=0"], "max_images=0: must be at least 1"),
         (["reward=redness", "reward.colour=blue"], "reward.colour=blue: Redness takes no argument 'colour'"),
-        (["reward=callable", "reward.path=no_such_module.f"], "No module named 'no_such_module'"),
+        (["reward=callable", "reward.path=no_such_module.f"], "there is no module 'no_such_module'"),
         (["reward=redness", "host=0.0.0.0"], "set the environment variable PRDP_REWARD_TOKEN"),
         (["reward=redness", "host="], "set the environment variable PRDP_REWARD_TOKEN"),
         (["reward=redness", "host=no.such.host.invalid"], "host=no.such.host.invalid: no such address"),

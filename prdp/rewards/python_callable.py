@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from prdp.errors import ConfigError
 from prdp.rewards.dependencies import require
+from prdp.targets import locate
 from prdp.types import UInt8
 
 
@@ -26,34 +25,28 @@ class PythonCallable:
     def __init__(self, path: str, version: str = "1") -> None:
         self.name = path.rpartition(".")[2]
         self.version = version
-        self._function = _locate(path)
+        self._function = _function(path)
 
     @classmethod
     def check(cls, path: str, version: str = "1") -> None:
         """Raise ValueError when the function cannot be found."""
-        _locate(path)
+        _function(path)
 
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Any:
         """Whatever the function returns for uint8 images [B, H, W, 3]; see `prdp.rewards.base.Reward`."""
         return self._function(images, prompts, metadata)
 
 
-def _locate(path: str) -> Any:
-    module_name, _, attribute = path.rpartition(".")
-    if not module_name:
-        raise ValueError(f"reward.path is {path!r}, expected package.module.function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def _function(path: str) -> Any:
+    """The function; None where its module needs a package that only the reward's own environment has."""
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        package = missing.partition(".")[0]
-        own = f"{module_name}.".startswith(f"{missing}.")
-        if missing and not own and not require(attribute, package, install=package):
-            return None
-        raise ValueError(f"reward.path is {path!r}: {error}") from None
-    if not callable(getattr(module, attribute, None)):
-        raise ValueError(f"reward.path is {path!r}: module {module_name} has no function {attribute}")
-    return getattr(module, attribute)
+        function = locate("path", path)
+    except ConfigError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            package = str(error.__cause__.name).partition(".")[0]
+            if not require(path.rpartition(".")[2], package, install=package):
+                return None
+        raise
+    if not callable(function):
+        raise ValueError(f"path={path}: is a {type(function).__name__}, must be a function")
+    return function

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from prdp.rewards.pixels import check_batch
 from prdp.shapes.grammar import parse
 from prdp.shapes.judge import SUB_SCORES, judge
 from prdp.shapes.scene import Scene
@@ -41,13 +42,7 @@ class ShapesJudge:
         prompts of one object.
         Raises ValueError for another dtype or shape, for lengths that differ, and for a prompt outside the grammar.
         """
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise ValueError(f"images is {got}, expected a uint8 array [B, H, W, 3]")
-        if not len(images) == len(prompts) == len(metadata):
-            raise ValueError(
-                f"got {len(images)} images, {len(prompts)} prompts and {len(metadata)} metadata, expected equal numbers"
-            )
+        check_batch(images, prompts, metadata)
         scenes = [_scene(prompt) for prompt in prompts]
         results = [judge(image, scene) for image, scene in zip(images, scenes, strict=True)]
         rewards = np.array([result["score"] for result in results], dtype=np.float64)

@@ -23,7 +23,7 @@ def test_redness_of_plain_colours() -> None:
 
 def test_a_function_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rewards_of_mine.py").write_text(
-        "def brightness(images, prompts, metadata):\n    return images.mean(axis=(1, 2, 3)) / 255\n"
+        "LEVELS = 255\ndef brightness(images, prompts, metadata):\n    return images.mean(axis=(1, 2, 3)) / LEVELS\n"
     )
     monkeypatch.chdir(tmp_path)
     target = "prdp.rewards.python_callable.PythonCallable"
@@ -31,9 +31,10 @@ def test_a_function_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert reward.name == "brightness"
     np.testing.assert_allclose(reward.score(np.full((2, 2, 2, 3), 51, np.uint8), ["", ""], [{}, {}]), [0.2, 0.2])
     for path, message in {
-        "brightness": "expected package.module.function",
-        "rewards_of_mine.darkness": "has no function darkness",
-        "no_such_module.f": "No module named 'no_such_module'",
+        "brightness": "path=brightness: must be a dotted path",
+        "rewards_of_mine.brihgtness": "has no 'brihgtness'. Did you mean 'brightness'",
+        "rewards_of_mine.LEVELS": "path=rewards_of_mine.LEVELS: is a int, must be a function",
+        "no_such_module.f": "path=no_such_module.f: there is no module 'no_such_module'",
     }.items():
         with pytest.raises(ValueError, match=message):
             build_reward({"_target_": target, "path": path})
