@@ -10,7 +10,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,7 +59,12 @@ class RemoteReward:
         max_request_mib: float = 64.0,
         encoding: str = "png",
     ) -> None:
-        _check_numbers(batch_size, timeout_seconds, retries, backoff_seconds, max_request_mib, encoding)
+        _check("batch_size", batch_size, batch_size >= 1, "at least 1")
+        _check("timeout_seconds", timeout_seconds, 0 < timeout_seconds < math.inf, "above 0")
+        _check("retries", retries, retries >= 0, "at least 0")
+        _check("backoff_seconds", backoff_seconds, 0 <= backoff_seconds < math.inf, "at least 0")
+        _check("max_request_mib", max_request_mib, 0 < max_request_mib < math.inf, "above 0")
+        _check("encoding", encoding, encoding in ENCODINGS, f"one of {', '.join(ENCODINGS)}")
         self._server = _Server(url, token_variable, timeout_seconds, retries, backoff_seconds)
         self._batch_size, self._encoding = batch_size, encoding
         identity = self._server.identity()
@@ -73,20 +78,10 @@ class RemoteReward:
             self._identity["terms"] = identity["terms"]
 
     @classmethod
-    def check(
-        cls,
-        url: str,
-        token_variable: str | None = "PRDP_REWARD_TOKEN",
-        batch_size: int = 16,
-        timeout_seconds: float = 60.0,
-        retries: int = 5,
-        backoff_seconds: float = 0.5,
-        max_request_mib: float = 64.0,
-        encoding: str = "png",
-    ) -> None:
-        """Check the arguments and ask the server, once, who it is."""
-        _check_numbers(batch_size, timeout_seconds, retries, backoff_seconds, max_request_mib, encoding)
-        _Server(url, token_variable, timeout_seconds, 0, backoff_seconds).identity()
+    def check(cls, url: str, retries: int = 5, **arguments: Any) -> None:
+        """Check the arguments and ask the server, once, who it is; raises ValueError as the constructor does."""
+        _check("retries", retries, retries >= 0, "at least 0")
+        cls(url, retries=0, **arguments)
 
     def identity(self) -> dict[str, Any]:
         """What the server says about its reward."""
@@ -100,10 +95,10 @@ class RemoteReward:
         Raises:
             ValueError: the server cannot be reached, refuses the request, or is another reward than at the start.
         """
+        starts = range(0, len(images), self._batch_size)
+        batches = [slice(start, start + self._batch_size) for start in starts]
         answers = [
-            self._batch(images[start:stop], prompts[start:stop], metadata[start:stop])
-            for start in range(0, len(images), self._batch_size)
-            for stop in [start + self._batch_size]
+            answer for part in batches for answer in self._answers(images[part], prompts[part], metadata[part])
         ]
         names = {frozenset(parts) for _, parts in answers}
         if len(names) > 1:
@@ -112,9 +107,10 @@ class RemoteReward:
             name: np.concatenate([parts[name] for _, parts in answers]) for name in answers[0][1]
         }
 
-    def _batch(
+    def _answers(
         self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> tuple[Float64, dict[str, Float64]]:
+    ) -> Iterator[tuple[Float64, dict[str, Float64]]]:
+        """The answers to one request, or to several where one would be too large, in order."""
         body = encode_request(images, prompts, metadata, self._encoding)
         if len(body) > self._request_bytes:
             if len(images) == 1:
@@ -123,19 +119,16 @@ class RemoteReward:
                     f"{self._server.url} or max_request_mib allow {self._request_bytes:.0f}"
                 )
             half = len(images) // 2
-            parts = [
-                self._batch(images[part], prompts[part], metadata[part]) for part in (slice(half), slice(half, None))
-            ]
-            return np.concatenate([part[0] for part in parts]), {
-                name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]
-            }
+            for part in (slice(half), slice(half, None)):
+                yield from self._answers(images[part], prompts[part], metadata[part])
+            return
         name, version, rewards, sub_scores = decode_answer(self._server.ask("POST", "/score", body))
         if (name, version) != (self.name, self.version):
             raise ValueError(
                 f"{self._server.url} now scores by '{name}' version '{version}'; the run began with '{self.name}' "
                 f"version '{self.version}'"
             )
-        return checked_scores(self.name, (rewards, sub_scores), len(images), self._server.url)
+        yield checked_scores(self.name, (rewards, sub_scores), len(images), self._server.url)
 
 
 class _Server:
@@ -243,24 +236,9 @@ class _Server:
             connection.close()
 
 
-def _check_numbers(
-    batch_size: int,
-    timeout_seconds: float,
-    retries: int,
-    backoff_seconds: float,
-    max_request_mib: float,
-    encoding: str,
-) -> None:
-    for name, value, allowed, words in (
-        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-        ("timeout_seconds", timeout_seconds, 0 < timeout_seconds < math.inf, "above 0"),
-        ("retries", retries, retries >= 0, "at least 0"),
-        ("backoff_seconds", backoff_seconds, 0 <= backoff_seconds < math.inf, "at least 0"),
-        ("max_request_mib", max_request_mib, 0 < max_request_mib < math.inf, "above 0"),
-        ("encoding", encoding, encoding in ENCODINGS, f"one of {', '.join(ENCODINGS)}"),
-    ):
-        if not allowed:
-            raise ValueError(f"{name}={value}: must be {words}")
+def _check(name: str, value: Any, allowed: bool, words: str) -> None:
+    if not allowed:
+        raise ValueError(f"{name}={value}: must be {words}")
 
 
 def _without_user(url: str) -> str:
