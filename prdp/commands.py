@@ -16,8 +16,8 @@ from prdp.configure import conf_folder, config_yaml, groups
 from prdp.errors import ConfigError, StartError, UserError, start_up_checks
 from prdp.geometry import geometry_text
 from prdp.model_folder import check_model
+from prdp.prompts import build_prompts
 from prdp.rewards import check_reward
-from prdp.targets import build, check_target
 from prdp.threads import apply_threads, plan_threads
 
 _OVERRIDES = """\
@@ -96,10 +96,7 @@ def check_start(config: TrainConfig) -> None:
         find_environment(environment)
     check_reward("reward", config.reward, elsewhere=environment is not None)
     for key, section in (("prompts.train", config.prompts.train), ("prompts.heldout", config.prompts.heldout)):
-        check_target(key, section)
-        with start_up_checks(key):
-            if len(build(key, section)) == 0:
-                raise ConfigError("the source holds no prompt")
+        build_prompts(key, section)
     check_model(config.model.path, config.model.variant, config.model.revision)
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
