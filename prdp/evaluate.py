@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prdp.cluster.environment import find_environment
 from prdp.compose import Composer
 from prdp.configure import conf_folder, groups, write_config
 from prdp.errors import ConfigError, StartError, start_up_checks
@@ -17,7 +18,6 @@ from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
 from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import file_name
-from prdp.targets import check_target
 from prdp.threads import apply_threads
 from prdp.tracking.console import Progress
 
@@ -89,16 +89,17 @@ def check_start(
         if not model_is_given:
             raise StartError("against=base: which model is it? Give model.path=..., against=<its name> or against=null")
         models = [*find_models([BASE], config.model), *models]
+    environment = config.cluster.reward_environment
+    if environment is not None:
+        find_environment(environment)
     for key in ("rewards", "watch"):
         for name, section in getattr(config, key).items():
-            check_reward(f"{key}.{name}", section, elsewhere=config.cluster.kind != "inline")
-    check_target("features", config.features)
+            check_reward(f"{key}.{name}", section, elsewhere=environment is not None)
+    check_reward("features", config.features)
     prompts = {}
     for name, section in config.prompts.items():
-        check_target(f"prompts.{name}", section)
-        with start_up_checks(f"prompts.{name}"):
-            source = build_prompts(f"prompts.{name}", section)
-            prompts[name] = fixed_prompts(source, config.prompts_per_set, config.prompt_seed)
+        source = build_prompts(f"prompts.{name}", section)
+        prompts[name] = fixed_prompts(source, config.prompts_per_set, config.prompt_seed)
         for tool in config.export:
             check_export(tool, name, prompts[name])
     folder = Path(config.output_dir)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from prdp.evaluation.diversity import SIDE, pixel_features
 from prdp.types import Float32, UInt8
@@ -40,51 +36,47 @@ class Pixels:
 
 
 class Clip:
-    """Unit image embeddings of a CLIP model; distances lie in [0, 2].
+    """Unit image embeddings of a CLIP model, prepared as CLIP does; distances lie in [0, 2].
 
     Args:
-        path: folder of a transformers CLIP model with its image processor, or a hub id.
-        device: 'auto' takes CUDA when there is one.
-        batch: images per network call.
+        path: folder of a CLIP model in transformers format, or a hub id.
+        device, dtype, batch_size, memory_mib: see `prdp.rewards.clip_model.ClipScorer`.
 
     Raises:
-        ValueError: nothing at the path, or something else than a CLIP model.
+        ValueError: what `check` raises.
     """
 
     name = "clip"
 
-    def __init__(self, path: str, device: str = "auto", batch: int = 32) -> None:
-        import torch
-        from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+    def __init__(
+        self,
+        path: str,
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int | None = None,
+        memory_mib: float | None = None,
+    ) -> None:
+        from prdp.rewards.clip_model import ClipScorer, weights_from_folder, weights_version
 
-        folder = Path(path).expanduser()
-        where = str(folder) if folder.exists() else path
-        try:
-            self._processor: Any = CLIPImageProcessor.from_pretrained(where)
-            model: Any = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"features.path={path}: cannot be loaded as a CLIP model: {error}") from error
-        self._device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.eval().to(self._device)
-        self._batch = batch
-        self.version = f"1-{_weights_digest(self._model)}"
+        weights = weights_from_folder("path", path)
+        assert weights is not None
+        self.version = weights_version([weights.file], dtype)
+        self._clip = ClipScorer("features", weights, None, device, dtype, batch_size, memory_mib)
+
+    @classmethod
+    def check(cls, path: str, **settings: Any) -> None:
+        """Find the files and compare names and shapes of the tensors, without loading them.
+
+        Raises:
+            ValueError: naming the argument, the file and what is wrong with it.
+        """
+        from prdp.rewards.clip_model import check_settings, weights_from_folder
+
+        check_settings(**settings)
+        weights = weights_from_folder("path", path, fetch=False)
+        if weights is not None:
+            weights.model()
 
     def features(self, images: UInt8) -> Float32:
         """Float32 [n, D] of unit length."""
-        import torch
-
-        parts = []
-        for start in range(0, len(images), self._batch):
-            inputs = self._processor(images=list(images[start : start + self._batch]), return_tensors="pt")
-            with torch.no_grad():
-                embedded = self._model(pixel_values=inputs["pixel_values"].to(self._device)).image_embeds.float()
-            parts.append(torch.nn.functional.normalize(embedded, dim=-1).cpu().numpy())
-        return np.concatenate(parts)
-
-
-def _weights_digest(model: Any) -> str:
-    digest = hashlib.blake2b(digest_size=6)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        return self._clip.image_features(images)

@@ -17,6 +17,7 @@ from prdp.config import LearnerConfig, ModelConfig
 from prdp.configure import typed
 from prdp.errors import StartError
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep
+from prdp.evaluation.store import file_name
 from prdp.model_folder import INDEX, check_model, model_location
 from prdp.suggest import did_you_mean
 
@@ -70,11 +71,14 @@ def find_models(entries: Sequence[str], base: ModelConfig | None) -> list[Evalua
     for entry in entries:
         name, path = split_name(entry)
         found += _found(entry, name, path, base)
-    names = [model.name for model in found]
-    for name in names:
-        if names.count(name) > 1:
-            same = ", ".join(model.source for model in found if model.name == name)
-            raise StartError(f"models: two are called '{name}' ({same}); name them, as in models=[first:path,...]")
+    # Images lie in folders that are called after the models, on file systems that may not tell 'A' from 'a'.
+    by_folder: dict[str, list[EvaluatedModel]] = {}
+    for model in found:
+        by_folder.setdefault(file_name(model.name).casefold(), []).append(model)
+    for alike in by_folder.values():
+        if len(alike) > 1:
+            same = ", ".join(f"{model.name}: {model.source}" for model in alike)
+            raise StartError(f"models: two are called alike ({same}); name them, as in models=[first:path,...]")
     for model in found:
         check_model(model.model.path, model.model.variant, model.model.revision)
     return found

@@ -9,7 +9,17 @@ import prdp
 from prdp.evaluation import report_pictures as pictures
 from prdp.evaluation.report_dots import dots_svg
 from prdp.evaluation.results import ALL, Cell, Results
-from prdp.evaluation.tables import DASH, STAR, alarms, legend, paper_table, spread_table, trained
+from prdp.evaluation.tables import (
+    DASH,
+    STAR,
+    alarms,
+    legend,
+    paper_table,
+    percent,
+    percent_interval,
+    spread_table,
+    trained,
+)
 from prdp.storage import write_atomically
 from prdp.tracking.report_html import document
 from prdp.tracking.report_text import interval, label, score, signed
@@ -193,21 +203,12 @@ def _cell_row(results: Results, cell: Cell) -> str:
         if base
         else f'<td class="num"><span class="change num {tone}">{signed(cell.difference[0])}</span> '
         f'<span class="ci">{interval(cell.difference, signed)}</span></td>'
-        f'<td class="num">{_percent(cell.win_rate[0])} <span class="ci">{_percents(cell)}</span></td>'
+        f'<td class="num">{percent(cell.win_rate[0])} <span class="ci">{percent_interval(cell)}</span></td>'
     )
     return (
         f'<tr{" class=total" if base else ""}><td>{escape(cell.model)}</td><td class="num">{score(cell.score[0])} '
         f'<span class="ci">{interval(cell.score)}</span></td>{change if results.against else ""}</tr>'
     )
-
-
-def _percent(value: float) -> str:
-    return DASH if value != value else f"{value:.0%}"
-
-
-def _percents(cell: Cell) -> str:
-    _, low, high = cell.win_rate
-    return "" if low != low else f"[{low:.0%}, {high:.0%}]"
 
 
 def _spread(results: Results) -> str:

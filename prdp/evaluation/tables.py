@@ -66,7 +66,7 @@ def comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
                 row = [reward, prompt_set, model.name, f"{_mean(cell)} {interval(cell.score)}".strip()]
                 if base:
                     difference = f"{signed(cell.difference[0])} {interval(cell.difference, signed)}"
-                    wins = f"{_percent(cell.win_rate[0])} {_interval_percent(cell)}"
+                    wins = f"{percent(cell.win_rate[0])} {percent_interval(cell)}"
                     row += [difference, wins] if model.name != base else [DASH, DASH]
                 rows.append(row)
     return header, rows
@@ -83,7 +83,7 @@ def spread_table(results: Results) -> tuple[list[str], list[list[str]]]:
         images = results.images[one.model, one.prompts]
         model = next(model for model in results.models if model.name == one.model)
         row = [one.prompts, one.model, f"{score(one.diversity[0])} {interval(one.diversity)}".strip()]
-        row += [_percent(one.relative), score(one.drift[0])]
+        row += [percent(one.relative), score(one.drift[0])]
         ratio = one.logratio_ref[0]
         row += [DASH if ratio != ratio else f"{ratio:.2e}"] if measured else []
         row += [str(len(images)), str(results.work.config.sampler.steps), f"{images.sample_seconds / len(images):.3g}"]
@@ -105,7 +105,7 @@ def alarms(results: Results) -> list[str]:
     """A sentence for every model whose diversity has collapsed."""
     limit = results.work.config.collapse_below
     return [
-        f"collapse: on {one.prompts} the images of {one.model} differ from each other {_percent(one.relative)} as much "
+        f"collapse: on {one.prompts} the images of {one.model} differ from each other {percent(one.relative)} as much "
         f"as those of {results.against}, below collapse_below={limit:g}"
         for one in results.spreads
         if one.collapsed
@@ -283,10 +283,12 @@ def _mean(cell: Cell) -> str:
     return f"{value:.4f}".replace("-", MINUS) if abs(value) < 10 else score(value)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """'53%', a dash for NaN."""
     return DASH if value != value else f"{value:.0%}"
 
 
-def _interval_percent(cell: Cell) -> str:
+def percent_interval(cell: Cell) -> str:
+    """'[40%, 60%]' of a win rate, empty where it is NaN."""
     _, low, high = cell.win_rate
     return "" if low != low else f"[{low:.0%}, {high:.0%}]"

@@ -7,7 +7,7 @@ from typing import Any
 
 from prdp.errors import ConfigError, start_up_checks
 from prdp.rewards.base import Reward
-from prdp.rewards.dependencies import dependencies_elsewhere
+from prdp.rewards.dependencies import are_elsewhere, dependencies_elsewhere
 from prdp.targets import TARGET, build, check_target, locate
 
 
@@ -30,11 +30,13 @@ def check_reward(key: str, section: Mapping[str, Any], elsewhere: bool = False) 
     Args:
         key: where the section stands, for messages.
         section: as for `build_reward`.
-        elsewhere: the reward will run in another environment, so packages that are missing here do not matter.
+        elsewhere: the reward will run in another environment, so packages that are missing here do not matter; so
+            also, within such a check, for the parts of a reward.
 
     Raises:
         ConfigError, StartError: by key.
     """
+    elsewhere = elsewhere or are_elsewhere()
     try:
         check_target(key, section)
     except ConfigError as error:

@@ -27,7 +27,7 @@ def require(reward: str, *modules: str, install: str) -> bool:
     Raises:
         MissingDependencyError: naming the reward, the modules that are missing and both cures.
     """
-    if _elsewhere.get():
+    if are_elsewhere():
         return False
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
@@ -37,6 +37,11 @@ def require(reward: str, *modules: str, install: str) -> bool:
             "cluster=ray cluster.reward_environment=<requirements file, virtual environment or interpreter>"
         )
     return True
+
+
+def are_elsewhere() -> bool:
+    """Whether this is inside `dependencies_elsewhere`."""
+    return _elsewhere.get()
 
 
 @contextlib.contextmanager

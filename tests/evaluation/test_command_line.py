@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,9 @@ SHAPES = ["models=[base]", "model=shapes", "prompts=[shapes]", "rewards=[redness
         ([*SHAPES, "rewards.redness.colour=blue"], "takes no argument 'colour'"),
         ([*SHAPES, "rewards.rednes.colour=blue"], "'rednes' is not among rewards (redness). Did you mean 'redness'?"),
         ([*SHAPES, "sampler.step=5"], "Did you mean 'sampler.steps'?"),
+        ([*SHAPES, "zzzz=5"], "`prdp evaluate --help` tells where the keys are listed"),
+        ([*SHAPES, "models=[Red one:base,red_one:base]"], "two are called alike (Red one: shapes, red_one: shapes)"),
+        ([*SHAPES, "features=clip", "features.path=nowhere"], "features: path=nowhere: there is no such folder"),
         ([*SHAPES, "images_per_promt=5"], "Did you mean 'images_per_prompt'?"),
         ([*SHAPES, "collapse_below=2", "seeds=[1,1]"], "collapse_below=2: must be from 0 to 1"),
         ([*SHAPES, "export=[genevl]"], "export=genevl: must be one of"),
@@ -168,6 +172,15 @@ def test_mistakes_are_refused_before_anything_is_computed(
         main(words)
     assert says in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_actors_in_the_drivers_environment_need_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needs_more.py").write_text("import a_package_not_installed\n")
+    monkeypatch.chdir(tmp_path)
+    words = [*SHAPES, "rewards=[needs_more.f]", "cluster=ray"]
+    with pytest.raises(UserError, match=r"rewards\.f: reward 'f' needs a_package_not_installed, which is not"):
+        check_start(composed(*words))
+    check_start(composed(*words, f"cluster.reward_environment={sys.prefix}"))
 
 
 def test_folder_of_a_run_is_no_place_for_an_evaluation(run: Path) -> None:

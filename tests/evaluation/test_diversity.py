@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -62,26 +64,24 @@ def test_paired_distance() -> None:
         paired_distance(np.zeros((1, 2)), np.zeros((2, 2)))
 
 
-def test_clip_features_are_unit_vectors_whatever_the_batch(tmp_path: object) -> None:
+def test_clip_features_are_unit_vectors_whatever_the_batch(tmp_path: Path) -> None:
     import torch
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
-        projection_dim=8,
-    )  # fmt: skip
-    CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=tower, vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=8)
+    CLIPModel(config).save_pretrained(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
-    space = Clip(str(tmp_path), batch=2)
+    Clip.check(str(tmp_path), batch_size=2)
+    space = Clip(str(tmp_path), batch_size=2)
     features = space.features(images)
     assert features.shape == (5, 8)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(features, Clip(str(tmp_path), batch=5).features(images), atol=1e-5)
+    np.testing.assert_allclose(features, Clip(str(tmp_path), batch_size=5).features(images), atol=1e-5)
     assert space.version == Clip(str(tmp_path)).version != Pixels.version
 
 
-def test_what_is_no_clip_model_is_refused_by_key(tmp_path: object) -> None:
-    with pytest.raises(ValueError, match=r"features\.path=.*cannot be loaded as a CLIP model"):
-        Clip(str(tmp_path))
+def test_what_is_no_clip_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path: .*config\.json is missing"):
+        Clip.check(str(tmp_path))
