@@ -18,6 +18,8 @@ COMMANDS = {
     "pretrain": ("prdp.pretrain:main", "train the embedded tiny pipeline from scratch"),
     "evaluate": ("prdp.evaluate:main", "judge finished models side by side on held-out prompts"),
     "reward-server": ("prdp.reward_server:main", "serve a reward over HTTP, for reward=remote"),
+    "status": ("prdp.status:main", "how jobs stand: epoch, rates, rewards, actors, the last fault"),
+    "supervise": ("prdp.supervise:main", "run `train` and start it again when it is killed"),
     "report": ("prdp.commands:report", "write the report of a run anew"),
     "prompts": ("prdp.prompts_command:main", "inspect, clean, split and check prompt sets"),
 }

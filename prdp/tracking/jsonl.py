@@ -86,7 +86,7 @@ class JsonlTracker:
 
     def _note(self, line: Mapping[str, Any]) -> None:
         """Keep the latest of every number for the status."""
-        metrics = {name: value for name, value in line.items() if isinstance(value, int | float)}
+        metrics = {name: value for name, value in line.items() if isinstance(value, int | float) and name != "epoch"}
         self._latest["metrics"] = {**self._latest.get("metrics", {}), **metrics}
         if "eval/score" in line:
             self._latest["evaluated_epoch"] = line["epoch"]
