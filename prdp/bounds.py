@@ -61,6 +61,9 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _anything = Rule(lambda value: True, "anything")
 _filled = Rule(lambda value: bool(value.strip()), "text, and not empty")
 _count = at_least(1)
+_amounts = Rule(
+    lambda value: all(name.strip() and amount > 0 for name, amount in value.items()), "amounts above 0 by name"
+)
 
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
@@ -122,7 +125,15 @@ RULES: dict[str, Rule] = {
     "cluster.reward_gpus": at_least(0),
     "cluster.host": _filled,
     "cluster.dashboard": _anything,
+    "cluster.learner_gpus": at_least(0),
+    "cluster.sampler_resources": _amounts,
+    "cluster.reward_resources": _amounts,
+    "cluster.placement": one_of("pack", "spread"),
+    "cluster.autoscaling": _anything,
+    "cluster.start_timeout_seconds": above(0),
+    "cluster.max_staleness": at_least(0),
     "cluster.retries": at_least(0),
+    "cluster.reward_retries": at_least(0),
     "cluster.reward_timeout_seconds": optional(above(0)),
     "cluster.reward_environment": optional(_filled),
     "tracking.console": _anything,

@@ -1,6 +1,7 @@
 """`prdp <command> [arguments]`: finds the command, and turns its errors into messages and exit codes.
 
-Exit codes: 0 success, 1 a fault (with its traceback), 2 a mistake in what the user gave, 130 interrupted.
+Exit codes: 0 success, 1 a fault (with its traceback), 2 a mistake in what the user gave, 130 interrupted, 143 ended by
+SIGTERM before it was done: start it again to go on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 from prdp import __version__
 from prdp.errors import UserError
+from prdp.interruption import EXIT_CODE, TerminatedError
 
 COMMANDS = {
     "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"prdp {name}: interrupted", file=sys.stderr)
         return 130
+    except TerminatedError:
+        print(f"prdp {name}: ended by SIGTERM", file=sys.stderr)
+        return EXIT_CODE
 
 
 def help_text() -> str:

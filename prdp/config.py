@@ -122,11 +122,26 @@ class ClusterConfig:
     """Ray address; 'local' starts a private cluster, 'auto' joins a running one."""
     sampler_gpus: float = 0.0
     reward_gpus: float = 0.0
+    learner_gpus: float = 0.0
+    """GPUs of this process's node that Ray keeps free for the learner; 0 claims none."""
+    sampler_resources: dict[str, float] = field(default_factory=dict)
+    """Further resources of Ray's that each sampler claims, such as a node type: {"a100_node": 0.01}."""
+    reward_resources: dict[str, float] = field(default_factory=dict)
+    placement: str = "pack"
+    """'pack' the actors on few nodes, or 'spread' them over many."""
+    autoscaling: bool = False
+    """Whether the cluster adds nodes for what it cannot hold."""
+    start_timeout_seconds: float = 900.0
+    """How long all actors may take to start."""
     host: str = "127.0.0.1"
     """Address that Ray's ports and dashboard bind to."""
     dashboard: bool = False
-    retries: int = 3
-    """Attempts at a chunk after an actor died or hung, before the run stops."""
+    max_staleness: int = 0
+    """Epochs by which sampling runs ahead of learning: 0 takes turns; 1 or 2 overlap, under weights that much older."""
+    retries: int = 9
+    """Deaths borne in a row beyond the first, of one actor or on one chunk, before the run stops."""
+    reward_retries: int = 3
+    """How often a reward that raised is asked again, with growing pauses."""
     reward_timeout_seconds: float | None = None
     """How long a reward actor may score one chunk before it counts as hung and is replaced; null for no limit."""
     reward_environment: str | None = None

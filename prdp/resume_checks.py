@@ -27,6 +27,9 @@ FREE_KEYS = (
 """Keys, or whole sections, that a resumed run may change: they move its end, its speed or what is shown of it, not its
 curve. Every other key has to stay."""
 
+BOUND_KEYS = ("cluster.max_staleness",)
+"""Keys of free sections that have to stay all the same."""
+
 FREE_REWARD_ARGUMENTS = (
     "backoff_seconds",
     "batch_size",
@@ -119,7 +122,7 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in _flat(config).items()
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+        if (key in BOUND_KEYS or not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS))
         and not (key.startswith("reward.") and key.rpartition(".")[2] in FREE_REWARD_ARGUMENTS)
     }
 

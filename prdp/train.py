@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,21 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint
+from prdp.checkpoint import Checkpoint, load_checkpoint, resolve_resume, save_checkpoint
 from prdp.checkpoint_mirror import fetch_latest, push
-from prdp.cluster import build_workforce
+from prdp.cluster import build_workforce, reserve_learner
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
 from prdp.configure import write_config
 from prdp.diffusion import build_policy, build_sampler, transitions_of
 from prdp.errors import start_up_checks
 from prdp.evaluation.diversity import group_diversity
+from prdp.interruption import interruptions_raised, uninterrupted
 from prdp.learners import build_learner
 from prdp.prompts import build_prompts
 from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
 from prdp.resume_checks import check_compatible, check_same_prompts, check_same_reward
+from prdp.rollout_queue import RolloutQueue
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers
@@ -41,12 +44,13 @@ _log = logging.getLogger(__name__)
 
 def main(config: TrainConfig) -> Path:
     """Run or resume a training run; returns its folder with logs, checkpoints, weights and report."""
-    with start_up_checks():
-        run = Run(config)
-    try:
-        return run.train()
-    finally:
-        run.close()
+    with interruptions_raised():
+        with start_up_checks():
+            run = Run(config)
+        try:
+            return run.train()
+        finally:
+            run.close()
 
 
 class Run:
@@ -58,11 +62,15 @@ class Run:
         self.plain = dataclasses.asdict(config)
         source = build_prompts("prompts.train", config.prompts.train)
         heldout = build_prompts("prompts.heldout", config.prompts.heldout)
-        policy = build_policy(config.model, config.learner, seed=config.seed, keep_reference=False)
+        self.learner_seat = reserve_learner(config.cluster)
+        model = config.model
+        if self.learner_seat is not None:
+            model = dataclasses.replace(model, device=self.learner_seat.device)
+        policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False)
         transitions = transitions_of(policy, config.sampler)
         self.policy = policy
         self.learner = build_learner(
-            policy, transitions, config.sampler.guidance_scale, config.learner, config.objective
+            policy, transitions, config.sampler.guidance_scale, config.learner, config.objective, config.seed
         )
         self.stream = PromptStream(source, config.seed, config.prompts.shuffle)
         self.prompts_fingerprint = fingerprint(source)
@@ -72,17 +80,32 @@ class Run:
         self.wall_seconds = 0.0
         self.saved_epoch = 0
         self.reward_identity: Mapping[str, Any] = {}
-        resumed = self._resume()
+        self.unlogged: dict[str, float] = {}
+        checkpoint = self._checkpoint()
+        resumed = None if checkpoint is None else checkpoint.epoch
         self.folder.mkdir(parents=True, exist_ok=True)
         write_config(config, self.folder / "config.yaml")
         self.prompt_log = PromptLog(self.folder, source, config.seed, config.prompts.shuffle, resumed)
         self.workforce: Workforce = build_workforce(
             config.cluster,
-            partial(build_sampler, config.model, config.learner, config.sampler, seed=config.seed),
-            partial(RewardWorker, config.reward),
+            partial(
+                build_sampler, config.model, config.learner, config.sampler, seed=config.seed, keep=self.learner.keep
+            ),
+            partial(RewardWorker, config.reward, config.cluster.reward_retries),
             config.sampler.prompts_per_chunk,
         )
         try:
+            self.rollouts = RolloutQueue(
+                self.workforce,
+                self.stream,
+                prompts_per_epoch=config.prompts_per_epoch,
+                images_per_prompt=config.images_per_prompt,
+                seed=config.seed,
+                epochs=config.epochs,
+                max_staleness=config.cluster.max_staleness,
+            )
+            if checkpoint is not None:
+                self._resume(checkpoint)
             identity = self.workforce.reward_identity
             check_same_reward(self.reward_identity, identity)
             self.reward_identity = identity
@@ -98,31 +121,23 @@ class Run:
     def train(self) -> Path:
         """The loop of Algorithm 1."""
         config = self.config
-        with self.trackers, self.progress:
+        with self.trackers, self.progress, self._finished_epochs_kept():
+            self.progress.message(self.workforce.plan)
             self.progress.message(cut_prompts_report(config.model.path, self.stream, self.heldout.texts))
             if self.epoch == 0:
-                self.workforce.publish(self.learner.weights())
                 self.trackers.log(self._evaluate(), 0)
             elif self._due(config.evaluation.every) and self.epoch not in evaluations.list_evaluations(self.folder):
                 self.trackers.log(self._evaluate(), self.epoch)
             while self.epoch < config.epochs:
                 start = time.monotonic()
-                metrics = {"time/publish": self._publish()}
-                with self._finished_epochs_kept():
-                    prompts = self.stream.next(config.prompts_per_epoch, self.epoch)
-                    rollout = self._sample(prompts, metrics)
+                metrics = self._publish()
+                rollout = self._sample(metrics)
                 for _ in range(config.updates_per_epoch):
                     _merge(metrics, self._update(rollout))
-                self.epoch += 1
-                self.prompt_log.write(self.epoch, rollout.prompts.indices)
-                metrics["time/epoch"] = time.monotonic() - start
-                metrics["images_per_second/epoch"] = len(rollout) / metrics["time/epoch"]
+                self._count_epoch(rollout, metrics, start)
                 if self._due(config.evaluation.every):
-                    with self._finished_epochs_kept(metrics):
-                        metrics |= self._evaluate()
-                self.wall_seconds += time.monotonic() - start
-                self.trackers.log(metrics | {"wall_seconds": self.wall_seconds}, self.epoch)
-                self.progress.epoch_done(metrics)
+                    metrics |= self._evaluate()
+                self._log(metrics, start)
                 if self._due(config.checkpoint.every):
                     self._save()
             self._export()
@@ -133,31 +148,51 @@ class Run:
     def close(self) -> None:
         """Let go of actors."""
         self.workforce.close()
+        if self.learner_seat is not None:
+            self.learner_seat.close()
 
-    def _publish(self) -> float:
+    def _publish(self) -> dict[str, float]:
+        """Ask for the rollouts that may be under way now, under the weights that they are due."""
         start = time.monotonic()
-        self.workforce.publish(self.learner.weights())
-        return time.monotonic() - start
+        weights = self.learner.weights()
+        self.rollouts.fill(self.epoch, weights)
+        size = sum(array.nbytes for array in weights.tensors.values())
+        return {"time/publish": time.monotonic() - start, "publish_mib": size / 2**20}
 
-    def _sample(self, prompts: PromptBatch, metrics: dict[str, float]) -> Rollout:
+    def _sample(self, metrics: dict[str, float]) -> Rollout:
         config, start = self.config, time.monotonic()
-        with self.progress.stage("sample", len(prompts) * config.images_per_prompt) as stage:
-            rollout = self.workforce.sample(
-                prompts,
-                images_per_prompt=config.images_per_prompt,
-                seed=config.seed,
-                on_chunk=lambda chunk: stage.advance(len(chunk)),
-            )
+        with self.progress.stage("sample", config.prompts_per_epoch * config.images_per_prompt) as stage:
+            rollout = self.rollouts.next(lambda chunk: stage.advance(len(chunk)))
         metrics |= reward_metrics(rollout)
-        metrics["time/sample"] = time.monotonic() - start
+        metrics["time/wait"] = time.monotonic() - start
+        metrics["time/sample"] = rollout.seconds["rollout"]
         metrics["time/score"] = rollout.seconds["score"]
-        metrics["images_per_second/sample"] = len(rollout) / metrics["time/sample"]
+        metrics["time/bind"] = rollout.seconds.get("bind", 0.0)
+        metrics["images_per_second/sample"] = len(rollout) / max(metrics["time/sample"], 1e-9)
         metrics["images_per_second/score"] = len(rollout) / max(metrics["time/score"], 1e-9)
         metrics["weights_version"] = rollout.weights_version
+        metrics["staleness"] = self.learner.version - rollout.weights_version
         return rollout
 
+    def _count_epoch(self, rollout: Rollout, metrics: dict[str, float], start: float) -> None:
+        """The updates of an epoch are done: from here on it may be saved."""
+        with uninterrupted():
+            self.epoch += 1
+            self.prompt_log.write(self.epoch, rollout.prompts.indices)
+            metrics["time/epoch"] = time.monotonic() - start
+            metrics["images_per_second/epoch"] = len(rollout) / metrics["time/epoch"]
+            self.unlogged = metrics
+
+    def _log(self, metrics: dict[str, float], start: float) -> None:
+        with uninterrupted():
+            self.unlogged = {}
+            self.wall_seconds += time.monotonic() - start
+            self.trackers.log(metrics | {"wall_seconds": self.wall_seconds}, self.epoch)
+            self.progress.cluster(self.workforce.status())
+            self.progress.epoch_done(metrics)
+
     def _update(self, rollout: Rollout) -> dict[str, float]:
-        cells = rollout.log_ratio.size
+        cells = math.prod(self.learner.cells(rollout))
         with self.progress.stage("learn", cells, unit="cells") as stage:
             done = 0
 
@@ -202,62 +237,64 @@ class Run:
         return metrics
 
     @contextlib.contextmanager
-    def _finished_epochs_kept(self, metrics: Mapping[str, float] | None = None) -> Iterator[None]:
-        """Save the finished epochs when sampling or scoring fails, which leaves the learner as it was.
-
-        Args:
-            metrics: what the last of them has not logged yet.
-        """
-        cursor = self.stream.cursor
+    def _finished_epochs_kept(self) -> Iterator[None]:
+        """Save the finished epochs when something fails, or the run is to end, and the learner is as they left it."""
         try:
             yield
-        except Exception as error:
-            self.stream.cursor = cursor
-            try:
-                if metrics is not None:
-                    self.trackers.log(metrics, self.epoch)
-                if self.epoch > self.saved_epoch:
-                    self._save()
-            except OSError as second:
-                _log.warning("epoch %d could not be saved: %s", self.epoch, second)  # the error on its way matters more
-            else:
-                error.add_note(
-                    f"{self.epoch} finished epochs are kept; go on by checkpoint.resume=auto output_dir={self.folder}"
-                )
+        except BaseException as error:
+            with uninterrupted():
+                self._keep(error)
             raise
+
+    def _keep(self, error: BaseException) -> None:
+        between_epochs = self.learner.version == self.epoch * self.config.updates_per_epoch
+        try:
+            if self.unlogged:
+                self.trackers.log(self.unlogged, self.epoch)
+            if between_epochs and self.epoch > self.saved_epoch:
+                self._save()
+        except OSError as second:
+            _log.warning("epoch %d could not be saved: %s", self.epoch, second)  # the error on its way matters more
+        else:
+            error.add_note(
+                f"{self.saved_epoch} finished epochs are kept; go on by checkpoint.resume=auto output_dir={self.folder}"
+            )
 
     def _save(self) -> None:
         tensors, scalars = self.learner.state()
+        published, queue = self.rollouts.state(self.epoch)
         state = {
             "learner": scalars,
-            "prompt_cursor": self.stream.cursor,
+            **queue,
             "prompts_fingerprint": self.prompts_fingerprint,
             "wall_seconds": self.wall_seconds,
             "reward": self.reward_identity,
             "config": self.plain,
         }
-        saved = save_checkpoint(self.folder, self.epoch, tensors, state, self.config.checkpoint.keep)
+        saved = save_checkpoint(self.folder, self.epoch, {**tensors, **published}, state, self.config.checkpoint.keep)
         self.saved_epoch = self.epoch
         if self.config.checkpoint.mirror is not None:
             push(saved, self.config.checkpoint.mirror, self.config.checkpoint.keep)
 
-    def _resume(self) -> int | None:
-        """Load the checkpoint that the configuration asks for; the epoch to continue at, None for a fresh run."""
+    def _checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that the configuration asks for, if it is of such a run; None for a fresh run."""
         if self.config.checkpoint.mirror is not None and self.config.checkpoint.resume == "auto":
             fetch_latest(self.config.checkpoint.mirror, self.folder)
         path = resolve_resume(self.config.checkpoint.resume, self.folder)
         if path is None:
             return None
         checkpoint = load_checkpoint(path)
-        state: Mapping[str, Any] = checkpoint.state
-        check_compatible(state["config"], self.plain)
-        check_same_prompts(state.get("prompts_fingerprint", ""), self.prompts_fingerprint)
-        self.learner.load_state(checkpoint.tensors, state["learner"])
-        self.stream.cursor = int(state["prompt_cursor"])
+        check_compatible(checkpoint.state["config"], self.plain)
+        check_same_prompts(checkpoint.state.get("prompts_fingerprint", ""), self.prompts_fingerprint)
+        self.learner.load_state(checkpoint.tensors, checkpoint.state["learner"])
+        return checkpoint
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.rollouts.load_state(checkpoint.tensors, state)
         self.wall_seconds = float(state["wall_seconds"])
         self.reward_identity = state.get("reward", {})
         self.epoch = self.saved_epoch = checkpoint.epoch
-        return self.epoch
 
     def _export(self) -> None:
         """Write the evaluation weights in diffusers format, for `StableDiffusionPipeline` to load."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prdp.cluster.base import RewardFactory, SamplerFactory, Workforce
+    from prdp.cluster.learner_seat import LearnerSeat
     from prdp.config import ClusterConfig
 
 KINDS = ("inline", "ray")
@@ -35,3 +36,16 @@ def build_workforce(
 
         return RayWorkforce(sampler_factory, reward_factory, config, prompts_per_chunk)
     raise ValueError(f"cluster.kind is {config.kind!r}; expected one of {', '.join(KINDS)}")
+
+
+def reserve_learner(config: ClusterConfig) -> LearnerSeat | None:
+    """Have Ray keep GPUs free for the learner, before anything else is placed; None when it is not asked to.
+
+    Raises:
+        ClusterSetupError: there is no Ray at the address, or no such GPUs.
+    """
+    if config.kind != "ray" or not config.learner_gpus:
+        return None
+    from prdp.cluster.learner_seat import LearnerSeat
+
+    return LearnerSeat(config)

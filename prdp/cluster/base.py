@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +14,8 @@ from prdp.rewards.base import Reward, checked_scores, identity_of
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 OnChunk = Callable[[Rollout], None]
+
+_log = logging.getLogger(__name__)
 
 
 class SamplerLike(Protocol):
@@ -40,12 +44,48 @@ SamplerFactory = Callable[[], SamplerLike]
 RewardFactory = Callable[[], RewardLike]
 
 
-class Workforce(Protocol):
+class Pending(Protocol):
+    """A rollout on its way."""
+
+    def result(self, on_chunk: OnChunk | None = None) -> Rollout:
+        """Wait for it: sampled and scored, in prompt order, whoever did the work. To be asked for once.
+
+        `on_chunk` sees each scored chunk when it is finished, in no particular order, in the caller's thread. `seconds`
+        of the result are summed over the chunks, so with several actors they exceed the wall time, which is "rollout".
+
+        Raises:
+            WeightsMismatchError: a sampler bound, or sampled with, other weights than were published.
+            ClusterError: actors keep dying.
+            Exception: what the sampler or the reward raised, as itself.
+        """
+        ...
+
+
+class Workforce(ABC):
     """Samplers and rewards behind one face, whether they live in this process or in actors."""
 
+    plan: str = ""
+    """Which actors there are and where, in lines for people."""
+
+    @abstractmethod
     def publish(self, weights: Weights) -> None:
-        """Hand new weights to every sampler; each acknowledges version and checksum before its next rollout."""
-        ...
+        """The weights of every request from now on; each sampler acknowledges version and checksum before it uses them.
+
+        Requests that are under way keep the weights they were made with.
+        """
+
+    @abstractmethod
+    def submit(
+        self, prompts: PromptBatch, *, images_per_prompt: int, seed: int, trajectory: bool = True, urgent: bool = False
+    ) -> Pending:
+        """Ask for a rollout without waiting for it.
+
+        Requests are served in order; an urgent one comes before all others, but waits for chunks that are being
+        sampled.
+
+        Raises:
+            ValueError: no prompts, or no images of them.
+        """
 
     def sample(
         self,
@@ -56,21 +96,29 @@ class Workforce(Protocol):
         trajectory: bool = True,
         on_chunk: OnChunk | None = None,
     ) -> Rollout:
-        """Sample and score; the result is in prompt order and does not depend on who did the work.
-
-        `on_chunk` sees each scored chunk when it is finished, in no particular order. `seconds` of the result are
-        summed over the chunks, so with several actors they exceed the wall time.
-        """
-        ...
+        """Ask for a rollout and wait for it; see `submit` and `Pending.result`."""
+        pending = self.submit(
+            prompts, images_per_prompt=images_per_prompt, seed=seed, trajectory=trajectory, urgent=True
+        )
+        return pending.result(on_chunk)
 
     @property
+    @abstractmethod
     def reward_identity(self) -> dict[str, Any]:
         """Name and version of the reward, as `prdp.rewards.base.identity_of` tells them."""
-        ...
 
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """Who works where, for people: JSON-able.
+
+        Returns:
+            {"actors": [{"name", "kind", "node", "pid", "state", "restarts", "chunks"}],
+            "last_fault": {"time": unix seconds, "text": what happened} or None}
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of samplers and rewards; closing twice is fine."""
-        ...
 
 
 class ClusterError(RuntimeError):
@@ -94,15 +142,19 @@ class RewardWorker:
 
     Args:
         reward: the `reward` section of the configuration, for `prdp.rewards.build_reward`; or a reward already built.
+        retries: how often a call that raised is tried again, with growing pauses from `pause_seconds` on. Rewards that
+            set `retries_itself` are asked once.
     """
 
-    def __init__(self, reward: Mapping[str, Any] | Reward) -> None:
+    def __init__(self, reward: Mapping[str, Any] | Reward, retries: int = 0, pause_seconds: float = 1.0) -> None:
         if isinstance(reward, Mapping):
             from prdp.rewards import build_reward
 
             self.reward: Reward = build_reward(reward)
         else:
             self.reward = reward
+        self._retries = 0 if getattr(self.reward, "retries_itself", False) else retries
+        self._pause_seconds = pause_seconds
 
     def score(
         self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], where: str
@@ -110,20 +162,31 @@ class RewardWorker:
         """Score uint8 images [n, H, W, 3]: rewards float64 [n] and sub-scores {name: float64 [n]}.
 
         Raises:
-            RewardError: the reward raised.
+            RewardError: the reward raised, in every attempt.
             ValueError: the answer has a wrong length, is not numeric or not finite; see `checked_scores`.
         """
-        try:
-            result = self.reward.score(images, prompts, metadata)
-        except Exception as error:
-            raise RewardError(
-                f"reward '{self.reward.name}' ({where}) raised {type(error).__name__}: {error}"
-            ) from error
+        for attempt in range(self._retries + 1):
+            try:
+                result = self.reward.score(images, prompts, metadata)
+                break
+            except Exception as error:
+                raised = f"reward '{self.reward.name}' ({where}) raised {type(error).__name__}: {error}"
+                if attempt == self._retries:
+                    times = f" (attempt {attempt + 1} of {attempt + 1})" if attempt else ""
+                    raise RewardError(raised + times) from error
+                pause = back_off(attempt + 1, self._pause_seconds)
+                _log.warning("%s; tried again in %.1f s (%d of %d)", raised, pause, attempt + 1, self._retries)
+                time.sleep(pause)
         return checked_scores(self.reward.name, result, len(images), where)
 
     def identity(self) -> dict[str, Any]:
         """Name and version of the reward, and of its terms where it has some."""
         return identity_of(self.reward)
+
+
+def back_off(failures: int, first_seconds: float = 1.0, longest_seconds: float = 30.0) -> float:
+    """Seconds to wait after so many failures in a row: doubling, up to a limit."""
+    return min(first_seconds * 2.0 ** min(failures - 1, 30), longest_seconds)
 
 
 def identity_of_worker(worker: RewardLike) -> dict[str, Any]:
@@ -137,19 +200,21 @@ def place(chunk: PromptBatch) -> str:
     return f"epoch {chunk.epoch}, prompts {chunk.offset} to {chunk.offset + len(chunk) - 1}"
 
 
-def acknowledged(weights: Weights, answers: Mapping[str, tuple[int, str]]) -> None:
-    """Check that every sampler answered the version and checksum that were published.
+Identity = tuple[int, str]
+"""Version and checksum of published weights."""
+
+
+def acknowledged(published: Identity, sampler: str, answer: Identity) -> None:
+    """Check that a sampler answered the version and checksum that were published.
 
     Raises:
-        WeightsMismatchError: naming the first sampler that differs, and both values.
+        WeightsMismatchError: naming the sampler and both values.
     """
-    expected = (weights.version, weights.checksum)
-    for sampler, answer in answers.items():
-        if tuple(answer) != expected:
-            raise WeightsMismatchError(
-                f"{sampler} acknowledged weights version {answer[0]}, checksum {answer[1]}, but version "
-                f"{weights.version}, checksum {weights.checksum} was published"
-            )
+    if tuple(answer) != published:
+        raise WeightsMismatchError(
+            f"{sampler} acknowledged weights version {answer[0]}, checksum {answer[1]}, but version {published[0]}, "
+            f"checksum {published[1]} was published"
+        )
 
 
 def sampled(sampler: SamplerLike, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool) -> Rollout:
@@ -159,7 +224,13 @@ def sampled(sampler: SamplerLike, chunk: PromptBatch, images_per_prompt: int, se
     return dataclasses.replace(rollout, seconds={**rollout.seconds, "sample": time.perf_counter() - start})
 
 
-def check_rollout(rollout: Rollout, chunk: PromptBatch, images_per_prompt: int, weights: Weights | None) -> None:
+def joined(chunks: list[Rollout], wall_seconds: float) -> Rollout:
+    """The rollout of all chunks, with the seconds from the first being begun to the last being scored."""
+    rollout = Rollout.concatenate(chunks)
+    return dataclasses.replace(rollout, seconds={**rollout.seconds, "rollout": wall_seconds})
+
+
+def check_rollout(rollout: Rollout, chunk: PromptBatch, images_per_prompt: int, published: Identity | None) -> None:
     """Check that a rollout answers the chunk asked for, in full, under the published weights (any, when None).
 
     Raises:
@@ -167,10 +238,10 @@ def check_rollout(rollout: Rollout, chunk: PromptBatch, images_per_prompt: int, 
         ValueError: it holds other prompts or another number of images.
     """
     made_by = (rollout.weights_version, rollout.weights_checksum)
-    if weights is not None and made_by != (weights.version, weights.checksum):
+    if published is not None and made_by != published:
         raise WeightsMismatchError(
             f"the rollout of {place(chunk)} was made by weights version {made_by[0]}, checksum {made_by[1]}, but "
-            f"version {weights.version}, checksum {weights.checksum} was published"
+            f"version {published[0]}, checksum {published[1]} was published"
         )
     if rollout.prompts.offset != chunk.offset or rollout.prompts.texts != chunk.texts:
         raise ValueError(f"asked for {place(chunk)}, the sampler answered with {place(rollout.prompts)} or other texts")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import platform
 import time
 from typing import Any
 
@@ -11,18 +14,22 @@ from prdp.cluster.base import (
     RewardLike,
     SamplerFactory,
     SamplerLike,
+    Workforce,
     acknowledged,
     check_request,
     check_rollout,
     identity_of_worker,
+    joined,
     place,
     sampled,
 )
 from prdp.types import PromptBatch, Rollout, Weights
 
 
-class InlineWorkforce:
+class InlineWorkforce(Workforce):
     """A `Workforce` of one sampler and one reward, which take turns: scoring never overlaps sampling. Needs no Ray.
+
+    A request is worked on when its result is asked for, under the weights that were published when it was made.
 
     Args:
         sampler_factory: builds the sampler.
@@ -31,57 +38,83 @@ class InlineWorkforce:
     """
 
     def __init__(self, sampler_factory: SamplerFactory, reward_factory: RewardFactory, prompts_per_chunk: int) -> None:
+        self.plan = "cluster: one process samples, scores and learns in turns"
         self._sampler: SamplerLike | None = sampler_factory()
         self._reward: RewardLike | None = reward_factory()
         self._prompts_per_chunk = prompts_per_chunk
         self._weights: Weights | None = None
+        self._bound: tuple[int, str] | None = None
+        self._chunks = 0
 
     def publish(self, weights: Weights) -> None:
-        """Bind the weights in the sampler.
+        self._workers()
+        self._weights = weights
 
-        Raises:
-            WeightsMismatchError: what the sampler bound is not what was published.
-        """
-        sampler, _ = self._workers()
-        acknowledged(weights, {"the inline sampler": sampler.load_weights(weights)})
-        self._weights = Weights(weights.version, {}, weights.checksum)
-
-    def sample(
-        self,
-        prompts: PromptBatch,
-        *,
-        images_per_prompt: int,
-        seed: int,
-        trajectory: bool = True,
-        on_chunk: OnChunk | None = None,
-    ) -> Rollout:
-        """Sample and score chunk by chunk, in order; see `Workforce.sample`."""
-        sampler, reward = self._workers()
+    def submit(
+        self, prompts: PromptBatch, *, images_per_prompt: int, seed: int, trajectory: bool = True, urgent: bool = False
+    ) -> InlinePending:
+        self._workers()
         check_request(prompts, images_per_prompt)
+        return InlinePending(self, self._weights, prompts, images_per_prompt, seed, trajectory)
+
+    @property
+    def reward_identity(self) -> dict[str, Any]:
+        return identity_of_worker(self._workers()[1])
+
+    def status(self) -> dict[str, Any]:
+        here = {"node": platform.node(), "pid": os.getpid(), "state": "ready", "restarts": 0, "chunks": self._chunks}
+        actors = [{"name": kind, "kind": kind, **here} for kind in ("sampler", "reward actor")]
+        return {"actors": actors, "last_fault": None}
+
+    def close(self) -> None:
+        self._sampler = self._reward = self._weights = None
+
+    def work(self, pending: InlinePending, on_chunk: OnChunk | None) -> Rollout:
+        """Sample and score chunk by chunk, in order."""
+        sampler, reward = self._workers()
+        begun = time.perf_counter()
+        bound = self._bind(sampler, pending.weights)
         parts = []
-        for chunk in prompts.chunks(self._prompts_per_chunk):
-            rollout = sampled(sampler, chunk, images_per_prompt, seed, trajectory)
-            check_rollout(rollout, chunk, images_per_prompt, self._weights)
+        for chunk in pending.prompts.chunks(self._prompts_per_chunk):
+            rollout = sampled(sampler, chunk, pending.images_per_prompt, pending.seed, pending.trajectory)
+            check_rollout(rollout, chunk, pending.images_per_prompt, bound)
             start = time.perf_counter()
             rewards, sub_scores = reward.score(
                 rollout.images, rollout.image_prompts, rollout.image_metadata, place(chunk)
             )
             scored = rollout.scored(rewards, sub_scores, time.perf_counter() - start)
             parts.append(scored)
+            self._chunks += 1
             if on_chunk is not None:
                 on_chunk(scored)
-        return Rollout.concatenate(parts)
+        return joined(parts, time.perf_counter() - begun)
 
-    @property
-    def reward_identity(self) -> dict[str, Any]:
-        """Name and version of the reward."""
-        return identity_of_worker(self._workers()[1])
-
-    def close(self) -> None:
-        """Let go of the sampler and the reward."""
-        self._sampler = self._reward = self._weights = None
+    def _bind(self, sampler: SamplerLike, weights: Weights | None) -> tuple[int, str] | None:
+        """Bind the weights unless the sampler holds them; what it then holds, None before anything was published."""
+        if weights is not None and self._bound != (weights.version, weights.checksum):
+            self._bound = None
+            answer = sampler.load_weights(weights)
+            acknowledged((weights.version, weights.checksum), "the inline sampler", answer)
+            self._bound = answer
+        return self._bound
 
     def _workers(self) -> tuple[SamplerLike, RewardLike]:
         if self._sampler is None or self._reward is None:
             raise RuntimeError("this workforce is closed")
         return self._sampler, self._reward
+
+
+@dataclasses.dataclass(frozen=True)
+class InlinePending:
+    """A request and the weights it was made under."""
+
+    workforce: InlineWorkforce
+    weights: Weights | None
+    prompts: PromptBatch
+    images_per_prompt: int
+    seed: int
+    trajectory: bool
+
+    def result(self, on_chunk: OnChunk | None = None) -> Rollout:
+        """Do the work; see `Pending.result`."""
+        return self.workforce.work(self, on_chunk)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pickle
+import platform
 import sys
 import time
 import traceback
@@ -21,9 +22,10 @@ from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What an actor answers when it is built: its process, what it is, and the warnings on the way."""
+    """What an actor answers when it is built: its place, what it is, and the warnings on the way."""
 
     pid: int
+    node: str
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     messages: tuple[str, ...] = ()
 
@@ -40,20 +42,26 @@ class SamplerActor:
         with _errors_of(self._name), Messages() as messages:
             self._sampler = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
-        return Built(os.getpid(), messages=messages.texts)
+        return Built(os.getpid(), platform.node(), messages=messages.texts)
 
-    def load_weights(self, weights: Weights) -> tuple[int, str]:
-        """Bind the weights; answers (version, checksum) as bound."""
+    def load_weights(self, weights: Weights) -> tuple[int, str, float]:
+        """Bind the weights; answers version and checksum as bound, and the seconds it took."""
         assert self._sampler is not None
+        start = time.perf_counter()
         with _errors_of(self._name):
-            return self._sampler.load_weights(weights)
+            return *self._sampler.load_weights(weights), time.perf_counter() - start
 
-    def sample(self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool) -> tuple[Rollout, UInt8]:
-        """The rollout without its images, and the images: two objects, so that scoring never moves trajectories."""
+    def sample(
+        self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool
+    ) -> tuple[None, Rollout, UInt8]:
+        """Nothing, the rollout without its images, and the images.
+
+        Three objects: the first says that the others are there, without moving them; scoring never moves trajectories.
+        """
         assert self._sampler is not None
         with _errors_of(f"{self._name}, {place(chunk)}"):
             rollout = sampled(self._sampler, chunk, images_per_prompt, seed, trajectory)
-            return dataclasses.replace(rollout, images=rollout.images[:0]), rollout.images
+            return None, dataclasses.replace(rollout, images=rollout.images[:0]), rollout.images
 
 
 class RewardActor:
@@ -68,7 +76,7 @@ class RewardActor:
         with _errors_of(self._name), Messages() as messages:
             self._reward = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
-            return Built(os.getpid(), identity_of_worker(self._reward), messages.texts)
+            return Built(os.getpid(), platform.node(), identity_of_worker(self._reward), messages.texts)
 
     def score(
         self, images: UInt8, chunk: PromptBatch, images_per_prompt: int

@@ -1,26 +1,25 @@
-"""Crews: actors of one kind, which are started, watched and replaced together."""
+"""Crews: actors of one kind, and what there is to know of each."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
-from prdp.cluster.base import ClusterError, ClusterSetupError
+from prdp.cluster.base import ClusterSetupError, Identity
 from prdp.cluster.environment import KEY, RewardEnvironment, import_paths
+from prdp.cluster.placement import Demand
 from prdp.cluster.ray_actors import Built, RewardActor, SamplerActor
-from prdp.cluster.ray_session import Demand, free_resources
 from prdp.cluster.threads import PATIENCE, thread_environment
 
 _log = logging.getLogger(__name__)
 
-_WAITING_SECONDS = 30.0
 _TAIL_LINES = 12
 
 
@@ -38,12 +37,34 @@ class HungError(LostError):
 
 @dataclasses.dataclass(eq=False)
 class Member:
-    """One actor of a crew; `handle` changes when it is replaced."""
+    """One actor of a crew; `handle` changes when it is replaced.
+
+    Attributes:
+        name, kind: 'sampler 3', 'sampler'.
+        index: within the crew.
+        state: 'starting', 'ready' or 'waiting', which is dead and to be started again after a pause.
+        bound: the weights handed to it last, acknowledged or on their way.
+        bind_seconds: binding them took, until a chunk takes that along.
+        failures: deaths in a row, without a finished chunk between them.
+        restarts, chunks: how often it was replaced, and chunks it finished.
+    """
 
     name: str
+    kind: str
+    index: int
     handle: Any = None
     pid: int = 0
-    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    node: str = ""
+    state: str = "starting"
+    bound: Identity | None = None
+    bind_seconds: float = 0.0
+    failures: int = 0
+    restarts: int = 0
+    chunks: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """What people want to know of it."""
+        return {key: getattr(self, key) for key in ("name", "kind", "node", "pid", "state", "restarts", "chunks")}
 
 
 class Crew:
@@ -53,11 +74,10 @@ class Crew:
         kind: 'sampler' or 'reward actor', for names and messages.
         actor: the class.
         factory: builds the plain class inside the actor.
-        demands: the resources of each actor.
+        demand: the resources of each actor.
+        seats: where each actor goes: a scheduling strategy of Ray's, or None for anywhere.
         threads: CPU threads of each.
-        retries: attempts at a chunk or a replacement beyond the first.
         environment: the one to run in, when it is not the driver's.
-        on_restart: prepares a replacement before it counts as one.
     """
 
     def __init__(
@@ -65,116 +85,61 @@ class Crew:
         kind: str,
         actor: type[SamplerActor | RewardActor],
         factory: Callable[[], Any],
-        demands: list[Demand],
+        demand: Demand,
+        seats: Sequence[Any],
         threads: int,
-        retries: int,
         environment: RewardEnvironment | None = None,
-        on_restart: Callable[[Member], None] | None = None,
     ) -> None:
         # Unpickled in the actor's own hands, so that a module it cannot import is an error like any other there.
         self._factory = cloudpickle.dumps(factory)
-        self._threads, self.retries = threads, retries
-        self._on_restart = on_restart
-        self._environment = environment
-        gpus = demands[0].get("GPU", 0)
-        self._actor = ray.remote(actor).options(
-            num_cpus=demands[0].get("CPU", 1),
-            num_gpus=gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={
+        self._threads, self._seats = threads, seats
+        self.environment = environment
+        self.identity: dict[str, Any] | None = None
+        gpus = demand.get("GPU", 0)
+        self._actor = ray.remote(actor)
+        self._options = {
+            "num_cpus": demand.get("CPU", 1),
+            "num_gpus": gpus,
+            "resources": {name: amount for name, amount in demand.items() if name not in ("CPU", "GPU")} or None,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "runtime_env": {
                 "env_vars": _variables(threads, bool(gpus), environment),
                 **(environment.runtime_env() if environment is not None else {}),
             },
-        )
-        self._builds: dict[Any, Member] = {}
-        self.members = [Member(f"{kind} {index}") for index in range(len(demands))]
+        }
+        self.members = [Member(f"{kind} {index}", kind, index) for index in range(len(seats))]
 
-    def launch(self) -> None:
-        """Ask for every actor, without waiting for them."""
-        self._builds = {self._launch(member): member for member in self.members}
-
-    def await_ready(self) -> None:
-        """Wait until every actor is built; says so when the cluster keeps them waiting.
-
-        Raises:
-            ClusterError: an actor keeps dying.
-            Exception: what the factory raised, as itself.
-        """
-        builds = self._builds
-        waiting = list(builds)
-        while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_WAITING_SECONDS)
-            for build in ready:
-                member = builds[build]
-                try:
-                    self._enter(member, settle(build))
-                except LostError as error:
-                    self.replace(member, error)
-            if waiting:
-                names = ", ".join(builds[build].name for build in waiting)
-                installing = self._environment is not None and self._environment.packages
-                doing = f"; {KEY} is installed first" if installing else ""
-                _log.warning("still waiting for %s to start; free in the cluster: %s%s", names, free_resources(), doing)
-
-    def replace(self, member: Member, reason: Exception) -> None:
-        """Put a new actor in the place of one that died.
-
-        Raises:
-            ClusterError: the replacements keep dying too.
-        """
-        for _ in range(self.retries + 1):
-            _log.warning("%s %s and is restarted: %s", member.name, getattr(reason, "fate", "died"), reason)
-            kill(member)
-            try:
-                self._enter(member, settle(self._launch(member)))
-                if self._on_restart is not None:
-                    self._on_restart(member)
-                return
-            except LostError as error:
-                reason = error
-        raise ClusterError(f"{member.name} died in each of {self.retries + 1} attempts to restart it: {reason}")
-
-    def close(self) -> None:
-        """Kill every actor."""
-        for member in self.members:
-            kill(member)
-
-    def _enter(self, member: Member, built: Built) -> None:
-        """Take a new actor on."""
-        tell(member, built.messages)
-        if member.pid and member.identity != built.identity:
-            raise ClusterError(
-                f"{member.name} came back as another reward: {_described(built.identity)}, and it was "
-                f"{_described(member.identity)}"
-            )
-        member.pid, member.identity = built.pid, built.identity
-
-    def _launch(self, member: Member) -> Any:
-        member.handle = self._actor.remote(member.name, self._threads)
+    def launch(self, member: Member) -> Any:
+        """Ask for an actor; the reference of its `Built`."""
+        seat = self._seats[member.index]
+        seated = {} if seat is None else {"scheduling_strategy": seat}
+        member.handle = self._actor.options(**self._options, **seated).remote(member.name, self._threads)
+        member.state, member.bound, member.bind_seconds = "starting", None, 0.0
         return member.handle.build.remote(self._factory)
+
+    def enter(self, member: Member, built: Built) -> None:
+        """Take a new actor on.
+
+        Raises:
+            ClusterSetupError: it is another reward than the others, for instance because their machines hold different
+                installations.
+        """
+        tell(member, built.messages)
+        if self.identity is None:
+            self.identity = built.identity
+        elif self.identity != built.identity:
+            raise ClusterSetupError(
+                f"the reward actors disagree on what they score by: {member.name} on {built.node} has "
+                f"{_described(built.identity)}, and before it there was {_described(self.identity)}"
+            )
+        member.pid, member.node, member.state = built.pid, built.node, "ready"
 
 
 def tell(member: Member, messages: tuple[str, ...]) -> None:
     """Repeat an actor's warnings, which would otherwise end in the log of its process."""
     for text in messages:
         _log.warning("%s: %s", member.name, text)
-
-
-def one_identity(members: list[Member]) -> dict[str, Any]:
-    """What all actors say that they are.
-
-    Raises:
-        ClusterSetupError: they differ, for instance because their machines hold different installations.
-    """
-    first = members[0]
-    for member in members:
-        if member.identity != first.identity:
-            raise ClusterSetupError(
-                f"the reward actors disagree on what they score by: {first.name} has {_described(first.identity)}, "
-                f"{member.name} has {_described(member.identity)}"
-            )
-    return dict(first.identity)
 
 
 def _described(identity: Mapping[str, Any]) -> str:

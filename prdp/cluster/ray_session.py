@@ -1,4 +1,4 @@
-"""Starting a private Ray, bound to loopback, or joining a running one; and whether it can hold what is asked of it."""
+"""Starting a private Ray, bound to loopback, or joining a running one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -31,26 +30,22 @@ _STORE_SHARE = 0.25
 _STORE_LIMIT = 8 * 2**30
 _STORE_MINIMUM = 128 * 2**20
 
-Demand = Mapping[str, float]
 
-
-def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
-    """Make Ray ready and check that every demand fits; True when this call started or joined it and so has to leave it.
+def connect(config: ClusterConfig) -> bool:
+    """Make Ray ready; True when this call started or joined it and so has to leave it.
 
     A Ray that this process is already connected to is used as it is.
 
     Args:
         config: the `cluster` section.
-        demands: one mapping such as {"CPU": 1, "GPU": 0.5} per actor.
 
     Raises:
-        ClusterSetupError: no cluster at the address, resources that are not there, or ports that would be open to the
-            network although `config.host` is a loopback address.
+        ClusterSetupError: no cluster at the address, or ports that would be open to the network although `config.host`
+            is a loopback address.
     """
     local = config.address == "local"
     _set_environment(config, local)
     if ray.is_initialized():
-        check_resources(config, demands)
         return False
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -60,11 +55,6 @@ def connect(config: ClusterConfig, demands: Sequence[Demand]) -> bool:
             _join(config)
     finally:
         _restore(handler)
-    try:
-        check_resources(config, demands)
-    except ClusterSetupError:
-        ray.shutdown()
-        raise
     return True
 
 
@@ -138,45 +128,10 @@ def _find(address: str) -> None:
     raise ConnectionError(f"nothing answers at {first}")
 
 
-def check_resources(config: ClusterConfig, demands: Sequence[Demand]) -> None:
-    """Refuse demands that the nodes, were they all free, could not hold: Ray itself would wait for ever.
-
-    Raises:
-        ClusterSetupError: with what is asked and what is there.
-    """
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    if _fit(demands, nodes):
-        if not config.sampler_gpus and any(node.get("GPU") for node in nodes):
-            _log.warning("the cluster has GPUs, but cluster.sampler_gpus is 0: the samplers run on the CPU")
-        return
-    there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-    asked = " and ".join(f"{sum(demand.get(name, 0) for demand in demands):g} {name}s" for name in ("CPU", "GPU"))
-    raise ClusterSetupError(
-        f"the cluster ({config.address}) cannot hold the actors: cluster.samplers={config.samplers} with "
-        f"cluster.sampler_gpus={config.sampler_gpus:g}, cluster.reward_actors={config.reward_actors} with "
-        f"cluster.reward_gpus={config.reward_gpus:g} and cluster.threads={config.threads} ask for {asked}; "
-        f"there are {len(nodes)} node(s) with {there}"
-    )
-
-
 def free_resources() -> str:
     """What is unclaimed in the cluster now, for messages."""
     free = ray.available_resources()
     return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
-
-
-def _fit(demands: Sequence[Demand], nodes: list[dict[str, Any]]) -> bool:
-    """Place the largest first, each on the first node with room; `nodes` is left as it was."""
-    room = [dict(node) for node in nodes]
-    for demand in sorted(demands, key=lambda one: (one.get("GPU", 0), one.get("CPU", 0)), reverse=True):
-        for node in room:
-            if all(node.get(name, 0) + 1e-9 >= amount for name, amount in demand.items()):
-                for name, amount in demand.items():
-                    node[name] = node.get(name, 0) - amount
-                break
-        else:
-            return False
-    return True
 
 
 def _set_environment(config: ClusterConfig, local: bool) -> None:

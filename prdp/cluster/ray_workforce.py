@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 
-from prdp.cluster.base import OnChunk, RewardFactory, SamplerFactory, acknowledged, check_request
-from prdp.cluster.environment import find_environment
+from prdp.cluster.base import ClusterSetupError, Identity, RewardFactory, SamplerFactory, Workforce, check_request
+from prdp.cluster.environment import KEY, find_environment
+from prdp.cluster.placement import Seats, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_actors import RewardActor, SamplerActor
-from prdp.cluster.ray_crew import Crew, LostError, Member, one_identity, settle
-from prdp.cluster.ray_round import Round
-from prdp.cluster.ray_session import Demand, connect
+from prdp.cluster.ray_crew import Crew
+from prdp.cluster.ray_dispatcher import Dispatcher
+from prdp.cluster.ray_job import Job
+from prdp.cluster.ray_session import connect, free_resources
 from prdp.cluster.threads import planned_threads
 from prdp.config import ClusterConfig
-from prdp.types import PromptBatch, Rollout, Weights
+from prdp.types import PromptBatch, Weights
+
+_log = logging.getLogger(__name__)
+
+_WAITING_SECONDS = 30.0
 
 
-class RayWorkforce:
+class RayWorkforce(Workforce):
     """A `Workforce` of sampler and reward actors.
 
     Args:
@@ -27,10 +34,13 @@ class RayWorkforce:
         config: the `cluster` section.
         prompts_per_chunk: whole prompt groups per unit of work.
 
+    Attributes:
+        plan: which actors there are and where they fit, in lines for people.
+
     Raises:
         ValueError: numbers that make no cluster, by key.
-        ClusterSetupError: no Ray at the address, too few CPUs or GPUs in it, an environment that could not be made, or
-            reward actors of different versions.
+        ClusterSetupError: no Ray at the address, too few CPUs or GPUs in it, an environment that could not be made,
+            reward actors of different versions, or not ready within `cluster.start_timeout_seconds`.
         Exception: what a factory raised, as itself.
     """
 
@@ -47,91 +57,70 @@ class RayWorkforce:
         if config.retries < 0:
             raise ValueError(f"cluster.retries must be 0 or more, got {config.retries}")
         threads = planned_threads(config)
-        sampler_demands = _demands(config, config.samplers, config.sampler_gpus)
-        reward_demands = _demands(config, config.reward_actors, config.reward_gpus)
         environment = None if config.reward_environment is None else find_environment(config.reward_environment)
         self._prompts_per_chunk = prompts_per_chunk
-        self._reward_timeout = config.reward_timeout_seconds
-        self._published: Weights | None = None
+        self._published: Identity | None = None
         self._reference: Any = None
         self._closed = False
-        self._owns_ray = connect(config, [*sampler_demands, *reward_demands])
-
-        self._samplers = Crew(
-            "sampler", SamplerActor, sampler_factory, sampler_demands, threads, config.retries, on_restart=self._bind
-        )
-        self._rewards = Crew(
-            "reward actor", RewardActor, reward_factory, reward_demands, threads, config.retries, environment
-        )
+        self._owns_ray = connect(config)
+        self._seats: Seats | None = None
+        self._dispatcher: Dispatcher | None = None
         try:
-            self._samplers.launch()
-            self._rewards.launch()
-            self._samplers.await_ready()
-            self._rewards.await_ready()
-            self.reward_identity: dict[str, Any] = one_identity(self._rewards.members)
+            pools = pools_of(config)
+            self.plan = plan(config, pools, nodes_of_cluster())
+            self._seats = Seats([pool for pool in pools if pool.kind != "learner"], config.placement)
+            self._seats.wait(config.start_timeout_seconds)
+            demands = {pool.kind: pool.demand for pool in pools}
+            self._samplers, self._rewards = (
+                Crew(kind, actor, factory, demands[kind], self._seats.of(kind), threads, own)
+                for kind, actor, factory, own in (
+                    ("sampler", SamplerActor, sampler_factory, None),
+                    ("reward actor", RewardActor, reward_factory, environment),
+                )
+            )
+            self._dispatcher = Dispatcher(
+                self._samplers, self._rewards, config.retries, config.reward_timeout_seconds
+            )
+            self._dispatcher.start()
+            self._await_ready(self._dispatcher, config.start_timeout_seconds)
         except BaseException:
             self.close()
             raise
 
     def publish(self, weights: Weights) -> None:
-        """Put the weights into the object store once and wait until every sampler has bound and acknowledged them.
-
-        Raises:
-            WeightsMismatchError: a sampler acknowledged another version or checksum.
-            ClusterError: a sampler keeps dying.
-        """
-        self._check_open()
-        self._reference = None
+        """Put the weights into the object store once; each sampler fetches, binds and acknowledges them on its own."""
+        self._open()
         self._reference = ray.put(weights)
-        self._published = Weights(weights.version, {}, weights.checksum)
-        bindings = [(member, member.handle.load_weights.remote(self._reference)) for member in self._samplers.members]
-        answers = {}
-        for member, binding in bindings:
-            try:
-                answers[member.name] = settle(binding)
-            except LostError as error:
-                self._samplers.replace(member, error)
-        acknowledged(weights, answers)
+        self._published = (weights.version, weights.checksum)
 
-    def sample(
-        self,
-        prompts: PromptBatch,
-        *,
-        images_per_prompt: int,
-        seed: int,
-        trajectory: bool = True,
-        on_chunk: OnChunk | None = None,
-    ) -> Rollout:
-        """Sample and score, chunks shared out among the actors; see `Workforce.sample`.
-
-        Raises:
-            ClusterError: on a chunk, more than `cluster.retries` actors died or hung; names it and the last cause.
-            WeightsMismatchError: a rollout was made by other weights than were published.
-            Exception: what the sampler or the reward raised, as itself, never retried.
-        """
-        self._check_open()
+    def submit(
+        self, prompts: PromptBatch, *, images_per_prompt: int, seed: int, trajectory: bool = True, urgent: bool = False
+    ) -> Job:
+        dispatcher = self._open()
         check_request(prompts, images_per_prompt)
-        work = Round(
-            self._samplers,
-            self._rewards,
-            self._published,
-            prompts.chunks(self._prompts_per_chunk),
-            images_per_prompt=images_per_prompt,
-            seed=seed,
-            trajectory=trajectory,
-            on_chunk=on_chunk,
-            reward_timeout=self._reward_timeout,
-        )
-        return Rollout.concatenate(work.run())
+        chunks = prompts.chunks(self._prompts_per_chunk)
+        job = Job(chunks, self._reference, self._published, images_per_prompt, seed, trajectory)
+        dispatcher.submit(job, urgent)
+        return job
+
+    @property
+    def reward_identity(self) -> dict[str, Any]:
+        return dict(self._rewards.identity or {})
+
+    def status(self) -> dict[str, Any]:
+        dispatcher = self._open()
+        actors = [member.told() for crew in (self._samplers, self._rewards) for member in crew.members]
+        return {"actors": actors, "last_fault": dispatcher.last_fault}
 
     def close(self) -> None:
-        """End the actors, and Ray too when this workforce started or joined it."""
         if self._closed:
             return
         self._closed, self._reference = True, None
         if ray.is_initialized():
-            self._samplers.close()
-            self._rewards.close()
+            if self._dispatcher is not None:
+                self._dispatcher.close()
+            if self._seats is not None:
+                self._seats.close()
             if self._owns_ray:
                 ray.shutdown()
 
@@ -140,18 +129,22 @@ class RayWorkforce:
         """Actor name -> process id, on whichever node it runs."""
         return {member.name: member.pid for crew in (self._samplers, self._rewards) for member in crew.members}
 
-    def _bind(self, member: Member) -> None:
-        """A restarted sampler samples only after it acknowledged the published weights."""
-        if self._published is not None:
-            answer = settle(member.handle.load_weights.remote(self._reference))
-            acknowledged(self._published, {member.name: answer})
+    def _await_ready(self, dispatcher: Dispatcher, seconds: float) -> None:
+        waited = 0.0
+        installing = self._rewards.environment is not None and self._rewards.environment.packages
+        while not dispatcher.await_ready(min(_WAITING_SECONDS, max(seconds - waited, 0.1))):
+            waited += _WAITING_SECONDS
+            members = [*self._samplers.members, *self._rewards.members]
+            names = ", ".join(member.name for member in members if member.state != "ready")
+            doing = f"; {KEY} is installed first" if installing else ""
+            _log.warning("still waiting for %s to start; free in the cluster: %s%s", names, free_resources(), doing)
+            if waited >= seconds and not installing:
+                raise ClusterSetupError(
+                    f"{names} did not start within cluster.start_timeout_seconds={seconds:g}; free in the cluster: "
+                    f"{free_resources()}"
+                )
 
-    def _check_open(self) -> None:
-        if self._closed:
+    def _open(self) -> Dispatcher:
+        if self._closed or self._dispatcher is None:
             raise RuntimeError("this workforce is closed")
-
-
-def _demands(config: ClusterConfig, count: int, gpus: float) -> list[Demand]:
-    """What each of `count` actors claims; on a private Ray no CPUs, so that a small machine runs many, only slower."""
-    cpus = 0 if config.address == "local" else planned_threads(config)
-    return [{"CPU": float(cpus), **({"GPU": gpus} if gpus else {})} for _ in range(count)]
+        return self._dispatcher

@@ -11,6 +11,7 @@ import numpy as np
 
 from prdp.config import LearnerConfig, ObjectiveConfig
 from prdp.diffusion.transitions import Transitions
+from prdp.interruption import uninterrupted
 from prdp.learners.guards import RatioError, check_rewards
 from prdp.objectives import coefficients
 from prdp.types import Float64, Int64, Rollout, Weights
@@ -122,7 +123,9 @@ class Learner(ABC):
         recomputed = self._accumulate(rollout, states, result.table, progress)
         if on_policy:
             self._check_ratio(old, recomputed)
-        metrics |= self._step() | result.metrics | self._policy_metrics(now, old)
+        with uninterrupted():
+            metrics |= self._step()
+        metrics |= result.metrics | self._policy_metrics(now, old)
         metrics["loss"] = result.loss
         metrics["ratio_error"] = float(np.abs(recomputed - now).max())
         metrics["time/learn"] = time.perf_counter() - start

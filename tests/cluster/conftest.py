@@ -19,7 +19,7 @@ def private_ray() -> Iterator[Any]:
     from prdp.cluster.ray_session import connect
     from prdp.config import ClusterConfig
 
-    owned = connect(ClusterConfig(kind="ray", dashboard=True), [])
+    owned = connect(ClusterConfig(kind="ray", dashboard=True))
     yield ray
     if owned:
         ray.shutdown()
@@ -27,7 +27,7 @@ def private_ray() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def shared(private_ray: Any) -> Iterator[Any]:
-    """Two samplers and a reward actor, two retries; whoever kills an actor gets another one for the next test."""
+    """Two samplers and a reward actor, two retries."""
     from cluster_stubs import StubSampler, build_worker
 
     from prdp.cluster import build_workforce

@@ -15,7 +15,7 @@ pytest.importorskip("ray")
 
 from prdp.cluster import ray_session
 from prdp.cluster.base import ClusterSetupError
-from prdp.cluster.ray_session import _fit, _set_environment
+from prdp.cluster.ray_session import _set_environment
 from prdp.config import ClusterConfig
 
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
@@ -106,7 +106,7 @@ def test_address_without_a_cluster_is_named(tmp_path):
         "from prdp.cluster.ray_session import connect\n"
         "from prdp.config import ClusterConfig\n"
         "from prdp.cluster.base import ClusterSetupError\n"
-        "try:\n    connect(ClusterConfig(kind='ray', address='127.0.0.1:1025'), [])\n"
+        "try:\n    connect(ClusterConfig(kind='ray', address='127.0.0.1:1025'))\n"
         "except ClusterSetupError as error:\n    print(error)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -131,15 +131,6 @@ def test_environment_of_the_user_stands(monkeypatch):
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
 
 
-def test_demands_are_placed_on_single_nodes():
-    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
-    assert _fit([{"CPU": 1.0, "GPU": 0.5}] * 2 + [{"CPU": 2.0}] * 2, nodes)
-    assert not _fit([{"CPU": 1.0, "GPU": 2.0}], nodes)
-    assert not _fit([{"CPU": 3.0}] * 2, nodes)
-    assert nodes == [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
-    assert issubclass(ClusterSetupError, RuntimeError)
-
-
 def test_a_ray_that_does_not_start_is_tried_again_and_named(monkeypatch, caplog):
     tries = []
 
@@ -151,6 +142,6 @@ def test_a_ray_that_does_not_start_is_tried_again_and_named(monkeypatch, caplog)
     monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterSetupError, match=r"no private Ray starts, in 3 attempts: the node timed out"):
-        ray_session.connect(ClusterConfig(kind="ray"), [])
+        ray_session.connect(ClusterConfig(kind="ray"))
     assert len(tries) == 3
     assert "is tried again" in caplog.text

@@ -10,11 +10,16 @@ import pytest
 from cluster_stubs import StubSampler, build_worker, differences, prompts, weights
 
 from prdp.cluster import build_workforce
-from prdp.cluster.base import RewardError, WeightsMismatchError, Workforce, acknowledged
-from prdp.cluster.inline import InlineWorkforce
+from prdp.cluster.base import RewardError, RewardWorker, WeightsMismatchError, Workforce, acknowledged, back_off
 from prdp.cluster.threads import planned_threads
 from prdp.config import ClusterConfig
-from prdp.types import Rollout
+from prdp.types import Rollout, Weights
+
+
+def run(workforce: Workforce, published: Weights) -> Rollout:
+    """Publish and sample."""
+    workforce.publish(published)
+    return workforce.sample(prompts(2), images_per_prompt=2, seed=1)
 
 
 def inline(prompts_per_chunk: int = 2) -> Workforce:
@@ -32,7 +37,7 @@ def test_samples_and_scores_in_prompt_order():
     expected = rollout.images.mean((1, 2, 3)) / 255 + np.repeat(np.arange(5) / 10, 3)
     assert rollout.rewards is not None
     np.testing.assert_array_equal(rollout.rewards, expected)
-    assert set(rollout.seconds) == {"sample", "score"}
+    assert set(rollout.seconds) == {"sample", "score", "rollout"}
     assert rollout.weights_version == 5
 
 
@@ -54,14 +59,13 @@ def test_sampling_without_trajectory_before_anything_is_published():
 def test_wrong_binding_is_refused_with_both_checksums():
     published = weights(fault="misbound")
     with pytest.raises(WeightsMismatchError, match=f"inline sampler .*{published.checksum} was published"):
-        inline().publish(published)
+        run(inline(), published)
 
 
 def test_acknowledgement_names_the_sampler_that_differs():
-    published = weights()
-    good = (published.version, published.checksum)
+    acknowledged((5, "ab"), "sampler 0", (5, "ab"))
     with pytest.raises(WeightsMismatchError, match=r"sampler 1 acknowledged weights version 4, .*version 5"):
-        acknowledged(published, {"sampler 0": good, "sampler 1": (4, published.checksum)})
+        acknowledged((5, "ab"), "sampler 1", (4, "ab"))
 
 
 def test_rollout_of_other_weights_is_refused():
@@ -142,8 +146,56 @@ def test_planned_threads(monkeypatch):
         planned_threads(ClusterConfig(threads=-1))
 
 
-def test_inline_workforce_keeps_no_copy_of_the_weights():
-    workforce = InlineWorkforce(StubSampler, build_worker, 1)
-    workforce.publish(weights())
-    assert workforce._weights is not None
-    assert not workforce._weights.tensors
+def test_requests_keep_the_weights_they_were_made_under():
+    workforce = inline()
+    early = workforce.submit(prompts(2), images_per_prompt=2, seed=1)
+    workforce.publish(weights(6, 2.0))
+    late = workforce.submit(prompts(2), images_per_prompt=2, seed=1)
+    urgent = workforce.sample(prompts(2), images_per_prompt=2, seed=1)
+    assert early.result().weights_version == 5
+    assert late.result().weights_version == urgent.weights_version == 6
+
+
+def test_status_counts_chunks():
+    workforce = inline()
+    workforce.sample(prompts(5), images_per_prompt=2, seed=1)
+    told = workforce.status()
+    assert [actor["chunks"] for actor in told["actors"]] == [3, 3]
+    assert told["last_fault"] is None
+
+
+class Moody:
+    """A reward that raises so many times before it answers."""
+
+    name, version = "moody", "1"
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def score(self, images, prompts, metadata):
+        self.left -= 1
+        if self.left >= 0:
+            raise TimeoutError(f"{self.left} to go")
+        return np.zeros(len(images)), {}
+
+
+def test_a_reward_that_raises_is_asked_again_with_growing_pauses(monkeypatch, caplog):
+    pauses: list[float] = []
+    monkeypatch.setattr("prdp.cluster.base.time.sleep", pauses.append)
+    rewards, _ = RewardWorker(Moody(3), retries=3).score(np.zeros((2, 4, 4, 3), np.uint8), ["a"] * 2, [{}] * 2, "here")
+    assert list(rewards) == [0, 0]
+    assert pauses == [1.0, 2.0, 4.0]
+    assert "reward 'moody' (here) raised TimeoutError: 2 to go; tried again in 1.0 s (1 of 3)" in caplog.text
+    with pytest.raises(RewardError, match=r"raised TimeoutError: 1 to go \(attempt 4 of 4\)"):
+        RewardWorker(Moody(5), retries=3).score(np.zeros((2, 4, 4, 3), np.uint8), ["a"] * 2, [{}] * 2, "here")
+
+
+def test_a_reward_that_retries_itself_is_asked_once():
+    reward = Moody(1)
+    reward.retries_itself = True
+    with pytest.raises(RewardError, match=r"raised TimeoutError: 0 to go$"):
+        RewardWorker(reward, retries=3).score(np.zeros((1, 4, 4, 3), np.uint8), ["a"], [{}], "here")
+
+
+def test_pauses_grow_up_to_a_limit():
+    assert [back_off(failures) for failures in (1, 2, 5, 6, 2000)] == [1, 2, 16, 30, 30]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
@@ -14,17 +13,26 @@ from cluster_stubs import StubSampler, ThreadReport, build_worker, differences, 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import ClusterError, ClusterSetupError, RewardError, WeightsMismatchError
 from prdp.config import ClusterConfig
-from prdp.types import Rollout
+from prdp.types import Rollout, Weights
 
 pytest.importorskip("ray")
 
 REWARD = r"reward 'brightness' \(epoch 3, prompts 2 to 3\)"
 
 
-def run(workforce: Any, faults: Any = None, count: int = 9, **options: Any) -> Rollout:
+def run(
+    workforce: Any, faults: Any = None, count: int = 9, published: Weights | None = None, **options: Any
+) -> Rollout:
     """Publish and sample, with faults."""
-    workforce.publish(weights())
+    workforce.publish(published or weights())
     return workforce.sample(prompts(count, faults), images_per_prompt=2, seed=1, **options)
+
+
+@pytest.fixture(autouse=True)
+def everybody_alive(request: pytest.FixtureRequest) -> None:
+    """Actors that an earlier test killed are there again."""
+    if "shared" in request.fixturenames:
+        assert request.getfixturevalue("shared")._dispatcher.await_ready(60)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,7 @@ def test_two_actors_equal_inline_bit_for_bit(shared, expected):
     assert not differences(rollout, expected)
     assert sorted(chunk.prompts.offset for chunk in seen) == [0, 2, 4, 6, 8]
     assert all(chunk.rewards is not None for chunk in seen)
-    assert set(rollout.seconds) == {"sample", "score"}
+    assert set(rollout.seconds) >= {"sample", "score", "rollout"}
     assert rollout.rewards is not None
     assert shared.reward_identity == {"name": "brightness", "version": "1"}
     assert rollout.latents.flags.writeable
@@ -82,6 +90,7 @@ def test_sampler_killed_within_a_chunk_is_replaced_with_equal_results(shared, ex
     rollout = run(shared, {4: {"sampler": "kill", "once": str(tmp_path / "killed")}})
     assert (tmp_path / "killed").exists()
     assert not differences(rollout, expected)
+    assert shared._dispatcher.await_ready(60)
     assert sum(before[name] != pid for name, pid in shared.process_ids.items()) == 1
     assert not differences(shared.sample(prompts(9), images_per_prompt=2, seed=1), expected)
 
@@ -95,7 +104,7 @@ def test_reward_actor_killed_within_a_chunk_is_replaced_with_equal_results(share
 @pytest.fixture
 def impatient(shared, monkeypatch, tmp_path) -> tuple[Any, str]:
     """The shared workforce with a time-out for a reward's chunk, and a pipe that nobody ever writes to."""
-    monkeypatch.setattr(shared, "_reward_timeout", 1.0)
+    monkeypatch.setattr(shared._dispatcher, "reward_timeout", 1.0)
     os.mkfifo(tmp_path / "silent")
     return shared, f"hang:{tmp_path}/silent"
 
@@ -105,6 +114,7 @@ def test_reward_actor_that_hangs_is_replaced_with_equal_results(impatient, expec
     before = workforce.process_ids["reward actor 0"]
     rollout = run(workforce, {2: {"reward": hang, "once": str(tmp_path / "hung")}})
     assert not differences(rollout, expected)
+    assert workforce._dispatcher.await_ready(60)
     assert workforce.process_ids["reward actor 0"] != before
     assert "reward actor 0 hung and is restarted: no answer within cluster.reward_timeout_seconds=1" in caplog.text
 
@@ -114,7 +124,7 @@ def test_chunk_that_hangs_every_time_ends_the_run_and_not_the_workforce(impatien
     message = r"epoch 3, prompts 4 to 5: reward actor 0 hung on this chunk, attempt 3 of 3 \(cluster.retries=2\)"
     with pytest.raises(ClusterError, match=message):
         run(workforce, {4: {"reward": hang}})
-    workforce._reward_timeout = None
+    workforce._dispatcher.reward_timeout = None
     assert not differences(run(workforce), expected)
 
 
@@ -128,20 +138,52 @@ def test_every_process_killed_from_outside_is_replaced(shared, expected):
 
     def kill_all(_: Rollout) -> None:
         while victims:
-            # An actor that an earlier test killed last may not have been needed again since.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victims.pop(), signal.SIGKILL)
+            os.kill(victims.pop(), signal.SIGKILL)
 
     assert not differences(run(shared, on_chunk=kill_all), expected)
 
 
-def test_sampler_killed_between_rollouts_is_replaced_at_publication(shared):
-    # Publishing reaches every sampler, so also one that an earlier test left dead is alive again.
-    shared.publish(weights(5, 1.0))
-    os.kill(shared.process_ids["sampler 1"], signal.SIGKILL)
-    shared.publish(weights(6, 2.0))
-    rollout = shared.sample(prompts(9), images_per_prompt=2, seed=1)
+def test_sampler_killed_between_rollouts_is_replaced_and_acknowledges_first(shared):
+    run(shared)
+    for name in ("sampler 0", "sampler 1"):
+        os.kill(shared.process_ids[name], signal.SIGKILL)
+    rollout = run(shared, published=weights(6, 2.0))
     assert rollout.weights_version == 6
+    assert shared.status()["last_fault"]["text"].startswith("sampler ")
+
+
+def test_requests_overlap_and_each_keeps_its_weights(shared, tmp_path):
+    """The first request waits for a pipe that is only written to when the second one is being scored."""
+    pipe = f"{tmp_path}/pipe"
+    os.mkfifo(pipe)
+    held_open = os.open(pipe, os.O_RDWR)
+    try:
+        shared.publish(weights(5, 0.5))
+        first = shared.submit(prompts(2, {0: {"sampler": f"await:{pipe}"}}), images_per_prompt=2, seed=1)
+        shared.publish(weights(6, 2.0))
+        second = shared.submit(prompts(9, {8: {"reward": f"tell:{pipe}"}}), images_per_prompt=2, seed=1)
+        later, earlier = second.result(), first.result()
+    finally:
+        os.close(held_open)
+    assert (earlier.weights_version, later.weights_version) == (5, 6)
+    assert (later.latents[: len(earlier)] == earlier.latents * 4).all()
+
+
+def test_an_urgent_request_overtakes(shared, tmp_path):
+    """The request before it cannot end until the urgent one is scored."""
+    pipe = f"{tmp_path}/pipe"
+    os.mkfifo(pipe)
+    held_open = os.open(pipe, os.O_RDWR)
+    try:
+        shared.publish(weights())
+        waiting = {index: {"sampler": f"await:{pipe}", "once": f"{tmp_path}/{index}"} for index in (0, 8, 10)}
+        plain = shared.submit(prompts(12, waiting), images_per_prompt=2, seed=1)
+        urgent = shared.submit(prompts(2, {0: {"reward": f"tell:{pipe}"}}), images_per_prompt=2, seed=1, urgent=True)
+        urgent.result()
+        os.write(held_open, b"11")
+        assert len(plain.result()) == 24
+    finally:
+        os.close(held_open)
 
 
 def test_chunk_that_kills_every_sampler_ends_the_run_with_the_cause(shared):
@@ -152,7 +194,8 @@ def test_chunk_that_kills_every_sampler_ends_the_run_with_the_cause(shared):
 def test_wrong_binding_is_refused(shared):
     published = weights(fault="misbound")
     with pytest.raises(WeightsMismatchError, match=rf"sampler 0 acknowledged .*{published.checksum} was published"):
-        shared.publish(published)
+        run(shared, published=published)
+    assert run(shared).weights_version == 5
 
 
 def test_rollout_of_other_weights_is_refused(shared):
@@ -183,7 +226,7 @@ def test_errors_of_the_work_come_as_themselves(shared, part, fault, error, messa
 
 def test_errors_of_binding_come_as_themselves(shared):
     with pytest.raises(KeyError, match="tensor 'unknown' is not one of the model"):
-        shared.publish(weights(fault="unknown"))
+        run(shared, published=weights(fault="unknown"))
 
 
 def test_errors_of_building_come_as_themselves(private_ray):
@@ -194,8 +237,12 @@ def test_errors_of_building_come_as_themselves(private_ray):
 
 def test_resources_that_are_not_there_are_named_at_once(private_ray):
     for config, message in (
-        (ClusterConfig(kind="ray", sampler_gpus=64), r"cluster.sampler_gpus=64, .*128 GPUs; there are 1 node"),
-        (ClusterConfig(kind="ray", samplers=900, address="auto"), r"samplers=900 .* ask for 901 CPUs"),
+        (
+            ClusterConfig(kind="ray", sampler_gpus=64),
+            r"cannot hold 2 samplers of 0 CPU and 64 GPU, .*: in all 0 CPU, 128 GPU; there are 1 node\(s\): .* 0 GPU",
+        ),
+        (ClusterConfig(kind="ray", samplers=900, address="auto"), r"cannot hold 900 samplers of 1 CPU, .* 901 CPU"),
+        (ClusterConfig(kind="ray", reward_resources={"a100_node": 1}), r"1 reward actor of 0 CPU and 1 a100_node"),
     ):
         with pytest.raises(ClusterSetupError, match=message):
             build_workforce(config, StubSampler, build_worker, 2)

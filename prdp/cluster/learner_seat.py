@@ -1,0 +1,58 @@
+"""A GPU that Ray keeps free for the learner, which lives in the driver and not in an actor."""
+
+from __future__ import annotations
+
+import ray
+
+from prdp.cluster.placement import Seats, nodes_of_cluster, plan, pools_of
+from prdp.cluster.ray_session import connect
+from prdp.config import ClusterConfig
+
+
+class LearnerSeat:
+    """Claims `cluster.learner_gpus` on the driver's node, before the samplers can be given them.
+
+    Args:
+        config: the `cluster` section.
+
+    Attributes:
+        device: the one to learn on, 'cuda:2' for instance.
+
+    Raises:
+        ClusterSetupError: this node has no such GPUs, or the cluster cannot hold the actors beside it.
+    """
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._owns_ray = connect(config)
+        try:
+            pools = pools_of(config)
+            plan(config, pools, nodes_of_cluster())
+            self._seats = Seats(pools[:1], "pack")
+            self._seats.wait(config.start_timeout_seconds)
+            demand = pools[0].demand
+            (seat,) = self._seats.of("learner")
+            self._holder = (
+                ray.remote(Holder)
+                .options(num_cpus=demand["CPU"], num_gpus=demand["GPU"], scheduling_strategy=seat)
+                .remote()
+            )
+            self.device = f"cuda:{ray.get(self._holder.gpu.remote())}"
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the GPUs, and of Ray when this seat started or joined it."""
+        if ray.is_initialized():
+            if self._owns_ray:
+                ray.shutdown()
+            else:
+                self._seats.close()
+
+
+class Holder:
+    """Sits on the seat."""
+
+    def gpu(self) -> int:
+        """Number of the first GPU that Ray gave to it."""
+        return int(ray.get_gpu_ids()[0])

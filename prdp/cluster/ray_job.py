@@ -1,0 +1,75 @@
+"""A request to the actors: what of it is still to be done, and its chunks on their way to who waits for them."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from typing import Any
+
+from prdp.cluster.base import Identity, OnChunk, joined
+from prdp.types import PromptBatch, Rollout
+
+
+class Job:
+    """A `Pending` that the dispatcher works on.
+
+    Args:
+        chunks: the units of work.
+        weights: reference of the published weights, held while they are needed; None before anything is published.
+        published: their version and checksum, which every rollout has to be made by.
+        images_per_prompt, seed, trajectory: as for `Workforce.submit`.
+
+    Attributes:
+        todo: chunks that nobody has, by index.
+        deaths: actors that died on each chunk.
+        failed: nothing of it is wanted any more.
+    """
+
+    def __init__(
+        self,
+        chunks: list[PromptBatch],
+        weights: Any,
+        published: Identity | None,
+        images_per_prompt: int,
+        seed: int,
+        trajectory: bool,
+    ) -> None:
+        self.chunks, self.weights, self.published = chunks, weights, published
+        self.images_per_prompt, self.seed, self.trajectory = images_per_prompt, seed, trajectory
+        self.todo = deque(range(len(chunks)))
+        self.deaths = [0] * len(chunks)
+        self.failed = False
+        self._outcomes: queue.SimpleQueue[Rollout | BaseException] = queue.SimpleQueue()
+        self._begun: float | None = None
+        self._ended = 0.0
+
+    def take(self) -> int:
+        """The next chunk to be worked on."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+        return self.todo.popleft()
+
+    def finish(self, scored: Rollout) -> None:
+        """A chunk is done."""
+        self._ended = time.perf_counter()
+        self._outcomes.put(scored)
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing will come any more."""
+        self.failed = True
+        self.weights = None
+        self._outcomes.put(error)
+
+    def result(self, on_chunk: OnChunk | None = None) -> Rollout:
+        """Wait until every chunk is sampled and scored; see `Pending.result`."""
+        parts: list[Rollout] = []
+        while len(parts) < len(self.chunks):
+            outcome = self._outcomes.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            parts.append(outcome)
+            if on_chunk is not None:
+                on_chunk(outcome)
+        self.weights = None
+        return joined(parts, self._ended - (self._begun or self._ended))

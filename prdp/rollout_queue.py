@@ -1,0 +1,104 @@
+"""Rollouts that are under way while the learner updates: a bounded queue, with nothing left to chance.
+
+With `max_staleness` s, epoch e is sampled under the weights that the learner had at epoch max(0, e - s). Which weights
+an epoch gets depends on the configuration alone, never on how fast sampling, scoring and learning are, so a run gives
+the same weights on any cluster, and a resumed run asks again, under the same weights, for what was under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prdp.cluster.base import OnChunk, Pending, Workforce
+from prdp.prompts.stream import PromptStream
+from prdp.types import Rollout, Weights
+
+_TENSORS = "published/"
+
+
+class RolloutQueue:
+    """Asks for rollouts ahead of time and hands them out in order.
+
+    Args:
+        workforce: does the work.
+        stream: prompts, taken when a rollout is asked for.
+        prompts_per_epoch, images_per_prompt, seed: of every rollout.
+        epochs: nothing is asked for beyond them.
+        max_staleness: epochs by which sampling runs ahead; 0 waits for every update.
+    """
+
+    def __init__(
+        self,
+        workforce: Workforce,
+        stream: PromptStream,
+        *,
+        prompts_per_epoch: int,
+        images_per_prompt: int,
+        seed: int,
+        epochs: int,
+        max_staleness: int,
+    ) -> None:
+        self._workforce, self._stream = workforce, stream
+        self._prompts_per_epoch, self._images_per_prompt, self._seed = prompts_per_epoch, images_per_prompt, seed
+        self._epochs, self._ahead = epochs, max_staleness
+        self._under_way: deque[tuple[int, Pending]] = deque()
+        self._published: dict[int, Weights] = {}
+
+    @property
+    def cursor(self) -> int:
+        """Where the prompts begin that no update has seen."""
+        return self._under_way[0][0] if self._under_way else self._stream.cursor
+
+    def fill(self, epoch: int, weights: Weights) -> None:
+        """Ask for every rollout up to `epoch + max_staleness` that was not asked for yet.
+
+        Args:
+            epoch: number of epochs that the learner has done.
+            weights: of the learner now.
+        """
+        self._published[epoch] = weights
+        last = min(epoch + self._ahead, self._epochs - 1)
+        for wanted in range(epoch + len(self._under_way), last + 1):
+            self._workforce.publish(self._published[max(0, wanted - self._ahead)])
+            cursor = self._stream.cursor
+            pending = self._workforce.submit(
+                self._stream.next(self._prompts_per_epoch, wanted),
+                images_per_prompt=self._images_per_prompt,
+                seed=self._seed,
+            )
+            self._under_way.append((cursor, pending))
+        self._forget(epoch + 1)
+
+    def next(self, on_chunk: OnChunk | None = None) -> Rollout:
+        """Wait for the rollout of the epoch at hand; see `Pending.result`."""
+        rollout = self._under_way[0][1].result(on_chunk)
+        self._under_way.popleft()
+        return rollout
+
+    def state(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a resumed run needs at the start of `epoch`: weights of earlier epochs, and the prompts' cursor."""
+        earlier = {made: weights for made, weights in self._published.items() if epoch - self._ahead <= made < epoch}
+        tensors = {
+            f"{_TENSORS}{made}/{name}": array
+            for made, weights in earlier.items()
+            for name, array in weights.tensors.items()
+        }
+        versions = {str(made): weights.version for made, weights in earlier.items()}
+        return tensors, {"prompt_cursor": self.cursor, "published": versions}
+
+    def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        self._stream.cursor = int(scalars["prompt_cursor"])
+        for made, version in scalars.get("published", {}).items():
+            prefix = f"{_TENSORS}{made}/"
+            arrays = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
+            self._published[int(made)] = Weights.of(version, arrays)
+
+    def _forget(self, next_epoch: int) -> None:
+        """Drop the weights that neither a rollout nor a checkpoint can ask for again."""
+        for made in [made for made in self._published if made < next_epoch - self._ahead]:
+            del self._published[made]
