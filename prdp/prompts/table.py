@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -15,6 +16,8 @@ BUILDER_VERSION = 1
 """Part of every cache key: to be raised when the same input would give another table."""
 
 ROWS_PER_BATCH = 8192
+READS_PER_RELEASE = 64
+"""A read in random order maps up to four pages with 15 neighbours each, 256 KiB."""
 _FACTS = "prdp"
 
 
@@ -53,7 +56,9 @@ class PromptTable:
 
         self.path = path
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            with path.open("rb") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pa.ipc.open_file(pa.py_buffer(self._mapped))
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
             facts = json.loads(last.custom_metadata[_FACTS])
         except (pa.ArrowInvalid, OSError, TypeError, KeyError, ValueError) as error:
@@ -62,6 +67,7 @@ class PromptTable:
             raise DamagedTableError(f"{path} is no whole table of prompts: {error}") from None
         self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
         self._rows = int(facts["rows"])
+        self._reads = 0
         self.fingerprint = str(facts["fingerprint"])
 
     def __len__(self) -> int:
@@ -73,7 +79,12 @@ class PromptTable:
             raise IndexError(f"index {index} is outside a table of {self._rows} prompts")
         batch, row = divmod(index % self._rows, ROWS_PER_BATCH)
         texts, metadata = self._batches[batch].columns
-        return texts[row].as_py(), json.loads(metadata[row].as_py())
+        found = texts[row].as_py(), json.loads(metadata[row].as_py())
+        self._reads += 1
+        if self._reads % READS_PER_RELEASE == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            # Pages stay in the system's cache, but no longer count as this process's memory.
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+        return found
 
     def texts(self) -> Iterator[str]:
         """The prompts in order."""
