@@ -187,14 +187,17 @@ class Composer:
         """The overrides of each job of the sweep, by Hydra's own rules, those of Hydra itself included."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.types import RunMode
+        from omegaconf import OmegaConf
 
         master = self._compose(self.overrides, RunMode.MULTIRUN)
         sweeper = master.hydra.sweeper
         if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
             raise ConfigError(f"hydra/sweeper with {sweeper.get('_target_')}: only Hydra's basic sweeper is supported")
         params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-        [batch] = BasicSweeper.split_arguments(self._parsed([*params, *master.hydra.overrides.task]), None)
-        return [[*master.hydra.overrides.hydra, *overrides] for overrides in batch]
+        # Unresolved: an override may hold what only a job knows, such as ${hydra:job.num}.
+        typed_in: Any = OmegaConf.to_container(master.hydra.overrides, resolve=False)
+        [batch] = BasicSweeper.split_arguments(self._parsed([*params, *typed_in["task"]]), None)
+        return [[*typed_in["hydra"], *overrides] for overrides in batch]
 
     def _composed(self, overrides: Sequence[str], number: int | None) -> Any:
         """The checked configuration of one job; `number` is its place in a sweep."""
