@@ -45,7 +45,7 @@ def url_problem(url: str) -> str | None:
     """What is wrong with a URL as a text, in a line that never shows credentials; None when nothing is."""
     key = "checkpoint.mirror"
     parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if any("@" in urlsplit(link).netloc for link in url.split("::")) or parts.query or parts.fragment:
         return (
             f"{key}: a {parts.scheme or 'mirror'} URL with user, password or query was given; it would stand in logs "
             "and saved configurations. Leave them out: credentials are taken from the environment"
