@@ -79,6 +79,8 @@ class Rollout:
         rewards: float64 [n], None until scored.
         sub_scores: name -> float64 [n]; NaN where a sub-score does not apply.
         seconds: wall time per stage, e.g. {"sample": 1.2, "score": 0.1}.
+        final_latents: float32 [n, C, h, w], what the images were decoded from; None unless the sampler was told to keep
+            them.
     """
 
     prompts: PromptBatch
@@ -93,6 +95,7 @@ class Rollout:
     rewards: Float64 | None = None
     sub_scores: Mapping[str, Float64] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    final_latents: Float32 | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -166,6 +169,7 @@ class Rollout:
             log_prob_ref=joined("log_prob_ref"),
             log_ratio=joined("log_ratio"),
             images=joined("images"),
+            final_latents=None if first.final_latents is None else joined("final_latents"),
             weights_version=first.weights_version,
             weights_checksum=first.weights_checksum,
             rewards=None if first.rewards is None else joined("rewards"),

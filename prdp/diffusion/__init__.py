@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
     from prdp.diffusion.policy import Policy
-    from prdp.diffusion.sampler import Sampler
+    from prdp.diffusion.sampler import Keep, Sampler
     from prdp.diffusion.transitions import Transitions
 
 FAMILIES = ("stable_diffusion",)
@@ -45,9 +45,14 @@ def transitions_of(policy: Policy, sampler: SamplerConfig) -> Transitions:
     )
 
 
-def build_sampler(model: ModelConfig, learner: LearnerConfig, sampler: SamplerConfig, *, seed: int) -> Sampler:
-    """A sampler with a policy of its own; picklable as a `functools.partial`, so that an actor can call it."""
+def build_sampler(
+    model: ModelConfig, learner: LearnerConfig, sampler: SamplerConfig, *, seed: int, keep: Keep = "trajectory"
+) -> Sampler:
+    """A sampler with a policy of its own; picklable as a `functools.partial`, so that an actor can call it.
+
+    `keep` is what its rollouts hold for the learner, see `Sampler`.
+    """
     from prdp.diffusion.sampler import Sampler
 
-    policy = build_policy(model, learner, seed=seed, keep_reference=True)
-    return Sampler(policy, transitions_of(policy, sampler), sampler.guidance_scale, sampler.microbatch)
+    policy = build_policy(model, learner, seed=seed, keep_reference=keep == "trajectory")
+    return Sampler(policy, transitions_of(policy, sampler), sampler.guidance_scale, sampler.microbatch, keep)

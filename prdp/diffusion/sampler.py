@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions, log_ratio, reference_log_prob
 from prdp.types import Float32, PromptBatch, Rollout, Weights
+
+Keep = Literal["trajectory", "final_latents"]
 
 
 class Sampler:
@@ -21,13 +24,22 @@ class Sampler:
         transitions: the same table that the learner scores with.
         guidance_scale: of the policy and of the reference alike, or their ratio would not be 1 at the start.
         microbatch: images per network call.
+        keep: what is stored to learn from, the 'trajectory' or the 'final_latents'.
     """
 
-    def __init__(self, policy: Policy, transitions: Transitions, guidance_scale: float, microbatch: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        transitions: Transitions,
+        guidance_scale: float,
+        microbatch: int,
+        keep: Keep = "trajectory",
+    ) -> None:
         self._policy = policy
         self._transitions = transitions
         self._guidance_scale = guidance_scale
         self._microbatch = microbatch
+        self._keep = keep
         start = policy.weights.export(0)
         self._version, self._checksum = start.version, start.checksum
 
@@ -41,10 +53,13 @@ class Sampler:
     def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
         """Sample `images_per_prompt` images of each prompt; a pure function of the arguments and the weights.
 
-        With `trajectory`, the stochastic transitions are stored with their log-probs under this policy and under the
-        reference, which costs one more network pass a step (none for version 0, which is the reference).
+        With `trajectory`, what is learned from is stored: the stochastic transitions with their log-probs under this
+        policy and under the reference, which costs one more network pass a step (none for version 0, which is the
+        reference); or, by a sampler that keeps final latents, these alone.
         """
         start = time.perf_counter()
+        keep_final = trajectory and self._keep == "final_latents"
+        trajectory = trajectory and self._keep == "trajectory"
         count = len(prompts) * images_per_prompt
         groups = np.repeat(np.arange(len(prompts)), images_per_prompt)
         numbers = np.tile(np.arange(images_per_prompt), len(prompts))
@@ -57,7 +72,9 @@ class Sampler:
             )
             of_images = states[torch.from_numpy(groups[rows]).to(states.device)]
             parts.append(self._sample_batch(of_images, noise, trajectory))
-        latents, outputs, log_probs, ratios, images = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        latents, outputs, log_probs, ratios, images, final = (
+            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        )
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
@@ -69,11 +86,12 @@ class Sampler:
             weights_version=self._version,
             weights_checksum=self._checksum,
             seconds={"sample": time.perf_counter() - start},
+            final_latents=final if keep_final else None,
         )
 
     def _sample_batch(
         self, states: torch.Tensor, noise: ImageNoise, trajectory: bool
-    ) -> tuple[Float32, Float32, Float32, Float32, np.ndarray]:
+    ) -> tuple[Float32, Float32, Float32, Float32, np.ndarray, Float32]:
         table, policy = self._transitions, self._policy
         count, shape = len(states), policy.latent_shape
         device = states.device
@@ -104,7 +122,7 @@ class Sampler:
                 log_probs[:, step] = reference_log_prob(z, sigma).cpu().numpy()
                 ratios[:, step] = log_ratio(z, difference).cpu().numpy()
             latents = following
-        return kept, outputs, log_probs, ratios, policy.decode(latents)
+        return kept, outputs, log_probs, ratios, policy.decode(latents), latents.cpu().numpy()
 
     def _reference_output(
         self, latents: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor, output: torch.Tensor

@@ -181,3 +181,15 @@ def log_ratio(noise: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
         difference: d, float32 [B, ...].
     """
     return (noise * difference - 0.5 * difference.square()).flatten(1).mean(1)
+
+
+def kl_ref(difference: torch.Tensor) -> torch.Tensor:
+    """KL[pi_theta || pi_ref] of a transition, ||mean_theta - mean_ref||^2 / (2 sigma^2) as the mean over latent dims.
+
+    Args:
+        difference: d of `log_ratio`, float32 [B, ...].
+
+    Returns:
+        float32 [B].
+    """
+    return 0.5 * difference.square().flatten(1).mean(1)

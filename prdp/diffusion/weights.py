@@ -75,6 +75,11 @@ class TrainableWeights:
                 LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
             )
 
+    def keep_reference(self) -> None:
+        """Keep the network as it is now as the reference; for a policy that was built without and has not learned."""
+        if self.mode == "full" and self._frozen is None:
+            self._frozen = copy.deepcopy(self.network).requires_grad_(False)
+
     @contextmanager
     def reference(self) -> Iterator[torch.nn.Module]:
         """The network as it was before any training, for the time of the context."""
