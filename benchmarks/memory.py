@@ -20,7 +20,7 @@ def growth(steps: int, images: int, microbatch: int) -> float:
     """MiB of resident memory that one update adds at its peak."""
     import numpy as np
 
-    from prdp.config import LearnerConfig, ModelConfig, ObjectiveConfig, SamplerConfig
+    from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
     from prdp.diffusion import build_policy, transitions_of
     from prdp.learners.torch_learner import TorchLearner
     from prdp.types import PromptBatch, Rollout
@@ -43,7 +43,7 @@ def growth(steps: int, images: int, microbatch: int) -> float:
         weights_checksum="",
         rewards=rng.random(images),
     )
-    learner = TorchLearner(policy, table, 1.0, config, ObjectiveConfig(beta=1.0))
+    learner = TorchLearner(policy, table, 1.0, config, {"name": "prdp", "beta": 1.0})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     learner.update(rollout)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig, ObjectiveConfig, SamplerConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, transitions_of
 from prdp.diffusion.sampler import Sampler
 from prdp.learners.torch_learner import TorchLearner
@@ -62,7 +62,8 @@ def measure(model: str, mode: str, guidance_scale: float, repeats: int) -> tuple
     prompts = PromptBatch(0, 0, texts, tuple({} for _ in texts))
     rollout = sampler.sample(prompts, SIZE, 0)
     rollout = rollout.scored(np.random.default_rng(0).random(len(rollout)), {})
-    learner = TorchLearner(policy, table, guidance_scale, learner_config, ObjectiveConfig(beta=1.0, clip_range=None))
+    objective = {"name": "prdp", "beta": 1.0, "clip_range": None}
+    learner = TorchLearner(policy, table, guidance_scale, learner_config, objective)
     learner._updates = 1
     states = policy.encode_prompts(rollout.image_prompts)
     latents = torch.randn(BATCH, *policy.latent_shape)

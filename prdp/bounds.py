@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prdp.config import TrainConfig
 from prdp.errors import ConfigError
 from prdp.learners import FRAMEWORKS
+from prdp.objectives import OBJECTIVES, Trajectory, objective_mistakes
 from prdp.suggest import did_you_mean
 
 
@@ -49,12 +48,6 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.allows(value), f"{rule.words}, or null", (*rule.choices, "null"))
 
 
-def objectives() -> tuple[str, ...]:
-    """Names of the objectives: the files of prdp/objectives, helpers start with an underscore. Imports none of them."""
-    folder = Path(__file__).parent / "objectives"
-    return tuple(module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_"))
-
-
 FAMILIES = ("stable_diffusion",)
 PRECISIONS = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -69,9 +62,7 @@ RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "epochs": _count,
     "prompts_per_epoch": _count,
-    "images_per_prompt": Rule(
-        lambda value: value >= 2, "at least 2: the loss compares images of the same prompt, and fewer make no pair"
-    ),
+    "images_per_prompt": _count,
     "updates_per_epoch": _count,
     "output_dir": _filled,
     "model.family": one_of(*FAMILIES),
@@ -88,10 +79,6 @@ RULES: dict[str, Rule] = {
     "sampler.deterministic_final_steps": at_least(0),
     "sampler.microbatch": _count,
     "sampler.prompts_per_chunk": _count,
-    "objective.name": _filled,
-    "objective.beta": above(0),
-    "objective.clip_range": optional(above(0)),
-    "objective.step_weighting": one_of("uniform", "inverse_sensitivity"),
     "learner.framework": one_of(*FRAMEWORKS),
     "learner.mode": one_of("lora", "full"),
     "learner.lora_rank": _count,
@@ -184,10 +171,22 @@ def broken_rules(config: Any, rules: Mapping[str, Rule]) -> tuple[dict[str, Rule
 def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     """Values that are fine alone and not together; keys that are wrong already are left out."""
     found = []
-    sampler, name = config.sampler, config.objective.name
-    if "objective.name" not in wrong and name not in objectives():
-        known = objectives()
-        found.append(f"objective.name={name}: must be one of {', '.join(known)}{did_you_mean(name, known)}")
+    sampler, name = config.sampler, str(config.objective.get("name"))
+    found += objective_mistakes(config.objective)
+    method = OBJECTIVES.get(name)
+    if method is None:
+        found[-1] += did_you_mean(name, OBJECTIVES)
+    else:
+        if method.compares_images and config.images_per_prompt == 1:
+            found.append(
+                f"images_per_prompt=1: must be at least 2: objective.name={name} compares images of the same prompt, "
+                "and fewer make no pair"
+            )
+        if config.learner.framework == "jax" and not isinstance(method.evidence, Trajectory):
+            found.append(
+                f"objective.name={name}: learns from denoising errors, which learner.framework=jax does not compute; "
+                "use learner.framework=torch"
+            )
     if sampler.kind == "ddim" and sampler.eta == 0:
         found.append(
             "sampler.eta=0: must be above 0 for sampler.kind=ddim: without noise a step has no log-prob to learn from"

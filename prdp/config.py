@@ -44,19 +44,6 @@ class SamplerConfig:
 
 
 @dataclass
-class ObjectiveConfig:
-    """The loss on evidence; the name picks the file under prdp/objectives."""
-
-    name: str = "prdp"
-    beta: float = 3e-5
-    """KL weight on the paper's scale: rewards are divided by it, log-ratios are means over dims and steps."""
-    clip_range: float | None = 1e-4
-    """Stepwise clipping range of the log-ratio around the old policy's; null switches the clip off."""
-    step_weighting: str = "uniform"
-    """'uniform' is the paper's; 'inverse_sensitivity' divides each step by (C / sigma)^2, mean weight 1."""
-
-
-@dataclass
 class LearnerConfig:
     """Which weights learn, and how."""
 
@@ -191,7 +178,8 @@ class TrainConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     reward: dict[str, Any] = MISSING
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "prdp"})
+    """A name of prdp/objectives, and the knobs of that objective and of its evidence, as conf/objective/ lists them."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

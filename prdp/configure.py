@@ -31,8 +31,8 @@ __all__ = [
     "write_config",
 ]
 
-OPEN_SECTIONS = ("reward", "prompts.train", "prompts.heldout")
-"""Sections of `TrainConfig` whose keys are the arguments of their `_target_`."""
+OPEN_SECTIONS = ("reward", "prompts.train", "prompts.heldout", "objective")
+"""Sections of `TrainConfig` whose keys are the arguments of their `_target_`, or the knobs of their `name`."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prdp.config import LearnerConfig, ObjectiveConfig
+    from prdp.config import LearnerConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.transitions import Transitions
     from prdp.learners.base import Learner
@@ -18,17 +19,23 @@ def build_learner(
     transitions: Transitions,
     guidance_scale: float,
     config: LearnerConfig,
-    objective: ObjectiveConfig,
+    objective: Mapping[str, Any],
+    seed: int = 0,
 ) -> Learner:
     """The learner that `config.framework` names; only 'jax' imports JAX.
 
+    Args:
+        objective: name and knobs, see `prdp.objectives`.
+        seed: of the run; denoising evidence draws its noise from it.
+
     Raises:
-        ValueError: an unknown framework, JAX that is not installed, or a network that the twin does not compute.
+        ValueError: an unknown framework or objective, knobs that it does not take, JAX that is not installed, or a
+            network or an objective that the twin does not compute.
     """
     if config.framework == "torch":
         from prdp.learners.torch_learner import TorchLearner
 
-        return TorchLearner(policy, transitions, guidance_scale, config, objective)
+        return TorchLearner(policy, transitions, guidance_scale, config, objective, seed)
     if config.framework == "jax":
         try:
             from prdp.learners.jax_learner import JaxLearner

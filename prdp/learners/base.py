@@ -9,36 +9,59 @@ from typing import Any
 
 import numpy as np
 
-from prdp.config import LearnerConfig, ObjectiveConfig
+from prdp.config import LearnerConfig
+from prdp.diffusion.sampler import Keep
 from prdp.diffusion.transitions import Transitions
 from prdp.interruption import uninterrupted
-from prdp.learners.guards import RatioError, check_rewards
-from prdp.objectives import coefficients
+from prdp.learners.guards import check_ratio, check_rollout
+from prdp.learners.history import RewardHistory
+from prdp.objectives import Coefficients, Trajectory, build_objective
 from prdp.types import Float64, Int64, Rollout, Weights
 
 Progress = Callable[[int], None]
+Evidence = dict[str, Float64]
+"""Channel -> evidence of every cell, [n, T] or [n, draws]; 0 at cells that were left out."""
 
 
 class Learner(ABC):
-    """Minimises an objective on the log-ratios of stored trajectories, with peak memory of one microbatch.
+    """Minimises an objective on the evidence of a rollout, with peak memory of one microbatch.
 
     Args:
         transitions: the table that the rollouts were sampled with.
         config: optimizer, moving average, microbatch.
-        objective: name and knobs.
+        objective: name and knobs, see `prdp.objectives`.
+
+    Raises:
+        ValueError: an unknown objective, or knobs that it does not take.
     """
 
-    def __init__(self, transitions: Transitions, config: LearnerConfig, objective: ObjectiveConfig) -> None:
+    def __init__(self, transitions: Transitions, config: LearnerConfig, objective: Mapping[str, Any]) -> None:
         self._transitions = transitions
         self._config = config
-        self._objective = objective
+        self._objective = build_objective(objective)
         self._updates = 0
-        self._step_weights = _step_weights(objective.step_weighting, transitions)
+        self._step_weights: Float64 | None = None
+        evidence = self._objective.evidence
+        if isinstance(evidence, Trajectory) and evidence.step_weighting == "inverse_sensitivity":
+            inverse = 1.0 / transitions.sensitivity
+            self._step_weights = inverse / inverse.mean()
+        keeps_history = "history" in self._objective.method.arrays
+        self._history = RewardHistory(self._objective.knobs["buffer_size"]) if keeps_history else None
 
     @property
     def version(self) -> int:
         """Number of optimizer steps taken."""
         return self._updates
+
+    @property
+    def keep(self) -> Keep:
+        """What rollouts have to hold for this learner."""
+        return "trajectory" if isinstance(self._objective.evidence, Trajectory) else "final_latents"
+
+    def cells(self, rollout: Rollout) -> tuple[int, int]:
+        """Shape of the rollout's evidence: images, and steps or draws of each."""
+        evidence = self._objective.evidence
+        return len(rollout), rollout.log_ratio.shape[1] if isinstance(evidence, Trajectory) else evidence.draws
 
     @abstractmethod
     def weights(self) -> Weights:
@@ -48,33 +71,47 @@ class Learner(ABC):
     def evaluation_weights(self) -> Weights:
         """The weights to evaluate and export: the moving average where one is kept."""
 
-    @abstractmethod
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that the next update depends on: arrays, and JSON-able scalars; the same for every framework.
 
         Returns:
-            {"weights/<name>", "optimizer/{step, exp_avg, exp_avg_sq}/<name>", "ema/<name>": array}, {"updates": count}
+            {"weights/<name>", "optimizer/{step, exp_avg, exp_avg_sq}/<name>", "ema/<name>": array} and what the
+            history of rewards holds, {"updates": count, ...}
         """
+        tensors, scalars = self._history.state() if self._history is not None else ({}, {})
+        return self._tensors() | tensors, {"updates": self._updates, **scalars}
 
-    @abstractmethod
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
         """Continue where `state` was taken, by this framework or another.
 
         Raises:
             ValueError: tensors missing or of another shape; names them.
         """
+        if self._history is not None:
+            self._history.load_state(tensors, scalars)
+        self._load_tensors(tensors, int(scalars["updates"]))
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """Weights, optimizer and moving average, by the names of `state`."""
+
+    @abstractmethod
+    def _load_tensors(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
+        """Take back `_tensors` as they were after so many updates."""
 
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Any:
         """Text states of the prompts, [prompts, tokens, width]."""
 
     @abstractmethod
-    def _evidence(self, rollout: Rollout, states: Any) -> Float64:
-        """log pi_theta / pi_ref of every cell, [n, T]."""
+    def _evidence(self, rollout: Rollout, states: Any, cells: Int64, *, reference: bool = False) -> Evidence:
+        """The objective's channels at the given flat cells, without gradient; denoising also for the reference."""
 
     @abstractmethod
-    def _accumulate(self, rollout: Rollout, states: Any, table: Float64, progress: Progress | None) -> Float64:
-        """Gradient of sum(table * evidence), microbatch by microbatch; returns the evidence seen on the way."""
+    def _accumulate(
+        self, rollout: Rollout, states: Any, cells: Int64, tables: Evidence, progress: Progress | None
+    ) -> Evidence:
+        """Gradient of sum(table * evidence) over channels and cells, by microbatches; the evidence seen on the way."""
 
     @abstractmethod
     def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
@@ -90,11 +127,12 @@ class Learner(ABC):
     def update(self, rollout: Rollout, progress: Progress | None = None) -> dict[str, float]:
         """One optimizer step on the full batch.
 
-        The first update after an on-policy rollout takes its evidence from the sampler and needs one pass over the
-        cells, later ones need two.
+        Coefficients need the evidence, which takes a pass over the cells, and the gradient takes another. The first
+        pass is left out where the coefficients are known without: for the first update after an on-policy rollout,
+        whose log-ratios the sampler has stored, and for channels that the loss is linear in.
 
         Args:
-            rollout: scored, with trajectories.
+            rollout: scored, and holding what `keep` says.
             progress: called with the number of cells done after each microbatch.
 
         Raises:
@@ -102,54 +140,67 @@ class Learner(ABC):
             ValueError: the rollout is not scored, has no group with a pair, or the loss or gradient is not finite.
         """
         start = time.perf_counter()
-        metrics = check_rewards(rollout)
+        metrics = check_rollout(rollout, self.keep, self._objective.method.compares_images)
         assert rollout.rewards is not None
-        old = rollout.log_ratio.astype(np.float64)
-        on_policy = rollout.weights_version == self._updates
+        history_of_epoch = (rollout.prompts.epoch, rollout.image_prompts, rollout.rewards)
+        data: dict[str, np.ndarray] = {"rewards": rollout.rewards, "group_ids": rollout.group_ids}
+        if self._history is not None:
+            data["history"] = self._history.including(*history_of_epoch)
         states = self._encode(rollout.prompts.texts)
-        now = old if on_policy else self._evidence(rollout, states)
-        result = coefficients(
-            self._objective.name,
-            now,
-            old,
-            rollout.rewards,
-            rollout.group_ids,
-            step_weights=self._step_weights,
-            beta=self._objective.beta,
-            clip_range=self._objective.clip_range,
-        )
-        if not np.isfinite(result.loss):
-            raise ValueError(f"the loss of update {self._updates} is {result.loss}")
-        recomputed = self._accumulate(rollout, states, result.table, progress)
-        if on_policy:
-            self._check_ratio(old, recomputed)
+
+        channels, linear = self._objective.method.channels, self._objective.method.linear
+        unknown = dict.fromkeys(channels, np.zeros(self.cells(rollout)))
+        stored: Evidence = {}
+        cells = np.arange(unknown[channels[0]].size)
+        if self.keep == "trajectory":
+            data["log_ratio_old"] = rollout.log_ratio.astype(np.float64)
+            if rollout.weights_version == self._updates:
+                stored["log_ratio"] = data["log_ratio_old"]
+        else:
+            # Images that the loss never mentions have no coefficient, whatever the evidence: no pass for them.
+            table = self._coefficients(unknown, data | {"denoising_ref": unknown["denoising"]}).tables["denoising"]
+            cells = np.flatnonzero(table) if table.any() else cells
+            if "denoising_ref" in self._objective.method.arrays:
+                data["denoising_ref"] = self._evidence(rollout, states, cells, reference=True)["denoising"]
+
+        if all(name in stored or name in linear for name in channels):
+            now = unknown | stored
+        else:
+            now = stored = self._evidence(rollout, states, cells)
+        result = self._coefficients(now, data)
+        recomputed = self._accumulate(rollout, states, cells, result.tables, progress)
+        if rollout.weights_version == self._updates and "log_ratio" in recomputed:
+            check_ratio(
+                data["log_ratio_old"],
+                recomputed["log_ratio"],
+                tolerance=self._config.ratio_tolerance,
+                update=self._updates,
+                timesteps=self._transitions.timesteps,
+            )
+        if stored.keys() < set(channels):
+            now = recomputed | stored
+            result = self._coefficients(now, data)
         with uninterrupted():
             metrics |= self._step()
-        metrics |= result.metrics | self._policy_metrics(now, old)
+            if self._history is not None:
+                self._history.remember(*history_of_epoch)
+        metrics |= result.metrics | self._policy_metrics(now, data, cells)
         metrics["loss"] = result.loss
-        metrics["ratio_error"] = float(np.abs(recomputed - now).max())
+        if stored:
+            metrics["ratio_error"] = max(float(np.abs(recomputed[name] - stored[name]).max()) for name in stored)
         metrics["time/learn"] = time.perf_counter() - start
         return metrics
 
-    def _cells(self, rollout: Rollout) -> Iterator[tuple[Int64, Int64]]:
-        """Rows (image, step) of every microbatch; cells of different steps share a batch."""
-        count, steps = rollout.log_ratio.shape
-        cells = np.arange(count * steps)
-        for begin in range(0, len(cells), self._config.microbatch):
-            yield np.divmod(cells[begin : begin + self._config.microbatch], steps)
+    def _coefficients(self, channels: Evidence, data: Mapping[str, np.ndarray]) -> Coefficients:
+        result = self._objective.coefficients(channels, data, self._step_weights)
+        if not np.isfinite(result.loss):
+            raise ValueError(f"the loss of update {self._updates} is {result.loss}")
+        return result
 
-    def _check_ratio(self, stored: Float64, recomputed: Float64) -> None:
-        error = np.abs(stored - recomputed)
-        worst = float(error.max())
-        if not worst <= self._config.ratio_tolerance:
-            image, step = np.unravel_index(int(error.argmax()), error.shape)
-            raise RatioError(
-                f"at update {self._updates} the log-ratio of an on-policy rollout differs by {worst:.3g} from the "
-                f"stored one (learner.ratio_tolerance={self._config.ratio_tolerance:g}), worst at image {image}, "
-                f"step {step} (timestep {self._transitions.timesteps[step]}): stored {stored[image, step]:.6g}, "
-                f"recomputed {recomputed[image, step]:.6g}. Sampler and learner do not compute the same "
-                "policy: weights, precision or guidance differ"
-            )
+    def _microbatches(self, cells: Int64, columns: int) -> Iterator[tuple[Int64, Int64]]:
+        """Rows and columns of every microbatch of flat cells; cells of different steps share a batch."""
+        for begin in range(0, len(cells), self._config.microbatch):
+            yield np.divmod(cells[begin : begin + self._config.microbatch], columns)
 
     def _step(self) -> dict[str, float]:
         warmup = self._config.warmup_updates
@@ -160,27 +211,18 @@ class Learner(ABC):
         self._updates += 1
         return metrics | {"learning_rate": rate}
 
-    def _policy_metrics(self, now: Float64, old: Float64) -> dict[str, float]:
-        difference = now - old
-        scaled = difference if self._step_weights is None else difference * self._step_weights
-        clip_range = self._objective.clip_range
-        return {
+    def _policy_metrics(self, now: Evidence, data: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
+        if "denoising" in now:
+            return {"denoising_error": -float(now["denoising"].ravel()[cells].mean())}
+        difference = now["log_ratio"] - data["log_ratio_old"]
+        metrics = {
             "logratio": float(difference.mean()),
-            "logratio_ref": float(now.mean()),
+            "logratio_ref": float(now["log_ratio"].mean()),
             "approx_kl": float((np.expm1(difference) - difference).mean()),
-            "clipfrac": float((np.abs(scaled) > clip_range).mean()) if clip_range is not None else 0.0,
         }
+        return metrics | ({"kl_ref": float(now["kl_ref"].mean())} if "kl_ref" in now else {})
 
 
 def section(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint under a prefix, without it."""
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _step_weights(weighting: str, transitions: Transitions) -> Float64 | None:
-    if weighting == "uniform":
-        return None
-    if weighting == "inverse_sensitivity":
-        inverse = 1.0 / transitions.sensitivity
-        return inverse / inverse.mean()
-    raise ValueError(f"objective.step_weighting is {weighting!r}, expected uniform or inverse_sensitivity")

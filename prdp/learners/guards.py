@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prdp.types import Rollout
+from prdp.types import Float64, Int64, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -17,20 +17,26 @@ class RatioError(RuntimeError):
     """On an on-policy rollout the recomputed log-ratio is not the stored one."""
 
 
-def check_rewards(rollout: Rollout) -> dict[str, float]:
+def check_rollout(rollout: Rollout, keep: str, compares_images: bool) -> dict[str, float]:
     """Counts of what makes a batch teach less than it seems to.
+
+    Args:
+        keep: what the rollout has to hold, the 'trajectory' or the 'final_latents'.
+        compares_images: whether images of the same prompt are compared with each other.
 
     Returns:
         {"rewards_constant": 1.0 when all rewards of the batch are equal, else 0.0}
 
     Raises:
-        ValueError: no rewards, no trajectory, or groups too small to make a pair.
+        ValueError: no rewards, no trajectory or final latents, or groups too small to make a pair.
     """
     if rollout.rewards is None:
         raise ValueError("the rollout has no rewards: score it before learning from it")
-    if rollout.log_ratio.shape[1] == 0:
+    if keep == "trajectory" and rollout.log_ratio.shape[1] == 0:
         raise ValueError("the rollout has no trajectories: sample it with trajectory=True")
-    if rollout.images_per_prompt < 2:
+    if keep == "final_latents" and rollout.final_latents is None:
+        raise ValueError("the rollout has no final latents: sample it with keep='final_latents' and trajectory=True")
+    if compares_images and rollout.images_per_prompt < 2:
         raise ValueError(f"images_per_prompt is {rollout.images_per_prompt}: a group of one image makes no pair")
     if not np.isfinite(rollout.rewards).all():
         raise ValueError(f"{(~np.isfinite(rollout.rewards)).sum()} of {len(rollout)} rewards are not finite")
@@ -41,6 +47,24 @@ def check_rewards(rollout: Rollout) -> dict[str, float]:
             rollout.rewards[0],
         )
     return {"rewards_constant": float(constant)}
+
+
+def check_ratio(stored: Float64, recomputed: Float64, tolerance: float, update: int, timesteps: Int64) -> None:
+    """Compare the log-ratios [n, T] of an on-policy rollout with those that the sampler stored.
+
+    Raises:
+        RatioError: by how much they differ, and where.
+    """
+    error = np.abs(stored - recomputed)
+    worst = float(error.max())
+    if not worst <= tolerance:
+        image, step = np.unravel_index(int(error.argmax()), error.shape)
+        raise RatioError(
+            f"at update {update} the log-ratio of an on-policy rollout differs by {worst:.3g} from the stored one "
+            f"(learner.ratio_tolerance={tolerance:g}), worst at image {image}, step {step} (timestep "
+            f"{timesteps[step]}): stored {stored[image, step]:.6g}, recomputed {recomputed[image, step]:.6g}. Sampler "
+            "and learner do not compute the same policy: weights, precision or guidance differ"
+        )
 
 
 def unlearned(gradients: Mapping[str, Any], first: bool) -> list[str]:

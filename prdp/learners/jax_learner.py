@@ -13,13 +13,13 @@ import numpy as np
 import optax
 import torch
 
-from prdp.config import LearnerConfig, ObjectiveConfig
+from prdp.config import LearnerConfig
 from prdp.diffusion.jax_unet import UNet, check_adapters
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
-from prdp.learners.base import Learner, Progress, section
+from prdp.learners.base import Evidence, Learner, Progress, section
 from prdp.learners.guards import unlearned
-from prdp.types import Float64, Int64, Rollout, Weights
+from prdp.types import Int64, Rollout, Weights
 
 Tensors = dict[str, jax.Array]
 DTYPES = {None: jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -47,7 +47,7 @@ class Cells(flax.struct.PyTreeNode):
         timesteps: int32 [b].
         states: text states [b, tokens, width].
         sample_coef, output_coef, sigma: of the transitions, float32 [b].
-        coefficients: d loss / d evidence, float32 [b]; 0 for cells that only fill the batch up.
+        coefficients: d loss / d evidence, float32 [channels, b]; 0 for cells that only fill the batch up.
     """
 
     latents: jax.Array
@@ -69,10 +69,11 @@ class JaxLearner(Learner):
         transitions: the table that the rollouts were sampled with.
         guidance_scale: that the rollouts were sampled with; both branches are differentiated.
         config: optimizer, moving average, microbatch.
-        objective: name and knobs.
+        objective: name and knobs; its evidence has to be the trajectory's.
 
     Raises:
-        ValueError: a network or an adapter that `prdp.diffusion.jax_unet` does not compute.
+        ValueError: an objective on denoising evidence, or a network or an adapter that `prdp.diffusion.jax_unet` does
+            not compute.
     """
 
     def __init__(
@@ -81,9 +82,14 @@ class JaxLearner(Learner):
         transitions: Transitions,
         guidance_scale: float,
         config: LearnerConfig,
-        objective: ObjectiveConfig,
+        objective: Mapping[str, Any],
     ) -> None:
         super().__init__(transitions, config, objective)
+        if self.keep != "trajectory":
+            raise ValueError(
+                f"objective.name={self._objective.name} learns from denoising errors, which learner.framework=jax does "
+                "not compute; use learner.framework=torch"
+            )
         self._policy = policy
         network: Any = policy.weights.network
         check_adapters(name for name, _ in network.named_parameters())
@@ -94,13 +100,13 @@ class JaxLearner(Learner):
             if name not in learning
         }
         self._empty = _array(policy.encode_prompts([""])) if guidance_scale != 1.0 else None
-        self._guidance_scale = guidance_scale
-        self._unet = UNet(
+        unet = UNet(
             dict(network.config),
             lora_scale=config.lora_alpha / config.lora_rank,
             dtype=DTYPES[config.autocast],
             remat=config.gradient_checkpointing,
         )
+        self._network = (unet, guidance_scale, self._objective.method.channels)
         self._adam = optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
         tensors = {name: jnp.asarray(value.detach().cpu().numpy()) for name, value in learning.items()}
         # JAX never writes into an array, so that the average may start as the tensors themselves.
@@ -117,7 +123,7 @@ class JaxLearner(Learner):
             return self.weights()
         return Weights.of(self._updates, _host(self._state.average))
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _tensors(self) -> dict[str, np.ndarray]:
         adam, steps = self._state.adam, np.asarray(self._state.adam.count, np.float32)
         parts: dict[str, Mapping[str, Any]] = {"weights": self._state.tensors, "ema": self._state.average or {}}
         if self._updates:
@@ -126,12 +132,9 @@ class JaxLearner(Learner):
                 "optimizer/exp_avg_sq": adam.nu,
                 "optimizer/step": dict.fromkeys(self._state.tensors, steps),
             }
-        return (
-            {f"{part}/{name}": np.array(value) for part, values in parts.items() for name, value in values.items()},
-            {"updates": self._updates},
-        )
+        return {f"{part}/{name}": np.array(value) for part, values in parts.items() for name, value in values.items()}
 
-    def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
+    def _load_tensors(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
         def read(prefix: str) -> Tensors:
             found = section(tensors, prefix)
             absent = [name for name in self._state.tensors if name not in found]
@@ -141,7 +144,6 @@ class JaxLearner(Learner):
             return {name: jnp.asarray(found[name]) for name in self._state.tensors}
 
         learning, adam, average = read("weights/"), self._adam.init(self._state.tensors), self._state.average
-        updates = int(scalars["updates"])
         if updates:
             first = next(iter(self._state.tensors))
             count = tensors.get(f"optimizer/step/{first}")
@@ -158,16 +160,16 @@ class JaxLearner(Learner):
         return _array(self._policy.encode_prompts(prompts))
 
     def _batches(
-        self, rollout: Rollout, states: jax.Array, table: Float64 | None = None
+        self, rollout: Rollout, states: jax.Array, cells: Int64, tables: Evidence | None = None
     ) -> Iterator[tuple[Int64, Int64, Cells]]:
         """Microbatches of one size, so that XLA compiles once: the last one is filled up with cells of no weight."""
         transitions = self._transitions
-        size = min(self._config.microbatch, rollout.log_ratio.size)
-        for images, steps in self._cells(rollout):
+        size, names = min(self._config.microbatch, len(cells)), self._objective.method.channels
+        for images, steps in self._microbatches(cells, self.cells(rollout)[1]):
             rows, columns = (np.concatenate([part, np.zeros(size - len(part), np.int64)]) for part in (images, steps))
-            coefficients = np.zeros(size, np.float32)
-            if table is not None:
-                coefficients[: len(images)] = table[images, steps]
+            coefficients = np.zeros((len(names), size), np.float32)
+            if tables is not None:
+                coefficients[:, : len(images)] = [tables[name][images, steps] for name in names]
             yield (
                 images,
                 steps,
@@ -184,25 +186,26 @@ class JaxLearner(Learner):
                 ),
             )
 
-    def _evidence(self, rollout: Rollout, states: jax.Array) -> Float64:
-        evidence = np.empty(rollout.log_ratio.shape)
-        for images, steps, cells in self._batches(rollout, states):
-            values = _evidence(self._unet, self._guidance_scale, self._state.tensors, self._frozen, self._empty, cells)
-            evidence[images, steps] = np.asarray(values)[: len(images)]
+    def _evidence(
+        self, rollout: Rollout, states: jax.Array, cells: Int64, *, reference: bool = False
+    ) -> Evidence:
+        assert not reference
+        evidence = {name: np.zeros(self.cells(rollout)) for name in self._objective.method.channels}
+        for images, steps, batch in self._batches(rollout, states, cells):
+            values = _evidence(*self._network, self._state.tensors, self._frozen, self._empty, batch)
+            _fill(evidence, images, steps, values)
         return evidence
 
     def _accumulate(
-        self, rollout: Rollout, states: jax.Array, table: Float64, progress: Progress | None
-    ) -> Float64:
-        evidence = np.empty(rollout.log_ratio.shape)
+        self, rollout: Rollout, states: jax.Array, cells: Int64, tables: Evidence, progress: Progress | None
+    ) -> Evidence:
+        evidence = {name: np.zeros(self.cells(rollout)) for name in self._objective.method.channels}
         gradient: Tensors | None = None
         done = 0
-        for images, steps, cells in self._batches(rollout, states, table):
-            (_, values), part = _gradient(
-                self._unet, self._guidance_scale, self._state.tensors, self._frozen, self._empty, cells
-            )
+        for images, steps, batch in self._batches(rollout, states, cells, tables):
+            (_, values), part = _gradient(*self._network, self._state.tensors, self._frozen, self._empty, batch)
             gradient = part if gradient is None else _sum(gradient, part)
-            evidence[images, steps] = np.asarray(values)[: len(images)]
+            _fill(evidence, images, steps, values)
             done += len(images)
             if progress:
                 progress(done)
@@ -220,16 +223,17 @@ class JaxLearner(Learner):
         return {"grad_norm": float(norm), "parameters_without_gradient": float(len(without))}
 
 
-@partial(jax.jit, static_argnames=("unet", "guidance_scale"))
+@partial(jax.jit, static_argnames=("unet", "guidance_scale", "channels"))
 def _evidence(
     unet: UNet,
     guidance_scale: float,
+    channels: tuple[str, ...],
     tensors: Tensors,
     frozen: Tensors,
     empty: jax.Array | None,
     cells: Cells,
 ) -> jax.Array:
-    """log pi_theta / pi_ref of the cells, float32 [b]; see `prdp.diffusion.transitions.log_ratio`."""
+    """The channels at the cells, float32 [channels, b]; see `prdp.diffusion.transitions`."""
     latents, timesteps, states = cells.latents, cells.timesteps, cells.states
     if empty is not None:
         latents, timesteps = jnp.concatenate([latents] * 2), jnp.concatenate([timesteps] * 2)
@@ -246,21 +250,23 @@ def _evidence(
     reference_mean = column(cells.sample_coef) * cells.latents + output_coef * cells.reference_output
     noise = (cells.following - reference_mean) / sigma
     difference = output_coef / sigma * (output - cells.reference_output)
-    return (noise * difference - 0.5 * jnp.square(difference)).mean((1, 2, 3))
+    values = {"log_ratio": noise * difference - 0.5 * jnp.square(difference), "kl_ref": 0.5 * jnp.square(difference)}
+    return jnp.stack([values[name].mean((1, 2, 3)) for name in channels])
 
 
-@partial(jax.jit, static_argnames=("unet", "guidance_scale"))
-@partial(jax.value_and_grad, argnums=2, has_aux=True)
+@partial(jax.jit, static_argnames=("unet", "guidance_scale", "channels"))
+@partial(jax.value_and_grad, argnums=3, has_aux=True)
 def _gradient(
     unet: UNet,
     guidance_scale: float,
+    channels: tuple[str, ...],
     tensors: Tensors,
     frozen: Tensors,
     empty: jax.Array | None,
     cells: Cells,
 ) -> tuple[jax.Array, jax.Array]:
     """Value and gradient, with respect to the learning tensors, of sum(coefficient * evidence); and the evidence."""
-    evidence = _evidence(unet, guidance_scale, tensors, frozen, empty, cells)
+    evidence = _evidence(unet, guidance_scale, channels, tensors, frozen, empty, cells)
     return (cells.coefficients * evidence).sum(), evidence
 
 
@@ -295,6 +301,12 @@ def _applied(
     if average is not None:
         average = jax.tree.map(lambda kept, value: kept + (1.0 - ema_decay) * (value - kept), average, tensors)
     return LearnerState(tensors=tensors, adam=moments, average=average), norm
+
+
+def _fill(evidence: Evidence, images: Int64, steps: Int64, values: jax.Array) -> None:
+    """Write [channels, b] where it belongs, without the cells that filled the batch up."""
+    for table, row in zip(evidence.values(), np.asarray(values), strict=True):
+        table[images, steps] = row[: len(images)]
 
 
 def _array(tensor: torch.Tensor) -> jax.Array:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from prdp.config import LearnerConfig, ObjectiveConfig
+from prdp.config import LearnerConfig
+from prdp.diffusion.denoising import ForwardProcess, denoising_log_likelihood
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.sampler import standardise
-from prdp.diffusion.transitions import Transitions, log_ratio
-from prdp.learners.base import Learner, Progress, section
+from prdp.diffusion.transitions import Transitions, kl_ref, log_ratio
+from prdp.learners.base import Evidence, Learner, Progress, section
 from prdp.learners.guards import unlearned
-from prdp.types import Float64, Int64, Rollout, Weights
-
-log = logging.getLogger(__name__)
+from prdp.objectives import Denoising
+from prdp.types import Int64, Rollout, Weights
 
 
 class TorchLearner(Learner):
     """See `Learner`.
 
     Args:
-        policy: its learning weights are trained in place; the reference is not needed, its outputs come stored.
+        policy: its learning weights are trained in place. Of trajectories the reference's outputs come stored; for
+            denoising evidence the policy is asked to keep its reference, if the objective compares with it.
         transitions: the table that the rollouts were sampled with.
         guidance_scale: that the rollouts were sampled with; both branches are differentiated.
         config: optimizer, moving average, microbatch.
         objective: name and knobs.
+        seed: of the noise that denoising evidence is computed with.
     """
 
     def __init__(
@@ -37,10 +39,15 @@ class TorchLearner(Learner):
         transitions: Transitions,
         guidance_scale: float,
         config: LearnerConfig,
-        objective: ObjectiveConfig,
+        objective: Mapping[str, Any],
+        seed: int = 0,
     ) -> None:
         super().__init__(transitions, config, objective)
         self._policy = policy
+        self._seed = seed
+        self._forward_process = ForwardProcess(policy.scheduler_config)
+        if "denoising_ref" in self._objective.method.arrays:
+            policy.weights.keep_reference()
         self._guidance_scale = guidance_scale
         self._parameters = policy.weights.parameters
         self._optimizer = torch.optim.AdamW(
@@ -62,18 +69,18 @@ class TorchLearner(Learner):
             return self.weights()
         return Weights.of(self._updates, {name: value.cpu().numpy() for name, value in self._average.items()})
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {f"weights/{name}": value.detach().cpu().numpy().copy() for name, value in self._parameters.items()}
         for name, value in self._parameters.items():
             for key, entry in self._optimizer.state.get(value, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = entry.detach().cpu().numpy().copy()
         for name, kept in (self._average or {}).items():
             tensors[f"ema/{name}"] = kept.cpu().numpy().copy()
-        return tensors, {"updates": self._updates}
+        return tensors
 
-    def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
-        self._policy.weights.bind(Weights.of(int(scalars["updates"]), section(tensors, "weights/")))
-        self._updates = int(scalars["updates"])
+    def _load_tensors(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
+        self._policy.weights.bind(Weights.of(updates, section(tensors, "weights/")))
+        self._updates = updates
         if self._updates:
             for name, parameter in self._parameters.items():
                 entries = {key: tensors.get(f"optimizer/{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -95,42 +102,80 @@ class TorchLearner(Learner):
         return self._policy.encode_prompts(prompts)
 
     def _cell_evidence(
-        self, rollout: Rollout, states: torch.Tensor, images: Int64, steps: Int64
+        self,
+        rollout: Rollout,
+        states: torch.Tensor,
+        images: Int64,
+        columns: Int64,
+        network: torch.nn.Module | None = None,
     ) -> torch.Tensor:
-        """log pi_theta / pi_ref of the cells, float32 [b]."""
-        device = states.device
+        """The objective's channels at cells (image, step or draw), [channels, b]; of `network` if it is given."""
+        of_prompts = states[torch.from_numpy(images // rollout.images_per_prompt).to(states.device)]
+        if isinstance(self._objective.evidence, Denoising):
+            return self._denoising(rollout, of_prompts, images, columns, network)[None]
 
         def put(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values).to(device)
+            return torch.from_numpy(values).to(states.device)
 
-        latents, following = put(rollout.latents[images, steps]), put(rollout.latents[images, steps + 1])
-        prompts = put(images // rollout.images_per_prompt)
+        latents, following = put(rollout.latents[images, columns]), put(rollout.latents[images, columns + 1])
         output = self._policy.output(
-            latents, put(self._transitions.timesteps[steps]), states[prompts], self._guidance_scale
+            latents, put(self._transitions.timesteps[columns]), of_prompts, self._guidance_scale
         )
-        z, difference = standardise(
-            self._transitions, put(steps), latents, following, output, put(rollout.reference_output[images, steps])
+        reference = put(rollout.reference_output[images, columns])
+        z, difference = standardise(self._transitions, put(columns), latents, following, output, reference)
+        values = {"log_ratio": lambda: log_ratio(z, difference), "kl_ref": lambda: kl_ref(difference)}
+        return torch.stack([values[name]() for name in self._objective.method.channels])
+
+    def _denoising(
+        self,
+        rollout: Rollout,
+        states: torch.Tensor,
+        images: Int64,
+        draws: Int64,
+        network: torch.nn.Module | None,
+    ) -> torch.Tensor:
+        """Minus the denoising error of final latents, guided as the sampler is, at this update's draws; [b]."""
+        assert rollout.final_latents is not None
+        assert isinstance(self._objective.evidence, Denoising)
+        latents = torch.from_numpy(rollout.final_latents[images]).to(states.device)
+        numbers = images % rollout.images_per_prompt
+        if self._objective.evidence.shared_draws:
+            numbers = np.zeros_like(numbers)
+        timesteps, noise = self._forward_process.draw(
+            self._seed, self._updates, rollout.group_ids[images], numbers, draws, tuple(latents.shape[1:])
         )
-        return log_ratio(z, difference)
+        noised, target = self._forward_process.noised(latents, timesteps, torch.from_numpy(noise).to(latents))
+        steps = torch.from_numpy(timesteps).to(states.device)
+        return denoising_log_likelihood(
+            self._policy.output(noised, steps, states, self._guidance_scale, network), target
+        )
 
     @torch.no_grad()
-    def _evidence(self, rollout: Rollout, states: torch.Tensor) -> Float64:
-        evidence = np.empty(rollout.log_ratio.shape)
-        for images, steps in self._cells(rollout):
-            evidence[images, steps] = self._cell_evidence(rollout, states, images, steps).cpu().numpy()
+    def _evidence(
+        self, rollout: Rollout, states: torch.Tensor, cells: Int64, *, reference: bool = False
+    ) -> Evidence:
+        shape, names = self.cells(rollout), self._objective.method.channels
+        evidence = {name: np.zeros(shape) for name in names}
+        with self._policy.reference() if reference else nullcontext() as network:
+            for images, columns in self._microbatches(cells, shape[1]):
+                values = self._cell_evidence(rollout, states, images, columns, network).cpu().numpy()
+                for name, row in zip(names, values, strict=True):
+                    evidence[name][images, columns] = row
         return evidence
 
     def _accumulate(
-        self, rollout: Rollout, states: torch.Tensor, table: Float64, progress: Progress | None
-    ) -> Float64:
+        self, rollout: Rollout, states: torch.Tensor, cells: Int64, tables: Evidence, progress: Progress | None
+    ) -> Evidence:
         self._optimizer.zero_grad(set_to_none=True)
-        evidence = np.empty(rollout.log_ratio.shape)
+        shape, names = self.cells(rollout), self._objective.method.channels
+        evidence = {name: np.zeros(shape) for name in names}
         done = 0
-        for images, steps in self._cells(rollout):
-            cells = self._cell_evidence(rollout, states, images, steps)
-            weights = torch.from_numpy(table[images, steps]).to(cells.device, cells.dtype)
-            (weights * cells).sum().backward()
-            evidence[images, steps] = cells.detach().cpu().numpy()
+        for images, columns in self._microbatches(cells, shape[1]):
+            values = self._cell_evidence(rollout, states, images, columns)
+            weights = np.stack([tables[name][images, columns] for name in names])
+            (torch.from_numpy(weights).to(values.device, values.dtype) * values).sum().backward()
+            for name, row in zip(names, values.detach().cpu().numpy(), strict=True):
+                evidence[name][images, columns] = row
             done += len(images)
             if progress:
                 progress(done)

@@ -2,16 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from prdp.objectives._knobs import Count, Knob, mistakes
+from prdp.objectives.best_of_n import best_of_n
+from prdp.objectives.ddpo import ddpo
+from prdp.objectives.diffusion_dpo import diffusion_dpo
+from prdp.objectives.grpo import grpo
 from prdp.objectives.prdp import prdp
+from prdp.objectives.rebel import rebel
+from prdp.objectives.reinforce import reinforce
+from prdp.objectives.reward_weighted_regression import reward_weighted_regression
 
-OBJECTIVES: dict[str, Callable[..., tuple[torch.Tensor, dict[str, float]]]] = {"prdp": prdp}
+if TYPE_CHECKING:
+    import torch
+
+Arrays = Mapping[str, npt.ArrayLike]
+
+CHANNELS = ("log_ratio", "kl_ref", "denoising")
+"""Evidence that a loss is differentiated by, [n, T] or [n, D]; what each is stands in README.md."""
+DATA = ("log_ratio_old", "denoising_ref", "rewards", "group_ids", "history")
+"""What a loss may ask for besides."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Evidence on the stored transitions of a rollout, a column per stochastic step; with its knobs.
+
+    Attributes:
+        step_weighting: 'uniform', or 'inverse_sensitivity': the evidence of each step is divided by (C / sigma)^2, mean
+            weight 1, before the objective sees it, so that clips too act on the weighted evidence.
+    """
+
+    step_weighting: Literal["uniform", "inverse_sensitivity"] = "uniform"
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Evidence on final latents noised anew, a column per draw of (timestep, noise); with its knobs.
+
+    Attributes:
+        draws: per image and update.
+        shared_draws: all images of a prompt are noised alike.
+    """
+
+    draws: Count = 8
+    shared_draws: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loss and what it is computed from; the names of its positional parameters say which arrays it takes.
+
+    Attributes:
+        loss: function of arrays and knobs, to (scalar, counts).
+        evidence: where its channels come from.
+        linear: channels whose coefficients do not depend on any channel's values, so that no pass over the cells is
+            needed to know them.
+    """
+
+    loss: Callable[..., tuple[torch.Tensor, dict[str, float]]]
+    evidence: Trajectory | Denoising = Trajectory()
+    linear: tuple[str, ...] = ()
+
+    @cached_property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that the loss takes, of CHANNELS and DATA."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return tuple(entry.name for entry in parameters if entry.kind is entry.POSITIONAL_OR_KEYWORD)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Those of its arrays that it is differentiated by."""
+        return tuple(name for name in self.arrays if name in CHANNELS)
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether it needs groups of at least two images."""
+        return "group_ids" in self.arrays
+
+    @cached_property
+    def loss_knobs(self) -> dict[str, Knob]:
+        """Knobs of the loss: its keyword-only parameters."""
+        hints = get_type_hints(self.loss, localns={"torch": SimpleNamespace(Tensor=Any)}, include_extras=True)
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {
+            entry.name: Knob(hints[entry.name], entry.default)
+            for entry in parameters
+            if entry.kind is entry.KEYWORD_ONLY
+        }
+
+    @cached_property
+    def evidence_knobs(self) -> dict[str, Knob]:
+        """Knobs of its evidence."""
+        hints = get_type_hints(type(self.evidence), include_extras=True)
+        return {name: Knob(hints[name], value) for name, value in dataclasses.asdict(self.evidence).items()}
+
+    @property
+    def knobs(self) -> dict[str, Knob]:
+        """All that a configuration may set."""
+        return self.loss_knobs | self.evidence_knobs
+
+
+OBJECTIVES: dict[str, Method] = {
+    "prdp": Method(prdp),
+    "ddpo": Method(ddpo),
+    "reinforce": Method(reinforce, linear=("log_ratio",)),
+    "grpo": Method(grpo, linear=("kl_ref",)),
+    "rebel": Method(rebel),
+    "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
+    "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
+    "diffusion_dpo": Method(diffusion_dpo, Denoising(shared_draws=True)),
+}
 
 
 @dataclass(frozen=True)
@@ -20,52 +131,110 @@ class Coefficients:
 
     Attributes:
         loss: the scalar.
-        table: float64 [n, T], d loss / d log_ratio.
+        tables: channel -> float64 of its shape, d loss / d evidence.
         metrics: the objective's own counts.
     """
 
     loss: float
-    table: npt.NDArray[np.float64]
+    tables: dict[str, npt.NDArray[np.float64]]
     metrics: dict[str, float]
 
 
-def coefficients(
-    name: str,
-    log_ratio: npt.ArrayLike,
-    log_ratio_old: npt.ArrayLike,
-    rewards: npt.ArrayLike,
-    group_ids: npt.ArrayLike,
-    *,
-    step_weights: npt.ArrayLike | None = None,
-    **knobs: float | None,
-) -> Coefficients:
-    """Evaluate an objective on the host in float64 and differentiate it with respect to the evidence.
+@dataclass(frozen=True)
+class Objective:
+    """A method with its knobs set.
 
-    Args:
+    Attributes:
         name: of OBJECTIVES.
-        log_ratio, log_ratio_old: [n, T], against the reference.
-        rewards, group_ids: [n].
-        step_weights: [T], scales the evidence of each step before the objective sees it, so clipping too happens on
-            the scaled evidence; None is the paper's, all ones.
-        knobs: the objective's own, such as beta and clip_range.
+        method: what it computes.
+        knobs: of its loss.
+        evidence: where its channels come from, with its knobs set.
+    """
+
+    name: str
+    method: Method
+    knobs: Mapping[str, Any]
+    evidence: Trajectory | Denoising
+
+    def coefficients(
+        self, channels: Arrays, data: Arrays, step_weights: npt.ArrayLike | None = None
+    ) -> Coefficients:
+        """Evaluate on the host in float64 and differentiate with respect to every channel.
+
+        Args:
+            channels: name -> evidence [n, T], those of `method.channels`.
+            data: name -> array, the rest of `method.arrays`: log_ratio_old and denoising_ref [n, T], rewards and
+                group_ids [n], history [n, H].
+            step_weights: [T], scales the evidence of each step before the loss sees it; None is all ones.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        import torch
+
+        evidence = {
+            name: torch.tensor(np.asarray(channels[name], np.float64), requires_grad=True)
+            for name in self.method.channels
+        }
+        others = {
+            name: torch.tensor(np.asarray(data[name], np.int64 if name == "group_ids" else np.float64))
+            for name in self.method.arrays
+            if name not in CHANNELS
+        }
+        _check_shapes(evidence, others)
+        weights = None if step_weights is None else torch.tensor(np.asarray(step_weights, np.float64))
+
+        def weighted(name: str, values: torch.Tensor) -> torch.Tensor:
+            of_steps = name in (*CHANNELS, "log_ratio_old", "denoising_ref")
+            return values * weights if of_steps and weights is not None else values
+
+        arrays = {name: weighted(name, values) for name, values in (evidence | others).items()}
+        loss, metrics = self.method.loss(**arrays, **self.knobs)
+        tables = torch.autograd.grad(loss, list(evidence.values()))
+        return Coefficients(
+            loss.item(), {name: table.numpy() for name, table in zip(evidence, tables, strict=True)}, metrics
+        )
+
+
+def objective_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """A line for everything that is wrong with a configuration: a name of OBJECTIVES, and knobs of that method."""
+    name = config.get("name")
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        return [f"objective.name={name}: must be one of {', '.join(OBJECTIVES)}"]
+    given = {key: value for key, value in config.items() if key != "name"}
+    knobs = OBJECTIVES[name].knobs
+    lines = mistakes(f"objective.name={name}", knobs, given)
+    if not lines and "buffer_size" in knobs:
+        size, least = (given.get(key, knobs[key].default) for key in ("buffer_size", "min_count"))
+        if 0 < size < least:
+            lines.append(
+                f"objective.min_count={least}: must be at most objective.buffer_size={size}, or no prompt would ever "
+                "have enough rewards; to standardise by the batch alone set objective.buffer_size=0"
+            )
+    return lines
+
+
+def build_objective(config: Mapping[str, Any]) -> Objective:
+    """The objective that a configuration names, with its knobs; those not given have the defaults of its signature.
 
     Raises:
-        ValueError: an unknown objective, or shapes that do not fit.
+        ValueError: all that is wrong, a line each.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective.name is {name!r}, expected one of {', '.join(sorted(OBJECTIVES))}")
-    evidence = torch.tensor(np.asarray(log_ratio, np.float64), requires_grad=True)
-    old = torch.tensor(np.asarray(log_ratio_old, np.float64))
-    reward, group = torch.tensor(np.asarray(rewards, np.float64)), torch.tensor(np.asarray(group_ids, np.int64))
-    of_images = (len(evidence),)
-    if evidence.shape != old.shape or evidence.dim() != 2 or reward.shape != of_images or group.shape != of_images:
-        raise ValueError(
-            f"evidence {tuple(evidence.shape)}, old evidence {tuple(old.shape)}, rewards {tuple(reward.shape)} and "
-            f"group ids {tuple(group.shape)} do not fit: expected [n, T], [n, T], [n], [n]"
-        )
-    weights = torch.ones(evidence.shape[1], dtype=torch.float64)
-    if step_weights is not None:
-        weights = torch.tensor(np.asarray(step_weights, np.float64))
-    loss, metrics = OBJECTIVES[name](evidence * weights, old * weights, reward, group, **knobs)
-    (table,) = torch.autograd.grad(loss, evidence)
-    return Coefficients(loss.item(), table.numpy(), metrics)
+    wrong = objective_mistakes(config)
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    method = OBJECTIVES[config["name"]]
+    knobs = {key: config.get(key, knob.default) for key, knob in method.loss_knobs.items()}
+    given = {key: config[key] for key in method.evidence_knobs if key in config}
+    return Objective(config["name"], method, knobs, dataclasses.replace(method.evidence, **given))
+
+
+def _check_shapes(evidence: Mapping[str, torch.Tensor], data: Mapping[str, torch.Tensor]) -> None:
+    shape = next(iter(evidence.values())).shape
+    expected = {"log_ratio_old": shape, "denoising_ref": shape, "rewards": shape[:1], "group_ids": shape[:1]}
+    fits = len(shape) == 2 and all(value.shape == shape for value in evidence.values())
+    for name, value in data.items():
+        fits &= value.shape == expected.get(name, (len(value), *value.shape[1:])) and len(value) == shape[0]
+    if not fits:
+        given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in {**evidence, **data}.items())
+        raise ValueError(f"{given} do not fit: evidence must be [n, T], rewards and group_ids [n], history [n, H]")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal
+
+from prdp.objectives._groups import Pairs, paired
+from prdp.objectives._knobs import Positive
+
+if TYPE_CHECKING:
+    import torch
 
 
 def prdp(
@@ -11,8 +17,10 @@ def prdp(
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
     *,
-    beta: float,
-    clip_range: float | None,
+    beta: Positive = 3e-5,
+    clip_range: Positive | None = 1e-4,
+    step_reduction: Literal["mean", "sum"] = "mean",
+    pairs: Pairs = "all",
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of predicting every reward difference within a prompt's group by the difference of log-ratios.
 
@@ -27,24 +35,30 @@ def prdp(
         group_ids: int64 [n], equal for images of one prompt.
         beta: KL weight; divides the rewards.
         clip_range: epsilon of eq. 20; None leaves the clip and the max out (eq. 14).
+        step_reduction: of log-ratios over steps: the listing's mean, or eq. 21's sum, whose beta is T times smaller.
+        pairs: which images of a group are compared, see `paired`.
 
     Returns:
-        the loss, and {"groups_tied": number of prompts without a single untied pair}.
+        the loss, and {"groups_tied": number of prompts without a single untied pair, "clipfrac": share of log-ratios
+        beyond the clip range}.
     """
-    clipped = log_ratio
+    clipped, clipfrac = log_ratio, 0.0
     if clip_range is not None:
-        clipped = torch.clamp(log_ratio, log_ratio_old - clip_range, log_ratio_old + clip_range)
-    score, score_clipped = log_ratio.mean(1), clipped.mean(1)
+        clipped = log_ratio.clamp(log_ratio_old - clip_range, log_ratio_old + clip_range)
+        clipfrac = ((log_ratio - log_ratio_old).abs() > clip_range).double().mean().item()
+    score, score_clipped = (
+        values.mean(1) if step_reduction == "mean" else values.sum(1) for values in (log_ratio, clipped)
+    )
 
     losses = []
-    groups = torch.unique(group_ids)
+    groups = group_ids.unique()
     for group in groups:
         r, s, c = (values[group_ids == group] for values in (rewards, score, score_clipped))
-        better = r[:, None] > r[None, :]
+        better = (r[:, None] > r[None, :]) & paired(r, pairs)
         target = (r[:, None] - r[None, :])[better] / beta
         error = ((s[:, None] - s[None, :])[better] - target) ** 2
         error_clipped = ((c[:, None] - c[None, :])[better] - target) ** 2
         if target.numel():
-            losses.append(torch.maximum(error, error_clipped).mean())
-    loss = torch.stack(losses).mean() if losses else log_ratio.sum() * 0.0
-    return loss, {"groups_tied": float(len(groups) - len(losses))}
+            losses.append(error.maximum(error_clipped).mean())
+    loss = sum(losses, start=log_ratio.sum() * 0.0) / max(len(losses), 1)
+    return loss, {"groups_tied": float(len(groups) - len(losses)), "clipfrac": clipfrac}

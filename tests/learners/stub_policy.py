@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ class StubWeights:
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.parameters = dict(network.named_parameters())
+        self.network = network
+        self.frozen = network
+
+    def keep_reference(self) -> None:
+        self.frozen = copy.deepcopy(self.network).requires_grad_(False)
 
     def export(self, version: int) -> Weights:
         return Weights.of(version, {n: v.detach().numpy().copy() for n, v in self.parameters.items()})
@@ -48,10 +54,10 @@ class StubPolicy:
     """Two-layer network on flattened latents, timestep and a one-number prompt state."""
 
     latent_shape = (2, 2, 2)
-    scheduler_config = SCHEDULER
     device = torch.device("cpu")
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, scheduler: Mapping[str, Any] = SCHEDULER) -> None:
+        self.scheduler_config = scheduler
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.network = torch.nn.Sequential(
@@ -74,7 +80,7 @@ class StubPolicy:
         return (network or self.network)(flat).view_as(latents)
 
     def reference(self) -> Any:
-        return nullcontext(self.network)
+        return nullcontext(self.weights.frozen)
 
     def decode(self, latents: torch.Tensor) -> Any:
         return np.zeros((len(latents), 4, 4, 3), np.uint8)
@@ -113,4 +119,5 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
         weights_version=0,
         weights_checksum=policy.weights.export(0).checksum,
         rewards=rng.normal(size=count),
+        final_latents=rng.normal(size=(count, *policy.latent_shape)),
     )

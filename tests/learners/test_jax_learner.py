@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig, ObjectiveConfig, SamplerConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler, transitions_of
 from prdp.learners import build_learner
 from prdp.learners.base import Learner
@@ -18,7 +18,7 @@ from prdp.shapes import tiny_pipeline
 from prdp.types import PromptBatch, Rollout, Weights
 
 SAMPLER = SamplerConfig(steps=3, guidance_scale=2.0, timestep_spacing="trailing")
-OBJECTIVE = ObjectiveConfig(beta=1e-3, clip_range=1e-4)
+OBJECTIVE = {"name": "prdp", "beta": 1e-3, "clip_range": 1e-4}
 
 
 @pytest.fixture(scope="module")

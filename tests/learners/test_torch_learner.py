@@ -10,7 +10,7 @@ import pytest
 import torch
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
-from prdp.config import LearnerConfig, ObjectiveConfig
+from prdp.config import LearnerConfig
 from prdp.diffusion.sampler import standardise
 from prdp.diffusion.transitions import build_transitions, log_ratio
 from prdp.learners.guards import RatioError
@@ -24,7 +24,7 @@ TRANSITIONS = build_transitions(SCHEDULER, steps=STEPS)
 
 def build(policy: StubPolicy, beta: float = 0.5, clip_range: float | None = 1e-2, **learner: Any) -> TorchLearner:
     config = LearnerConfig(mode="full", **{"learning_rate": 1e-3, "max_grad_norm": 1e9, **learner})
-    return TorchLearner(policy, TRANSITIONS, 1.0, config, ObjectiveConfig(beta=beta, clip_range=clip_range))
+    return TorchLearner(policy, TRANSITIONS, 1.0, config, {"name": "prdp", "beta": beta, "clip_range": clip_range})
 
 
 def full_autodiff(policy: StubPolicy, rollout: Rollout, beta: float, clip_range: float | None) -> list[torch.Tensor]:
@@ -181,10 +181,10 @@ def test_constant_rewards_and_dead_parameters_are_counted_and_named(caplog: pyte
 
 def test_step_weights_divide_by_the_sensitivity() -> None:
     policy = StubPolicy()
-    config = ObjectiveConfig(beta=0.5, clip_range=None, step_weighting="inverse_sensitivity")
+    config = {"name": "prdp", "beta": 0.5, "clip_range": None, "step_weighting": "inverse_sensitivity"}
     learner = TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(mode="full"), config)
     learner.update(stub_rollout(policy, TRANSITIONS))
     weights = 1 / TRANSITIONS.sensitivity
     np.testing.assert_allclose(learner._step_weights, weights / weights.mean())
-    with pytest.raises(ValueError, match=r"objective\.step_weighting is 'kappa'"):
-        TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(), ObjectiveConfig(step_weighting="kappa"))
+    with pytest.raises(ValueError, match=r"objective\.step_weighting=kappa: must be one of 'uniform', 'inverse"):
+        TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(), {**config, "step_weighting": "kappa"})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from prdp.objectives import coefficients
+from prdp.objectives import build_objective
 
 
 def random_batch(seed: int, groups: int = 3, size: int = 5, steps: int = 4) -> tuple[np.ndarray, ...]:
@@ -16,6 +18,22 @@ def random_batch(seed: int, groups: int = 3, size: int = 5, steps: int = 4) -> t
     count = groups * size
     old = rng.normal(size=(count, steps)) * 0.1
     return old + rng.normal(size=old.shape) * 0.05, old, rng.normal(size=count), np.repeat(np.arange(groups), size)
+
+
+@dataclass(frozen=True)
+class Result:
+    loss: float
+    table: np.ndarray
+    metrics: dict[str, float]
+
+
+def coefficients(
+    name: str, log_ratio: Any, old: Any, rewards: Any, groups: Any, *, step_weights: Any = None, **knobs: Any
+) -> Result:
+    """The objective at one channel, `log_ratio`."""
+    data = {"log_ratio_old": old, "rewards": rewards, "group_ids": groups}
+    result = build_objective({"name": name, **knobs}).coefficients({"log_ratio": log_ratio}, data, step_weights)
+    return Result(result.loss, result.tables["log_ratio"], result.metrics)
 
 
 def test_one_pair_by_hand() -> None:
@@ -133,7 +151,7 @@ def test_step_weights_scale_evidence_and_gradient() -> None:
 
 def test_errors_name_what_is_wrong() -> None:
     log_ratio, old, rewards, groups = random_batch(6)
-    with pytest.raises(ValueError, match=r"objective\.name is 'prpd', expected one of prdp"):
+    with pytest.raises(ValueError, match=r"objective\.name=prpd: must be one of prdp, "):
         coefficients("prpd", log_ratio, old, rewards, groups, beta=1.0, clip_range=None)
     with pytest.raises(ValueError, match=r"rewards \(14,\)"):
         coefficients("prdp", log_ratio, old, rewards[1:], groups, beta=1.0, clip_range=None)

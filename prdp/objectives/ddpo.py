@@ -1,0 +1,43 @@
+"""Denoising diffusion policy optimisation with importance sampling (Black et al., ICLR 2024, arXiv 2305.13301)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prdp.objectives._knobs import Count, CountOrZero, Positive
+from prdp.objectives._policy_gradient import clipped_surrogate, running_advantages
+
+if TYPE_CHECKING:
+    import torch
+
+
+def ddpo(
+    log_ratio: torch.Tensor,
+    log_ratio_old: torch.Tensor,
+    rewards: torch.Tensor,
+    history: torch.Tensor,
+    *,
+    clip_range: Positive | None = 1e-4,
+    advantage_clip: Positive = 10.0,
+    buffer_size: CountOrZero = 32,
+    min_count: Count = 16,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """DDPO_IS: each denoising step is an action, with PPO's clipped importance ratio of its own.
+
+    Args:
+        log_ratio, log_ratio_old: of the policy now and of the one that sampled to any common reference, [n, T].
+        rewards: raw, [n].
+        history: the latest rewards of each image's prompt, these among them, [n, H]; NaN where there is none.
+        clip_range: of the ratio around 1; None for no clip.
+        advantage_clip: largest absolute advantage.
+        buffer_size: how many rewards of a prompt count; 0 standardises by the batch alone.
+        min_count: prompts with fewer rewards are standardised by the batch.
+
+    Returns:
+        the loss, and {"clipfrac", "batch_normalised": share of images standardised by the batch}.
+    """
+    advantages, counts = running_advantages(
+        rewards, history[:, history.shape[1] - buffer_size :], min_count, advantage_clip
+    )
+    loss, clipping = clipped_surrogate(log_ratio, log_ratio_old, advantages, clip_range)
+    return loss, clipping | counts

@@ -1,0 +1,48 @@
+"""Flow-GRPO (Liu et al., 2025, arXiv 2505.05470): group-relative advantages, and the KL as a term of the loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from prdp.objectives._groups import group_mean
+from prdp.objectives._knobs import NotNegative, Positive
+from prdp.objectives._policy_gradient import clipped_surrogate
+
+if TYPE_CHECKING:
+    import torch
+
+
+def grpo(
+    log_ratio: torch.Tensor,
+    log_ratio_old: torch.Tensor,
+    kl_ref: torch.Tensor,
+    rewards: torch.Tensor,
+    group_ids: torch.Tensor,
+    *,
+    beta: NotNegative = 0.04,
+    clip_range: Positive | None = 1e-4,
+    advantage_clip: Positive = 5.0,
+    std: Literal["group", "batch"] = "group",
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The clipped surrogate of group-standardised rewards, plus beta times the KL of each step to the reference.
+
+    Args:
+        log_ratio, log_ratio_old: of the policy now and of the one that sampled to any common reference, [n, T].
+        kl_ref: ||mu_theta - mu_ref||^2 / (2 sigma^2) of each step, mean over latent dims, [n, T].
+        rewards: raw, [n].
+        group_ids: int64 [n], equal for images of one prompt.
+        beta: KL weight.
+        clip_range: of the ratio around 1; None for no clip.
+        advantage_clip: largest absolute advantage.
+        std: what the group's centred rewards are divided by: the group's own spread, or that of the whole batch.
+
+    Returns:
+        the loss, and {"clipfrac", "groups_tied": number of prompts whose rewards are all equal}.
+    """
+    centred = rewards - group_mean(rewards, group_ids)
+    spread = group_mean(centred.square(), group_ids).sqrt()
+    tied = (group_mean((centred == 0).double(), group_ids) == 1)
+    scale = spread if std == "group" else rewards.std(correction=0)
+    advantages = (centred / (scale + 1e-4)).clamp(-advantage_clip, advantage_clip)
+    loss, counts = clipped_surrogate(log_ratio, log_ratio_old, advantages, clip_range)
+    return loss + beta * kl_ref.mean(), counts | {"groups_tied": float(len(group_ids[tied].unique()))}

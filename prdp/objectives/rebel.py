@@ -1,0 +1,45 @@
+"""REBEL (Gao et al., NeurIPS 2024, arXiv 2404.16767): regression to relative rewards, against the old policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from prdp.objectives._groups import Pairs, paired
+from prdp.objectives._knobs import Positive
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rebel(
+    log_ratio: torch.Tensor,
+    log_ratio_old: torch.Tensor,
+    rewards: torch.Tensor,
+    group_ids: torch.Tensor,
+    *,
+    eta: Positive = 1.0,
+    step_reduction: Literal["mean", "sum"] = "sum",
+    pairs: Pairs = "all",
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Squared error of log-ratio differences to the old policy, divided by eta, as predictions of reward differences.
+
+    Args:
+        log_ratio, log_ratio_old: of the policy now and of the one that sampled to any common reference, [n, T].
+        rewards: raw, [n].
+        group_ids: int64 [n], equal for images of one prompt.
+        eta: step size; the larger, the farther one round of regression may go.
+        step_reduction: of log-ratios over steps: the sum, which is the trajectory's, or the mean.
+        pairs: which images of a group are compared, see `paired`.
+
+    Returns:
+        the loss, mean over a prompt's pairs and then over prompts, and no counts.
+    """
+    steps = log_ratio - log_ratio_old
+    score = steps.sum(1) if step_reduction == "sum" else steps.mean(1)
+    losses = []
+    for group in group_ids.unique():
+        r, s = rewards[group_ids == group], score[group_ids == group]
+        once = paired(r, pairs).triu(1)
+        error = (s[:, None] - s[None, :]) / eta - (r[:, None] - r[None, :])
+        losses.append(error[once].square().mean())
+    return sum(losses[1:], start=losses[0]) / len(losses), {}

@@ -1,0 +1,35 @@
+"""REINFORCE on denoising steps: the score-function estimator DDPO_SF of Black et al. (ICLR 2024, arXiv 2305.13301)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prdp.objectives._knobs import Count, CountOrZero, Positive
+from prdp.objectives._policy_gradient import running_advantages
+
+if TYPE_CHECKING:
+    import torch
+
+
+def reinforce(
+    log_ratio: torch.Tensor,
+    rewards: torch.Tensor,
+    history: torch.Tensor,
+    *,
+    advantage_clip: Positive = 10.0,
+    buffer_size: CountOrZero = 32,
+    min_count: Count = 16,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Log-probs weighted by advantages; unbiased for the first update after sampling only.
+
+    Args:
+        log_ratio: log pi_theta / pi_ref, [n, T]; the reference adds a constant.
+        rewards, history, advantage_clip, buffer_size, min_count: as in `ddpo`.
+
+    Returns:
+        the loss, and {"batch_normalised": share of images standardised by the batch}.
+    """
+    advantages, counts = running_advantages(
+        rewards, history[:, history.shape[1] - buffer_size :], min_count, advantage_clip
+    )
+    return -(advantages[:, None] * log_ratio).mean(), counts

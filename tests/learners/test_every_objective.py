@@ -1,0 +1,261 @@
+"""Every objective in the learner: the two-pass gradient against full autodiff, resume, and a problem it must solve."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stub_policy import SCHEDULER, StubPolicy, stub_rollout
+
+from prdp.config import LearnerConfig
+from prdp.diffusion.denoising import ForwardProcess
+from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.transitions import build_transitions
+from prdp.learners.torch_learner import TorchLearner
+from prdp.objectives import OBJECTIVES, Denoising, build_objective
+from prdp.types import PromptBatch, Rollout
+
+STEPS, DRAWS, SEED = 4, 3, 11
+TRANSITIONS = build_transitions(SCHEDULER, steps=STEPS)
+KNOBS: dict[str, dict[str, Any]] = {
+    "prdp": {"beta": 0.5, "clip_range": 1e-2},
+    "ddpo": {"clip_range": 1e-2, "min_count": 3},
+    "reinforce": {"min_count": 3},
+    "grpo": {"clip_range": 1e-2, "beta": 2.0},
+    "rebel": {},
+    "reward_weighted_regression": {"draws": DRAWS, "temperature": 0.02},
+    "best_of_n": {"draws": DRAWS, "top": 2},
+    "diffusion_dpo": {"draws": DRAWS, "beta": 3.0},
+}
+VARIANTS = [
+    *((name, {}) for name in KNOBS),
+    ("grpo", {"step_weighting": "inverse_sensitivity"}),
+    ("prdp", {"step_reduction": "sum", "pairs": "disjoint"}),
+    ("reward_weighted_regression", {"shared_draws": True, "normalise": "group"}),
+    ("diffusion_dpo", {"pairs": "all", "shared_draws": False}),
+]
+
+
+def build(policy: StubPolicy, name: str, knobs: dict[str, Any] | None = None, **learner: Any) -> TorchLearner:
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": float("inf"), "microbatch": 5, **learner}
+    config = LearnerConfig(mode="full", **settings)
+    return TorchLearner(policy, TRANSITIONS, 1.0, config, {"name": name, **KNOBS[name], **(knobs or {})}, SEED)
+
+
+def moved(policy: StubPolicy) -> StubPolicy:
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for value in policy.weights.parameters.values():
+            value.add_(0.05 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+    return policy
+
+
+def trajectory_channels(policy: StubPolicy, rollout: Rollout) -> dict[str, torch.Tensor]:
+    """log_ratio and kl_ref [n, T] from torch's own normal distributions, with the graph of every cell kept."""
+    states = policy.encode_prompts(rollout.prompts.texts).repeat_interleave(rollout.images_per_prompt, 0)
+    ratios, divergences = [], []
+    for step in range(STEPS):
+        x, following = torch.from_numpy(rollout.latents[:, step]), torch.from_numpy(rollout.latents[:, step + 1])
+        timesteps = torch.full((len(x),), int(TRANSITIONS.timesteps[step]))
+        sigma = torch.tensor(float(TRANSITIONS.sigma[step]), dtype=torch.float64)
+        now, reference = (
+            torch.distributions.Normal(TRANSITIONS.mean(step, x, output), sigma)
+            for output in (
+                policy.output(x, timesteps, states, 1.0),
+                torch.from_numpy(rollout.reference_output[:, step]),
+            )
+        )
+        ratios.append((now.log_prob(following) - reference.log_prob(following)).flatten(1).mean(1))
+        divergences.append(torch.distributions.kl_divergence(now, reference).flatten(1).mean(1))
+    return {"log_ratio": torch.stack(ratios, 1), "kl_ref": torch.stack(divergences, 1)}
+
+
+def denoising_channel(
+    policy: StubPolicy, rollout: Rollout, evidence: Denoising, network: torch.nn.Module
+) -> torch.Tensor:
+    """Minus the denoising error [n, draws] at update 0, cell by cell."""
+    states = policy.encode_prompts(rollout.prompts.texts)
+    process, rows = ForwardProcess(SCHEDULER), []
+    for image in range(len(rollout)):
+        prompt, number = divmod(image, rollout.images_per_prompt)
+        for draw in range(evidence.draws):
+            key = (np.array([prompt]), np.array([0 if evidence.shared_draws else number]), np.array([draw]))
+            timesteps, noise = process.draw(SEED, 0, *key, policy.latent_shape)
+            latents = torch.from_numpy(rollout.final_latents[image : image + 1])  # type: ignore[index]
+            x, target = process.noised(latents, timesteps, torch.from_numpy(noise).double())
+            output = policy.output(x, torch.from_numpy(timesteps), states[prompt : prompt + 1], 1.0, network)
+            rows.append(-((output - target) ** 2).mean())
+    return torch.stack(rows).view(len(rollout), evidence.draws)
+
+
+def rollout_of(policy: StubPolicy) -> Rollout:
+    """Sampled from the policy, in float64, with evidence of a policy and a reference that are near it."""
+    sampler = Sampler(policy, TRANSITIONS, 1.0, 1000)
+    rollout = sampler.sample(PromptBatch(0, 0, ("x", "xx", "xxx"), ({}, {}, {})), 4, SEED)
+    rng = np.random.default_rng(1)
+    output = rollout.reference_output.astype(np.float64)
+    return dataclasses.replace(
+        rollout,
+        latents=rollout.latents.astype(np.float64),
+        reference_output=output + 0.02 * rng.normal(size=output.shape),
+        log_ratio=0.02 * rng.normal(size=rollout.log_ratio.shape),
+        rewards=rng.normal(size=len(rollout)),
+        final_latents=rng.normal(size=(len(rollout), *policy.latent_shape)),
+        # Not the learner's version, so nothing that the sampler stored may be taken for the policy's own.
+        weights_version=1,
+    )
+
+
+@pytest.mark.parametrize(("name", "knobs"), VARIANTS)
+def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]) -> None:
+    policy = StubPolicy()
+    rollout = rollout_of(policy)
+    learner = build(policy, name, knobs)
+    moved(policy)
+    objective = build_objective({"name": name, **KNOBS[name], **knobs})
+    arrays: dict[str, torch.Tensor] = {
+        "log_ratio_old": torch.from_numpy(rollout.log_ratio),
+        "rewards": torch.from_numpy(rollout.rewards),
+        "group_ids": torch.from_numpy(rollout.group_ids),
+        "history": torch.from_numpy(rollout.rewards).view(3, 4).repeat_interleave(4, 0),
+    }
+    if isinstance(objective.evidence, Denoising):
+        arrays["denoising"] = denoising_channel(policy, rollout, objective.evidence, policy.network)
+        frozen = policy.weights.frozen
+        arrays["denoising_ref"] = denoising_channel(policy, rollout, objective.evidence, frozen).detach()
+    else:
+        channels = trajectory_channels(policy, rollout)
+        weights = torch.ones(STEPS, dtype=torch.float64)
+        if objective.evidence.step_weighting == "inverse_sensitivity":
+            inverse = torch.from_numpy(1 / TRANSITIONS.sensitivity)
+            weights = inverse / inverse.mean()
+        arrays |= {name: values * weights for name, values in channels.items()}
+        arrays["log_ratio_old"] = arrays["log_ratio_old"] * weights
+    loss, counts = objective.method.loss(*(arrays[key] for key in objective.method.arrays), **objective.knobs)
+    expected = torch.autograd.grad(loss, list(policy.weights.parameters.values()))
+
+    metrics = learner.update(rollout)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-9)
+    for key, value in counts.items():
+        assert metrics[key] == pytest.approx(value)
+    if "clipfrac" in counts:
+        assert 0.1 < counts["clipfrac"] < 1.0, "the clip must be active for this test to say anything"
+    for value, gradient in zip(policy.weights.parameters.values(), expected, strict=True):
+        assert value.grad is not None
+        assert gradient.abs().max() > 0
+        assert (value.grad - gradient).abs().max() / gradient.abs().max() < 1e-9
+
+
+def passes(policy: StubPolicy, name: str, rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Cells that go through the network for one update, and how many of those with gradient."""
+    counts = [0, 0]
+    learner, output = build(policy, name), policy.output
+
+    def counting(latents: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        counts[0] += len(latents)
+        counts[1] += len(latents) * torch.is_grad_enabled()
+        return output(latents, *arguments)
+
+    monkeypatch.setattr(policy, "output", counting)
+    learner.update(rollout)
+    return counts[0], counts[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "expected"),
+    [
+        ("prdp", 0, (48, 48)),  # 12 images, 4 steps: the sampler has stored the log-ratios
+        ("prdp", 1, (96, 48)),
+        ("grpo", 0, (48, 48)),  # the KL is not stored, but its coefficient is known
+        ("grpo", 1, (96, 48)),
+        ("reinforce", 1, (48, 48)),
+        ("reward_weighted_regression", 0, (36, 36)),  # 12 images, 3 draws
+        ("best_of_n", 0, (18, 18)),  # the best 2 of 4 images
+        ("diffusion_dpo", 0, (54, 18)),  # the best and the worst: reference, policy, policy with gradient
+    ],
+)
+def test_no_pass_that_is_not_needed(
+    name: str, version: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = StubPolicy()
+    rollout = dataclasses.replace(stub_rollout(policy, TRANSITIONS), weights_version=version)
+    assert passes(policy, name, rollout, monkeypatch) == expected
+
+
+def test_what_the_rollout_must_hold() -> None:
+    policy = StubPolicy()
+    rollout = stub_rollout(policy, TRANSITIONS)
+    with pytest.raises(ValueError, match="no final latents"):
+        build(policy, "best_of_n").update(dataclasses.replace(rollout, final_latents=None))
+    lonely = stub_rollout(policy, TRANSITIONS, prompts=12, size=1)
+    with pytest.raises(ValueError, match="makes no pair"):
+        build(policy, "grpo").update(lonely)
+    metrics = build(StubPolicy(), "ddpo").update(lonely)
+    assert metrics["batch_normalised"] == 1.0
+
+
+SOLVABLE = {**SCHEDULER, "prediction_type": "sample"}
+
+
+def mean_reward(rollout: Rollout) -> np.ndarray:
+    """Mean of the first latent channel, which stands for the image."""
+    final = rollout.latents[:, -1] if rollout.final_latents is None else rollout.final_latents
+    return final[:, 0].mean((1, 2)).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_the_expected_reward_rises(name: str) -> None:
+    transitions = build_transitions(SOLVABLE, steps=STEPS)
+    policies = [StubPolicy(scheduler=SOLVABLE) for _ in range(2)]
+    config = LearnerConfig(mode="full", learning_rate=1e-2, microbatch=1000)
+    knobs = {**KNOBS[name], "beta": 500.0} if name == "diffusion_dpo" else KNOBS[name]
+    learner = TorchLearner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
+    sampler = Sampler(policies[1], transitions, 1.0, 1000, learner.keep)
+    texts = ("x", "xx", "xxx")
+
+    def sampled(epoch: int) -> Rollout:
+        sampler.load_weights(learner.weights())
+        rollout = sampler.sample(PromptBatch(epoch, 0, texts, ({},) * len(texts)), 8, SEED)
+        return rollout.scored(mean_reward(rollout), {})
+
+    before = sampled(1000).rewards
+    for epoch in range(12):
+        learner.update(sampled(epoch))
+    after = sampled(1000).rewards
+    assert before is not None
+    assert after is not None
+    gain = after - before
+    assert gain.mean() > 5 * gain.std() / len(gain) ** 0.5
+    assert gain.mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["ddpo", "diffusion_dpo"])
+def test_resume_continues_the_same_curve(name: str) -> None:
+    def rollout(epoch: int) -> Rollout:
+        plain = stub_rollout(StubPolicy(), TRANSITIONS, seed=epoch)
+        return dataclasses.replace(
+            plain, prompts=dataclasses.replace(plain.prompts, epoch=epoch), weights_version=99
+        )
+
+    straight, first = build(StubPolicy(), name), build(StubPolicy(), name)
+    for epoch in range(3):
+        straight.update(rollout(epoch))
+        straight.update(rollout(epoch))
+        if epoch < 2:
+            first.update(rollout(epoch))
+            first.update(rollout(epoch))
+    second = build(StubPolicy(), name)
+    second.load_state(*first.state())
+    second.update(rollout(2))
+    metrics = second.update(rollout(2))
+    assert second.weights().checksum == straight.weights().checksum
+    assert metrics.keys() >= {"loss", "grad_norm"}
+    if name == "ddpo":
+        tensors, scalars = first.state()
+        assert tensors["history/rewards"].shape == (3, 32)
+        assert (~np.isnan(tensors["history/rewards"])).sum(1).tolist() == [8, 8, 8], "K updates count once"
+        with pytest.raises(ValueError, match="no tensor 'history/keys'"):
+            second.load_state({key: value for key, value in tensors.items() if "history" not in key}, scalars)
