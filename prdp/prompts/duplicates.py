@@ -127,7 +127,7 @@ def held_out_rows(texts: Iterable[str], count: int, seed: int) -> list[int]:
     """
     digests = [text_digest(text, seed) for text in texts]
     if not 1 <= count < len(digests):
-        raise ValueError(f"{count} prompts to hold out of {len(digests)}, expected 1 to {len(digests) - 1}")
+        raise ValueError(f"{count} prompts to hold out, expected 1 to {len(digests) - 1}: there are {len(digests)}")
     limit = sorted(digests)[count - 1]
     rows = [index for index, digest in enumerate(digests) if digest <= limit]
     if len(rows) == len(digests):

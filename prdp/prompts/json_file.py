@@ -72,15 +72,17 @@ def _records(file: Path, encoding: str) -> Iterator[tuple[Any, str]]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line), f"{file} line {number}"
-        except ValueError as error:
-            raise ValueError(f"{file} line {number} is not JSON: {error}; it starts with {line[:40]!r}") from None
+            yield json.loads(line.rstrip()), f"{file} line {number}"
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            start = line.strip()[:40]
+            raise ValueError(f"{file} line {number} is not JSON: {reason}; it starts with {start!r}") from None
 
 
 def _records_of_list(file: Path, encoding: str) -> Iterator[tuple[Any, str]]:
     try:
         content = json.loads("".join(text_lines(file, encoding)))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}; a file with a record a line is called .jsonl") from None
     if not isinstance(content, list):
         raise ValueError(f"{file}: {_shown(content)}, expected a JSON list")

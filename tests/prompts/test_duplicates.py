@@ -148,7 +148,7 @@ def test_equal_prompts_go_to_one_side() -> None:
         chosen = set(held_out_rows(texts, count, seed=0))
         assert {0, 1} <= chosen or not {0, 1} & chosen
     for count in (0, 4):
-        with pytest.raises(ValueError, match=f"{count} prompts to hold out of 4, expected 1 to 3"):
+        with pytest.raises(ValueError, match=f"{count} prompts to hold out, expected 1 to 3: there are 4"):
             held_out_rows(texts, count, seed=0)
     with pytest.raises(ValueError, match="none would be left"):
         held_out_rows(["a cat", "A cat"], 1, seed=0)

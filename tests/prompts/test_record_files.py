@@ -88,7 +88,8 @@ def test_json_lists_of_texts_and_of_objects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', {}, r"a\.jsonl line 2 is not JSON: .*starts with '{\"prompt\": "),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', {}, r"line 2 is not JSON: Expecting value, column 11"),
+        ("a.jsonl", "[" * 100_000, {}, r"a\.jsonl line 1 is not JSON: maximum recursion depth"),
         ("a.jsonl", '{"prompt": "x"}\n[1]\n', {}, r"a\.jsonl line 2: the record is a list, expected a JSON object"),
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', {}, r"line 2: there is no column 'prompt'; there are text"),
         ("a.jsonl", '{"prompt": 3}\n', {}, r"a\.jsonl line 1: the prompt is 3, expected text"),
