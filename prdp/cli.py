@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("prdp.status:main", "how jobs stand: epoch, rates, rewards, actors, the last fault"),
     "supervise": ("prdp.supervise:main", "run `train` and start it again when it is killed"),
     "report": ("prdp.commands:report", "write the report of a run anew"),
+    "wandb-layout": ("prdp.tracking.wandb_layout:main", "lay a W&B project's panels out"),
     "prompts": ("prdp.prompts_command:main", "inspect, clean, split and check prompt sets"),
 }
 """Name -> (function that takes the arguments and returns an exit code or None, one line of help)."""
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"prdp {name}: interrupted", file=sys.stderr)
         return 130
-    except TerminatedError:
-        print(f"prdp {name}: ended by SIGTERM", file=sys.stderr)
+    except TerminatedError as error:
+        print("; ".join([f"prdp {name}: ended by SIGTERM", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return EXIT_CODE
 
 

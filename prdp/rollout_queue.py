@@ -47,20 +47,16 @@ class RolloutQueue:
         self._epochs, self._ahead = epochs, max_staleness
         self._under_way: deque[tuple[int, Pending]] = deque()
         self._published: dict[int, Weights] = {}
-
-    @property
-    def cursor(self) -> int:
-        """Where the prompts begin that no update has seen."""
-        return self._under_way[0][0] if self._under_way else self._stream.cursor
+        self._cursor = 0
 
     def fill(self, epoch: int, weights: Weights) -> None:
         """Ask for every rollout up to `epoch + max_staleness` that was not asked for yet.
 
         Args:
             epoch: number of epochs that the learner has done.
-            weights: of the learner now.
+            weights: of the learner now; not looked at when the epoch was begun before a restart.
         """
-        self._published[epoch] = weights
+        self._published.setdefault(epoch, weights)
         last = min(epoch + self._ahead, self._epochs - 1)
         for wanted in range(epoch + len(self._under_way), last + 1):
             self._workforce.publish(self._published[max(0, wanted - self._ahead)])
@@ -71,24 +67,33 @@ class RolloutQueue:
                 seed=self._seed,
             )
             self._under_way.append((cursor, pending))
-        self._forget(epoch + 1)
+        self._forget(epoch)
 
     def next(self, on_chunk: OnChunk | None = None) -> Rollout:
         """Wait for the rollout of the epoch at hand; see `Pending.result`."""
-        rollout = self._under_way[0][1].result(on_chunk)
+        cursor, pending = self._under_way[0]
+        rollout = pending.result(on_chunk)
         self._under_way.popleft()
+        self._cursor = cursor
         return rollout
 
-    def state(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What a resumed run needs at the start of `epoch`: weights of earlier epochs, and the prompts' cursor."""
-        earlier = {made: weights for made, weights in self._published.items() if epoch - self._ahead <= made < epoch}
+    def state(self, epoch: int, begun: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a resumed run needs in `epoch`: weights that rollouts are due which the learner no longer has, and where
+        the prompts of this epoch begin.
+
+        Args:
+            begun: some updates of the epoch are done, so that the weights at its start are gone too.
+        """
+        last = epoch if begun else epoch - 1
+        earlier = {made: weights for made, weights in self._published.items() if epoch - self._ahead <= made <= last}
         tensors = {
             f"{_TENSORS}{made}/{name}": array
             for made, weights in earlier.items()
             for name, array in weights.tensors.items()
         }
         versions = {str(made): weights.version for made, weights in earlier.items()}
-        return tensors, {"prompt_cursor": self.cursor, "published": versions}
+        cursor = self._cursor if begun else self._next_cursor()
+        return tensors, {"prompt_cursor": cursor, "published": versions}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
         """Continue where `state` was taken."""
@@ -98,7 +103,10 @@ class RolloutQueue:
             arrays = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
             self._published[int(made)] = Weights.of(version, arrays)
 
-    def _forget(self, next_epoch: int) -> None:
+    def _next_cursor(self) -> int:
+        return self._under_way[0][0] if self._under_way else self._stream.cursor
+
+    def _forget(self, epoch: int) -> None:
         """Drop the weights that neither a rollout nor a checkpoint can ask for again."""
-        for made in [made for made in self._published if made < next_epoch - self._ahead]:
+        for made in [made for made in self._published if made < epoch - self._ahead]:
             del self._published[made]

@@ -78,7 +78,7 @@ class Run:
         self.heldout = fixed_prompts(heldout, max(evaluation.prompts, evaluation.final_prompts), evaluation.seed)
         self.epoch = 0
         self.wall_seconds = 0.0
-        self.saved_epoch = 0
+        self.saved_version = 0
         self.reward_identity: Mapping[str, Any] = {}
         self.unlogged: dict[str, float] = {}
         checkpoint = self._checkpoint()
@@ -132,7 +132,7 @@ class Run:
                 start = time.monotonic()
                 metrics = self._publish()
                 rollout = self._sample(metrics)
-                for _ in range(config.updates_per_epoch):
+                for _ in range(self._updates_begun(), config.updates_per_epoch):
                     _merge(metrics, self._update(rollout))
                 self._count_epoch(rollout, metrics, start)
                 if self._due(config.evaluation.every):
@@ -246,23 +246,26 @@ class Run:
                 self._keep(error)
             raise
 
+    def _updates_begun(self) -> int:
+        """Updates of this epoch that are done: more than none when the run is ended in it, or was."""
+        return self.learner.version - self.epoch * self.config.updates_per_epoch
+
     def _keep(self, error: BaseException) -> None:
-        between_epochs = self.learner.version == self.epoch * self.config.updates_per_epoch
         try:
             if self.unlogged:
                 self.trackers.log(self.unlogged, self.epoch)
-            if between_epochs and self.epoch > self.saved_epoch:
+            if self.learner.version > self.saved_version:
                 self._save()
         except OSError as second:
             _log.warning("epoch %d could not be saved: %s", self.epoch, second)  # the error on its way matters more
         else:
             error.add_note(
-                f"{self.saved_epoch} finished epochs are kept; go on by checkpoint.resume=auto output_dir={self.folder}"
+                f"{self.epoch} finished epochs are kept; go on by checkpoint.resume=auto output_dir={self.folder}"
             )
 
     def _save(self) -> None:
         tensors, scalars = self.learner.state()
-        published, queue = self.rollouts.state(self.epoch)
+        published, queue = self.rollouts.state(self.epoch, begun=self._updates_begun() > 0)
         state = {
             "learner": scalars,
             **queue,
@@ -272,7 +275,7 @@ class Run:
             "config": self.plain,
         }
         saved = save_checkpoint(self.folder, self.epoch, {**tensors, **published}, state, self.config.checkpoint.keep)
-        self.saved_epoch = self.epoch
+        self.saved_version = self.learner.version
         if self.config.checkpoint.mirror is not None:
             push(saved, self.config.checkpoint.mirror, self.config.checkpoint.keep)
 
@@ -294,7 +297,7 @@ class Run:
         self.rollouts.load_state(checkpoint.tensors, state)
         self.wall_seconds = float(state["wall_seconds"])
         self.reward_identity = state.get("reward", {})
-        self.epoch = self.saved_epoch = checkpoint.epoch
+        self.epoch, self.saved_version = checkpoint.epoch, self.learner.version
 
     def _export(self) -> None:
         """Write the evaluation weights in diffusers format, for `StableDiffusionPipeline` to load."""

@@ -18,6 +18,7 @@ from prdp.checkpoint import load_checkpoint
 from prdp.config import TrainConfig
 from prdp.configure import typed
 from prdp.errors import StartError, UserError
+from prdp.interruption import TerminatedError, interruptions_raised
 from prdp.tracking.jsonl import read_metrics
 from prdp.train import Run, main
 
@@ -92,36 +93,112 @@ def test_resumed_run_ends_with_the_same_bits(pipeline_folder: Path, straight: Pa
     assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 3]
 
 
-def test_killed_run_resumes_on_the_same_bits(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of the second epoch's learning, in a process of its own."""
-    folder = tmp_path / "run"
-    config = plain(pipeline_folder, folder)
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import json, os, signal, sys\n"
-        "from prdp.configure import typed\n"
-        "from prdp.learners.torch_learner import TorchLearner\n"
-        "from prdp.train import main\n"
-        "step = TorchLearner._step\n"
-        "def killing(self):\n"
-        "    if self.version == 3:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self)\n"
-        "TorchLearner._step = killing\n"
-        "main(typed(json.loads(sys.argv[1])))\n"
+SIGNALLED = """
+import json, os, signal, sys
+from prdp.cli import main
+from prdp.configure import typed
+from prdp.learners.torch_learner import TorchLearner
+from prdp import commands, train
+step = TorchLearner._step
+def signalling(self):
+    if self.version == 3:
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    return step(self)
+TorchLearner._step = signalling
+commands.train = lambda arguments: train.main(typed(json.loads(sys.argv[1]))) and None
+sys.exit(main(["train"]))
+"""
+
+
+def signalled(config: dict[str, Any], name: str) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own, which gets a signal before the last step of the second epoch."""
+    return subprocess.run(
+        [sys.executable, "-c", SIGNALLED, json.dumps(config), name], capture_output=True, text=True, env=os.environ
     )
-    done = subprocess.run([sys.executable, script, json.dumps(config)], capture_output=True, env=os.environ)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def test_killed_run_resumes_on_the_same_bits(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = signalled(plain(pipeline_folder, folder), "SIGKILL")
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (folder / "checkpoints" / "epoch_00002").exists()
     main(configured(pipeline_folder, folder, checkpoint={"resume": "auto"}))
     assert_same(final_state(folder), final_state(straight))
 
 
-@pytest.mark.parametrize("samplers", [1, 2])
-def test_ray_ends_with_the_same_bits_as_inline(
-    pipeline_folder: Path, straight: Path, tmp_path: Path, samplers: int
+def test_terminated_run_saves_what_is_finished_and_resumes(
+    pipeline_folder: Path, straight: Path, tmp_path: Path
 ) -> None:
-    main(configured(pipeline_folder, tmp_path / "run", cluster={"kind": "ray", "samplers": samplers}))
+    """SIGTERM after the first of the second epoch's two updates: both it and the first epoch are kept."""
+    folder = tmp_path / "run"
+    done = signalled(plain(pipeline_folder, folder, checkpoint={"every": 10}), "SIGTERM")
+    assert done.returncode == 143, done.stderr
+    assert "ended by SIGTERM; 1 finished epochs are kept" in done.stderr
+    (kept,) = (folder / "checkpoints").iterdir()
+    checkpoint = load_checkpoint(kept)
+    assert (checkpoint.epoch, checkpoint.state["learner"]["updates"]) == (1, 4)
+    main(configured(pipeline_folder, folder, checkpoint={"resume": "auto"}))
+    assert_same(final_state(folder), final_state(straight))
+    assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 3]
+
+
+def test_run_terminated_while_it_samples_resumes(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
+    config = plain(pipeline_folder, tmp_path / "run", checkpoint={"every": 10})
+    run = Run(typed(config))
+    real, calls = run.rollouts.next, []
+
+    def terminated(on_chunk: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(on_chunk)
+
+    run.rollouts.next = terminated  # type: ignore[method-assign]
+    with pytest.raises(TerminatedError), interruptions_raised():
+        run.train()
+    run.close()
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "epoch_00002").epoch == 2
+    main(configured(pipeline_folder, tmp_path / "run", checkpoint={"resume": "auto"}))
+    assert_same(final_state(tmp_path / "run"), final_state(straight))
+
+
+STALE = {"max_staleness": 1}
+
+
+@pytest.fixture(scope="module")
+def stale(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process, on weights that are an epoch old."""
+    return main(configured(pipeline_folder, tmp_path_factory.mktemp("stale"), cluster=STALE))
+
+
+def test_stale_rollouts_change_the_curve_and_are_logged(straight: Path, stale: Path) -> None:
+    lines = read_metrics(stale)
+    assert [line["staleness"] for line in lines[1:]] == [0, 2, 2]
+    assert [line["weights_version"] for line in lines[1:]] == [0, 0, 2]
+    assert [line["staleness"] for line in read_metrics(straight)[1:]] == [0, 0, 0]
+    assert any((value != final_state(straight)[name]).any() for name, value in final_state(stale).items())
+
+
+def test_overlapping_on_actors_equals_taking_turns_bit_for_bit_across_a_kill(
+    pipeline_folder: Path, stale: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    cluster = {**STALE, "kind": "ray", "samplers": 2}
+    done = signalled(plain(pipeline_folder, folder, cluster=cluster), "SIGKILL")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    main(configured(pipeline_folder, folder, cluster=cluster, checkpoint={"resume": "auto"}))
+    left, right = final_state(folder), final_state(stale)
+    assert_same(left, right)
+    assert [name for name in left if name.startswith("published/2/")]
+
+
+def test_staleness_cannot_change_on_the_way(pipeline_folder: Path, stale: Path) -> None:
+    with pytest.raises(UserError, match="cluster.max_staleness: 1 in the checkpoint, 0 now"):
+        main(configured(pipeline_folder, stale, epochs=4, checkpoint={"resume": "auto"}))
+
+
+def test_ray_ends_with_the_same_bits_as_inline(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
+    main(configured(pipeline_folder, tmp_path / "run", cluster={"kind": "ray", "samplers": 1}))
     assert_same(final_state(tmp_path / "run"), final_state(straight))
 
 

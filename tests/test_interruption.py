@@ -1,0 +1,53 @@
+"""Signals end a run at once, but not in the middle of a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from prdp.interruption import TerminatedError, interruptions_raised, uninterrupted
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, TerminatedError), (signal.SIGINT, KeyboardInterrupt)])
+def test_signals_raise_at_once(number, error):
+    before = signal.getsignal(number)
+    with pytest.raises(error), interruptions_raised():
+        os.kill(os.getpid(), number)
+        pytest.fail("went on")
+    assert signal.getsignal(number) is before
+
+
+def test_a_step_is_finished_first():
+    done = []
+    with pytest.raises(TerminatedError), interruptions_raised(), uninterrupted():
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("inner")
+        done.append("outer")
+    assert done == ["inner", "outer"]
+    with interruptions_raised(), uninterrupted():
+        done.append("nothing left over")
+
+
+def test_an_error_of_the_step_gives_way():
+    with pytest.raises(TerminatedError) as caught, interruptions_raised(), uninterrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("in the step")
+    assert isinstance(caught.value.__context__, ValueError)
+
+
+def test_other_threads_leave_the_handlers_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def look() -> None:
+        with interruptions_raised():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [before]
