@@ -143,7 +143,7 @@ def build_trackers(
     if config.tensorboard:
         makers["TensorBoard"] = lambda: tensorboard_tracker.TensorBoardTracker(run_dir, run_config, resumed_epoch)
     if config.wandb != "disabled":
-        makers["W&B"] = lambda: wandb_tracker.WandbTracker(config, run_dir, run_config, run_id)
+        makers["W&B"] = lambda: wandb_tracker.WandbTracker(config, run_dir, run_config, run_id, resumed_epoch)
     optional: dict[str, Tracker] = {}
     for name, make in makers.items():
         try:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from prdp.storage import write_atomically
+from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 from prdp.types import UInt8
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ log = logging.getLogger(__name__)
 MODES = ("disabled", "offline", "online", "auto")
 START_SECONDS = 30.0
 """How long W&B's server may take to accept the run before it is recorded offline."""
+MAX_TAG = 64
+JOB_TYPE = "train"
+LOST_SECONDS = 60.0
+"""How much of a run's log is sent again after a resume; W&B writes to its file, and to its server, every 15 seconds."""
 FINISH_SECONDS = 120.0
 """How long the last upload may take; the rest stays on disk for `wandb sync`."""
 
@@ -28,11 +34,23 @@ FINISH_SECONDS = 120.0
 class WandbTracker:
     """Sends metrics and pictures to a W&B run whose x-axis is the epoch.
 
+    One run per job: a resumed job continues the run of its id. W&B's own steps count calls and only ever rise, also
+    over sessions that were recorded offline, so that nothing is dropped or overwritten; epochs that are run again after
+    a resume are logged again, at the same place of the x-axis. So are the numbers of the last epochs before the resume,
+    from the run's own log: W&B keeps its last seconds in memory, which a killed process takes along.
+
     Online without credentials, or with a server that doesn't answer, falls back to offline with a warning: the data
     then lie in `run_dir/wandb` and `wandb sync` uploads them later.
     """
 
-    def __init__(self, config: TrackingConfig, run_dir: Path, run_config: Mapping[str, Any], run_id: str) -> None:
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        run_config: Mapping[str, Any],
+        run_id: str,
+        resumed_epoch: int | None = None,
+    ) -> None:
         """Start the run, or continue the one of the same id. Arguments as in `build_trackers`."""
         import wandb
 
@@ -46,7 +64,9 @@ class WandbTracker:
             return wandb.init(
                 project=config.wandb_project,
                 entity=config.wandb_entity,
-                group=config.wandb_group,
+                group=config.wandb_group or sweep_name(run_dir),
+                job_type=JOB_TYPE,
+                tags=run_tags(run_config),
                 name=run_dir.name,
                 id=run_id,
                 resume="allow" if mode == "online" else None,
@@ -73,22 +93,76 @@ class WandbTracker:
             wandb.teardown()  # W&B's service still holds the id of the attempt
             self._run = start(mode)
         self.mode = mode
+        self._step_file = run_dir / "wandb" / f"{run_id}.step"
+        self._step = max(self._run.starting_step, _read_step(self._step_file))
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
+        if resumed_epoch is not None:
+            for row in _last_rows(run_dir, LOST_SECONDS):
+                self._log(row)
 
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Record numbers of one epoch."""
-        self._run.log({**metrics, "epoch": epoch})
+        self._log({**metrics, "epoch": epoch})
 
     def images(self, name: str, images: UInt8, captions: Sequence[str], epoch: int) -> None:
         """Record uint8 images [n, H, W, 3] with their captions."""
         pictures = [self._wandb.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]
-        self._run.log({name: pictures, "epoch": epoch})
+        self._log({name: pictures, "epoch": epoch})
 
     def finish(self, status: str) -> None:
         """Close the run; its exit code is 0 only for 'finished'."""
         self._run.summary["status"] = status
         self._run.finish(exit_code=0 if status == "finished" else 1)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        step, self._step = self._step, self._step + 1
+        # Noted before it is used: whenever the process dies, the next session begins beyond all steps of this one.
+        write_atomically(self._step_file, str(self._step).encode())
+        self._run.log(dict(row), step=step, commit=True)
+
+
+def sweep_name(run_dir: Path) -> str | None:
+    """What the runs of a sweep are grouped by: the last two parts of the sweep's folder, which is known by the
+    `multirun.yaml` that Hydra leaves there. None for a run that is part of no sweep.
+    """
+    sweep = run_dir.absolute().parent
+    return f"{sweep.parent.name} {sweep.name}"[-128:] if (sweep / "multirun.yaml").is_file() else None
+
+
+def run_tags(run_config: Mapping[str, Any]) -> list[str]:
+    """Tags to find runs by: 'reward:...', one per term of a sum, 'prompts:...' and 'objective:...'.
+
+    Args:
+        run_config: the configuration with the fact 'reward_identity', as `build_trackers` gives it.
+    """
+    identity = run_config.get("reward_identity") or {}
+    rewards = list(identity.get("terms") or [identity.get("name") or _source(run_config.get("reward"))])
+    prompts = _source((run_config.get("prompts") or {}).get("train"))
+    objective = (run_config.get("objective") or {}).get("name")
+    named = [*(("reward", reward) for reward in rewards), ("prompts", prompts), ("objective", objective)]
+    return [f"{kind}:{name}"[:MAX_TAG] for kind, name in named if name]
+
+
+def _source(section: Any) -> str:
+    """The file that a target lies in: 'text_file' for prdp.prompts.text_file.TextFilePrompts."""
+    target = str((section or {}).get("_target_", ""))
+    return target.rpartition(".")[0].rpartition(".")[2]
+
+
+def _last_rows(run_dir: Path, seconds: float) -> list[dict[str, float]]:
+    """The numbers that the run's log ends with, as far back as so many seconds of work."""
+    rows = read_metrics(run_dir) if (run_dir / METRICS_FILE).exists() else []
+    since = rows[-1].get("wall_seconds", 0.0) - seconds if rows else 0.0
+    recent = [row for row in rows if row.get("wall_seconds", 0.0) >= since]
+    return [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in recent]
+
+
+def _read_step(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def check_mode(mode: str) -> None:
