@@ -84,6 +84,7 @@ def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandL
         prepare=lambda plain: _prepared(plain, chosen.splits),
     )
     given = bool(runs) or any(re.match(r"\+*model(\.path)?=", word) for word in rest)
+    rest = [_addressed(word, chosen.splits) for word in rest]
     return CommandLine((*words, *rest), tuple(chosen.additions), root, tuple(notes), given)
 
 
@@ -209,20 +210,19 @@ def _check_names(key: str, names: Sequence[str], words: Sequence[str]) -> None:
             raise ConfigError(f"{word}: '{parts[1]}' is not among {key} ({taken}){hint}")
 
 
-def _prepared(plain: dict[str, Any], splits: Mapping[str, str]) -> dict[str, Any]:
-    """Reduce the options of the group `prompts`, which have two sources each, to the one that was chosen.
+def _addressed(word: str, splits: Mapping[str, str]) -> str:
+    """`prompts.NAME.KEY=...` as an argument of that half of the option which was chosen."""
+    match = re.match(r"([+~]*prompts\.([\w-]+)\.)(?!(train|heldout|shuffle)\b)", word)
+    return f"{match[1]}{splits[match[2]]}.{word[match.end() :]}" if match and match[2] in splits else word
 
-    What is set beside the two, as in prompts.text_file.path=..., goes to the chosen one.
-    """
-    prompts = {}
-    for name, section in (plain.get("prompts") or {}).items():
-        if isinstance(section, dict) and TARGET not in section:
-            beside = {key: value for key, value in section.items() if key not in (*SPLITS, "shuffle")}
-            source = section.get(splits.get(name, "heldout")) or section.get("train")
-            prompts[name] = {**source, **beside} if isinstance(source, dict) else section
-        else:
-            prompts[name] = section
-    return {**plain, "prompts": prompts}
+
+def _prepared(plain: dict[str, Any], splits: Mapping[str, str]) -> dict[str, Any]:
+    """Reduce the options of the group `prompts`, which have two sources each, to the one that was chosen."""
+    chosen = dict(plain.get("prompts") or {})
+    for name in splits.keys() & chosen.keys():
+        if isinstance(chosen[name], dict):
+            chosen[name] = chosen[name].get(splits[name])
+    return {**plain, "prompts": chosen}
 
 
 def _quoted(entries: Sequence[str]) -> str:

@@ -101,6 +101,11 @@ def test_argument_of_a_source_whose_other_half_is_missing(tmp_path: Path) -> Non
         f"prompts.text_file.path={tmp_path / 'p.txt'}",
     )  # fmt: skip
     assert config.prompts["text_file"]["path"] == str(tmp_path / "p.txt")
+    words = ("models=[base]", "model=shapes", "rewards=[redness]", "prompts=[pick_a_pic]")
+    # Its held-out half takes the path of the other where it has none of its own.
+    for word in ("prompts.pick_a_pic.path=owner/name", "prompts.pick_a_pic.train.path=owner/name"):
+        source = composed(*words, word).prompts["pick_a_pic"]
+        assert (source["path"], source["split"]) == ("owner/name", "test_unique")
 
 
 def test_a_sweep_is_one_folder_and_its_rewards_and_prompts_come_together(tmp_path: Path) -> None:
