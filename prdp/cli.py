@@ -24,7 +24,6 @@ COMMANDS = {
     "supervise": ("prdp.supervise:main", "run `train` and start it again when it is killed"),
     "report": ("prdp.commands:report", "write the report of a run anew"),
     "wandb-layout": ("prdp.tracking.wandb_layout:main", "lay a W&B project's panels out"),
-    "wandb-layout": ("prdp.tracking.wandb_layout:main", "lay a W&B project's panels out"),
     "prompts": ("prdp.prompts_command:main", "inspect, clean, split and check prompt sets"),
 }
 """Name -> (function that takes the arguments and returns an exit code or None, one line of help)."""
