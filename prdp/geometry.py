@@ -5,21 +5,32 @@ from __future__ import annotations
 import math
 
 from prdp.config import TrainConfig
+from prdp.objectives import OBJECTIVES, Trajectory
 from prdp.threads import plan_threads
 
 
 def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
-    A network pass is one latent through the denoising network once, forward; guidance takes two. Sampling evaluates the
-    policy and the reference. The first update after sampling takes the stored log-probs, each further one recomputes
-    them first; `learning_backwards_per_epoch` counts the passes that are also differentiated.
+    A network pass is one latent through the denoising network once, forward; guidance takes two. For objectives on
+    trajectories, sampling evaluates the policy and the reference; the first update after sampling takes the stored
+    log-probs, and each further one recomputes them first, unless the loss is linear in them. Objectives on denoising
+    errors need no reference while sampling, and leave images out that they do not use: theirs are the most that may be.
+    `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
+    method = OBJECTIVES[config.objective["name"]]
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
     branches = 2 if config.sampler.guidance_scale > 1 else 1
     steps = config.sampler.steps
-    cells = images * (steps - config.sampler.deterministic_final_steps)
+    blind = set(method.channels) <= set(method.linear)
+    if isinstance(method.evidence, Trajectory):
+        networks, columns = 2, steps - config.sampler.deterministic_final_steps
+        passes = updates if blind else 2 * updates - 1
+    else:
+        networks, columns = 1, config.objective.get("draws", method.evidence.draws)
+        passes = updates * (1 + (not blind) + ("denoising_ref" in method.arrays))
+    cells = images * columns
     evaluation = config.evaluation
     between = (config.epochs - 1) // evaluation.every if evaluation.every else 0
     ray = config.cluster.kind == "ray"
@@ -33,8 +44,8 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         "chunks_per_epoch": math.ceil(groups / config.sampler.prompts_per_chunk),
         "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
         "cells_per_update": cells,
-        "sampling_passes_per_epoch": images * steps * 2 * branches,
-        "learning_passes_per_epoch": cells * branches * (2 * updates - 1),
+        "sampling_passes_per_epoch": images * steps * networks * branches,
+        "learning_passes_per_epoch": cells * branches * passes,
         "learning_backwards_per_epoch": cells * branches * updates,
         "evaluations": 2 + between,
         "evaluation_images": (2 * evaluation.final_prompts + between * evaluation.prompts)

@@ -320,6 +320,12 @@ def test_geometry() -> None:
     assert (size["samplers"], size["threads"]) == (3, 2)
     unguided = geometry(compose("sampler.guidance_scale=1"))
     assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * 8 * 2
+    for name, columns, passes, networks in (("reinforce", 4, 3, 2), ("best_of_n", 5, 3, 1), ("diffusion_dpo", 5, 9, 1)):
+        draws = {} if networks == 2 else {"draws": columns}
+        other = geometry(dataclasses.replace(config, objective={"name": name, **draws}))
+        assert other["cells_per_update"] == 24 * columns
+        assert other["learning_passes_per_epoch"] == 24 * columns * 2 * passes
+        assert other["sampling_passes_per_epoch"] == 24 * 5 * 2 * networks
     text = geometry_text(config)
     assert "24 = 6 prompts x 4 images" in text
     assert "3 samplers" in text

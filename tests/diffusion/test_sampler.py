@@ -15,7 +15,7 @@ from prdp.diffusion import build_policy, build_sampler, transitions_of
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.stable_diffusion import load_pipeline
-from prdp.types import PromptBatch, Weights
+from prdp.types import PromptBatch, Rollout, Weights
 
 PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))
 SEED, SIZE = 11, 2
@@ -120,6 +120,42 @@ def test_microbatches_and_trajectories_do_not_change_images(pipeline_folder: Pat
     bare = sampler_at(pipeline_folder).sample(PROMPTS, SIZE, SEED, trajectory=False)
     np.testing.assert_array_equal(bare.images, whole.images)
     assert bare.log_ratio.shape == (4, 0)
+
+
+def test_final_latents_are_kept_alone_and_decode_to_the_images(pipeline_folder: Path) -> None:
+    whole = sampler_at(pipeline_folder, deterministic_final_steps=1).sample(PROMPTS, SIZE, SEED)
+    assert whole.final_latents is None
+    settings = SamplerConfig(steps=6, guidance_scale=3.0, deterministic_final_steps=1, microbatch=3)
+    path = ModelConfig(path=str(pipeline_folder))
+    sampler = build_sampler(path, LearnerConfig(mode="full"), settings, seed=0, keep="final_latents")
+    sampler.load_weights(Weights.of(1, sampler._policy.weights.export(1).tensors))  # no reference, and none is asked
+    rollout = sampler.sample(PROMPTS, SIZE, SEED)
+    assert rollout.final_latents is not None
+    assert rollout.log_ratio.shape == (4, 0)
+    assert rollout.latents.size == rollout.reference_output.size == 0
+    np.testing.assert_array_equal(sampler._policy.decode(torch.from_numpy(rollout.final_latents)), rollout.images)
+    assert np.abs(rollout.images.astype(int) - whole.images).max() <= 1
+    assert sampler.sample(PROMPTS, SIZE, SEED, trajectory=False).final_latents is None
+    parts = [sampler.sample(chunk, SIZE, SEED) for chunk in PROMPTS.chunks(1)]
+    joined = Rollout.concatenate(parts).final_latents
+    np.testing.assert_allclose(joined, rollout.final_latents, atol=2e-4)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_reference_kept_later_is_the_start(pipeline_folder: Path, mode: str) -> None:
+    policy, start = (
+        build_policy(ModelConfig(path=str(pipeline_folder)), LearnerConfig(mode=mode), seed=0, keep_reference=False)
+        for _ in range(2)
+    )
+    policy.weights.keep_reference()
+    policy.weights.bind(moved(policy.weights.export(0)))
+    latents, timesteps = torch.randn(2, *policy.latent_shape), torch.tensor([981, 41])
+    states = policy.encode_prompts(PROMPTS.texts)
+    with torch.no_grad():
+        expected = start.output(latents, timesteps, states, 3.0)
+        with policy.reference() as network:
+            torch.testing.assert_close(policy.output(latents, timesteps, states, 3.0, network), expected)
+        assert not torch.allclose(policy.output(latents, timesteps, states, 3.0), expected, atol=1e-3)
 
 
 def test_weights_that_do_not_fit_are_named(pipeline_folder: Path) -> None:

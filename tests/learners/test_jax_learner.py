@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,9 @@ def learner_config(**changes: Any) -> LearnerConfig:
     return LearnerConfig(**{**settings, "max_grad_norm": 0.5, "ema_decay": 0.9, "microbatch": 5, **changes})
 
 
-def build(model: ModelConfig, config: LearnerConfig) -> Learner:
+def build(model: ModelConfig, config: LearnerConfig, objective: Mapping[str, Any] = OBJECTIVE) -> Learner:
     policy = build_policy(model, config, seed=0, keep_reference=False)
-    return build_learner(policy, transitions_of(policy, SAMPLER), SAMPLER.guidance_scale, config, OBJECTIVE)
+    return build_learner(policy, transitions_of(policy, SAMPLER), SAMPLER.guidance_scale, config, objective)
 
 
 def rollout_of(model: ModelConfig, config: LearnerConfig, weights: Weights, epoch: int = 0) -> Rollout:
@@ -80,6 +82,31 @@ def test_updates_equal_torch(model: ModelConfig, mode: str, updates: int) -> Non
     assert metrics[1][0]["ratio_error"] < 1e-6
     if updates > 1:
         assert 0 < metrics[1][1]["clipfrac"] < 1, "the clip must be active for this test to say anything"
+
+
+def test_two_channels_equal_torch(model: ModelConfig) -> None:
+    """GRPO with a KL that weighs as much as the surrogate."""
+    objective = {"name": "grpo", "beta": 100.0}
+    twins = [build(model, learner_config(framework=name, ema_decay=0.0), objective) for name in ("torch", "jax")]
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: (value + 0.05 * rng.normal(size=value.shape)).astype(np.float32)
+        for name, value in twins[0].weights().tensors.items()
+    }
+    start = Weights.of(1, tensors)
+    for learner in twins:
+        learner.load_state({f"weights/{name}": value for name, value in tensors.items()}, {"updates": 0})
+    rollout = dataclasses.replace(rollout_of(model, learner_config(), start), weights_version=0)
+    ours, theirs = (learner.update(rollout) for learner in twins)
+    assert distance(twins[0].weights(), twins[1].weights()) < 0.01 * distance(start, twins[0].weights())
+    assert ours["kl_ref"] > 0
+    for name in ("loss", "grad_norm", "kl_ref", "clipfrac"):
+        assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-6), name
+
+
+def test_denoising_objectives_are_refused(model: ModelConfig) -> None:
+    with pytest.raises(ValueError, match=r"objective\.name=best_of_n .* use learner\.framework=torch"):
+        build(model, learner_config(framework="jax"), {"name": "best_of_n"})
 
 
 def test_checkpoints_are_interchangeable(model: ModelConfig) -> None:

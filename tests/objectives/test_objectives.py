@@ -1,0 +1,113 @@
+"""What all objectives have in common: names, knobs, what a configuration may say, linearity, groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from golden import batch, evaluate
+
+import prdp.objectives
+from prdp.bounds import check_bounds
+from prdp.config import LearnerConfig, TrainConfig
+from prdp.configure import conf_folder
+from prdp.errors import ConfigError
+from prdp.objectives import CHANNELS, DATA, OBJECTIVES, build_objective
+
+
+def test_names_are_files_and_options() -> None:
+    files = {file.stem for file in Path(prdp.objectives.__file__).parent.glob("[!_]*.py")}
+    options = {file.stem for file in (conf_folder() / "objective").glob("*.yaml")}
+    assert files == options == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_yaml_lists_every_knob_with_its_default(name: str) -> None:
+    text = (conf_folder() / "objective" / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    defaults = {key: knob.default for key, knob in OBJECTIVES[name].knobs.items()}
+    assert yaml.safe_load(text) == {"name": name, **defaults}
+    assert all("#" in line for line in text.splitlines()[2:]), "every knob is explained"
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_defaults_are_allowed_and_arrays_known(name: str) -> None:
+    method = OBJECTIVES[name]
+    assert set(method.arrays) <= {*CHANNELS, *DATA}
+    assert method.channels
+    objective = build_objective({"name": name})
+    assert build_objective({"name": name, **{key: knob.default for key, knob in method.knobs.items()}}) == objective
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_linear_channels_are(name: str) -> None:
+    """Coefficients do not depend on the value of any channel that is said to be linear."""
+    first, second = batch(0), batch(1)
+    method = OBJECTIVES[name]
+    changed = {**first, **{channel: second[channel] for channel in method.linear}}
+    left, right = evaluate(name, first), evaluate(name, changed)
+    for channel in method.channels:
+        np.testing.assert_array_equal(left.tables[channel], right.tables[channel])
+
+
+@pytest.mark.parametrize("name", [name for name, method in OBJECTIVES.items() if method.compares_images])
+def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
+    arrays = batch()
+    order = np.argsort(np.arange(12) % 4, kind="stable")  # groups interleaved, each in its own order
+    plain, mixed = evaluate(name, arrays), evaluate(name, {key: value[order] for key, value in arrays.items()})
+    assert mixed.loss == pytest.approx(plain.loss, rel=1e-9)
+    for channel, table in plain.tables.items():
+        np.testing.assert_allclose(mixed.tables[channel], table[order], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ({"name": "dppo"}, r"objective\.name=dppo: must be one of prdp, ddpo, .*Did you mean 'ddpo'"),
+        ({"name": ["prdp"]}, r"objective\.name=\['prdp'\]: must be one of"),
+        ({}, r"objective\.name=None: must be one of"),
+        ({"name": "prdp", "eta": 1.0}, r"objective\.eta=1: objective\.name=prdp has no such knob, it takes beta, "),
+        ({"name": "best_of_n", "step_weighting": "uniform"}, r"it takes top, draws, shared_draws; .*~objective\.st"),
+        ({"name": "prdp", "beta": "3e-5"}, r"objective\.beta=3e-5: must be a finite number above 0"),
+        ({"name": "prdp", "beta": True}, r"objective\.beta=True: must be a finite number above 0"),
+        ({"name": "prdp", "beta": None}, r"objective\.beta=null: must be a finite number above 0"),
+        ({"name": "prdp", "pairs": "two"}, r"objective\.pairs=two: must be one of 'all', 'disjoint', 'one'"),
+        ({"name": "grpo", "beta": -1}, r"objective\.beta=-1: must be a finite number, at least 0"),
+        ({"name": "best_of_n", "top": 1.5}, r"objective\.top=1\.5: must be an integer, at least 1"),
+        ({"name": "diffusion_dpo", "shared_draws": 1}, r"objective\.shared_draws=1: must be true or false"),
+        ({"name": "ddpo", "buffer_size": 8}, r"objective\.min_count=16: must be at most objective\.buffer_size=8"),
+    ],
+)
+def test_what_a_configuration_may_not_say(objective: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_bounds(TrainConfig(output_dir="x", reward={"_target_": "a.b"}, objective=objective))
+
+
+def test_all_mistakes_at_once_and_limits_allowed() -> None:
+    with pytest.raises(ValueError) as caught:
+        build_objective({"name": "ddpo", "clip_range": 0, "beta": 1, "min_count": 0})
+    assert len(str(caught.value).splitlines()) == 3
+    knobs = build_objective({"name": "ddpo", "clip_range": None, "buffer_size": 0}).knobs
+    assert (knobs["clip_range"], knobs["buffer_size"]) == (None, 0)
+
+
+def test_what_must_fit_the_objective() -> None:
+    plain = {"output_dir": "x", "reward": {"_target_": "a.b"}}
+    check_bounds(TrainConfig(**plain, objective={"name": "ddpo"}, images_per_prompt=1))
+    with pytest.raises(ConfigError, match=r"images_per_prompt=1: .* objective\.name=grpo compares images"):
+        check_bounds(TrainConfig(**plain, objective={"name": "grpo"}, images_per_prompt=1))
+    jax = LearnerConfig(framework="jax")
+    check_bounds(TrainConfig(**plain, objective={"name": "grpo"}, learner=jax))
+    with pytest.raises(ConfigError, match=r"objective\.name=best_of_n: .* use learner\.framework=torch"):
+        check_bounds(TrainConfig(**plain, objective={"name": "best_of_n"}, learner=jax))
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    arrays = batch()
+    with pytest.raises(ValueError, match=r"log_ratio \(12, 5\), .*rewards \(11,\)"):
+        evaluate("ddpo", {**arrays, "rewards": arrays["rewards"][1:]})
+    with pytest.raises(ValueError, match=r"log_ratio_old \(12, 4\)"):
+        evaluate("rebel", {**arrays, "log_ratio_old": arrays["log_ratio_old"][:, 1:]})
