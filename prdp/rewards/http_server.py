@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import io
 import json
 import socket
 import sys
 import threading
+import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +19,10 @@ from prdp.rewards.wire import FORMAT, Limits, WireError, decode_request, encode_
 
 SOCKET_SECONDS = 30.0
 """How long a client may be silent in the middle of its request."""
+REQUEST_SECONDS = 300.0
+"""How long a whole request may take to arrive, however steadily it drips."""
+CONNECTIONS = 64
+"""Connections at a time; further ones are told to come back before anything of them is read."""
 WAITING = 8
 """Requests read or scored at a time; one more is told to come back."""
 
@@ -37,11 +44,14 @@ class RewardServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = CONNECTIONS
 
     def __init__(self, reward: Reward, host: str, port: int, token: str = "", limits: Limits | None = None) -> None:
         self.reward, self.token, self.limits = reward, token, limits or Limits()
         self.scoring = threading.Lock()
+        self.decoding = threading.Lock()
         self.places = threading.BoundedSemaphore(WAITING)
+        self.connections = threading.BoundedSemaphore(CONNECTIONS)
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
@@ -51,6 +61,27 @@ class RewardServer(ThreadingHTTPServer):
         """Where clients find it."""
         host, port = self.server_address[:2]
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection a thread, or turn it away where there are too many already."""
+        if self.connections.acquire(blocking=False):
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self.connections.release()
+                raise
+            return
+        with contextlib.suppress(OSError):
+            request.settimeout(0)
+            request.send(b"HTTP/1.0 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """One connection, on its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in the middle is no fault of the server."""
@@ -66,6 +97,23 @@ class _Refused(Exception):
         self.status, self.headers = status, headers or {}
 
 
+class _Arriving(io.RawIOBase):
+    """A request as it arrives: each piece within `SOCKET_SECONDS`, all of it within `REQUEST_SECONDS`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._end = connection, time.monotonic() + REQUEST_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(min(left, SOCKET_SECONDS))
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One connection with one request."""
 
@@ -73,6 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "prdp-reward-server"
     sys_version = ""
     timeout = SOCKET_SECONDS
+
+    def setup(self) -> None:
+        """Read the request against the clock."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Arriving(self.connection))
 
     def do_GET(self) -> None:
         """/health and /identity."""
@@ -118,8 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(_Refused(405 if code == 501 else code, message or "not a request"))
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """One line without headers, where the token stands."""
-        print(f"{self.address_string()} {format % arguments}", file=sys.stderr, flush=True)
+        """One line without headers, where the token stands, and without what a terminal would act on."""
+        line = "".join(one if one.isprintable() else "?" for one in format % arguments)
+        print(f"{self.address_string()} {line}", file=sys.stderr, flush=True)
 
     def _check_token(self) -> None:
         if not self.server.token:
@@ -132,6 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
         kind = self.headers.get_content_type()
         if kind != "application/json":
             raise _Refused(415, f"Content-Type is {kind}, expected application/json")
+        coding = self.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise _Refused(415, "Content-Encoding: only bodies that are not compressed are taken")
         lengths = self.headers.get_all("Content-Length") or []
         if "Transfer-Encoding" in self.headers or not lengths:
             raise _Refused(411, "a Content-Length is needed, and no Transfer-Encoding")
@@ -143,30 +201,40 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = self.rfile.read(int(lengths[0]))
         except TimeoutError:
-            raise _Refused(408, f"nothing came for {SOCKET_SECONDS:g} s") from None
+            raise _Refused(
+                408, f"nothing came for {SOCKET_SECONDS:g} s, or not all within {REQUEST_SECONDS:g} s"
+            ) from None
         if len(body) < int(lengths[0]):
             raise _Refused(400, f"the body ends after {len(body)} of {lengths[0]} bytes")
         return body
 
     def _scored(self, body: bytes) -> bytes:
-        try:
-            images, prompts, metadata = decode_request(body, self.server.limits)
-        except WireError as error:
-            raise _Refused(400, str(error)) from None
-        reward = self.server.reward
-        try:
-            with self.server.scoring:
+        # A batch is decoded while the one before is scored, but no third: memory is bounded by the size of two.
+        with contextlib.ExitStack() as stack:
+            with self.server.decoding:
+                images, prompts, metadata = self._decoded(body)
+                stack.enter_context(self.server.scoring)
+            reward = self.server.reward
+            try:
                 result = reward.score(images, prompts, metadata)
-        except ValueError as error:
-            raise _Refused(422, f"reward '{reward.name}' refuses: {error}") from error
-        except Exception as error:
-            traceback.print_exc()
-            raise _Refused(500, f"reward '{reward.name}' raised {type(error).__name__}: {error}") from error
+            except ValueError as error:
+                raise _Refused(422, f"reward '{reward.name}' refuses: {error}") from error
+            except Exception as error:
+                traceback.print_exc()
+                raise _Refused(500, f"reward '{reward.name}' raised {type(error).__name__}: {error}") from error
         try:
             rewards, sub_scores = checked_scores(reward.name, result, len(images))
         except ValueError as error:
             raise _Refused(500, str(error)) from error
         return encode_answer(identity_of(reward), rewards, sub_scores)
+
+    def _decoded(self, body: bytes) -> tuple[Any, list[str], list[dict[str, Any]]]:
+        try:
+            return decode_request(body, self.server.limits)
+        except WireError as error:
+            raise _Refused(400, str(error)) from None
+        except MemoryError:
+            raise _Refused(413, "the request does not fit into memory") from None
 
     def _refuse(self, refused: _Refused) -> None:
         self._send(refused.status, {"error": str(refused)}, refused.headers)

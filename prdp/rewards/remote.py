@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-import json
 import logging
 import math
 import os
 import random
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +19,16 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from prdp.rewards.base import checked_scores
-from prdp.rewards.wire import ENCODINGS, FORMAT, MIB, decode_answer, encode_request, error_of
+from prdp.rewards.wire import (
+    ENCODINGS,
+    FORMAT,
+    MIB,
+    WireError,
+    decode_answer,
+    decode_identity,
+    encode_request,
+    error_of,
+)
 from prdp.types import Float64, UInt8
 
 RETRIED = (408, 425, 429, 502, 503, 504)
@@ -74,7 +85,7 @@ class RemoteReward:
         self._request_bytes = min(int(max_request_mib * MIB), limits.get("request_bytes", math.inf))
         self._batch_size = min(batch_size, limits.get("images", batch_size))
         self._identity = {"name": self.name, "version": self.version}
-        if isinstance(identity.get("terms"), dict):
+        if "terms" in identity:
             self._identity["terms"] = identity["terms"]
 
     @classmethod
@@ -97,9 +108,7 @@ class RemoteReward:
         """
         starts = range(0, len(images), self._batch_size)
         batches = [slice(start, start + self._batch_size) for start in starts]
-        answers = [
-            answer for part in batches for answer in self._answers(images[part], prompts[part], metadata[part])
-        ]
+        answers = [answer for part in batches for answer in self._answers(images[part], prompts[part], metadata[part])]
         names = {frozenset(parts) for _, parts in answers}
         if len(names) > 1:
             raise ValueError(f"{self._server.url} answers some images by other sub-scores than others")
@@ -122,7 +131,10 @@ class RemoteReward:
             for part in (slice(half), slice(half, None)):
                 yield from self._answers(images[part], prompts[part], metadata[part])
             return
-        name, version, rewards, sub_scores = decode_answer(self._server.ask("POST", "/score", body))
+        try:
+            name, version, rewards, sub_scores = decode_answer(self._server.ask("POST", "/score", body))
+        except WireError as error:
+            raise ValueError(f"{self._server.url}/score: {error}") from None
         if (name, version) != (self.name, self.version):
             raise ValueError(
                 f"{self._server.url} now scores by '{name}' version '{version}'; the run began with '{self.name}' "
@@ -162,13 +174,10 @@ class _Server:
         """Name, version and limits, as `GET /identity` tells them."""
         body = self.ask("GET", "/identity")
         try:
-            document = json.loads(body)
-            known = document["format"] == FORMAT and isinstance(document["name"], str)
-            if known and isinstance(document["version"], str) and isinstance(document["limits"], dict):
-                return dict(document)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            pass
-        raise ValueError(f"{self.url}/identity is not that of a reward server of format {FORMAT}: {error_of(body)}")
+            return decode_identity(body)
+        except WireError as error:
+            said = f"{error}; it says {error_of(body)}"
+            raise ValueError(f"{self.url}/identity is not that of a reward server of format {FORMAT}: {said}") from None
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """The body of a successful answer.
@@ -211,28 +220,42 @@ class _Server:
             connection = http.client.HTTPSConnection(host, self._port, timeout=self._timeout, context=context)
         else:
             connection = http.client.HTTPConnection(host, self._port, timeout=self._timeout)
+        expired = threading.Event()
+        timer: threading.Timer | None = None
         try:
+            connection.connect()
+            open_socket = connection.sock
+
+            def expire() -> None:
+                # A time-out of the socket's starts anew with each byte; this one does not.
+                expired.set()
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(open_socket, socket.SHUT_RDWR)  # past TLS, which may be reading
+
+            timer = threading.Timer(max(deadline - time.monotonic(), 1e-3), expire)
+            timer.daemon = True
+            timer.start()
             connection.request(method, f"{self._path}{path}", body, self._headers)
-            socket = connection.sock
-            socket.settimeout(max(deadline - time.monotonic(), 1e-3))
             response = connection.getresponse()
             answer = bytearray()
-            while True:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError(f"no whole answer within {self._timeout:g} s")
-                socket.settimeout(left)
-                piece = response.read1(_PIECE)
-                if not piece:
-                    break
+            while piece := response.read1(_PIECE):
                 answer += piece
                 if len(answer) > _MAX_ANSWER_BYTES:
                     raise ValueError(f"{self.url}{path} answers with more than {_MAX_ANSWER_BYTES} bytes")
             if response.length:
                 raise http.client.IncompleteRead(bytes(answer), response.length)
-            retry_after = response.headers.get("Retry-After", "")
-            return response.status, bytes(answer), float(retry_after) if retry_after.isdigit() else 0.0
+            if expired.is_set():
+                raise TimeoutError
+            after = response.headers.get("Retry-After", "")
+            seconds = float(after[:9]) if after.isascii() and after.isdigit() else 0.0
+            return response.status, bytes(answer), seconds
+        except (OSError, http.client.HTTPException):
+            if expired.is_set():
+                raise TimeoutError(f"no whole answer within {self._timeout:g} s") from None
+            raise
         finally:
+            if timer is not None:
+                timer.cancel()
             connection.close()
 
 

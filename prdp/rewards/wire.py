@@ -19,6 +19,7 @@ import binascii
 import io
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from prdp.types import Float64, UInt8
 FORMAT = 1
 ENCODINGS = ("png", "raw")
 MIB = 2**20
+MAX_NAME = 4096
+"""Characters of the name or version of a reward, or of a sub-score's name, that come from elsewhere."""
 
 
 class WireError(ValueError):
@@ -44,11 +47,14 @@ class Limits:
         request_bytes: length of the body.
         images: number of images.
         decoded_bytes: size of all images once decoded, so that a small PNG cannot become a huge array.
+        values: lists, objects and their entries in the body, so that a body of brackets cannot become 20 times its size
+            in memory.
     """
 
     request_bytes: int = 64 * MIB
     images: int = 256
     decoded_bytes: int = 512 * MIB
+    values: int = 1_000_000
 
 
 def encode_request(
@@ -83,6 +89,9 @@ def decode_request(body: bytes, limits: Limits) -> tuple[UInt8, list[str], list[
     Raises:
         WireError: the body does not follow the format, or goes beyond the limits.
     """
+    values = sum(body.count(mark) for mark in (b"[", b"{", b","))
+    if values > limits.values:
+        raise WireError(f"the body holds {values} lists, objects and commas, at most {limits.values} are taken")
     document = _document(body)
     count, height, width = _shape(document.get("shape"), limits)
     encoding = document.get("encoding")
@@ -116,33 +125,55 @@ def encode_answer(identity: Mapping[str, Any], rewards: Float64, sub_scores: Map
     return json.dumps(document, allow_nan=False).encode()
 
 
-def decode_answer(body: bytes) -> tuple[str, str, list[Any], dict[str, list[Any]]]:
-    """Name and version of the reward, its rewards and sub-scores, null as NaN; numbers are left to the caller's checks.
+def decode_answer(body: bytes) -> tuple[str, str, list[float], dict[str, list[float]]]:
+    """Name and version of the reward, its rewards and sub-scores, null as NaN; how many is left to the caller's checks.
 
     Raises:
         WireError: the body does not follow the format.
     """
     document = _document(body)
-    name, version, rewards = document.get("name"), document.get("version"), document.get("rewards")
+    name, version = _name(document.get("name"), "name"), _name(document.get("version"), "version")
+    rewards = _numbers(document.get("rewards"), "rewards")
     sub_scores = document.get("sub_scores")
-    if not isinstance(name, str) or not isinstance(version, str):
-        raise WireError("name and version of the answer must be texts")
-    if not isinstance(rewards, list):
-        raise WireError(f"rewards is {_short(rewards)}, expected a list of numbers")
-    if not isinstance(sub_scores, dict) or not all(isinstance(values, list) for values in sub_scores.values()):
-        raise WireError("sub_scores must be an object of lists of numbers")
-    parts = {part: [math.nan if value is None else value for value in values] for part, values in sub_scores.items()}
+    if not isinstance(sub_scores, dict):
+        raise WireError(f"sub_scores is {_short(sub_scores)}, expected an object of lists of numbers")
+    parts = {
+        _name(part, "a sub-score's name"): _numbers(values, f"sub_scores[{part!r}]", null=True)
+        for part, values in sub_scores.items()
+    }
     return name, version, rewards, parts
 
 
+def decode_identity(body: bytes) -> dict[str, Any]:
+    """What a server says about itself: {"name", "version", "limits": {name: at least 1}}, and perhaps "terms".
+
+    Raises:
+        WireError: the body does not follow the format.
+    """
+    document = _document(body)
+    limits = document.get("limits")
+    known = ("request_bytes", "images")
+    if not isinstance(limits, dict) or not all(
+        type(limits.get(key, 1)) is int and limits.get(key, 1) >= 1 for key in known
+    ):
+        raise WireError(f"limits is {_short(limits)}, expected an object of whole numbers from 1")
+    identity: dict[str, Any] = {"name": _name(document.get("name"), "name")}
+    identity["version"] = _name(document.get("version"), "version")
+    identity["limits"] = {key: limits[key] for key in known if key in limits}
+    if isinstance(document.get("terms"), dict):
+        identity["terms"] = _told(document["terms"], "terms", depth=5)
+    return identity
+
+
 def error_of(body: bytes) -> str:
-    """The text of {"error": text}, cut short; or the start of whatever came instead."""
+    """The text of {"error": text}, or the start of whatever came instead; cut short, and fit to stand in a line."""
     try:
         document = json.loads(body)
         text = str(document["error"])
     except (ValueError, TypeError, KeyError, RecursionError):
         text = body[:200].decode("utf-8", "replace")
-    return text if len(text) <= 500 else f"{text[:500]}..."
+    shown = "".join(one if one.isprintable() else " " for one in text[:500])
+    return shown if len(text) <= 500 else f"{shown}..."
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -224,6 +255,46 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__}")
 
 
+def _name(value: Any, what: str) -> str:
+    """A text that logs and metric names can hold."""
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_NAME:
+        raise WireError(f"{what} is {_short(value)}, expected a line of at most {MAX_NAME} printable characters")
+    return value
+
+
+def _numbers(values: Any, what: str, null: bool = False) -> list[float]:
+    if not isinstance(values, list):
+        raise WireError(f"{what} is {_short(values)}, expected a list of numbers")
+    try:
+        return [math.nan if null and value is None else _number(value) for value in values]
+    except (TypeError, OverflowError):
+        raise WireError(f"{what} is {_short(values)}, expected a list of numbers") from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return float(value)
+
+
+def _told(value: Any, where: str, depth: int) -> Any:
+    """Plain values that logs and checkpoints can hold."""
+    if isinstance(value, dict) and depth:
+        return {_name(key, f"a key of {where}"): _told(one, f"{where}.{key}", depth - 1) for key, one in value.items()}
+    if isinstance(value, list) and depth:
+        return [_told(one, f"{where}[{index}]", depth - 1) for index, one in enumerate(value)]
+    if isinstance(value, str) and value:
+        return _name(value, where)
+    if value is None or value == "" or (isinstance(value, int | float) and abs(value) < 1e300):
+        return value
+    raise WireError(f"{where} is {_short(value)}, expected a short text or a number, not too deep")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict = 3, 60, 60, 8, 4
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    """The start of a value's repr, at bounded cost however large or deep it is."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,399 @@
+"""Hostile bodies and peers, at both ends of the wire: refused in the documented way, in bounded memory and time."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import select
+import socket
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from http_rewards import batch, serving
+from mutations import JUNK, deep, flipped, mutations
+
+from prdp.rewards import http_server
+from prdp.rewards.base import identity_of
+from prdp.rewards.http_server import CONNECTIONS, RewardServer
+from prdp.rewards.remote import RemoteReward
+from prdp.rewards.wire import (
+    FORMAT,
+    Limits,
+    WireError,
+    decode_answer,
+    decode_identity,
+    decode_request,
+    encode_answer,
+    encode_request,
+    error_of,
+)
+
+LIMITS = Limits(request_bytes=200_000, images=4, decoded_bytes=50_000, values=2000)
+
+
+class Fixed:
+    """Takes any metadata: whatever the server answers besides 200 is the server's."""
+
+    name, version = "fixed", "1"
+
+    def score(self, images: Any, prompts: Any, metadata: Any) -> Any:
+        return images.mean((1, 2, 3)), {"part": np.full(len(images), np.nan)}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RewardServer]:
+    with serving(Fixed(), limits=LIMITS) as one:
+        yield one
+
+
+def post(server: RewardServer, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)  # type: ignore[arg-type]
+    try:
+        connection.request("POST", "/score", body, {"Content-Type": "application/json", **headers})
+        answer = connection.getresponse()
+        content = answer.read()
+        return answer.status, json.loads(content)
+    finally:
+        connection.close()
+
+
+REQUESTS = [encode_request(*batch(2), "png"), encode_request(*batch(2), "raw"), encode_request(*batch(1), "png")]
+
+
+def test_thousands_of_damaged_requests_decode_or_are_refused() -> None:
+    refused = 0
+    for body in mutations(1, REQUESTS, 4000):
+        try:
+            images, prompts, metadata = decode_request(body, LIMITS)
+        except WireError as error:
+            refused += 1
+            assert len(str(error)) < 1000
+        else:
+            assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+            assert len(images) == len(prompts) == len(metadata) <= LIMITS.images
+    assert refused > 2500
+
+
+def test_the_server_refuses_them_without_a_fault_and_serves_the_next(
+    server: RewardServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    statuses = [post(server, body)[0] for body in mutations(2, REQUESTS, 250)]
+    assert set(statuses) <= {200, 400}
+    assert statuses.count(400) > len(statuses) / 2
+    assert post(server, REQUESTS[0])[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def png(width: int, height: int, *chunks: bytes, pixels: bytes = b"") -> bytes:
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    parts = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bomb(content: bytes, shape: list[int]) -> bytes:
+    import base64
+
+    document = {"format": FORMAT, "shape": shape, "encoding": "png", "images": [base64.b64encode(content).decode()]}
+    return json.dumps({**document, "prompts": ["a"], "metadata": [{}]}).encode()
+
+
+ZEROS = zlib.compress(bytes(50_000_000), 9)
+BOMBS: list[tuple[str, Callable[[], bytes]]] = [
+    ("declared size", lambda: bomb(png(60_000, 60_000), [1, 8, 9, 3])),
+    ("declared shape", lambda: bomb(png(9, 8), [1, 60_000, 60_000, 3])),
+    ("more pixels than declared", lambda: bomb(png(9, 8, pixels=bytes(50_000_000)), [1, 8, 9, 3])),
+    ("compressed text", lambda: bomb(png(9, 8, chunk(b"zTXt", b"a\0\0" + ZEROS)), [1, 8, 9, 3])),
+    ("international text", lambda: bomb(png(9, 8, chunk(b"iTXt", b"a\0\1\0\0\0" + ZEROS)), [1, 8, 9, 3])),
+    ("colour profile", lambda: bomb(png(9, 8, chunk(b"iCCP", b"a\0\0" + ZEROS)), [1, 8, 9, 3])),
+    ("brackets", lambda: b'{"format": 1, "shape": [' + b"[]," * 60_000 + b"1]}"),
+    ("objects", lambda: b'{"format": 1, "metadata": [' + b"{}," * 60_000 + b"{}]}"),
+    ("a long number", lambda: b'{"format": ' + b"9" * 190_000 + b"}"),
+    ("a long text", lambda: b'{"format": 1, "shape": "' + b"\\u0000" * 30_000 + b'"}'),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), BOMBS, ids=[name for name, _ in BOMBS])
+def test_small_bodies_do_not_grow_large(name: str, make: Callable[[], bytes], server: RewardServer) -> None:
+    body = make()
+    assert len(body) < LIMITS.request_bytes
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError) if name != "more pixels than declared" else _nothing():
+            decode_request(body, LIMITS)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000, f"{name}: {peak} bytes"
+    assert post(server, body)[0] in (200, 400)
+
+
+class _nothing:
+    """No error, or a refusal: what stands behind the last pixel is not looked at."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        return kind is not None and issubclass(kind, WireError)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "x" * 1000, "gzip, identity"])
+def test_compressed_bodies_are_refused_unread(server: RewardServer, coding: str) -> None:
+    status, answer = post(server, REQUESTS[0], **{"Content-Encoding": coding})
+    assert status == 415 and "Content-Encoding" in answer["error"]
+    assert post(server, REQUESTS[0], **{"Content-Encoding": "identity"})[0] == 200
+
+
+def test_what_clients_send_cannot_act_on_the_terminal(server: RewardServer, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(server.server_address[:2], timeout=30) as connection:
+        connection.sendall(b"GET /\x1b]0;owned\x07\x9b31m HTTP/1.1\r\n\r\n")
+        while connection.recv(65536):
+            pass
+    err = capfd.readouterr().err
+    assert "owned" in err
+    assert not set(err) & {"\x1b", "\x07", "\x9b"}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /score HTT",
+        b"POST /score HTTP/1.1\r\nX-Dripping: ",
+        b"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{",
+    ],
+    ids=["request line", "headers", "body"],
+)
+def test_clients_that_drip_meet_the_end_of_patience(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.5)
+    with serving(Fixed()) as server, socket.create_connection(server.server_address[:2], timeout=30) as connection:
+        connection.sendall(sent)
+        while not select.select([connection], [], [], 0.02)[0]:
+            connection.sendall(b" ")
+        answer = connection.recv(65536)
+        assert answer == b"" or b" 408 " in answer
+        assert post(server, REQUESTS[0])[0] == 200
+
+
+def test_connections_beyond_the_limit_are_turned_away_and_places_come_back() -> None:
+    with serving(Fixed()) as server:
+        held = [socket.create_connection(server.server_address[:2], timeout=30) for _ in range(CONNECTIONS)]
+        for connection in held:
+            connection.sendall(b"GET /health HTTP/1.0\r\n")
+        with socket.create_connection(server.server_address[:2], timeout=30) as further:
+            assert b" 503 " in further.recv(65536)
+        for connection in held:
+            connection.sendall(b"\r\n")
+            assert b" 200 " in connection.recv(65536)
+            while connection.recv(65536):
+                pass
+            connection.close()
+        client = RemoteReward(server.url, backoff_seconds=0.001, retries=20)
+        assert client.score(*batch(2))[0].shape == (2,)
+
+
+ANSWER = encode_answer(
+    {"name": "fixed", "version": "1"}, np.array([0.5, -1.25]), {"part": np.array([1.0, np.nan]), "b": np.zeros(2)}
+)
+IDENTITY = json.dumps(
+    {
+        "format": FORMAT,
+        "name": "fixed",
+        "version": "1",
+        "limits": {"request_bytes": 100_000, "images": 4},
+        "terms": {"red": {"weight": 2.0, "watch": False, "name": "redness", "version": "1"}},
+    }
+).encode()
+
+
+def test_thousands_of_damaged_answers_and_identities_decode_or_are_refused() -> None:
+    refused = 0
+    for body in mutations(3, [ANSWER], 3000):
+        error_of(body)
+        try:
+            name, version, rewards, parts = decode_answer(body)
+        except WireError as error:
+            refused += 1
+            assert str(error).isascii() or len(str(error)) < 500
+        else:
+            assert name.isprintable() and version.isprintable()
+            assert all(type(value) is float for values in (rewards, *parts.values()) for value in values)
+            json.dumps([name, version, list(parts)], ensure_ascii=False).encode()
+    for body in mutations(4, [IDENTITY], 3000):
+        try:
+            identity = decode_identity(body)
+        except WireError:
+            refused += 1
+        else:
+            assert all(type(limit) is int and limit >= 1 for limit in identity["limits"].values())
+            json.dumps(identity, ensure_ascii=False, allow_nan=False).encode()
+    assert refused > 3000
+
+
+class Liar:
+    """A server of canned answers: raw bytes for /identity and for /score, then the end of the connection."""
+
+    def __init__(self) -> None:
+        self.identity, self.score = http_answer(IDENTITY), http_answer(ANSWER)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            with connection:
+                start = connection.recv(4)
+                if start == b"STOP":
+                    return
+                with connection.makefile("rb") as reader:
+                    length = 0
+                    while (line := reader.readline()) not in (b"\r\n", b""):
+                        if line.lower().startswith(b"content-length:"):
+                            length = int(line.split(b":")[1])
+                    reader.read(length)
+                with contextlib.suppress(OSError):
+                    connection.sendall(self.score if start == b"POST" else self.identity)
+
+    def close(self) -> None:
+        with socket.create_connection(self._listener.getsockname()) as connection:
+            connection.sendall(b"STOP")
+        self._thread.join()
+        self._listener.close()
+
+
+def http_answer(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode("latin-1") + body
+
+
+@pytest.fixture(scope="module")
+def liar() -> Iterator[Liar]:
+    one = Liar()
+    yield one
+    one.close()
+
+
+def client(liar: Liar) -> RemoteReward:
+    return RemoteReward(liar.url, token_variable=None, retries=1, backoff_seconds=0.0, timeout_seconds=20.0)
+
+
+def test_a_lying_server_ends_in_the_documented_error_with_its_address(liar: Liar) -> None:
+    draw = random.Random(7)
+    liar.identity = http_answer(IDENTITY)
+    honest = client(liar)
+    answered = 0
+    wholes = [http_answer(ANSWER), http_answer(ANSWER, "503 Busy", "Retry-After: 0\r\n"), CHUNKED]
+    for body in mutations(8, [ANSWER], 60):
+        liar.score = http_answer(body)
+        answered += _scores(honest, liar)
+    for number in range(120):
+        liar.score = flipped(draw, wholes[number % 3])
+        answered += _scores(honest, liar)
+    for body in mutations(9, [IDENTITY], 60):
+        liar.identity = http_answer(body)
+        try:
+            identity_of(client(liar))
+        except ValueError as error:
+            assert liar.url in str(error)
+    liar.identity, liar.score = http_answer(IDENTITY), http_answer(ANSWER)
+    assert client(liar).score(*batch(2))[0].tolist() == [0.5, -1.25]
+    assert answered < 100
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n0\r\n\r\n" % (len(ANSWER), ANSWER)
+
+
+def _scores(honest: RemoteReward, liar: Liar) -> bool:
+    try:
+        rewards, _ = honest.score(*batch(2))
+    except ValueError as error:
+        assert liar.url in str(error), error
+        return False
+    assert rewards.shape == (2,) and np.isfinite(rewards).all()
+    return True
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (http_answer(b"{}", "503 Busy", "Retry-After: \xb2\r\n"), "HTTP 503"),
+        (http_answer(b"{}", "503 Busy", f"Retry-After: {'9' * 400}\r\n"), "HTTP 503"),
+        (http_answer(json.dumps({"error": "a\nb\x1b[31mc" * 500}).encode(), "400 Bad"), r"HTTP 400: a b \[31mca b"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 300 + b"\r\n", "HTTPException"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "LineTooLong"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n{}", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n", "IncompleteRead|the body is not JSON"),
+        (http_answer(ANSWER.replace(b"0.5", b'"0.5"')), "rewards is .*expected a list of numbers"),
+        (http_answer(ANSWER.replace(b"0.5", b"9" * 4000)), "rewards is .*expected a list of numbers"),
+        (http_answer(ANSWER.replace(b"0.5", b"1e999")), "must be finite numbers"),
+        (http_answer(ANSWER.replace(b'"part"', b'"a\\nb"')), "a sub-score's name is 'a.*b', expected a line"),
+        (http_answer(ANSWER.replace(b'"part"', b'"\\ud800"')), "a sub-score's name is .*, expected a line"),
+        (
+            http_answer(ANSWER.replace(b'{"part"', b'{"z": ' + deep("[", "]", 990).encode() + b', "part"')),
+            "the body is not JSON|sub_scores",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_said(
+    liar: Liar, monkeypatch: pytest.MonkeyPatch, answer: bytes, message: str
+) -> None:
+    monkeypatch.setattr("prdp.rewards.remote.time.sleep", lambda seconds: None)
+    liar.identity = http_answer(IDENTITY)
+    honest = client(liar)
+    liar.score = answer
+    with pytest.raises(ValueError, match=message) as caught:
+        honest.score(*batch(2))
+    assert liar.url in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "limits", [*JUNK[1:7], {"images": 0}, {"images": -3}, {"images": True}, {"request_bytes": "1"}]
+)
+def test_limits_that_are_none_are_refused_at_the_start(liar: Liar, limits: Any) -> None:
+    liar.identity = http_answer(json.dumps({**json.loads(IDENTITY), "limits": limits}).encode())
+    with pytest.raises(ValueError, match=r"/identity is not that of a reward server of format 1: limits is"):
+        client(liar)
+
+
+def test_an_answer_without_end_is_cut_off(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prdp.rewards.remote._MAX_ANSWER_BYTES", 100_000)
+    liar.identity = http_answer(IDENTITY)
+    honest = client(liar)
+    liar.score = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 3_000_000
+    with pytest.raises(ValueError, match="answers with more than 100000 bytes"):
+        honest.score(*batch(2))
+
+
+def test_headers_that_drip_meet_the_time_out() -> None:
+    """Each byte comes well within a time-out of its own; the headers never end."""
+    stop = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not stop.wait(0.02):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        try:
+            with pytest.raises(ValueError, match=r"in one attempt of 0\.3 s; last: TimeoutError: no whole answer"):
+                RemoteReward(f"http://127.0.0.1:{listener.getsockname()[1]}", retries=0, timeout_seconds=0.3)
+        finally:
+            stop.set()
+            thread.join()
