@@ -188,6 +188,7 @@ class Run:
             self.unlogged = {}
             self.wall_seconds += time.monotonic() - start
             self.trackers.log(metrics | {"wall_seconds": self.wall_seconds}, self.epoch)
+            self.workforce.export_metrics(self.folder.name, metrics, self.epoch)
             self.progress.cluster(self.workforce.status())
             self.progress.epoch_done(metrics)
 

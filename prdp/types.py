@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,72 +115,13 @@ class Rollout:
         """The metadata of each image's prompt, length n."""
         return [meta for meta in self.prompts.metadata for _ in range(self.images_per_prompt)]
 
-    def scored(self, rewards: Float64, sub_scores: Mapping[str, Float64], seconds: float = 0.0) -> Rollout:
+    def scored(self, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
         """The same rollout with its rewards."""
-        return dataclasses.replace(
-            self, rewards=rewards, sub_scores=dict(sub_scores), seconds={**self.seconds, "score": seconds}
-        )
+        return dataclasses.replace(self, rewards=rewards, sub_scores=dict(sub_scores))
 
-    @classmethod
-    def concatenate(cls, parts: Iterable[Rollout]) -> Rollout:
-        """Join the chunks of one epoch in prompt order, whatever order they arrived in.
-
-        Raises:
-            ValueError: no parts, mixed epochs, weights or rewards present in some only, or a gap between the chunks.
-        """
-        ordered = sorted(parts, key=lambda part: part.prompts.offset)
-        if not ordered:
-            raise ValueError("no rollouts to concatenate")
-        first = ordered[0]
-        expected = first.prompts.offset
-        for part in ordered:
-            if part.prompts.offset != expected:
-                raise ValueError(
-                    f"rollout chunks do not join: expected prompt {expected}, got {part.prompts.offset}"
-                )
-            expected += len(part.prompts)
-            for name in ("weights_version", "weights_checksum", "images_per_prompt"):
-                if getattr(part, name) != getattr(first, name):
-                    raise ValueError(
-                        f"rollout chunks disagree on {name}: "
-                        f"{getattr(first, name)!r} at prompt {first.prompts.offset}, "
-                        f"{getattr(part, name)!r} at prompt {part.prompts.offset}"
-                    )
-            if part.prompts.epoch != first.prompts.epoch:
-                raise ValueError(f"rollout chunks of epochs {first.prompts.epoch} and {part.prompts.epoch} mixed")
-            if (part.rewards is None) != (first.rewards is None) or set(part.sub_scores) != set(first.sub_scores):
-                raise ValueError("some rollout chunks are scored and others are not, or by different sub-scores")
-        prompts = PromptBatch(
-            first.prompts.epoch,
-            first.prompts.offset,
-            tuple(text for part in ordered for text in part.prompts.texts),
-            tuple(meta for part in ordered for meta in part.prompts.metadata),
-            tuple(index for part in ordered for index in part.prompts.indices),
-        )
-
-        def joined(name: str) -> Any:
-            return np.concatenate([getattr(part, name) for part in ordered])
-
-        return cls(
-            prompts=prompts,
-            images_per_prompt=first.images_per_prompt,
-            latents=joined("latents"),
-            reference_output=joined("reference_output"),
-            log_prob_ref=joined("log_prob_ref"),
-            log_ratio=joined("log_ratio"),
-            images=joined("images"),
-            final_latents=None if first.final_latents is None else joined("final_latents"),
-            weights_version=first.weights_version,
-            weights_checksum=first.weights_checksum,
-            rewards=None if first.rewards is None else joined("rewards"),
-            sub_scores={
-                name: np.concatenate([part.sub_scores[name] for part in ordered]) for name in first.sub_scores
-            },
-            seconds={
-                stage: sum(part.seconds.get(stage, 0.0) for part in ordered)
-                for stage in sorted({stage for part in ordered for stage in part.seconds})
-            },
-        )
+    def took(self, stage: str, seconds: float) -> Rollout:
+        """The same rollout, with the seconds of a further stage."""
+        return dataclasses.replace(self, seconds={**self.seconds, stage: seconds})
 
 
 @dataclass(frozen=True)

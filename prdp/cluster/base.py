@@ -116,6 +116,9 @@ class Workforce(ABC):
             "last_fault": {"time": unix seconds, "text": what happened} or None}
         """
 
+    def export_metrics(self, run: str, metrics: Mapping[str, float], epoch: int) -> None:  # noqa: B027 - an offer
+        """Offer the numbers of an epoch to whatever watches the cluster; nothing does by default."""
+
     @abstractmethod
     def close(self) -> None:
         """Let go of samplers and rewards; closing twice is fine."""
@@ -222,12 +225,6 @@ def sampled(sampler: SamplerLike, chunk: PromptBatch, images_per_prompt: int, se
     start = time.perf_counter()
     rollout = sampler.sample(chunk, images_per_prompt, seed, trajectory)
     return dataclasses.replace(rollout, seconds={**rollout.seconds, "sample": time.perf_counter() - start})
-
-
-def joined(chunks: list[Rollout], wall_seconds: float) -> Rollout:
-    """The rollout of all chunks, with the seconds from the first being begun to the last being scored."""
-    rollout = Rollout.concatenate(chunks)
-    return dataclasses.replace(rollout, seconds={**rollout.seconds, "rollout": wall_seconds})
 
 
 def check_rollout(rollout: Rollout, chunk: PromptBatch, images_per_prompt: int, published: Identity | None) -> None:

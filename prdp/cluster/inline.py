@@ -8,6 +8,7 @@ import platform
 import time
 from typing import Any
 
+from prdp.cluster.assembly import Assembly
 from prdp.cluster.base import (
     OnChunk,
     RewardFactory,
@@ -19,7 +20,6 @@ from prdp.cluster.base import (
     check_request,
     check_rollout,
     identity_of_worker,
-    joined,
     place,
     sampled,
 )
@@ -74,20 +74,21 @@ class InlineWorkforce(Workforce):
         sampler, reward = self._workers()
         begun = time.perf_counter()
         bound = self._bind(sampler, pending.weights)
-        parts = []
-        for chunk in pending.prompts.chunks(self._prompts_per_chunk):
+        chunks = pending.prompts.chunks(self._prompts_per_chunk)
+        assembly = Assembly(pending.prompts, chunks, pending.images_per_prompt)
+        for index, chunk in enumerate(chunks):
             rollout = sampled(sampler, chunk, pending.images_per_prompt, pending.seed, pending.trajectory)
             check_rollout(rollout, chunk, pending.images_per_prompt, bound)
+            rollout = assembly.place(index, rollout)
             start = time.perf_counter()
             rewards, sub_scores = reward.score(
                 rollout.images, rollout.image_prompts, rollout.image_metadata, place(chunk)
             )
-            scored = rollout.scored(rewards, sub_scores, time.perf_counter() - start)
-            parts.append(scored)
+            scored = assembly.score(index, rollout.took("score", time.perf_counter() - start), rewards, sub_scores)
             self._chunks += 1
             if on_chunk is not None:
                 on_chunk(scored)
-        return joined(parts, time.perf_counter() - begun)
+        return assembly.whole(time.perf_counter() - begun)
 
     def _bind(self, sampler: SamplerLike, weights: Weights | None) -> tuple[int, str] | None:
         """Bind the weights unless the sampler holds them; what it then holds, None before anything was published."""

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import heapq
-import itertools
 import logging
-import queue
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import ray
 
 from prdp.cluster.base import ClusterError, acknowledged, back_off, check_rollout, place
+from prdp.cluster.event_loop import EventLoop
 from prdp.cluster.ray_crew import Crew, HungError, LostError, Member, kill, settle, tell
 from prdp.cluster.ray_job import Job
 from prdp.types import Rollout
@@ -65,21 +60,18 @@ class Dispatcher:
     def __init__(self, samplers: Crew, rewards: Crew, retries: int, reward_timeout: float | None) -> None:
         self._samplers, self._rewards = samplers, rewards
         self.retries, self.reward_timeout = retries, reward_timeout
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: list[Job] = []
         self._to_score: deque[tuple[Job, int, Rollout]] = deque()
         self._tasks: dict[Member, list[Task]] = {member: [] for member in self._everybody()}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._ticket = itertools.count()
         self._waiters: list[concurrent.futures.Future[None]] = []
         self._failure: BaseException | None = None
         self.last_fault: dict[str, Any] | None = None
-        self._thread = threading.Thread(target=self._run, name="prdp dispatcher", daemon=True)
+        self._loop = EventLoop("prdp dispatcher", self._after_each, self._broken)
 
     def start(self) -> None:
         """Ask for every actor, without waiting for them."""
-        self._inbox.put(self._launch_all)
-        self._thread.start()
+        self._loop.call(self._launch_all)
+        self._loop.start()
 
     def await_ready(self, seconds: float) -> bool:
         """Wait until every actor is built; False when that takes longer.
@@ -89,7 +81,7 @@ class Dispatcher:
             Exception: what a factory raised, as itself.
         """
         ready: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._inbox.put(lambda: self._waiters.append(ready))
+        self._loop.call(lambda: self._waiters.append(ready))
         if not concurrent.futures.wait([ready], seconds).done:
             return False
         ready.result()
@@ -97,48 +89,35 @@ class Dispatcher:
 
     def submit(self, job: Job, urgent: bool) -> None:
         """Put a job at the end of the queue, or at its head."""
-        self._inbox.put(lambda: self._enqueue(job, urgent))
+        self._loop.call(lambda: self._enqueue(job, urgent))
 
     def close(self) -> None:
         """End the thread and every actor."""
-        if self._thread.is_alive():
-            self._inbox.put(None)
-            self._thread.join()
+        self._loop.close()
         for member in self._everybody():
             kill(member)
 
     def _everybody(self) -> list[Member]:
         return [*self._samplers.members, *self._rewards.members]
 
-    def _run(self) -> None:
-        try:
-            while (event := self._next_event()) is not None:
-                event()
-                self._hand_out()
-                self._tell_waiters()
-        except BaseException as error:  # noqa: BLE001 - whoever waits for a rollout must not wait for ever
-            _log.exception("the dispatcher of the Ray actors failed")
-            self._fail_all(error)
-            self._failure = error
+    def _after_each(self) -> None:
+        for member in self._rewards.members:
+            self._check_hung(member)
+        self._hand_out()
+        if self._waiters and all(member.state == "ready" for member in self._everybody()):
+            for waiter in self._waiters:
+                waiter.set_result(None)
+            self._waiters = []
 
-    def _next_event(self) -> Callable[[], None] | None:
-        """What is in the inbox, or due by the clock."""
-        while True:
-            for member in self._rewards.members:
-                self._check_hung(member)
-            due = self._timers[0][0] if self._timers else None
-            try:
-                return self._inbox.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                return heapq.heappop(self._timers)[2]
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ticket), action))
+    def _broken(self, error: BaseException) -> None:
+        _log.error("the dispatcher of the Ray actors failed", exc_info=error)
+        self._fail_all(error)
+        self._failure = error
 
     def _ask(self, task: Task) -> None:
         """Wait for the answer to a task without holding anybody up."""
         self._tasks[task.member].append(task)
-        task.answer.future().add_done_callback(lambda _: self._inbox.put(lambda: self._answered(task)))
+        task.answer.future().add_done_callback(lambda _: self._loop.call(lambda: self._answered(task)))
 
     def _answered(self, task: Task) -> None:
         if task not in self._tasks[task.member]:
@@ -208,12 +187,6 @@ class Dispatcher:
     def _built(self, member: Member, answer: Any) -> None:
         self._crew(member).enter(member, answer)
 
-    def _tell_waiters(self) -> None:
-        if self._waiters and all(member.state == "ready" for member in self._everybody()):
-            for waiter in self._waiters:
-                waiter.set_result(None)
-            self._waiters = []
-
     def _crew(self, member: Member) -> Crew:
         return self._samplers if member in self._samplers.members else self._rewards
 
@@ -229,7 +202,7 @@ class Dispatcher:
         """Fill the samplers evenly: nobody gets a second chunk before everybody has one."""
         while self._to_score and (reward := self._least_busy()) is not None:
             job, index, rollout = self._to_score.popleft()
-            self._score(reward, job, index, rollout, rollout.images)
+            self._ask(dataclasses.replace(self._ask_score(reward, job, index, rollout.images), rollout=rollout))
         for depth in range(IN_FLIGHT):
             for member in self._samplers.members:
                 if not self._jobs:
@@ -273,28 +246,28 @@ class Dispatcher:
             return
         check_rollout(rollout, job.chunks[task.index], job.images_per_prompt, job.published)
         if member.bind_seconds:
-            rollout = dataclasses.replace(rollout, seconds={**rollout.seconds, "bind": member.bind_seconds})
+            rollout = rollout.took("bind", member.bind_seconds)
             member.bind_seconds = 0.0
         reward = self._least_busy()
-        if reward is None:
-            self._to_score.append((job, task.index, _own(rollout)))
+        scoring = None if reward is None else self._ask_score(reward, job, task.index, task.products[1])
+        rollout = job.assembly.place(task.index, rollout)
+        if scoring is None:
+            self._to_score.append((job, task.index, rollout))
         else:
-            self._score(reward, job, task.index, rollout, task.products[1])
+            self._ask(dataclasses.replace(scoring, rollout=rollout))
 
-    def _score(self, member: Member, job: Job, index: int, rollout: Rollout, images: Any) -> None:
+    def _ask_score(self, member: Member, job: Job, index: int, images: Any) -> Task:
         answer = member.handle.score.remote(images, job.chunks[index], job.images_per_prompt)
-        self._ask(Task("score", member, answer, job, index, rollout=_own(rollout)))
+        return Task("score", member, answer, job, index)
 
     def _scored(self, task: Task, answer: Any) -> None:
         assert task.job is not None
         assert task.rollout is not None
         rewards, sub_scores, seconds, messages = answer
         tell(task.member, messages)
-        task.job.finish(
-            task.rollout.scored(
-                np.array(rewards), {name: np.array(values) for name, values in sub_scores.items()}, seconds
-            )
-        )
+        if not task.job.failed:
+            chunk = task.rollout.took("score", seconds)
+            task.job.finish(task.job.assembly.score(task.index, chunk, rewards, sub_scores))
 
     def _lost(self, member: Member, error: LostError) -> None:
         """Replace an actor and give everything it held to be done again; the same noise makes the same images."""
@@ -317,7 +290,7 @@ class Dispatcher:
             self._fail_all(ClusterError(f"{cause}{error}"))
             member.failures = 0
         pause = back_off(member.failures - 1) if member.failures > 1 else 0.0
-        self._after(pause, lambda: self._launch(self._crew(member), member))
+        self._loop.after(pause, lambda: self._launch(self._crew(member), member))
 
     def _give_back(self, task: Task) -> None:
         assert task.job is not None
@@ -352,7 +325,7 @@ class Dispatcher:
         now = time.monotonic()
         if turn.started is None:
             turn.started = now
-            self._after(self.reward_timeout, lambda: None)
+            self._loop.after(self.reward_timeout, lambda: None)
         elif now >= turn.started + self.reward_timeout and not ray.wait([turn.answer], timeout=0)[0]:
             self._lost(member, HungError(f"no answer within cluster.reward_timeout_seconds={self.reward_timeout:g}"))
 
@@ -363,12 +336,3 @@ class Dispatcher:
         ready = [member for member in self._rewards.members if member.state == "ready"]
         return min(ready, key=self._load, default=None)
 
-
-def _own(rollout: Rollout) -> Rollout:
-    """Copies of every array: what lies in the object store is read-only and would fill it up while it is held."""
-    arrays: dict[str, Any] = {
-        field.name: np.array(value)
-        for field in dataclasses.fields(rollout)
-        if isinstance(value := getattr(rollout, field.name), np.ndarray) and not value.flags.owndata
-    }
-    return dataclasses.replace(rollout, **arrays)

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from typing import Any
 
-from prdp.cluster.base import Identity, OnChunk, joined
+from prdp.cluster.assembly import Assembly
+from prdp.cluster.base import Identity, OnChunk
 from prdp.types import PromptBatch, Rollout
 
 
@@ -15,7 +16,8 @@ class Job:
     """A `Pending` that the dispatcher works on.
 
     Args:
-        chunks: the units of work.
+        prompts: of the request.
+        chunks: its cut, the units of work.
         weights: reference of the published weights, held while they are needed; None before anything is published.
         published: their version and checksum, which every rollout has to be made by.
         images_per_prompt, seed, trajectory: as for `Workforce.submit`.
@@ -24,10 +26,12 @@ class Job:
         todo: chunks that nobody has, by index.
         deaths: actors that died on each chunk.
         failed: nothing of it is wanted any more.
+        assembly: of the rollout.
     """
 
     def __init__(
         self,
+        prompts: PromptBatch,
         chunks: list[PromptBatch],
         weights: Any,
         published: Identity | None,
@@ -40,6 +44,7 @@ class Job:
         self.todo = deque(range(len(chunks)))
         self.deaths = [0] * len(chunks)
         self.failed = False
+        self.assembly = Assembly(prompts, chunks, images_per_prompt)
         self._outcomes: queue.SimpleQueue[Rollout | BaseException] = queue.SimpleQueue()
         self._begun: float | None = None
         self._ended = 0.0
@@ -51,7 +56,7 @@ class Job:
         return self.todo.popleft()
 
     def finish(self, scored: Rollout) -> None:
-        """A chunk is done."""
+        """A chunk is scored, and in its place."""
         self._ended = time.perf_counter()
         self._outcomes.put(scored)
 
@@ -63,13 +68,11 @@ class Job:
 
     def result(self, on_chunk: OnChunk | None = None) -> Rollout:
         """Wait until every chunk is sampled and scored; see `Pending.result`."""
-        parts: list[Rollout] = []
-        while len(parts) < len(self.chunks):
+        for _ in self.chunks:
             outcome = self._outcomes.get()
             if isinstance(outcome, BaseException):
                 raise outcome
-            parts.append(outcome)
             if on_chunk is not None:
                 on_chunk(outcome)
         self.weights = None
-        return joined(parts, self._ended - (self._begun or self._ended))
+        return self.assembly.whole(self._ended - (self._begun or self._ended))

@@ -15,6 +15,7 @@ from prdp.cluster.ray_actors import RewardActor, SamplerActor
 from prdp.cluster.ray_crew import Crew
 from prdp.cluster.ray_dispatcher import Dispatcher
 from prdp.cluster.ray_job import Job
+from prdp.cluster.ray_metrics import RayMetrics
 from prdp.cluster.ray_session import connect, free_resources
 from prdp.cluster.threads import planned_threads
 from prdp.config import ClusterConfig
@@ -61,6 +62,7 @@ class RayWorkforce(Workforce):
         self._prompts_per_chunk = prompts_per_chunk
         self._published: Identity | None = None
         self._reference: Any = None
+        self._metrics: RayMetrics | None = None
         self._closed = False
         self._owns_ray = connect(config)
         self._seats: Seats | None = None
@@ -99,7 +101,7 @@ class RayWorkforce(Workforce):
         dispatcher = self._open()
         check_request(prompts, images_per_prompt)
         chunks = prompts.chunks(self._prompts_per_chunk)
-        job = Job(chunks, self._reference, self._published, images_per_prompt, seed, trajectory)
+        job = Job(prompts, chunks, self._reference, self._published, images_per_prompt, seed, trajectory)
         dispatcher.submit(job, urgent)
         return job
 
@@ -111,6 +113,12 @@ class RayWorkforce(Workforce):
         dispatcher = self._open()
         actors = [member.told() for crew in (self._samplers, self._rewards) for member in crew.members]
         return {"actors": actors, "last_fault": dispatcher.last_fault}
+
+    def export_metrics(self, run: str, metrics: Mapping[str, float], epoch: int) -> None:
+        if self._metrics is None:
+            self._metrics = RayMetrics(run)
+        restarts = sum(actor["restarts"] for actor in self.status()["actors"])
+        self._metrics.log({**metrics, "restarts": restarts}, epoch)
 
     def close(self) -> None:
         if self._closed:

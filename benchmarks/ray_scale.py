@@ -1,0 +1,123 @@
+"""What the driver and Ray cost when many samplers work: actors that wait as long as Stable Diffusion 1.5 samples.
+
+    python benchmarks/ray_scale.py                     # 1, 8 and 64 samplers, for some minutes
+    python benchmarks/ray_scale.py --samplers 8 16
+
+Each sampler waits and answers with trajectories of true size: 50 steps of 4 x 64 x 64 latents, with the reference's
+outputs, and images of 512 x 512, for chunks of one prompt with 8 images. The epoch gives every sampler the same number
+of chunks, so without any overhead it lasts (chunks each) x (seconds a chunk), plus scoring the last one. What it lasts
+beyond that is the overhead. All samplers end a chunk at the same moment, which is the worst case. Beside it: how much of
+a core the driver uses, its memory, the fullest the object store gets, and bytes spilled to disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import threading
+import time
+from functools import partial
+
+import numpy as np
+from stub_stages import Numbers, WaitingReward, WaitingSampler
+
+from prdp.cluster import build_workforce
+from prdp.config import ClusterConfig
+from prdp.prompts.stream import PromptStream
+from prdp.rollout_queue import RolloutQueue
+from prdp.types import Weights
+
+IMAGES = 8
+STEPS = 50
+LORA = {"lora": (3_188_736 // 4, 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samplers", type=int, nargs="*", default=[1, 8, 64])
+    parser.add_argument("--chunk-seconds", type=float, default=16.0, help="8 images of 50 guided steps (%(default)g)")
+    parser.add_argument("--chunks-each", type=int, default=2, help="an epoch (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=2)
+    options = parser.parse_args()
+    for samplers in options.samplers:
+        print(json.dumps(measured(samplers, options)), flush=True)
+
+
+def measured(samplers: int, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds and bytes of an epoch with so many samplers."""
+    begun = time.perf_counter()
+    workforce = build_workforce(
+        ClusterConfig(kind="ray", samplers=samplers, reward_actors=max(1, samplers // 16)),
+        partial(WaitingSampler, options.chunk_seconds, STEPS, 4, 64, 512),
+        partial(WaitingReward, 0.05),
+        1,
+    )
+    started = time.perf_counter() - begun
+    chunks = samplers * options.chunks_each
+    rollouts = RolloutQueue(
+        workforce,
+        PromptStream(Numbers(10**6), seed=0),
+        prompts_per_epoch=chunks,
+        images_per_prompt=IMAGES,
+        seed=0,
+        epochs=options.epochs,
+        max_staleness=0,
+    )
+    ideal = options.chunks_each * options.chunk_seconds
+    with StoreWatch() as store:
+        seconds, working = [], []
+        for epoch in range(options.epochs):
+            weights = Weights.of(epoch, {name: np.zeros(shape, np.float32) for name, shape in LORA.items()})
+            start, cpu = time.perf_counter(), time.process_time()
+            rollouts.fill(epoch, weights)
+            rollout = rollouts.next()
+            seconds.append(time.perf_counter() - start)
+            working.append(time.process_time() - cpu)
+    result = {
+        "samplers": samplers,
+        "start_seconds": round(started, 1),
+        "epoch_seconds": round(float(np.mean(seconds)), 2),
+        "ideal_seconds": ideal,
+        "overhead_percent": round(100 * (float(np.mean(seconds)) / ideal - 1), 2),
+        "driver_cpu_percent": round(100 * float(np.mean(working)) / float(np.mean(seconds)), 1),
+        "rollout_gib": round(sum(getattr(rollout, name).nbytes for name in ("latents", "reference_output")) / 2**30, 2),
+        "driver_peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "store_peak_gib": round(store.peak / 2**30, 2),
+        "store_gib": round(store.size / 2**30, 2),
+        "spilled_bytes": store.spilled,
+    }
+    workforce.close()
+    return result
+
+
+class StoreWatch:
+    """Asks the node, twice a second, how full its object store is: bytes at the peak, of so many, and bytes spilled."""
+
+    def __init__(self) -> None:
+        self.peak = self.size = self.spilled = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> StoreWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import ray
+        from ray._private.internal_api import node_stats
+
+        (node,) = ray.nodes()
+        while not self._stop.wait(0.5):
+            told = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+            stats = told.store_stats
+            self.peak = max(self.peak, stats.object_store_bytes_used)
+            self.size, self.spilled = stats.object_store_bytes_avail, stats.spilled_bytes_total
+
+
+if __name__ == "__main__":
+    main()

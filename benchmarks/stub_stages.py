@@ -1,0 +1,76 @@
+"""A sampler, a reward and a prompt source that only wait, with trajectories of true size, for benchmarks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
+
+
+class WaitingSampler:
+    """Takes so long for a chunk, and answers with trajectories of a given shape.
+
+    Args:
+        seconds_per_prompt: of a group of images.
+        steps: S; latents are float32 [S + 1, channels, side, side] an image.
+        pixels: images are uint8 [pixels, pixels, 3].
+    """
+
+    def __init__(
+        self, seconds_per_prompt: float, steps: int = 4, channels: int = 4, side: int = 8, pixels: int = 32
+    ) -> None:
+        self._seconds, self._steps, self._pixels = seconds_per_prompt, steps, pixels
+        self._shape = channels, side, side
+        self._bound = (0, "")
+
+    def load_weights(self, weights: Weights) -> tuple[int, str]:
+        """Bind nothing."""
+        self._bound = weights.version, weights.checksum
+        return self._bound
+
+    def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
+        """Wait, and answer with zeros."""
+        time.sleep(self._seconds * len(prompts))
+        count = len(prompts) * images_per_prompt
+        return Rollout(
+            prompts=prompts,
+            images_per_prompt=images_per_prompt,
+            latents=np.zeros((count, self._steps + 1, *self._shape), np.float32),
+            reference_output=np.zeros((count, self._steps, *self._shape), np.float32),
+            log_prob_ref=np.zeros((count, self._steps), np.float32),
+            log_ratio=np.zeros((count, self._steps), np.float32),
+            images=np.zeros((count, self._pixels, self._pixels, 3), np.uint8),
+            weights_version=self._bound[0],
+            weights_checksum=self._bound[1],
+        )
+
+
+class WaitingReward:
+    """Takes so long for a prompt's images."""
+
+    def __init__(self, seconds_per_prompt: float) -> None:
+        self._seconds = seconds_per_prompt
+
+    def score(
+        self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], where: str
+    ) -> tuple[Float64, dict[str, Float64]]:
+        """Wait, and answer with zeros."""
+        time.sleep(self._seconds * len(set(prompts)))
+        return np.zeros(len(images)), {}
+
+
+class Numbers:
+    """As many prompts as asked for, all different."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
+        return f"prompt {index}", {}

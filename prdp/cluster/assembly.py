@@ -1,0 +1,111 @@
+"""The rollout of a request, put together chunk by chunk in arrays of their final size: every byte is copied once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prdp.cluster.base import place
+from prdp.types import Float64, PromptBatch, Rollout
+
+_FACTS = ("weights_version", "weights_checksum", "images_per_prompt")
+
+
+class Assembly:
+    """Chunks go in, in any order; the whole comes out in prompt order.
+
+    Args:
+        prompts: of the request.
+        chunks: its cut.
+        images_per_prompt: B.
+    """
+
+    def __init__(self, prompts: PromptBatch, chunks: Sequence[PromptBatch], images_per_prompt: int) -> None:
+        self._prompts, self._chunks, self._images_per_prompt = prompts, chunks, images_per_prompt
+        self._first: Rollout | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+        self._rewards = np.empty(len(prompts) * images_per_prompt)
+        self._sub_scores: dict[str, Float64] | None = None
+        self._seconds: Counter[str] = Counter()
+
+    def place(self, index: int, rollout: Rollout) -> Rollout:
+        """Copy a sampled chunk to where it belongs; the same chunk, as views of the whole.
+
+        Raises:
+            ValueError: it was made by other weights than another chunk, or its arrays have another shape.
+        """
+        rows = self._rows(index)
+        arrays = {
+            field.name: value
+            for field in dataclasses.fields(Rollout)
+            if isinstance(value := getattr(rollout, field.name), np.ndarray) and field.name != "rewards"
+        }
+        if self._first is None:
+            self._first = rollout
+            count = len(self._rewards)
+            self._arrays = {name: np.empty((count, *value.shape[1:]), value.dtype) for name, value in arrays.items()}
+        self._check_alike(index, rollout, arrays)
+        for name, value in arrays.items():
+            self._arrays[name][rows] = value
+        views: dict[str, Any] = {name: whole[rows] for name, whole in self._arrays.items()}
+        return dataclasses.replace(rollout, **views)
+
+    def score(self, index: int, chunk: Rollout, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
+        """Put a chunk's rewards in their place; the chunk with them.
+
+        Raises:
+            ValueError: its sub-scores are others than those of another chunk.
+        """
+        if self._sub_scores is None:
+            self._sub_scores = {name: np.empty(len(self._rewards)) for name in sub_scores}
+        if self._sub_scores.keys() != sub_scores.keys():
+            raise ValueError(
+                f"{place(self._chunks[index])}: the reward gave the sub-scores {sorted(sub_scores)}, and "
+                f"{sorted(self._sub_scores)} for other chunks"
+            )
+        rows = self._rows(index)
+        self._rewards[rows] = rewards
+        for name, values in sub_scores.items():
+            self._sub_scores[name][rows] = values
+        self._seconds.update(chunk.seconds)
+        own = {name: values[rows] for name, values in self._sub_scores.items()}
+        return dataclasses.replace(chunk, rewards=self._rewards[rows], sub_scores=own)
+
+    def whole(self, wall_seconds: float) -> Rollout:
+        """The rollout, when every chunk is placed and scored; `wall_seconds` from the first begun to the last scored."""
+        assert self._first is not None
+        arrays: dict[str, Any] = self._arrays
+        return dataclasses.replace(
+            self._first,
+            **arrays,
+            prompts=self._prompts,
+            rewards=self._rewards,
+            sub_scores=self._sub_scores or {},
+            seconds={**self._seconds, "rollout": wall_seconds},
+        )
+
+    def _rows(self, index: int) -> slice:
+        chunk = self._chunks[index]
+        start = (chunk.offset - self._prompts.offset) * self._images_per_prompt
+        return slice(start, start + len(chunk) * self._images_per_prompt)
+
+    def _check_alike(self, index: int, rollout: Rollout, arrays: Mapping[str, np.ndarray]) -> None:
+        assert self._first is not None
+        where = place(self._chunks[index])
+        for name in _FACTS:
+            if getattr(rollout, name) != getattr(self._first, name):
+                raise ValueError(
+                    f"{where}: {name} is {getattr(rollout, name)!r}, and {getattr(self._first, name)!r} in other chunks"
+                )
+        if arrays.keys() != self._arrays.keys():
+            raise ValueError(f"{where} holds {sorted(arrays)}, other chunks hold {sorted(self._arrays)}")
+        for name, value in arrays.items():
+            if value.shape[1:] != self._arrays[name].shape[1:] or value.dtype != self._arrays[name].dtype:
+                raise ValueError(
+                    f"{where}: {name} is {value.dtype} {list(value.shape)}, and {self._arrays[name].dtype} "
+                    f"[n, {', '.join(map(str, self._arrays[name].shape[1:]))}] in other chunks"
+                )
