@@ -156,9 +156,11 @@ def _seconds_left(status: Mapping[str, Any], now: float) -> float | None:
 
 
 def _process(status: Mapping[str, Any], now: float) -> str:
+    if "pid" not in status:
+        return ""
     heard = seconds_since(status.get("updated"), now)
     age = "never heard of" if heard is None else f"heard of {format_seconds(max(0.0, heard))} ago"
-    word = "alive" if status["alive"] else "gone"
+    word = "alive" if status["alive"] else "gone" if status.get("status") == "running" else "ended"
     return f"pid {status.get('pid', '?')} on {status.get('host', '?')}: {word}, {age}"
 
 

@@ -19,10 +19,9 @@ from types import FrameType
 
 from prdp.checkpoint import FOLDER as CHECKPOINTS
 from prdp.errors import ConfigError, StartError
+from prdp.interruption import EXIT_CODE as RESUMABLE
 from prdp.tracking.status_file import is_alive, read_status
 
-RESUMABLE = 143
-"""Exit code of a run that ended in order without being done: by SIGTERM, or because the cluster was lost."""
 LOG_FILE = "supervise.log"
 """In the run's folder: a line for every start after the first, and for the end."""
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="prdp supervise",
         usage="prdp supervise [options] train [OVERRIDES]",
         description="Run `prdp train` and start it again, from its newest checkpoint, when it is killed by a signal or "
-        f"exits with {RESUMABLE} (stopped by SIGTERM, or the cluster was lost). Other failures are not retried.",
+        f"exits with {RESUMABLE}, as SIGTERM makes it do. Other failures are not retried.",
         allow_abbrev=False,
     )
     patience = Patience()
