@@ -59,6 +59,8 @@ class RemoteReward:
             no reward server.
     """
 
+    retries_itself = True
+
     def __init__(
         self,
         url: str,

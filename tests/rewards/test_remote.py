@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from http_rewards import Exact, batch, serving
 
+from prdp.cluster.base import RewardWorker
 from prdp.errors import StartError
 from prdp.rewards import build_reward, check_reward
 from prdp.rewards.base import identity_of
@@ -198,7 +199,8 @@ def test_what_the_reward_raises_is_told_and_not_retried() -> None:
     ):
         served = Exact()
         with serving(served) as server, pytest.raises(ValueError, match=message):
-            remote(server.url).score(images, prompts, [{**meta, **what} for meta in metadata])
+            worker = RewardWorker(remote(server.url), retries=2, pause_seconds=0.0)
+            worker.score(images, prompts, [{**meta, **what} for meta in metadata], "epoch 1")
         assert len(served.batches) == 1
 
 
