@@ -17,10 +17,10 @@ class Reward(Protocol):
         name: as it appears in logs and errors.
         version: changes whenever the same image and prompt would score differently.
 
-    A reward may have three more members. `retries_itself = True` keeps a run from asking it again when it raises. The
-    class method `check(**arguments) -> None` is called with the arguments of the constructor before anything long starts,
-    and raises ValueError or FileNotFoundError for weights or packages that are missing. The method `identity()` answers
-    what `identity_of` would, for a reward that is made of others.
+    A reward may have three more members. The class method `check(**arguments) -> None` is called with the arguments of
+    the constructor before anything long starts, and raises ValueError or FileNotFoundError for weights or packages that
+    are missing. The method `identity()` answers what `identity_of` would, for a reward that is made of others.
+    `retries_itself = True` keeps a run from asking it again when it raises.
     """
 
     name: str
