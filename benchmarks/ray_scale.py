@@ -6,8 +6,8 @@
 Each sampler waits and answers with trajectories of true size: 50 steps of 4 x 64 x 64 latents, with the reference's
 outputs, and images of 512 x 512, for chunks of one prompt with 8 images. The epoch gives every sampler the same number
 of chunks, so without any overhead it lasts (chunks each) x (seconds a chunk), plus scoring the last one. What it lasts
-beyond that is the overhead. All samplers end a chunk at the same moment, which is the worst case. Beside it: how much of
-a core the driver uses, its memory, the fullest the object store gets, and bytes spilled to disk.
+beyond that is the overhead. All samplers end a chunk at the same moment, which is the worst case. Beside it: how much
+of a core the driver uses, its memory, the fullest the object store gets, and bytes spilled to disk.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def test_overlapping_on_actors_equals_taking_turns_bit_for_bit_across_a_kill(
 
 
 def test_staleness_cannot_change_on_the_way(pipeline_folder: Path, stale: Path) -> None:
-    with pytest.raises(UserError, match="cluster.max_staleness: 1 in the checkpoint, 0 now"):
+    with pytest.raises(UserError, match=r"cluster\.max_staleness: 1 in the checkpoint, 0 now"):
         main(configured(pipeline_folder, stale, epochs=4, checkpoint={"resume": "auto"}))
 
 

@@ -76,7 +76,7 @@ class Assembly:
         return dataclasses.replace(chunk, rewards=self._rewards[rows], sub_scores=own)
 
     def whole(self, wall_seconds: float) -> Rollout:
-        """The rollout, when every chunk is placed and scored; `wall_seconds` from the first begun to the last scored."""
+        """The rollout, when every chunk is scored; `wall_seconds` from the first begun to the last scored."""
         assert self._first is not None
         arrays: dict[str, Any] = self._arrays
         return dataclasses.replace(

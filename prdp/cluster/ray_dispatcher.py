@@ -101,9 +101,9 @@ class Dispatcher:
         return [*self._samplers.members, *self._rewards.members]
 
     def _after_each(self) -> None:
+        self._hand_out()
         for member in self._rewards.members:
             self._check_hung(member)
-        self._hand_out()
         if self._waiters and all(member.state == "ready" for member in self._everybody()):
             for waiter in self._waiters:
                 waiter.set_result(None)

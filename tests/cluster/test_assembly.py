@@ -42,7 +42,7 @@ def test_chunks_in_any_order_equal_the_whole():
     [
         ({"weights_version": 3}, r"epoch 3, prompts 2 to 3: weights_version is 3, and 0 in other chunks"),
         ({"weights_checksum": "ab"}, r"weights_checksum is 'ab', and '\w{16}' in other chunks"),
-        ({"final_latents": np.zeros((4, 1))}, r"prompts 2 to 3 holds \['final_latents', .* other chunks hold \['images'"),
+        ({"final_latents": np.zeros((4, 1))}, r"prompts 2 to 3 holds \['final_latents', .* chunks hold \['images'"),
         ({"images": np.zeros((4, 2, 2, 3), np.uint8)}, r"images is uint8 \[4, 2, 2, 3\], and uint8 \[n, 4, 4, 3\] in"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -16,6 +17,12 @@ from prdp.config import ClusterConfig
 from prdp.types import Rollout, Weights
 
 pytest.importorskip("ray")
+
+def kill(process: int) -> None:
+    """SIGKILL; an idle actor that an earlier test killed is not missed until it is needed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
 
 REWARD = r"reward 'brightness' \(epoch 3, prompts 2 to 3\)"
 
@@ -138,7 +145,7 @@ def test_every_process_killed_from_outside_is_replaced(shared, expected):
 
     def kill_all(_: Rollout) -> None:
         while victims:
-            os.kill(victims.pop(), signal.SIGKILL)
+            kill(victims.pop())
 
     assert not differences(run(shared, on_chunk=kill_all), expected)
 
@@ -146,7 +153,7 @@ def test_every_process_killed_from_outside_is_replaced(shared, expected):
 def test_sampler_killed_between_rollouts_is_replaced_and_acknowledges_first(shared):
     run(shared)
     for name in ("sampler 0", "sampler 1"):
-        os.kill(shared.process_ids[name], signal.SIGKILL)
+        kill(shared.process_ids[name])
     rollout = run(shared, published=weights(6, 2.0))
     assert rollout.weights_version == 6
     assert shared.status()["last_fault"]["text"].startswith("sampler ")
