@@ -122,6 +122,7 @@ class Run:
         """The loop of Algorithm 1."""
         config = self.config
         with self.trackers, self.progress, self._finished_epochs_kept():
+            self.progress.cluster(self.workforce.status)
             self.progress.message(self.workforce.plan)
             self.progress.message(cut_prompts_report(config.model.path, self.stream, self.heldout.texts))
             if self.epoch == 0:
@@ -189,7 +190,6 @@ class Run:
             self.wall_seconds += time.monotonic() - start
             self.trackers.log(metrics | {"wall_seconds": self.wall_seconds}, self.epoch)
             self.workforce.export_metrics(self.folder.name, metrics, self.epoch)
-            self.progress.cluster(self.workforce.status())
             self.progress.epoch_done(metrics)
 
     def _update(self, rollout: Rollout) -> dict[str, float]:
@@ -276,9 +276,9 @@ class Run:
             "config": self.plain,
         }
         saved = save_checkpoint(self.folder, self.epoch, {**tensors, **published}, state, self.config.checkpoint.keep)
-        self.saved_version = self.learner.version
         if self.config.checkpoint.mirror is not None:
             push(saved, self.config.checkpoint.mirror, self.config.checkpoint.keep)
+        self.saved_version = self.learner.version
 
     def _checkpoint(self) -> Checkpoint | None:
         """The checkpoint that the configuration asks for, if it is of such a run; None for a fresh run."""

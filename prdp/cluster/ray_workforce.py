@@ -110,9 +110,9 @@ class RayWorkforce(Workforce):
         return dict(self._rewards.identity or {})
 
     def status(self) -> dict[str, Any]:
-        dispatcher = self._open()
+        fault = None if self._dispatcher is None else self._dispatcher.last_fault
         actors = [member.told() for crew in (self._samplers, self._rewards) for member in crew.members]
-        return {"actors": actors, "last_fault": dispatcher.last_fault}
+        return {"actors": actors, "last_fault": fault}
 
     def export_metrics(self, run: str, metrics: Mapping[str, float], epoch: int) -> None:
         if self._metrics is None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -95,7 +95,7 @@ class Progress:
         self._run_dir = run_dir
         self._stages: dict[int, Stage] = {}
         self._paced_at: float | None = None
-        self._cluster: dict[str, Any] = {}
+        self._cluster: Callable[[], Mapping[str, Any]] = dict
         self._heart: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -148,14 +148,14 @@ class Progress:
             if bars is not None and task is not None:
                 bars.remove_task(task)
 
-    def cluster(self, status: Mapping[str, Any]) -> None:
-        """Note how the actors are, for `status.json`.
+    def cluster(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Whom to ask how the actors are, for `status.json`, whenever it is written.
 
         Args:
-            status: {"actors": [{"name", "kind", "state", "node", "pid", "restarts", "chunks"}],
-                "last_fault": {"time": seconds since 1970, "text"} or None}.
+            status: answers {"actors": [{"name", "kind", "state", "node", "pid", "restarts", "chunks"}],
+                "last_fault": {"time": seconds since 1970, "text"} or None}, from any thread.
         """
-        self._cluster = dict(status)
+        self._cluster = status
         if self._heart is not None:
             self._write_status()
 
@@ -207,7 +207,8 @@ class Progress:
                 for one in list(self._stages.values())
             ],
         }
-        fields = {"progress": progress, **({"cluster": self._cluster} if self._cluster else {})}
+        cluster = dict(self._cluster())
+        fields = {"progress": progress, **({"cluster": cluster} if cluster else {})}
         try:
             update_status(self._run_dir, **fields)
         except OSError as error:

@@ -116,7 +116,7 @@ def test_a_run_with_a_status_has_its_progress_and_its_actors_there(tmp_path: Pat
         assert read_status(tmp_path)["progress"]["seconds_left"] is None
         with progress.stage("sample", 64) as stage:
             stage.advance(48)
-            progress.cluster({"actors": [actor], "last_fault": {"time": 5.0, "text": "sampler 0 died"}})
+            progress.cluster(lambda: {"actors": [actor], "last_fault": {"time": 5.0, "text": "sampler 0 died"}})
             status = read_status(tmp_path)
         assert status["progress"]["stages"] == [{"name": "sample", "done": 48, "total": 64, "unit": "images"}]
         assert status["cluster"] == {"actors": [actor], "last_fault": {"time": 5.0, "text": "sampler 0 died"}}
