@@ -4,8 +4,9 @@
     python benchmarks/chaos.py --epochs 200 --every 10
 
 A Ray of two nodes runs on this machine. `prdp supervise train ... cluster=ray` joins it; sampler actors, reward actors,
-the learner's process and the second node (replaced by a fresh one) are killed by SIGKILL, in turns at random moments.
-The run has to end by itself, with the same weights as one process that nobody disturbed, and every prompt used once.
+the second node (replaced by a fresh one) and, when it has finished an epoch since the last time, the learner's process
+are killed by SIGKILL, in turns at random moments. The run has to end by itself, with the same weights as one process
+that nobody disturbed, and every prompt used once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 
 from prdp.checkpoint import find_latest, load_checkpoint
 from prdp.prompts.usage import read_prompt_log
+from prdp.supervise import finished_epochs
 from prdp.tracking.jsonl import read_metrics
 
 TARGETS = ("sampler", "reward actor", "learner", "node")
@@ -90,16 +92,17 @@ def disturbed(folder: Path, overrides: list[str], options: argparse.Namespace) -
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     from ray.cluster_utils import Cluster
 
-    node_options = {"num_cpus": 4, "object_store_memory": 2**28, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node_options)
-    second = cluster.add_node(num_cpus=4, object_store_memory=2**28)
+    store = {"num_cpus": 4, "object_store_memory": 2**28}
+    cluster = Cluster(initialize_head=True, head_node_args={**store, "include_dashboard": False})
+    # An address of its own, or the learner would join by the node that is going to be killed.
+    second = cluster.add_node(node_ip_address="127.0.0.2", **store)
     chance, kills = random.Random(options.seed), Counter[str]()
     command = [sys.executable, "-m", "prdp", "supervise", "--first-pause", "0.1", "train", *overrides, "cluster=ray"]
     command += ["cluster.samplers=3", "cluster.placement=spread", f"cluster.address={cluster.address}"]
     command += [f"output_dir={folder / 'chaotic'}"]
     with open(folder / "chaotic.log", "w") as log:
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    turns = turns_of(options.targets, chance)
+    turns, reached = turns_of(options.targets, chance), -1
     try:
         while not options.kills or kills.total() < options.kills:
             try:
@@ -107,9 +110,14 @@ def disturbed(folder: Path, overrides: list[str], options: argparse.Namespace) -
                 break
             except subprocess.TimeoutExpired:
                 target = next(turns)
+            if target == "learner":
+                # One that never gets anywhere would be given up, and rightly.
+                before, reached = reached, max(reached, finished_epochs(folder / "chaotic"))
+                if reached == before:
+                    continue
             if target == "node":
                 cluster.remove_node(second, allow_graceful=False)
-                second = cluster.add_node(num_cpus=4, object_store_memory=2**28)
+                second = cluster.add_node(node_ip_address="127.0.0.2", **store)
             elif victim := victim_of(target, run.pid, chance):
                 os.kill(victim, signal.SIGKILL)
             else:
