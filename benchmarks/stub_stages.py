@@ -16,14 +16,22 @@ class WaitingSampler:
 
     Args:
         seconds_per_prompt: of a group of images.
+        jitter: share by which the seconds of a chunk vary, either way; see `seconds_of`.
         steps: S; latents are float32 [S + 1, channels, side, side] an image.
         pixels: images are uint8 [pixels, pixels, 3].
     """
 
     def __init__(
-        self, seconds_per_prompt: float, steps: int = 4, channels: int = 4, side: int = 8, pixels: int = 32
+        self,
+        seconds_per_prompt: float,
+        jitter: float = 0.0,
+        *,
+        steps: int = 4,
+        channels: int = 4,
+        side: int = 8,
+        pixels: int = 32,
     ) -> None:
-        self._seconds, self._steps, self._pixels = seconds_per_prompt, steps, pixels
+        self._seconds, self._jitter, self._steps, self._pixels = seconds_per_prompt, jitter, steps, pixels
         self._shape = channels, side, side
         self._bound = (0, "")
 
@@ -34,7 +42,7 @@ class WaitingSampler:
 
     def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
         """Wait, and answer with zeros."""
-        time.sleep(self._seconds * len(prompts))
+        time.sleep(seconds_of(self._seconds * len(prompts), self._jitter, prompts.epoch, prompts.offset))
         count = len(prompts) * images_per_prompt
         return Rollout(
             prompts=prompts,
@@ -47,6 +55,11 @@ class WaitingSampler:
             weights_version=self._bound[0],
             weights_checksum=self._bound[1],
         )
+
+
+def seconds_of(mean: float, jitter: float, epoch: int, offset: int) -> float:
+    """How long the chunk at a place takes: uniform around the mean, always the same."""
+    return mean * (1.0 + jitter * (2.0 * float(np.random.default_rng([epoch, offset]).random()) - 1.0))
 
 
 class WaitingReward:

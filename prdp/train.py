@@ -136,6 +136,7 @@ class Run:
                 for _ in range(self._updates_begun(), config.updates_per_epoch):
                     _merge(metrics, self._update(rollout))
                 self._count_epoch(rollout, metrics, start)
+                del rollout  # gigabytes, at true size: the next one is being made
                 if self._due(config.evaluation.every):
                     metrics |= self._evaluate()
                 self._log(metrics, start)

@@ -77,6 +77,7 @@ class Crew:
         demand: the resources of each actor.
         seats: where each actor goes: a scheduling strategy of Ray's, or None for anywhere.
         threads: CPU threads of each.
+        start_timeout: seconds that an actor may take to start.
         environment: the one to run in, when it is not the driver's.
     """
 
@@ -88,12 +89,14 @@ class Crew:
         demand: Demand,
         seats: Sequence[Any],
         threads: int,
+        start_timeout: float,
         environment: RewardEnvironment | None = None,
     ) -> None:
         # Unpickled in the actor's own hands, so that a module it cannot import is an error like any other there.
         self._factory = cloudpickle.dumps(factory)
         self._threads, self._seats = threads, seats
-        self.environment = environment
+        self.start_timeout = start_timeout
+        self.installs = environment is not None and bool(environment.packages)
         self.identity: dict[str, Any] | None = None
         gpus = demand.get("GPU", 0)
         self._actor = ray.remote(actor)

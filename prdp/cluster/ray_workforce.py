@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 
-from prdp.cluster.base import ClusterSetupError, Identity, RewardFactory, SamplerFactory, Workforce, check_request
-from prdp.cluster.environment import KEY, find_environment
+from prdp.cluster.base import Identity, RewardFactory, SamplerFactory, Workforce, check_request
+from prdp.cluster.environment import find_environment
 from prdp.cluster.placement import Seats, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_actors import RewardActor, SamplerActor
 from prdp.cluster.ray_crew import Crew
 from prdp.cluster.ray_dispatcher import Dispatcher
 from prdp.cluster.ray_job import Job
 from prdp.cluster.ray_metrics import RayMetrics
-from prdp.cluster.ray_session import connect, free_resources
+from prdp.cluster.ray_session import connect
 from prdp.cluster.threads import planned_threads
 from prdp.config import ClusterConfig
 from prdp.types import PromptBatch, Weights
-
-_log = logging.getLogger(__name__)
-
-_WAITING_SECONDS = 30.0
 
 
 class RayWorkforce(Workforce):
@@ -72,9 +67,9 @@ class RayWorkforce(Workforce):
             self.plan = plan(config, pools, nodes_of_cluster())
             self._seats = Seats([pool for pool in pools if pool.kind != "learner"], config.placement)
             self._seats.wait(config.start_timeout_seconds)
-            demands = {pool.kind: pool.demand for pool in pools}
+            demands, patience = {pool.kind: pool.demand for pool in pools}, config.start_timeout_seconds
             self._samplers, self._rewards = (
-                Crew(kind, actor, factory, demands[kind], self._seats.of(kind), threads, own)
+                Crew(kind, actor, factory, demands[kind], self._seats.of(kind), threads, patience, own)
                 for kind, actor, factory, own in (
                     ("sampler", SamplerActor, sampler_factory, None),
                     ("reward actor", RewardActor, reward_factory, environment),
@@ -84,7 +79,7 @@ class RayWorkforce(Workforce):
                 self._samplers, self._rewards, config.retries, config.reward_timeout_seconds
             )
             self._dispatcher.start()
-            self._await_ready(self._dispatcher, config.start_timeout_seconds)
+            self._dispatcher.await_ready()
         except BaseException:
             self.close()
             raise
@@ -110,7 +105,7 @@ class RayWorkforce(Workforce):
         return dict(self._rewards.identity or {})
 
     def status(self) -> dict[str, Any]:
-        fault = None if self._dispatcher is None else self._dispatcher.last_fault
+        fault = None if self._dispatcher is None else self._dispatcher.roster.last_fault
         actors = [member.told() for crew in (self._samplers, self._rewards) for member in crew.members]
         return {"actors": actors, "last_fault": fault}
 
@@ -136,21 +131,6 @@ class RayWorkforce(Workforce):
     def process_ids(self) -> Mapping[str, int]:
         """Actor name -> process id, on whichever node it runs."""
         return {member.name: member.pid for crew in (self._samplers, self._rewards) for member in crew.members}
-
-    def _await_ready(self, dispatcher: Dispatcher, seconds: float) -> None:
-        waited = 0.0
-        installing = self._rewards.environment is not None and self._rewards.environment.packages
-        while not dispatcher.await_ready(min(_WAITING_SECONDS, max(seconds - waited, 0.1))):
-            waited += _WAITING_SECONDS
-            members = [*self._samplers.members, *self._rewards.members]
-            names = ", ".join(member.name for member in members if member.state != "ready")
-            doing = f"; {KEY} is installed first" if installing else ""
-            _log.warning("still waiting for %s to start; free in the cluster: %s%s", names, free_resources(), doing)
-            if waited >= seconds and not installing:
-                raise ClusterSetupError(
-                    f"{names} did not start within cluster.start_timeout_seconds={seconds:g}; free in the cluster: "
-                    f"{free_resources()}"
-                )
 
     def _open(self) -> Dispatcher:
         if self._closed or self._dispatcher is None:

@@ -39,7 +39,7 @@ def run(
 def everybody_alive(request: pytest.FixtureRequest) -> None:
     """Actors that an earlier test killed are there again."""
     if "shared" in request.fixturenames:
-        assert request.getfixturevalue("shared")._dispatcher.await_ready(60)
+        request.getfixturevalue("shared")._dispatcher.await_ready()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_sampler_killed_within_a_chunk_is_replaced_with_equal_results(shared, ex
     rollout = run(shared, {4: {"sampler": "kill", "once": str(tmp_path / "killed")}})
     assert (tmp_path / "killed").exists()
     assert not differences(rollout, expected)
-    assert shared._dispatcher.await_ready(60)
+    shared._dispatcher.await_ready()
     assert sum(before[name] != pid for name, pid in shared.process_ids.items()) == 1
     assert not differences(shared.sample(prompts(9), images_per_prompt=2, seed=1), expected)
 
@@ -111,7 +111,7 @@ def test_reward_actor_killed_within_a_chunk_is_replaced_with_equal_results(share
 @pytest.fixture
 def impatient(shared, monkeypatch, tmp_path) -> tuple[Any, str]:
     """The shared workforce with a time-out for a reward's chunk, and a pipe that nobody ever writes to."""
-    monkeypatch.setattr(shared._dispatcher, "reward_timeout", 1.0)
+    monkeypatch.setattr(shared._dispatcher.roster, "reward_timeout", 1.0)
     os.mkfifo(tmp_path / "silent")
     return shared, f"hang:{tmp_path}/silent"
 
@@ -121,7 +121,7 @@ def test_reward_actor_that_hangs_is_replaced_with_equal_results(impatient, expec
     before = workforce.process_ids["reward actor 0"]
     rollout = run(workforce, {2: {"reward": hang, "once": str(tmp_path / "hung")}})
     assert not differences(rollout, expected)
-    assert workforce._dispatcher.await_ready(60)
+    workforce._dispatcher.await_ready()
     assert workforce.process_ids["reward actor 0"] != before
     assert "reward actor 0 hung and is restarted: no answer within cluster.reward_timeout_seconds=1" in caplog.text
 
@@ -131,7 +131,7 @@ def test_chunk_that_hangs_every_time_ends_the_run_and_not_the_workforce(impatien
     message = r"epoch 3, prompts 4 to 5: reward actor 0 hung on this chunk, attempt 3 of 3 \(cluster.retries=2\)"
     with pytest.raises(ClusterError, match=message):
         run(workforce, {4: {"reward": hang}})
-    workforce._dispatcher.reward_timeout = None
+    workforce._dispatcher.roster.reward_timeout = None
     assert not differences(run(workforce), expected)
 
 
