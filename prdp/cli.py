@@ -1,7 +1,7 @@
 """`prdp <command> [arguments]`: finds the command, and turns its errors into messages and exit codes.
 
-Exit codes: 0 success, 1 a fault (with its traceback), 2 a mistake in what the user gave, 130 interrupted, 143 ended by
-SIGTERM before it was done: start it again to go on.
+Exit codes: 0 success, 1 a fault (with its traceback), 2 a mistake in what the user gave, 75 a cluster that was lost,
+130 interrupted, 143 ended by SIGTERM. After the last three a new start goes on where it ended.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from prdp import __version__
-from prdp.errors import UserError
-from prdp.interruption import EXIT_CODE, TerminatedError
+from prdp.errors import ResumableError, UserError
+from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE, TerminatedError
 
 COMMANDS = {
     "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"prdp {name}: {error}", file=sys.stderr)
         return 2
+    except ResumableError as error:
+        print("\n".join([f"prdp {name}: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return LOST_EXIT_CODE
     except KeyboardInterrupt:
         print(f"prdp {name}: interrupted", file=sys.stderr)
         return 130

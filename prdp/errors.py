@@ -18,6 +18,10 @@ class StartError(UserError, ValueError):
     """Something the run needs is missing or unusable, found before the first epoch."""
 
 
+class ResumableError(Exception):
+    """Marks an error that may pass, such as a cluster that is lost: what is finished is kept, and a new start goes on."""
+
+
 @contextlib.contextmanager
 def start_up_checks(where: str = "") -> Iterator[None]:
     """Turn ValueError and FileNotFoundError of the block into `StartError`, with the original as the cause.

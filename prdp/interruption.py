@@ -10,6 +10,8 @@ from types import FrameType
 
 EXIT_CODE = 128 + signal.SIGTERM
 """Of a command that SIGTERM ended: it did not finish, and may be started again."""
+LOST_EXIT_CODE = 75
+"""Of a command that lost its cluster: it did not finish, and may be started again. EX_TEMPFAIL of sysexits.h."""
 
 
 class TerminatedError(BaseException):

@@ -19,7 +19,7 @@ from types import FrameType
 
 from prdp.checkpoint import FOLDER as CHECKPOINTS
 from prdp.errors import ConfigError, StartError
-from prdp.interruption import EXIT_CODE as RESUMABLE
+from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE
 from prdp.tracking.status_file import is_alive, read_status
 
 LOG_FILE = "supervise.log"
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         prog="prdp supervise",
         usage="prdp supervise [options] train [OVERRIDES]",
         description="Run `prdp train` and start it again, from its newest checkpoint, when it is killed by a signal or "
-        f"exits with {RESUMABLE}, as SIGTERM makes it do. Other failures are not retried.",
+        f"exits with {EXIT_CODE}, as SIGTERM makes it do, with {LOST_EXIT_CODE}, when its cluster is lost, or without a "
+        "word, as Ray makes it do when its own node dies. Other failures are not retried.",
         allow_abbrev=False,
     )
     patience = Patience()
@@ -132,7 +133,7 @@ class Supervisor:
     def __init__(self, command: Sequence[str], run_dir: Path, patience: Patience) -> None:
         self._command, self._run_dir, self._patience = list(command), run_dir, patience
         self._child: subprocess.Popen[bytes] | None = None
-        self._stopped_by = 0
+        self._pid = self._stopped_by = 0
         self._pending: list[int] = []
         self._reader, self._writer = -1, -1
 
@@ -146,7 +147,7 @@ class Supervisor:
                 code = self._one()
                 if self._stopped_by:
                     return _shell_code(code)
-                if not _worth_another(code):
+                if not (_worth_another(code) or self._silent(code)):
                     if code:
                         self._say(f"{_cause(code)}: not started again")
                     return _shell_code(code)
@@ -162,9 +163,15 @@ class Supervisor:
                 if self._told_to_stop(pause):
                     return 128 + self._stopped_by
 
+    def _silent(self, code: int) -> bool:
+        """Whether the child is gone although its status says that it runs: Ray ends a driver whose node dies so."""
+        status = read_status(self._run_dir)
+        return code == 1 and status.get("status") == "running" and status.get("pid") == self._pid
+
     def _one(self) -> int:
         # In a process group of its own, or the terminal would interrupt the child a second time.
         self._child = subprocess.Popen(self._command, process_group=0)
+        self._pid = self._child.pid
         self._deliver()
         try:
             return self._child.wait()
@@ -233,7 +240,7 @@ def last_words(run_dir: Path) -> str:
 
 
 def _worth_another(code: int) -> bool:
-    return code == RESUMABLE or (code < 0 and code != -signal.SIGINT)
+    return code in (EXIT_CODE, LOST_EXIT_CODE) or (code < 0 and code != -signal.SIGINT)
 
 
 def _shell_code(code: int) -> int:
@@ -241,8 +248,8 @@ def _shell_code(code: int) -> int:
 
 
 def _cause(code: int) -> str:
-    if code == RESUMABLE:
-        return f"ended with {RESUMABLE}, which can be resumed,"
+    if code in (EXIT_CODE, LOST_EXIT_CODE):
+        return f"ended with {code}, which can be resumed,"
     if code >= 0:
         return f"ended with exit code {code}"
     try:

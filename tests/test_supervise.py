@@ -49,12 +49,12 @@ def supervised(tmp_path: Path) -> Callable[[str], tuple[int, int, str]]:
     return run
 
 
-@pytest.mark.parametrize("ending", ["-9", "-15", "-11", "143"])
+@pytest.mark.parametrize("ending", ["-9", "-15", "-11", "143", "75"])
 def test_what_can_be_mended_is_started_again(supervised: Callable[[str], tuple[int, int, str]], ending: str) -> None:
     code, starts, log = supervised(f"{ending},{ending},0")
     assert (code, starts) == (0, 3)
     assert "failure 1 of 4" in log and "failure 2 of 4" in log
-    assert {"-9": "SIGKILL (out of memory?)", "-15": "SIGTERM", "-11": "SIGSEGV", "143": "143"}[ending] in log
+    assert {"-9": "SIGKILL (out of memory?)", "-15": "SIGTERM", "-11": "SIGSEGV", "143": "143", "75": "75"}[ending] in log
 
 
 @pytest.mark.parametrize(("ending", "expected"), [("0", 0), ("1", 1), ("2", 2), ("130", 130), ("-2", 130)])
@@ -62,6 +62,20 @@ def test_what_cannot_is_not(supervised: Callable[[str], tuple[int, int, str]], e
     code, starts, log = supervised(ending)
     assert (code, starts) == (expected, 1)
     assert ("not started again" in log) == (expected != 0)
+
+
+@pytest.mark.parametrize(("status", "starts"), [("running", 2), ("failed", 1)])
+def test_a_child_that_ended_without_a_word_is_started_again(tmp_path: Path, status: str, starts: int) -> None:
+    """Exit code 1, but the status says that the process is at work: as when Ray ends a driver whose node is gone."""
+    child = (
+        "import json, os, sys; from pathlib import Path\n"
+        "here = Path(sys.argv[1]); again = (here / 'starts').exists()\n"
+        "(here / 'starts').open('a').write('x')\n"
+        "(here / 'status.json').write_text(json.dumps({'status': sys.argv[2], 'pid': os.getpid()}))\n"
+        "sys.exit(0 if again else 1)"
+    )
+    code = Supervisor([sys.executable, "-S", "-E", "-c", child, str(tmp_path), status], tmp_path, AT_ONCE).run()
+    assert (code, len((tmp_path / "starts").read_text())) == (2 - starts, starts)
 
 
 def test_failures_in_a_row_end_it_with_the_last_cause(supervised: Callable[[str], tuple[int, int, str]]) -> None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from prdp.errors import UserError
+from prdp.errors import ResumableError, UserError
 from prdp.rewards.base import Reward, checked_scores, identity_of
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
@@ -124,7 +124,7 @@ class Workforce(ABC):
         """Let go of samplers and rewards; closing twice is fine."""
 
 
-class ClusterError(RuntimeError):
+class ClusterError(ResumableError, RuntimeError):
     """The cluster cannot do the work: actors keep dying, for instance."""
 
 

@@ -98,7 +98,7 @@ class Trackers:
             self.finish("finished")
             return
         try:
-            self.finish("interrupted" if issubclass(kind, KeyboardInterrupt | SystemExit) else "failed")
+            self.finish("failed" if issubclass(kind, Exception) else "interrupted")
         except OSError as second:
             log.warning("the log could not be closed: %s", second)  # the error on its way matters more
 
