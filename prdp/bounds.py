@@ -48,7 +48,7 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.allows(value), f"{rule.words}, or null", (*rule.choices, "null"))
 
 
-FAMILIES = ("stable_diffusion",)
+FAMILIES = ("stable_diffusion", "gaussian_mixtures")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _anything = Rule(lambda value: True, "anything")
@@ -155,6 +155,29 @@ def check_bounds(config: TrainConfig) -> None:
     """
     wrong, problems = broken_rules(config, RULES)
     problems += _misfits(config, wrong)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_family(config: TrainConfig) -> None:
+    """Check what a model family asks of other sections; at start, as an option of the model alone may not fit yet.
+
+    Raises:
+        ConfigError: all that does not fit, a line each.
+    """
+    if config.model.family != "gaussian_mixtures":
+        return
+    only = (
+        ("model.path", config.model.path, "gaussian_mixtures"),
+        ("sampler.guidance_scale", config.sampler.guidance_scale, 1.0),
+        ("learner.mode", config.learner.mode, "full"),
+        ("learner.framework", config.learner.framework, "torch"),
+    )
+    problems = [
+        f"{key}={_shown(value)}: must be {_shown(expected)} for model.family={config.model.family}"
+        for key, value, expected in only
+        if value != expected
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 

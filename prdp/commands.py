@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from prdp.bounds import check_family
 from prdp.cluster.environment import find_environment
 from prdp.compose import Composer, Job
 from prdp.config import TrainConfig
@@ -97,6 +98,7 @@ def check_start(config: TrainConfig) -> None:
     check_reward("reward", config.reward, elsewhere=environment is not None)
     for key, section in (("prompts.train", config.prompts.train), ("prompts.heldout", config.prompts.heldout)):
         build_prompts(key, section)
+    check_family(config)
     check_model(config.model.path, config.model.variant, config.model.revision)
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():

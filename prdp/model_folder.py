@@ -11,6 +11,8 @@ from typing import Any
 from prdp.errors import StartError
 
 EMBEDDED = "shapes"
+MIXTURES = "gaussian_mixtures"
+"""`model.path` of the world of mixtures, which is formulas and has neither files nor a tokenizer."""
 EMBEDDED_FOLDER = Path(__file__).parent / "shapes" / "pipeline"
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -29,6 +31,8 @@ def check_model(path: str, variant: str | None = None, revision: str | None = No
     Raises:
         StartError: naming the folder or file that is missing, half-written or not of a diffusers pipeline.
     """
+    if path == MIXTURES:
+        return
     location = Path(model_location(path))
     where = f"model.path={path}"
     if location.is_dir():

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from prdp.diffusion.sampler import Keep, Sampler
     from prdp.diffusion.transitions import Transitions
 
-FAMILIES = ("stable_diffusion",)
+FAMILIES = ("stable_diffusion", "gaussian_mixtures")
 
 
 def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_reference: bool) -> Policy:
@@ -28,6 +28,10 @@ def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_
         from prdp.diffusion.stable_diffusion import StableDiffusionPolicy
 
         return StableDiffusionPolicy.load(model, learner, seed=seed, keep_reference=keep_reference)
+    if model.family == "gaussian_mixtures":
+        from prdp.diffusion.gaussian_mixtures import GaussianMixturesPolicy
+
+        return GaussianMixturesPolicy(model, learner, seed=seed, keep_reference=keep_reference)
     raise ValueError(f"model.family is {model.family!r}, expected one of {', '.join(FAMILIES)}")
 
 

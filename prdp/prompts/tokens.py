@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prdp.model_folder import MIXTURES
 from prdp.types import Int64
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> To
 
 def cut_prompts_report(model: str, stream: PromptStream, held_out: Sequence[str]) -> str:
     """What a run says at its start: how many of its next SAMPLE prompts and of the held-out ones will be cut."""
+    if model == MIXTURES:
+        return "prompts are read whole"
     try:
         tokenizer = load_tokenizer(model)
     except ValueError as error:
