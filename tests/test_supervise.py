@@ -106,12 +106,11 @@ def test_signals_are_passed_on_and_end_it(tmp_path: Path, sent: signal.Signals) 
     """The child says which signal it got, once, and exits as it likes."""
     child = (
         "import os, signal, sys\n"
-        "def got(number, frame):\n"
-        "    os.write(1, f'got {signal.Signals(number).name}\\n'.encode())\n"
-        "    sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, got); signal.signal(signal.SIGINT, got)\n"
+        "signals = {signal.SIGTERM, signal.SIGINT}\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signals)\n"
         "os.write(1, b'ready\\n')\n"
-        "while True: signal.pause()\n"
+        "os.write(1, f'got {signal.Signals(signal.sigwait(signals)).name}\\n'.encode())\n"
+        "sys.exit(143)\n"
     )
     script = (
         "import sys; from pathlib import Path; from prdp.supervise import Patience, Supervisor\n"
