@@ -114,7 +114,8 @@ def test_signals_are_passed_on_and_end_it(tmp_path: Path, sent: signal.Signals) 
     )
     script = (
         "import signal, sys; from pathlib import Path; from prdp.supervise import Patience, Supervisor\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup, or in the background\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         f"child = [sys.executable, '-S', '-E', '-c', {child!r}]\n"
         f"sys.exit(Supervisor(child, Path({str(tmp_path)!r}), Patience()).run())"
     )
