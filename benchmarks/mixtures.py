@@ -1,7 +1,7 @@
 """The distance of trained policies to the optimum, on the world of mixtures where it is known.
 
     python benchmarks/mixtures.py measure RUN_FOLDER [RUN_FOLDER ...]
-    python benchmarks/mixtures.py sweep RESULTS_FOLDER [--seeds 3] [--experiments mixtures_large] [OVERRIDE ...]
+    python benchmarks/mixtures.py sweep RESULTS_FOLDER [--seeds 3] [--experiments NAME,NAME] [--overrides KEY=VALUE ...]
     python benchmarks/mixtures.py table RESULTS_FOLDER
 
 `measure` prints a line of JSON for each run, about held-out and training prompts. `sweep` trains every method with
@@ -17,6 +17,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -31,15 +32,15 @@ DIVERGED = 1
 PROMPTS, IMAGES, SEED = 128, 64, 4321
 METHODS: dict[str, tuple[str, ...]] = {
     "prdp": (),
-    "prdp, no clip": ("objective.clip_range=null",),
     "prdp, K=10": ("updates_per_epoch=10",),
+    "prdp, K=10, no clip": ("updates_per_epoch=10", "objective.clip_range=null"),
     "rebel": ("objective=rebel", "~objective.beta", "~objective.clip_range"),
     "ddpo": ("objective=ddpo", "~objective.beta"),
-    "grpo": ("objective=grpo", "objective.beta=0.01"),
+    "grpo": ("objective=grpo", "objective.beta=0.5"),
     "reinforce": ("objective=reinforce", "~objective.beta", "~objective.clip_range"),
 }
-"""Method -> overrides of the experiment. Learning rates and clips of the others are not searched for here: give them as
-further overrides, in a results folder of their own."""
+"""Method -> overrides of the experiment. GRPO's beta is in units of a group's spread of rewards per nat. Learning rates
+and clips are not searched for: give others as overrides, with a results folder of their own."""
 COLUMNS = ("objective", "reward", "kl", "kl_to_optimum", "energy_distance")
 
 
@@ -74,13 +75,16 @@ def measure(folder: Path) -> dict[str, Any]:
 def sweep(folder: Path, experiments: list[str], seeds: int, overrides: list[str]) -> None:
     """Train and measure what results.jsonl does not have yet."""
     folder.mkdir(parents=True, exist_ok=True)
+    other = next((line["overrides"] for line in read_results(folder) if line["overrides"] != overrides), None)
+    if other is not None:
+        raise SystemExit(f"{folder} holds results with the overrides {other}: name another folder for {overrides}")
     done = {(line["experiment"], line["method"], line["seed"]) for line in read_results(folder)}
     for seed in range(seeds):
         for experiment in experiments:
             for method, knobs in METHODS.items():
                 if (experiment, method, seed) in done:
                     continue
-                run = folder / "runs" / f"{experiment}-{method.replace(', ', '-').replace(' ', '_')}-{seed}"
+                run = folder / "runs" / f"{experiment}-{re.sub(r'[^a-zA-Z0-9]+', '_', method)}-{seed}"
                 command = [sys.executable, "-m", "prdp", "train", f"experiment={experiment}", f"seed={seed}"]
                 command += [f"output_dir={run}", "checkpoint.resume=auto", "tracking=silent", *knobs, *overrides]
                 print(f"{experiment}, {method}, seed {seed}", flush=True)
@@ -147,7 +151,7 @@ def main() -> None:
     measuring.add_argument("runs", nargs="+", type=Path)
     sweeping = commands.add_parser("sweep")
     sweeping.add_argument("folder", type=Path)
-    sweeping.add_argument("overrides", nargs="*")
+    sweeping.add_argument("--overrides", nargs="*", default=[], help="for every run, such as epochs=100")
     sweeping.add_argument("--seeds", type=int, default=3)
     sweeping.add_argument("--experiments", default="mixtures_large", help="one or more, separated by commas")
     drawing = commands.add_parser("table")
