@@ -24,11 +24,15 @@ _waiting: BaseException | None = None
 
 @contextlib.contextmanager
 def interruptions_raised() -> Iterator[None]:
-    """Let SIGTERM raise `TerminatedError` and SIGINT `KeyboardInterrupt` in the main thread during the block."""
+    """Let SIGTERM raise `TerminatedError` and SIGINT `KeyboardInterrupt` in the main thread during the block.
+
+    A signal that is ignored, as SIGINT is in the background of a shell script, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _arrived) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _arrived) for number in heard}
     try:
         yield
     finally:

@@ -11,6 +11,15 @@ import pytest
 from prdp.interruption import TerminatedError, interruptions_raised, uninterrupted
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Neither signal is ignored, as they are where the tests run in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, TerminatedError), (signal.SIGINT, KeyboardInterrupt)])
 def test_signals_raise_at_once(number, error):
     before = signal.getsignal(number)
@@ -18,6 +27,13 @@ def test_signals_raise_at_once(number, error):
         os.kill(os.getpid(), number)
         pytest.fail("went on")
     assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptions_raised():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_a_step_is_finished_first():

@@ -30,6 +30,8 @@ if ending.startswith("epoch"):
     (starts.parent / "checkpoints" / f"epoch_{number + 1:05d}").mkdir(parents=True)
     ending = ending.removeprefix("epoch")
 if ending.startswith("-"):
+    if ending != "-9":
+        signal.signal(-int(ending), signal.SIG_DFL)
     os.kill(os.getpid(), -int(ending))
 sys.exit(int(ending))
 """
@@ -114,8 +116,8 @@ def test_signals_are_passed_on_and_end_it(tmp_path: Path, sent: signal.Signals) 
     )
     script = (
         "import signal, sys; from pathlib import Path; from prdp.supervise import Patience, Supervisor\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup, or in the background\n"
-        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "for number in (signal.SIGHUP, signal.SIGINT):  # ignored where the tests run in the background\n"
+        "    signal.signal(number, signal.SIG_DFL)\n"
         f"child = [sys.executable, '-S', '-E', '-c', {child!r}]\n"
         f"sys.exit(Supervisor(child, Path({str(tmp_path)!r}), Patience()).run())"
     )
