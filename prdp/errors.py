@@ -19,7 +19,7 @@ class StartError(UserError, ValueError):
 
 
 class ResumableError(Exception):
-    """Marks an error that may pass, such as a cluster that is lost: what is finished is kept, and a new start goes on."""
+    """Marks an error that may pass, such as a lost cluster: what is finished is kept, and a new start goes on."""
 
 
 @contextlib.contextmanager

@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         prog="prdp supervise",
         usage="prdp supervise [options] train [OVERRIDES]",
         description="Run `prdp train` and start it again, from its newest checkpoint, when it is killed by a signal or "
-        f"exits with {EXIT_CODE}, as SIGTERM makes it do, with {LOST_EXIT_CODE}, when its cluster is lost, or without a "
-        "word, as Ray makes it do when its own node dies. Other failures are not retried.",
+        f"exits with {EXIT_CODE}, as SIGTERM makes it do, with {LOST_EXIT_CODE}, when its cluster is lost, or without "
+        "a word, as Ray makes it do when its own node dies. Other failures are not retried.",
         allow_abbrev=False,
     )
     patience = Patience()
