@@ -23,6 +23,7 @@ class LearnerSeat:
     """
 
     def __init__(self, config: ClusterConfig) -> None:
+        self._seats: Seats | None = None
         self._owns_ray = connect(config)
         try:
             pools = pools_of(config)
@@ -46,7 +47,7 @@ class LearnerSeat:
         if ray.is_initialized():
             if self._owns_ray:
                 ray.shutdown()
-            else:
+            elif self._seats is not None:
                 self._seats.close()
 
 

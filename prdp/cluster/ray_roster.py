@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import ray
@@ -137,7 +136,7 @@ class Roster:
     def _launch(self, member: Member) -> None:
         task = Task("build", member, self._crew(member).launch(member))
         self.ask(task)
-        self._after(_WAITING_SECONDS, lambda: self._check_started(task, _WAITING_SECONDS))
+        self._loop.after(_WAITING_SECONDS, lambda: self._check_started(task, _WAITING_SECONDS))
 
     def _check_started(self, task: Task, waited: float) -> None:
         """Say that an actor takes long to start; give up when the time is over and nobody of its kind is there."""
@@ -155,10 +154,7 @@ class Roster:
                 )
             )
             return
-        self._after(_WAITING_SECONDS, lambda: self._check_started(task, waited + _WAITING_SECONDS))
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        self._loop.after(seconds, action)
+        self._loop.after(_WAITING_SECONDS, lambda: self._check_started(task, waited + _WAITING_SECONDS))
 
     def _settle(self, task: Task) -> None:
         if task not in self._tasks[task.member]:
@@ -202,7 +198,7 @@ class Roster:
             self._owner.hopeless(ClusterError(f"{cause}{error}"))
             member.failures = 0
         pause = back_off(member.failures - 1) if member.failures > 1 else 0.0
-        self._after(pause, lambda: self._launch(member))
+        self._loop.after(pause, lambda: self._launch(member))
 
     def _check_hung(self, member: Member) -> None:
         """Give up an actor that had its first chunk for too long; look again when it may have."""
@@ -212,6 +208,6 @@ class Roster:
         now = time.monotonic()
         if turn.started is None:
             turn.started = now
-            self._after(self.reward_timeout, lambda: None)
+            self._loop.after(self.reward_timeout, lambda: None)
         elif now >= turn.started + self.reward_timeout and not ray.wait([turn.answer], timeout=0)[0]:
             self._lost(member, HungError(f"no answer within cluster.reward_timeout_seconds={self.reward_timeout:g}"))
