@@ -200,7 +200,7 @@ def test_chunk_that_kills_every_sampler_ends_the_run_with_the_cause(shared):
 
 def test_wrong_binding_is_refused(shared):
     published = weights(fault="misbound")
-    with pytest.raises(WeightsMismatchError, match=rf"sampler 0 acknowledged .*{published.checksum} was published"):
+    with pytest.raises(WeightsMismatchError, match=rf"sampler \d acknowledged .*{published.checksum} was published"):
         run(shared, published=published)
     assert run(shared).weights_version == 5
 
