@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from prdp.types import Float32, Int64
+
+_NUMBERS_AHEAD = 64
+"""Of an image, drawn in one call: a stream gives the same numbers in any portions, and calls cost more than these."""
 
 
 class ImageNoise:
@@ -18,12 +22,17 @@ class ImageNoise:
 
     def __init__(self, seed: int, epoch: int, prompts: Int64, images: Int64, shape: Sequence[int]) -> None:
         """`prompts` and `images`: int64 [B]; `shape`: of one latent, (C, h, w)."""
-        self._shape = tuple(shape)
+        self._ahead = max(1, _NUMBERS_AHEAD // math.prod(shape))
+        self._shape = (self._ahead, *shape)
         self._streams = [
             np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, int(prompt), int(image)))))
             for prompt, image in zip(prompts, images, strict=True)
         ]
+        self._drawn: list[Float32] = []
 
     def draw(self) -> Float32:
         """The next standard-normal draw of every image, float32 [B, C, h, w]."""
-        return np.stack([stream.standard_normal(self._shape, dtype=np.float32) for stream in self._streams])
+        if not self._drawn:
+            drawn = np.stack([stream.standard_normal(self._shape, dtype=np.float32) for stream in self._streams], 1)
+            self._drawn = list(drawn[::-1])
+        return self._drawn.pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prdp.objectives._groups import by_group, mean_of_groups
 from prdp.objectives._knobs import Count
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ def best_of_n(
     Returns:
         the loss, and {"groups_tied": number of prompts left out}.
     """
-    losses = []
-    groups = group_ids.unique()
-    for group in groups:
-        r, errors = rewards[group_ids == group], -denoising[group_ids == group]
-        if r.min() < r.max():
-            losses.append(errors[r.argsort(descending=True, stable=True)[:top]].mean())
-    loss = sum(losses, start=denoising.sum() * 0.0) / max(len(losses), 1)
-    return loss, {"groups_tied": float(len(groups) - len(losses))}
+    r, errors = by_group(rewards, group_ids), by_group(-denoising, group_ids)
+    best = r.argsort(stable=True, dim=1, descending=True)[:, :top]
+    chosen = errors.take_along_dim(best[:, :, None], 1)
+    untied = (r.amin(1) < r.amax(1))[:, None, None].expand_as(chosen)
+    loss, tied = mean_of_groups(chosen, untied)
+    return loss, {"groups_tied": float(tied)}

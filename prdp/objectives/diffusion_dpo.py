@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from prdp.objectives._groups import by_group, differences, mean_of_groups
 from prdp.objectives._knobs import Positive
 
 if TYPE_CHECKING:
@@ -36,20 +37,13 @@ def diffusion_dpo(
         the loss, mean over a prompt's pairs and then over prompts, and {"groups_tied": number of prompts without a
         pair, "implicit_accuracy": share of pairs and draws that the policy already orders as the rewards do}.
     """
-    gain = denoising - denoising_ref
-    losses, right = [], []
-    groups = group_ids.unique()
-    for group in groups:
-        r, g = rewards[group_ids == group], gain[group_ids == group]
-        better = r[:, None] > r[None, :]
-        if pairs == "extremes":
-            ends = r.new_zeros(better.shape, dtype=better.dtype)
-            ends[r.argmax(), r.argmin()] = True
-            better &= ends
-        if better.any():
-            margin = 0.5 * beta * (g[:, None] - g[None, :])[better]
-            losses.append((-margin).logaddexp(margin * 0.0).mean())
-            right.append((margin > 0).double().mean())
-    loss = sum(losses, start=denoising.sum() * 0.0) / max(len(losses), 1)
-    accuracy = float(sum(right)) / max(len(right), 1)
-    return loss, {"groups_tied": float(len(groups) - len(losses)), "implicit_accuracy": accuracy}
+    r, gain = by_group(rewards, group_ids), by_group(denoising - denoising_ref, group_ids)
+    preferred = differences(r) > 0
+    if pairs == "extremes":
+        places = r.new_tensor(range(r.shape[1]))
+        preferred &= (places == r.argmax(1, keepdim=True))[:, :, None] & (places == r.argmin(1, keepdim=True))[:, None]
+    margin = 0.5 * beta * differences(gain)
+    counted = preferred[..., None].expand_as(margin)
+    loss, tied = mean_of_groups((-margin).logaddexp(margin * 0.0), counted)
+    accuracy, _ = mean_of_groups((margin > 0).to(margin), counted)
+    return loss, {"groups_tied": float(tied), "implicit_accuracy": accuracy.item()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from prdp.objectives._groups import Pairs, paired
+from prdp.objectives._groups import Pairs, by_group, differences, mean_of_groups, paired
 from prdp.objectives._knobs import Positive
 
 if TYPE_CHECKING:
@@ -50,15 +50,9 @@ def prdp(
         values.mean(1) if step_reduction == "mean" else values.sum(1) for values in (log_ratio, clipped)
     )
 
-    losses = []
-    groups = group_ids.unique()
-    for group in groups:
-        r, s, c = (values[group_ids == group] for values in (rewards, score, score_clipped))
-        better = (r[:, None] > r[None, :]) & paired(r, pairs)
-        target = (r[:, None] - r[None, :])[better] / beta
-        error = ((s[:, None] - s[None, :])[better] - target) ** 2
-        error_clipped = ((c[:, None] - c[None, :])[better] - target) ** 2
-        if target.numel():
-            losses.append(error.maximum(error_clipped).mean())
-    loss = sum(losses, start=log_ratio.sum() * 0.0) / max(len(losses), 1)
-    return loss, {"groups_tied": float(len(groups) - len(losses)), "clipfrac": clipfrac}
+    r, s, c = (by_group(values, group_ids) for values in (rewards, score, score_clipped))
+    better = (differences(r) > 0) & paired(r, pairs)
+    target = differences(r) / beta
+    error, error_clipped = ((differences(values) - target) ** 2 for values in (s, c))
+    loss, tied = mean_of_groups(error.maximum(error_clipped), better)
+    return loss, {"groups_tied": float(tied), "clipfrac": clipfrac}

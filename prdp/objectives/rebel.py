@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from prdp.objectives._groups import Pairs, paired
+from prdp.objectives._groups import Pairs, by_group, differences, mean_of_groups, paired
 from prdp.objectives._knobs import Positive
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ def rebel(
     """
     steps = log_ratio - log_ratio_old
     score = steps.sum(1) if step_reduction == "sum" else steps.mean(1)
-    losses = []
-    for group in group_ids.unique():
-        r, s = rewards[group_ids == group], score[group_ids == group]
-        once = paired(r, pairs).triu(1)
-        error = (s[:, None] - s[None, :]) / eta - (r[:, None] - r[None, :])
-        losses.append(error[once].square().mean())
-    return sum(losses[1:], start=losses[0]) / len(losses), {}
+    r, s = by_group(rewards, group_ids), by_group(score, group_ids)
+    error = differences(s) / eta - differences(r)
+    once = paired(r, pairs).triu(1).expand_as(error)
+    return mean_of_groups(error.square(), once)[0], {}

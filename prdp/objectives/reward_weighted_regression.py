@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from prdp.objectives._groups import by_group
 from prdp.objectives._knobs import Positive
 
 if TYPE_CHECKING:
@@ -30,11 +31,7 @@ def reward_weighted_regression(
     Returns:
         the loss, and {"effective_images": 1 / sum of squared weights}.
     """
-    if normalise == "batch":
-        weights = (rewards / temperature).softmax(0)
-    else:
-        weights = rewards.clone()
-        groups = group_ids.unique()
-        for group in groups:
-            weights[group_ids == group] = (rewards[group_ids == group] / temperature).softmax(0) / len(groups)
-    return -(weights * denoising.mean(1)).sum(), {"effective_images": 1.0 / weights.square().sum().item()}
+    scores = by_group(rewards, group_ids) / temperature
+    weights = scores.flatten().softmax(0).view_as(scores) if normalise == "batch" else scores.softmax(1) / len(scores)
+    loss = -(weights * by_group(denoising.mean(1), group_ids)).sum()
+    return loss, {"effective_images": 1.0 / weights.square().sum().item()}

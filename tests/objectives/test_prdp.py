@@ -99,16 +99,22 @@ def test_groups_never_mix_and_their_order_does_not_matter() -> None:
     assert shifted.loss == pytest.approx(plain.loss, rel=1e-9)
 
 
+def test_groups_of_unequal_size_are_refused() -> None:
+    log_ratio = np.zeros((5, 1))
+    with pytest.raises(ValueError, match="groups of 2 to 3 images, expected all of one size"):
+        coefficients("prdp", log_ratio, log_ratio, np.arange(5.0), [0, 1, 0, 1, 0], beta=1.0, clip_range=None)
+
+
 def test_tied_pairs_are_dropped_and_tied_groups_counted() -> None:
-    log_ratio = np.array([[0.1], [0.2], [0.4], [0.3], [0.7]])
-    rewards = [1.0, 1.0, 2.0, 5.0, 5.0]
-    groups = [0, 0, 0, 1, 1]
+    log_ratio = np.array([[0.1], [0.2], [0.4], [0.3], [0.7], [0.8]])
+    rewards = [1.0, 1.0, 2.0, 5.0, 5.0, 5.0]
+    groups = [0, 0, 0, 1, 1, 1]
     result = coefficients("prdp", log_ratio, log_ratio, rewards, groups, beta=1.0, clip_range=None)
     # Of group 0 the pairs (2, 0) and (2, 1) remain: errors 0.3 - 1 and 0.2 - 1. Group 1 has no pair left.
     assert result.loss == pytest.approx((0.7**2 + 0.8**2) / 2)
     assert result.metrics["groups_tied"] == 1.0
     assert not result.table[3:].any()
-    nothing = coefficients("prdp", log_ratio, log_ratio, np.ones(5), groups, beta=1.0, clip_range=1e-4)
+    nothing = coefficients("prdp", log_ratio, log_ratio, np.ones(6), groups, beta=1.0, clip_range=1e-4)
     assert nothing.loss == 0.0
     assert not nothing.table.any()
     assert nothing.metrics["groups_tied"] == 2.0
