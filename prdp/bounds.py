@@ -65,6 +65,7 @@ RULES: dict[str, Rule] = {
     "images_per_prompt": _count,
     "updates_per_epoch": _count,
     "output_dir": _filled,
+    "rollout_policy": one_of("current", "reference"),
     "model.family": one_of(*FAMILIES),
     "model.path": Rule(lambda value: bool(value.strip()), "'shapes', a folder in diffusers format, or a hub id"),
     "model.revision": _anything,

@@ -173,6 +173,9 @@ class TrainConfig:
     """B of the paper; all pairs within a prompt's group are compared."""
     updates_per_epoch: int = 1
     """K of the paper: gradient updates on the full batch of N * B images."""
+    rollout_policy: str = "current"
+    """Who samples what is learned from: `current`, the policy being trained, or `reference`, its frozen start, as in the
+    paper's comparison with offline training."""
     output_dir: str = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

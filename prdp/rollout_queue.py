@@ -2,7 +2,8 @@
 
 With `max_staleness` s, epoch e is sampled under the weights that the learner had at epoch max(0, e - s). Which weights
 an epoch gets depends on the configuration alone, never on how fast sampling, scoring and learning are, so a run gives
-the same weights on any cluster, and a resumed run asks again, under the same weights, for what was under way.
+the same weights on any cluster, and a resumed run asks again, under the same weights, for what was under way. Offline, every epoch is sampled under the
+weights that the run started from.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class RolloutQueue:
         prompts_per_epoch, images_per_prompt, seed: of every rollout.
         epochs: nothing is asked for beyond them.
         max_staleness: epochs by which sampling runs ahead; 0 waits for every update.
+        online: whether epochs are sampled under the learner's weights, or all under those it had at the start.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class RolloutQueue:
         seed: int,
         epochs: int,
         max_staleness: int,
+        online: bool = True,
     ) -> None:
         self._workforce, self._stream = workforce, stream
         self._prompts_per_epoch, self._images_per_prompt, self._seed = prompts_per_epoch, images_per_prompt, seed
-        self._epochs, self._ahead = epochs, max_staleness
+        self._epochs, self._ahead, self._online = epochs, max_staleness, online
         self._under_way: deque[tuple[int, Pending]] = deque()
         self._published: dict[int, Weights] = {}
         self._cursor = 0
@@ -59,7 +62,7 @@ class RolloutQueue:
         self._published.setdefault(epoch, weights)
         last = min(epoch + self._ahead, self._epochs - 1)
         for wanted in range(epoch + len(self._under_way), last + 1):
-            self._workforce.publish(self._published[max(0, wanted - self._ahead)])
+            self._workforce.publish(self._published[self._due(wanted)])
             cursor = self._stream.cursor
             pending = self._workforce.submit(
                 self._stream.next(self._prompts_per_epoch, wanted),
@@ -85,7 +88,7 @@ class RolloutQueue:
             begun: some updates of the epoch are done, so that the weights at its start are gone too.
         """
         last = epoch if begun else epoch - 1
-        earlier = {made: weights for made, weights in self._published.items() if epoch - self._ahead <= made <= last}
+        earlier = {made: weights for made, weights in self._published.items() if self._due(epoch) <= made <= last}
         tensors = {
             f"{_TENSORS}{made}/{name}": array
             for made, weights in earlier.items()
@@ -108,5 +111,12 @@ class RolloutQueue:
 
     def _forget(self, epoch: int) -> None:
         """Drop the weights that neither a rollout nor a checkpoint can ask for again."""
-        for made in [made for made in self._published if made < epoch - self._ahead]:
-            del self._published[made]
+        self._published = {
+            made: weights
+            for made, weights in self._published.items()
+            if (made >= self._due(epoch) if self._online else made == 0)
+        }
+
+    def _due(self, epoch: int) -> int:
+        """The epoch at whose start the learner had the weights that an epoch is sampled under."""
+        return max(0, epoch - self._ahead) if self._online else 0

@@ -103,6 +103,7 @@ class Run:
                 seed=config.seed,
                 epochs=config.epochs,
                 max_staleness=config.cluster.max_staleness,
+                online=config.rollout_policy == "current",
             )
             if checkpoint is not None:
                 self._resume(checkpoint)

@@ -55,7 +55,7 @@ def weights(epoch: int) -> Weights:
     return Weights.of(2 * epoch, {"w": np.array([2 * epoch], np.float32)})
 
 
-def queue(max_staleness: int, epochs: int = 6) -> tuple[Any, Recorder, PromptStream]:
+def queue(max_staleness: int, epochs: int = 6, online: bool = True) -> tuple[Any, Recorder, PromptStream]:
     workforce, stream = Recorder(), PromptStream(Source(), seed=3)
     rollouts = RolloutQueue(
         workforce,  # type: ignore[arg-type]
@@ -65,6 +65,7 @@ def queue(max_staleness: int, epochs: int = 6) -> tuple[Any, Recorder, PromptStr
         seed=3,
         epochs=epochs,
         max_staleness=max_staleness,
+        online=online,
     )
     return rollouts, workforce, stream
 
@@ -88,6 +89,19 @@ def test_each_epoch_gets_the_weights_that_the_staleness_says(max_staleness, vers
     assert [told[0] for told in seen] == list(range(6))
     assert [told[1] for told in seen] == versions
     assert workforce.asked == list(zip(range(6), versions, strict=True))
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_offline_every_epoch_gets_the_first_weights_after_a_restart_too(max_staleness):
+    straight = run(queue(max_staleness, online=False)[0], 0, 6)
+    assert [told[1] for told in straight] == [0] * 6
+    before = queue(max_staleness, online=False)[0]
+    run(before, 0, 3)
+    tensors, scalars = before.state(3)
+    assert list(scalars["published"].values()) == [0]
+    after = queue(max_staleness, online=False)[0]
+    after.load_state(tensors, scalars)
+    assert run(after, 3, 6) == straight[3:]
 
 
 def test_prompts_do_not_depend_on_staleness():

@@ -24,11 +24,14 @@ def kl_weight_of(beta: float, steps: int, step_reduction: str = "mean") -> float
     return beta / (DIMENSIONS * (steps if step_reduction == "mean" else 1))
 
 
-def distance_to_optimum(rollout: Rollout, kl_weight: float, seed: int = 0) -> dict[str, float]:
+def distance_to_optimum(
+    rollout: Rollout, kl_weight: float, prompt_offset: float = 0.0, seed: int = 0
+) -> dict[str, float]:
     """Compare a policy's rollout with pi*, proportional to p exp(r / kl_weight); means over its prompts.
 
     Args:
         rollout: with trajectories, of many images per prompt.
+        prompt_offset: of the reward.
         seed: of the samples of pi*.
 
     Returns:
@@ -40,7 +43,7 @@ def distance_to_optimum(rollout: Rollout, kl_weight: float, seed: int = 0) -> di
         energy_distance: of the samples to as many of pi*, and energy_distance_reference: of the reference's.
     """
     attributes = parse_all(rollout.prompts.texts)
-    mixtures, rewards = reference_mixtures(attributes), rewards_of(attributes)
+    mixtures, rewards = reference_mixtures(attributes), rewards_of(attributes, prompt_offset)
     optimum, log_z = mixtures.tilted(rewards, kl_weight)
     points = _points(rollout)
     scores = rewards(points).mean(1)

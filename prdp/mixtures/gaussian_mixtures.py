@@ -11,20 +11,23 @@ from prdp.types import Float64
 
 @dataclass(frozen=True)
 class QuadraticRewards:
-    """r(x) = linear . x - x^T curvature x / 2, one for each of n prompts.
+    """r(x) = constant + linear . x - x^T curvature x / 2, one for each of n prompts.
 
     Attributes:
+        constant: float64 [n].
         linear: float64 [n, 2].
         curvature: float64 [n, 2, 2], symmetric and positive semi-definite, so that every tilt can be normalised.
     """
 
+    constant: Float64
     linear: Float64
     curvature: Float64
 
     def __call__(self, points: Float64) -> Float64:
         """Rewards [n, m] of points [n, m, 2]."""
         bent = np.einsum("nmi,nij,nmj->nm", points, self.curvature, points)
-        return np.asarray(np.einsum("nmi,ni->nm", points, self.linear) - 0.5 * bent, np.float64)
+        straight = self.constant[:, None] + np.einsum("nmi,ni->nm", points, self.linear)
+        return np.asarray(straight - 0.5 * bent, np.float64)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class GaussianMixtures:
         linear = np.einsum("nki,ni->nk", self.means, rewards.linear)
         second = self.covariances + self.means[..., :, None] * self.means[..., None, :]
         bent = np.einsum("nkij,nij->nk", second, rewards.curvature)
-        return np.asarray((np.exp(self.log_weights) * (linear - 0.5 * bent)).sum(1), np.float64)
+        varying = (np.exp(self.log_weights) * (linear - 0.5 * bent)).sum(1)
+        return np.asarray(rewards.constant + varying, np.float64)
 
     def tilted(self, rewards: QuadraticRewards, kl_weight: float) -> tuple[GaussianMixtures, Float64]:
         """The mixtures proportional to p(x) exp(r(x) / kl_weight), and the logs of their normalisers Z, [n].
@@ -88,8 +92,9 @@ class GaussianMixtures:
         volumes = 0.5 * (np.linalg.slogdet(precisions)[1] - np.linalg.slogdet(new_precisions)[1])
         energies = 0.5 * ((means * new_forces).sum(-1) - (self.means * forces).sum(-1))
         log_weights = self.log_weights + volumes + energies
-        log_z = _log_sum_exp(log_weights)
-        return GaussianMixtures(log_weights - log_z[:, None], means, covariances), log_z
+        log_total = _log_sum_exp(log_weights)
+        tilted = GaussianMixtures(log_weights - log_total[:, None], means, covariances)
+        return tilted, log_total + rewards.constant / kl_weight
 
 
 def _log_sum_exp(values: Float64) -> Float64:

@@ -26,7 +26,7 @@ class _Waves:
         return np.asarray(np.sin(features(attributes) @ self._directions + self._phases), np.float64)
 
 
-_MIXTURE_WAVES, _REWARD_WAVES = _Waves(1, _MIXTURE_NUMBERS), _Waves(2, _REWARD_NUMBERS)
+_MIXTURE_WAVES, _REWARD_WAVES, _LEVEL_WAVES = _Waves(1, _MIXTURE_NUMBERS), _Waves(2, _REWARD_NUMBERS), _Waves(3, 1)
 
 
 def features(attributes: Int64) -> Float64:
@@ -53,9 +53,14 @@ def reference_mixtures(attributes: Int64) -> GaussianMixtures:
     return GaussianMixtures(log_weights, means, np.einsum("nkij,nkj,nklj->nkil", axes, variances, axes))
 
 
-def rewards_of(attributes: Int64) -> QuadraticRewards:
-    """The reward of prompts of attributes [n, 6]: a pull of up to 0.8 along each axis, and a bend of rank 1 or 2."""
+def rewards_of(attributes: Int64, prompt_offset: float = 0.0) -> QuadraticRewards:
+    """The reward of prompts of attributes [n, 6]: a pull of up to 0.8 along each axis, and a bend of rank 1 or 2.
+
+    Args:
+        prompt_offset: largest number that is added to all rewards of a prompt. It makes prompts differ in how well they
+            can be scored, as they do under learned rewards, and leaves the optimum where it is.
+    """
     waves = _REWARD_WAVES(attributes)
     bend = 0.4 * waves[:, 2:4]
     curvature = bend[:, :, None] * bend[:, None] + (0.1 * (1.0 + waves[:, 4]))[:, None, None] * np.eye(2)
-    return QuadraticRewards(0.8 * waves[:, :2], curvature)
+    return QuadraticRewards(prompt_offset * _LEVEL_WAVES(attributes)[:, 0], 0.8 * waves[:, :2], curvature)

@@ -29,7 +29,7 @@ def by_group(values: torch.Tensor, group_ids: torch.Tensor) -> torch.Tensor:
 
 
 def differences(values: torch.Tensor) -> torch.Tensor:
-    """Of every image to every image of its group: [G, B, ...] to [G, B, B, ...], entry (i, j) being value i - value j."""
+    """Between all images of each group: [G, B, ...] to [G, B, B, ...], entry (i, j) being value i - value j."""
     return values[:, :, None] - values[:, None, :]
 
 

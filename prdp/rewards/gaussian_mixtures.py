@@ -18,6 +18,7 @@ class QuadraticOfPoint:
     Args:
         kl_weight: of the objective E[r] - kl_weight KL, in reward per nat. With it, two more sub-scores say what the
             prompt's mixture tilted by exp(r / kl_weight) scores: the closed-form optimum. None leaves them out.
+        prompt_offset: see `prdp.mixtures.world.rewards_of`.
 
     Sub-scores are expectations, the same for every image of a prompt: `reference`, of r under the reference's mixture;
     `optimum`, under the tilted one.
@@ -26,10 +27,11 @@ class QuadraticOfPoint:
     name = "quadratic_of_point"
     version = "1"
 
-    def __init__(self, kl_weight: float | None = None) -> None:
+    def __init__(self, kl_weight: float | None = None, prompt_offset: float = 0.0) -> None:
         if kl_weight is not None and not kl_weight > 0:
             raise ValueError(f"kl_weight is {kl_weight}, expected a number above 0, or null")
         self._kl_weight = kl_weight
+        self._prompt_offset = prompt_offset
 
     def score(
         self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -42,7 +44,7 @@ class QuadraticOfPoint:
         check_batch(images, prompts, metadata)
         points = decode_points(images)[:, None]
         attributes = parse_all(prompts)
-        rewards, mixtures = rewards_of(attributes), reference_mixtures(attributes)
+        rewards, mixtures = rewards_of(attributes, self._prompt_offset), reference_mixtures(attributes)
         parts = {"reference": mixtures.expectation(rewards)}
         if self._kl_weight is not None:
             parts["optimum"] = mixtures.tilted(rewards, self._kl_weight)[0].expectation(rewards)

@@ -30,7 +30,7 @@ STEPS = SamplerConfig(
 
 def world() -> tuple[GaussianMixtures, QuadraticRewards]:
     attributes = parse_all(TEXTS)
-    return reference_mixtures(attributes), rewards_of(attributes)
+    return reference_mixtures(attributes), rewards_of(attributes, prompt_offset=0.7)
 
 
 def test_the_tilted_mixture_is_what_integration_on_a_grid_gives() -> None:
@@ -44,7 +44,7 @@ def test_the_tilted_mixture_is_what_integration_on_a_grid_gives() -> None:
         one = slice(row, row + 1)
         prompt = GaussianMixtures(mixtures.log_weights[one], mixtures.means[one], mixtures.covariances[one])
         optimum = GaussianMixtures(tilted.log_weights[one], tilted.means[one], tilted.covariances[one])
-        reward = QuadraticRewards(rewards.linear[one], rewards.curvature[one])
+        reward = QuadraticRewards(rewards.constant[one], rewards.linear[one], rewards.curvature[one])
         scores, density = reward(grid)[0], np.exp(prompt.log_density(grid))[0]
         unnormalised = density * np.exp(scores / kl_weight)
         z = unnormalised.sum() * area
