@@ -174,8 +174,8 @@ class TrainConfig:
     updates_per_epoch: int = 1
     """K of the paper: gradient updates on the full batch of N * B images."""
     rollout_policy: str = "current"
-    """Who samples what is learned from: `current`, the policy being trained, or `reference`, its frozen start, as in the
-    paper's comparison with offline training."""
+    """Who samples what is learned from: `current`, the policy being trained, or `reference`, its frozen start: offline
+    training."""
     output_dir: str = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -2,8 +2,9 @@
 
 With `max_staleness` s, epoch e is sampled under the weights that the learner had at epoch max(0, e - s). Which weights
 an epoch gets depends on the configuration alone, never on how fast sampling, scoring and learning are, so a run gives
-the same weights on any cluster, and a resumed run asks again, under the same weights, for what was under way. Offline, every epoch is sampled under the
-weights that the run started from.
+the same weights on any cluster, and a resumed run asks again, under the same weights, for what was under way.
+
+Offline, every epoch is sampled under the weights that the run started from.
 """
 
 from __future__ import annotations

@@ -1,0 +1,290 @@
+"""Methods side by side on equal budgets: the same world, images, reward queries, updates, held-out prompts and noise.
+
+    python benchmarks/study.py run STUDY.yaml RESULTS_FOLDER [--workers 2] [--methods NAME,NAME]
+    python benchmarks/study.py plan STUDY.yaml RESULTS_FOLDER
+
+A study (benchmarks/studies/*.yaml) names a base and methods. Base, method and search are lines of overrides as
+`prdp train -m` takes them; Hydra expands the sweeps. Every point of a method's search is trained with the search seed
+and judged on validation prompts; the point that is best by the study's criterion is trained with every final seed and
+judged on test prompts. A point that diverges is a result: it is the worst.
+
+Each finished run is a line of RESULTS_FOLDER/results.jsonl. Started again, the command goes on where it was, inside a
+run as well. `plan` says what is done and what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+RESULTS = "results.jsonl"
+VALIDATION_PROMPTS = 99
+"""`evaluation.seed` of searches: other held-out prompts and other noise than those of the final runs."""
+PRELOADED = ("prdp.train", "prdp.cluster.inline", "torch._dynamo", "study_measures")
+"""Modules that every run imports; the runs are forked from a process that has them."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a study.
+
+    Attributes:
+        overrides: beside the base, for every run of the method.
+        search: sweeps, each a line of overrides; their points are tried in turn. Empty: there is nothing to choose.
+        like: another method whose choice is taken over, with `overrides` on top.
+        seeds: of the final runs.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    search: tuple[str, ...]
+    like: str | None
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file.
+
+    Attributes:
+        base: overrides of every run.
+        criterion: dotted path into a run's measures, maximised by the search.
+    """
+
+    name: str
+    base: tuple[str, ...]
+    criterion: str
+    search_seed: int
+    methods: dict[str, Method]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study."""
+
+    study: str
+    method: str
+    phase: str
+    seed: int
+    overrides: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, str, str, int, tuple[str, ...]]:
+        """What makes it this run."""
+        return self.study, self.method, self.phase, self.seed, self.overrides
+
+    @property
+    def folder_name(self) -> str:
+        """Short, and different for every key."""
+        digest = hashlib.blake2b(json.dumps(self.key).encode(), digest_size=6).hexdigest()
+        return f"{self.method}-{self.phase}-{self.seed}-{digest}"
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        SystemExit: a key that is missing or unknown, or a method that is like one that is not there.
+    """
+    import yaml
+
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    expected = {"base", "criterion", "search_seed", "seeds", "methods"}
+    if set(given) != expected:
+        raise SystemExit(f"{path}: has the keys {sorted(given)}, expected {sorted(expected)}")
+    methods = {}
+    for name, entry in given["methods"].items():
+        entry = entry or {}
+        unknown = set(entry) - {"overrides", "search", "like", "seeds"}
+        if unknown:
+            raise SystemExit(f"{path}: method {name} has the unknown keys {sorted(unknown)}")
+        like = entry.get("like")
+        if like is not None and (like not in methods or "search" in entry):
+            raise SystemExit(f"{path}: method {name} is like {like}: must be a method before it, and without a search")
+        search = entry.get("search", [])
+        methods[name] = Method(
+            name,
+            tuple(entry.get("overrides", "").split()),
+            tuple([search] if isinstance(search, str) else search),
+            like,
+            tuple(entry.get("seeds", given["seeds"])),
+        )
+    return Study(path.stem, tuple(given["base"].split()), given["criterion"], given["search_seed"], methods)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The finished runs; none for a folder without. A last line that was cut off by a kill is left out."""
+    file = folder / RESULTS
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def expand(overrides: Sequence[str], sweep: str) -> list[tuple[str, ...]]:
+    """The points of a sweep, as Hydra expands it, checked as `prdp train` checks them."""
+    from prdp.compose import Composer
+
+    axes = sweep.split()
+    keys = {axis.partition("=")[0] for axis in axes}
+    with Composer([*overrides, *axes, "hydra.sweep.dir=none"], sweep=True) as composer:
+        points = [[one.lstrip("+") for one in job.overrides] for job in composer.jobs()]
+    return [tuple(one for one in point if one.partition("=")[0] in keys) for point in points]
+
+
+def plan(study: Study, results: Sequence[dict[str, Any]]) -> tuple[list[Run], list[Run]]:
+    """The runs that can be started now, searches first, and how many of the study's are done.
+
+    Final runs of a method appear once its search is complete.
+    """
+    done = {
+        (line["study"], line["method"], line["phase"], line["seed"], tuple(line["overrides"])): line for line in results
+    }
+    searches, finals, finished = [], [], []
+    chosen: dict[str, tuple[str, ...] | None] = {}
+    for method in study.methods.values():
+        base = (*study.base, *method.overrides)
+        points = [point for sweep in method.search for point in expand(base, sweep)]
+        tried = [
+            Run(study.name, method.name, "search", study.search_seed, (*method.overrides, *point)) for point in points
+        ]
+        finished += [run for run in tried if run.key in done]
+        left = [run for run in tried if run.key not in done]
+        searches += left
+        if method.like is not None:
+            of_other = chosen[method.like]
+            chosen[method.name] = None if of_other is None else (*of_other, *method.overrides)
+        elif left:
+            chosen[method.name] = None
+        else:
+            best = max(tried, key=lambda run: score(done[run.key], study.criterion), default=None)
+            chosen[method.name] = method.overrides if best is None else best.overrides
+        final = chosen[method.name]
+        if final is not None:
+            for seed in method.seeds:
+                run = Run(study.name, method.name, "final", seed, final)
+                (finished if run.key in done else finals).append(run)
+    # One seed of every method before the next, so that what is there at any time compares all methods.
+    return [*searches, *sorted(finals, key=lambda run: run.seed)], finished
+
+
+def score(line: dict[str, Any], criterion: str) -> float:
+    """The criterion's value of a finished run; of one that diverged, minus infinity."""
+    value: Any = line
+    for part in criterion.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return -math.inf
+        value = value[part]
+    return float(value) if math.isfinite(value) else -math.inf
+
+
+def execute(run: Run, base: tuple[str, ...], folder: str) -> dict[str, Any]:
+    """Train and measure one run in this process; the line that is recorded."""
+    from study_measures import measures
+
+    from prdp.cli import main
+    from prdp.learners.guards import RatioError
+
+    where = Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    command = [*base, *run.overrides, f"seed={run.seed}", f"output_dir={where}"]
+    command += ["checkpoint.resume=auto", "tracking=silent"]
+    if run.phase == "search":
+        command.append(f"evaluation.seed={VALIDATION_PROMPTS}")
+    line: dict[str, Any] = {**dataclasses.asdict(run), "overrides": list(run.overrides)}
+    failure = ""
+    with (where / "run.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            code = main(["train", *command])
+        except (ValueError, RatioError) as error:  # a policy that diverges is a result; its traceback is in the log
+            traceback.print_exc()
+            code, failure = 1, f"{type(error).__name__}: {error}"
+    if code not in (0, 1):
+        raise RuntimeError(f"prdp train {' '.join(command)} ended with {code}, see {where / 'run.log'}")
+    line |= {"failed": failure[:300]} if failure else {}
+    line |= measures(where, finished=not failure)
+    line["seconds"] = round(time.monotonic() - start, 1)
+    return line
+
+
+@contextlib.contextmanager
+def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are each forked afresh for one run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    executor = ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def run_study(study: Study, folder: Path, workers: int) -> None:
+    """Run what is left, several at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = read_results(folder)
+    with pool(workers) as executor:
+        under_way: dict[Future[dict[str, Any]], Run] = {}
+        while True:
+            left, finished = plan(study, results)
+            started = {run.key for run in under_way.values()}
+            for run in [run for run in left if run.key not in started][: workers - len(under_way)]:
+                where = folder / "runs" / run.study / run.folder_name
+                under_way[executor.submit(execute, run, study.base, str(where))] = run
+            if not under_way:
+                return
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                run, line = under_way.pop(future), future.result()
+                with (folder / RESULTS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                results.append(line)
+                told = line.get("failed") or f"{study.criterion} {score(line, study.criterion):.4f}"
+                print(
+                    f"{len(finished) + 1} done, {len(left) - 1} left: {run.method} {run.phase} {run.seed} "
+                    f"{' '.join(run.overrides)}: {told} ({line['seconds']:.0f} s)",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "plan"])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
+    parser.add_argument("--methods", help="only these, separated by commas")
+    asked = parser.parse_args()
+    study = read_study(asked.study)
+    if asked.methods:
+        wanted = asked.methods.split(",")
+        absent = [name for name in wanted if name not in study.methods]
+        if absent:
+            raise SystemExit(f"--methods: {', '.join(absent)}: {asked.study} has {', '.join(study.methods)}")
+        study = dataclasses.replace(study, methods={name: study.methods[name] for name in wanted})
+    if asked.command == "plan":
+        left, finished = plan(study, read_results(asked.folder))
+        print(f"{len(finished)} runs done; {len(left)} can be started:")
+        for run in left:
+            print(f"  {run.method} {run.phase} {run.seed} {' '.join(run.overrides)}")
+    else:
+        run_study(study, asked.folder, asked.workers)
+
+
+if __name__ == "__main__":
+    main()

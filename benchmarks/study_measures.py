@@ -1,0 +1,95 @@
+"""What a study records of a run: its final policy on seen and unseen prompts, its curve, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prdp.config import TrainConfig
+from prdp.configure import read_config
+from prdp.geometry import geometry
+from prdp.tracking.jsonl import read_metrics
+
+PROMPTS, IMAGES = 128, 64
+"""Of the world of mixtures, whose images are cheap."""
+BLOCKS = 60
+"""Points that the curves over training epochs are averaged to."""
+
+
+def measures(folder: Path, finished: bool) -> dict[str, Any]:
+    """Of a run folder; of an unfinished run only the curve and the budget."""
+    config = read_config(folder / "config.yaml")
+    found: dict[str, Any] = {"budget": budget(config), "curve": curve(folder)}
+    if finished:
+        found |= mixtures(folder, config) if config.model.family == "gaussian_mixtures" else pictures(folder)
+    return found
+
+
+def budget(config: TrainConfig) -> dict[str, int]:
+    """Images, reward queries, updates and network passes of the whole run; evaluations are not counted."""
+    size = geometry(config)
+    passes = size["sampling_passes_per_epoch"] + size["learning_passes_per_epoch"]
+    return {
+        "images": size["images"],
+        "updates": size["updates"],
+        "forward_passes": passes * config.epochs,
+        "backward_passes": size["learning_backwards_per_epoch"] * config.epochs,
+    }
+
+
+def curve(folder: Path) -> dict[str, list[float]]:
+    """Held-out scores by epoch, and training metrics as means over equal runs of epochs."""
+    lines = read_metrics(folder)
+    scores = [line for line in lines if "eval/score" in line]
+    found: dict[str, list[float]] = {
+        "eval_epoch": [line["epoch"] for line in scores],
+        "eval_score": [round(line["eval/score"], 5) for line in scores],
+    }
+    epochs = [line for line in lines if "reward/mean" in line]
+    found["seconds"] = [round(float(epochs[-1]["wall_seconds"]), 1)] if epochs else []
+    blocks = np.array_split(np.arange(len(epochs)), min(BLOCKS, len(epochs))) if epochs else []
+    for name in ("epoch", "reward/mean", "logratio_ref", "grad_norm", "clipfrac", "staleness"):
+        rows = [[epochs[number].get(name, np.nan) for number in block] for block in blocks]
+        means = [float(np.mean(row)) for row in rows]
+        if np.isfinite(means).any():
+            found[name.replace("/", "_")] = [float(f"{value:.5g}") for value in means]
+    return found
+
+
+def mixtures(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """Distances to the optimum known in closed form; see `prdp.mixtures.distance`."""
+    from safetensors.numpy import load_file
+
+    from prdp.diffusion import build_sampler
+    from prdp.mixtures.distance import discretisation_error, distance_to_optimum
+    from prdp.prompts import build_prompts
+    from prdp.prompts.stream import fixed_prompts
+    from prdp.types import Weights
+
+    kl_weight, offset = config.reward.get("kl_weight"), config.reward.get("prompt_offset", 0.0)
+    if kl_weight is None:
+        raise SystemExit(f"{folder}: reward.kl_weight is null, expected the weight that the optimum is defined by")
+    learner = dataclasses.replace(config.learner, mode="full")
+    start, trained = (build_sampler(config.model, learner, config.sampler, seed=config.seed) for _ in range(2))
+    trained.load_weights(Weights.of(1, load_file(folder / "weights" / "correction.safetensors")))
+    found: dict[str, Any] = {"kl_weight": kl_weight}
+    seed = config.evaluation.seed
+    for split in ("heldout", "train"):
+        prompts = fixed_prompts(build_prompts(f"prompts.{split}", getattr(config.prompts, split)), PROMPTS, seed)
+        found[split] = distance_to_optimum(trained.sample(prompts, IMAGES, seed), kl_weight, offset)
+        reference = start.sample(prompts, IMAGES, seed)
+        found[f"{split}_start"] = distance_to_optimum(reference, kl_weight, offset)
+        found[f"{split}_chain"] = discretisation_error(reference, kl_weight)
+    return found
+
+
+def pictures(folder: Path) -> dict[str, Any]:
+    """The last evaluation of the run, and the first."""
+    lines = [line for line in read_metrics(folder) if "eval/score" in line]
+    return {
+        name: {key.removeprefix("eval/"): value for key, value in line.items() if key.startswith("eval/")}
+        for name, line in (("heldout_start", lines[0]), ("heldout", lines[-1]))
+    }
