@@ -5,10 +5,11 @@
 
 Each sampler waits and answers with trajectories of true size: 50 steps of 4 x 64 x 64 latents, with the reference's
 outputs, and images of 512 x 512, for chunks of one prompt with 8 images. The seconds of a chunk vary (`--jitter`). What
-an epoch lasts beyond the time of a perfect schedule of these chunks (whoever is free takes the next one at once) is the
+an epoch lasts beyond the time of a greedy schedule of these chunks (whoever is free takes the next one at once) is the
 overhead: it holds the driver's work, Ray's, and that of moving so many bytes on this machine, whose cores all actors
 share. `--small` answers with trajectories of a hundredth of the size, and so leaves the moving out. Beside it: how much
-of a core the driver uses, its memory, the fullest the object store gets, and bytes spilled to disk.
+of a core the driver uses, its memory, the fullest the object store gets, and bytes spilled to disk. The first epoch
+counts apart: in it the object store's memory is touched for the first time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--jitter", type=float, default=0.2, help="share, either way (%(default)g)")
     parser.add_argument("--small", action="store_true", help="trajectories of a hundredth of the size")
     parser.add_argument("--chunks-each", type=int, default=2, help="an epoch (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3, help="at least 2 (%(default)s)")
     options = parser.parse_args()
     for samplers in options.samplers:
         print(json.dumps(measured(samplers, options)), flush=True)
@@ -69,22 +70,25 @@ def measured(samplers: int, options: argparse.Namespace) -> dict[str, float]:
         epochs=options.epochs,
         max_staleness=0,
     )
-    ideal = float(np.mean([perfect(samplers, chunks, epoch, options) for epoch in range(options.epochs)]))
+    ideal = [greedy(samplers, chunks, epoch, options) for epoch in range(options.epochs)]
     with StoreWatch() as store:
         seconds, working = [], []
         for epoch in range(options.epochs):
             weights = Weights.of(epoch, {name: np.zeros(shape, np.float32) for name, shape in LORA.items()})
             start, cpu = time.perf_counter(), time.process_time()
             rollouts.fill(epoch, weights)
+            rollout = None  # as the loop does: two at once would be twice the memory
             rollout = rollouts.next()
             seconds.append(time.perf_counter() - start)
             working.append(time.process_time() - cpu)
+    later = float(np.mean(seconds[1:]))
     result = {
         "samplers": samplers,
         "start_seconds": round(started, 1),
-        "epoch_seconds": round(float(np.mean(seconds)), 2),
-        "perfect_seconds": round(ideal, 2),
-        "overhead_percent": round(100 * (float(np.mean(seconds)) / ideal - 1), 2),
+        "epoch_seconds": round(later, 2),
+        "greedy_seconds": round(float(np.mean(ideal[1:])), 2),
+        "overhead_percent": round(100 * (later / float(np.mean(ideal[1:])) - 1), 2),
+        "first_overhead_percent": round(100 * (seconds[0] / ideal[0] - 1), 2),
         "driver_cpu_percent": round(100 * float(np.mean(working)) / float(np.mean(seconds)), 1),
         "rollout_gib": round(sum(getattr(rollout, name).nbytes for name in ("latents", "reference_output")) / 2**30, 2),
         "driver_peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
@@ -96,7 +100,7 @@ def measured(samplers: int, options: argparse.Namespace) -> dict[str, float]:
     return result
 
 
-def perfect(samplers: int, chunks: int, epoch: int, options: argparse.Namespace) -> float:
+def greedy(samplers: int, chunks: int, epoch: int, options: argparse.Namespace) -> float:
     """Seconds until all chunks are done when whoever is free takes the next one at once."""
     free_at = [0.0] * samplers
     for offset in range(chunks):

@@ -12,7 +12,7 @@ from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 
 class WaitingSampler:
-    """Takes so long for a chunk, and answers with trajectories of a given shape.
+    """Takes so long for a chunk, and answers with trajectories of a given shape, made once and ready in memory.
 
     Args:
         seconds_per_prompt: of a group of images.
@@ -34,6 +34,7 @@ class WaitingSampler:
         self._seconds, self._jitter, self._steps, self._pixels = seconds_per_prompt, jitter, steps, pixels
         self._shape = channels, side, side
         self._bound = (0, "")
+        self._arrays: dict[str, np.ndarray] = {}
 
     def load_weights(self, weights: Weights) -> tuple[int, str]:
         """Bind nothing."""
@@ -41,17 +42,21 @@ class WaitingSampler:
         return self._bound
 
     def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
-        """Wait, and answer with zeros."""
-        time.sleep(seconds_of(self._seconds * len(prompts), self._jitter, prompts.epoch, prompts.offset))
+        """Wait, and answer with ones."""
         count = len(prompts) * images_per_prompt
+        if len(self._arrays.get("latents", ())) != count:
+            self._arrays = {
+                "latents": np.ones((count, self._steps + 1, *self._shape), np.float32),
+                "reference_output": np.ones((count, self._steps, *self._shape), np.float32),
+                "log_prob_ref": np.ones((count, self._steps), np.float32),
+                "log_ratio": np.ones((count, self._steps), np.float32),
+                "images": np.ones((count, self._pixels, self._pixels, 3), np.uint8),
+            }
+        time.sleep(seconds_of(self._seconds * len(prompts), self._jitter, prompts.epoch, prompts.offset))
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
-            latents=np.zeros((count, self._steps + 1, *self._shape), np.float32),
-            reference_output=np.zeros((count, self._steps, *self._shape), np.float32),
-            log_prob_ref=np.zeros((count, self._steps), np.float32),
-            log_ratio=np.zeros((count, self._steps), np.float32),
-            images=np.zeros((count, self._pixels, self._pixels, 3), np.uint8),
+            **self._arrays,  # type: ignore[arg-type]
             weights_version=self._bound[0],
             weights_checksum=self._bound[1],
         )
