@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 RESULTS = "results.jsonl"
 VALIDATION_PROMPTS = 99
 """`evaluation.seed` of searches: other held-out prompts and other noise than those of the final runs."""
+MAIN_TABLE = "methods"
 PRELOADED = ("prdp.train", "prdp.cluster.inline", "torch._dynamo", "study_measures")
 """Modules that every run imports; the runs are forked from a process that has them."""
 
@@ -50,6 +51,7 @@ class Method:
         search: sweeps, each a line of overrides; their points are tried in turn. Empty: there is nothing to choose.
         like: another method whose choice is taken over, with `overrides` on top.
         seeds: of the final runs.
+        table: that reports it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Method:
     search: tuple[str, ...]
     like: str | None
     seeds: tuple[int, ...]
+    table: str
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def read_study(path: Path) -> Study:
     methods = {}
     for name, entry in given["methods"].items():
         entry = entry or {}
-        unknown = set(entry) - {"overrides", "search", "like", "seeds"}
+        unknown = set(entry) - {"overrides", "search", "like", "seeds", "table"}
         if unknown:
             raise SystemExit(f"{path}: method {name} has the unknown keys {sorted(unknown)}")
         like = entry.get("like")
@@ -125,6 +128,7 @@ def read_study(path: Path) -> Study:
             tuple([search] if isinstance(search, str) else search),
             like,
             tuple(entry.get("seeds", given["seeds"])),
+            entry.get("table", MAIN_TABLE),
         )
     return Study(path.stem, tuple(given["base"].split()), given["criterion"], given["search_seed"], methods)
 

@@ -13,13 +13,22 @@ import numpy as np
 _LIMIT = 240
 """Points drawn per series; longer ones are averaged in equal runs of epochs."""
 
-STANDALONE_STYLE = """
-svg{--ink:#1c2430;--muted:#5d6878;--line:#e3e7ec;--s0:#2563a8;--s1:#c2621b;--s2:#2e8b6f;--s3:#8a4fae;--paper:#fff;
+LIGHT = ("#2563a8", "#c2621b", "#2e8b6f", "#8a4fae", "#b3294e", "#7a6a00", "#0e7f92", "#5c5c5c", "#9c4a1f", "#1c2430")
+DARK = ("#6ea8e6", "#e8995c", "#5fc3a4", "#bd8fdc", "#f07f9e", "#cdbb46", "#5bc4d6", "#b0b0b0", "#d9a37c", "#e6eaf0")
+"""Colours of the curves, in order."""
+CURVE_COLOURS = ":root{{{}}}@media (prefers-color-scheme:dark){{:root{{{}}}}}\n".format(
+    *(";".join(f"--s{n}:{colour}" for n, colour in enumerate(colours)) for colours in (LIGHT, DARK))
+)
+"""The same as CSS variables, --s0 and so on."""
+STANDALONE_STYLE = (
+    CURVE_COLOURS
+    + """
+svg{--ink:#1c2430;--muted:#5d6878;--line:#e3e7ec;--paper:#fff;
 font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-@media (prefers-color-scheme:dark){svg{--ink:#e6eaf0;--muted:#9aa5b5;--line:#2b3442;--s0:#6ea8e6;--s1:#e8995c;
---s2:#5fc3a4;--s3:#bd8fdc;--paper:#141a22}}
+@media (prefers-color-scheme:dark){svg{--ink:#e6eaf0;--muted:#9aa5b5;--line:#2b3442;--paper:#141a22}}
 .paper{fill:var(--paper)}
 """
+)
 CHART_STYLE = """
 .chart .grid{stroke:var(--line);stroke-width:1}
 .chart text{fill:var(--muted);font-size:11px}
@@ -31,9 +40,9 @@ CHART_STYLE = """
 .chart .dot.kept,.chart g:hover>.dot{opacity:1}
 .chart .rule{stroke:var(--muted);stroke-width:1;opacity:0}
 .chart g:hover>.rule{opacity:.5}
-.chart .c0{stroke:var(--s0)}.chart .c1{stroke:var(--s1)}.chart .c2{stroke:var(--s2)}.chart .c3{stroke:var(--s3)}
-.chart .f0{fill:var(--s0)}.chart .f1{fill:var(--s1)}.chart .f2{fill:var(--s2)}.chart .f3{fill:var(--s3)}
-"""
+""" + "".join(f".chart .c{n}{{stroke:var(--s{n})}}.chart .f{n}{{fill:var(--s{n})}}" for n in range(len(LIGHT)))
+_IN_A_ROW = 4
+"""Curves that the legend names in one row."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def curve_svg(
     height: int = 260,
     standalone: bool = False,
 ) -> str:
-    """Draw up to four curves on common axes; hovering names the values.
+    """Draw up to ten curves on common axes; hovering names the values.
 
     Args:
         series: the curves; those without a finite point are left out.
@@ -65,13 +74,15 @@ def curve_svg(
         standalone: a file of its own with its colours, for a documentation page, instead of a part of the report.
 
     Raises:
-        ValueError: no curves, more than four, or x and y of different lengths.
+        ValueError: no curves, more than ten, or x and y of different lengths.
     """
-    if not 1 <= len(series) <= 4:
-        raise ValueError(f"a chart takes 1 to 4 series, got {len(series)}")
+    if not 1 <= len(series) <= len(LIGHT):
+        raise ValueError(f"a chart takes 1 to {len(LIGHT)} series, got {len(series)}")
     drawn = [(index, _clean(item)) for index, item in enumerate(series)]
     drawn = [(index, arrays) for index, arrays in drawn if arrays.shape[1]]
-    left, right, top, bottom = 58, 14, 34 if title or len(series) > 1 else 12, 36 if x_label else 22
+    rows = math.ceil(len(series) / _IN_A_ROW) if len(series) > _IN_A_ROW else 0
+    left, right, bottom = 58, 14, 36 if x_label else 22
+    top = (34 if title or len(series) > 1 else 12) + 18 * rows
     frame = _Frame(drawn, left, top, width - left - right, height - top - bottom)
 
     parts = [_axes(frame, x_label, height)]
@@ -83,7 +94,9 @@ def curve_svg(
     parts.append(_hover(frame, series, drawn, x_label or "x"))
     if title:
         parts.append(f'<text class="name" x="{left}" y="18">{escape(title)}</text>')
-    if len(series) > 1:
+    if rows:
+        parts.append(_legend_below(series, left, (width - left - right) / _IN_A_ROW))
+    elif len(series) > 1:
         parts.append(_legend(series, width - right))
     name = escape(title or ", ".join(item.name for item in series), quote=True)
     head = f'class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{name}"'
@@ -235,4 +248,15 @@ def _legend(series: Sequence[Series], right: float) -> str:
         right -= 6.2 * len(name) + 14
         parts.append(f'<rect class="f{index}" x="{right:.0f}" y="9" width="10" height="10" rx="2"/>')
         right -= 14
+    return "".join(parts)
+
+
+def _legend_below(series: Sequence[Series], left: float, width: float) -> str:
+    """In rows of four under the title."""
+    parts = []
+    for index, item in enumerate(series):
+        row, column = divmod(index, _IN_A_ROW)
+        x, y = left + column * width, 36 + 18 * row
+        parts.append(f'<rect class="f{index}" x="{x:.0f}" y="{y - 9}" width="10" height="10" rx="2"/>')
+        parts.append(f'<text x="{x + 14:.0f}" y="{y}">{escape(item.name)}</text>')
     return "".join(parts)

@@ -1,14 +1,15 @@
 """The look of the report: one style sheet, light and dark, without a file to fetch."""
 
-from prdp.tracking.charts import CHART_STYLE
+from prdp.tracking.charts import CHART_STYLE, CURVE_COLOURS
 
 STYLE = (
-    """
+    CURVE_COLOURS
+    + """
 :root{color-scheme:light dark;--paper:#fff;--page:#f5f6f8;--ink:#1c2430;--muted:#5d6878;--line:#e3e7ec;
---s0:#2563a8;--s1:#c2621b;--s2:#2e8b6f;--s3:#8a4fae;--up:#1f7a53;--down:#b3402f;--up-soft:#e4f3ec;--down-soft:#fbe9e5;
+--up:#1f7a53;--down:#b3402f;--up-soft:#e4f3ec;--down-soft:#fbe9e5;
 --soft:#eef1f5}
 @media (prefers-color-scheme:dark){:root{--paper:#171d26;--page:#0f141b;--ink:#e6eaf0;--muted:#9aa5b5;--line:#2b3442;
---s0:#6ea8e6;--s1:#e8995c;--s2:#5fc3a4;--s3:#bd8fdc;--up:#6fcf9f;--down:#f0907d;--up-soft:#163327;--down-soft:#3d211c;
+--up:#6fcf9f;--down:#f0907d;--up-soft:#163327;--down-soft:#3d211c;
 --soft:#202835}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);

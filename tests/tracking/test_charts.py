@@ -89,6 +89,18 @@ def test_odd_curves_still_draw(series: Series) -> None:
         assert math.isfinite(float(number)) and -1 <= float(number) <= 641, number
 
 
+def test_many_curves_are_all_named_inside_the_picture() -> None:
+    series = [Series(f"method {number}", [0, 1], [number, number]) for number in range(10)]
+    root = ElementTree.fromstring(curve_svg(series, "title", standalone=True))
+    names = {one.name for one in series}
+    named = {text.text: text for text in root.iter() if text.tag.endswith("text") and text.text in names}
+    assert len(named) == 10
+    assert len({(text.get("x"), text.get("y")) for text in named.values()}) == 10
+    assert all(float(text.get("x", "nan")) < 560 for text in named.values())
+    style = next(one.text for one in root.iter() if one.tag.endswith("style"))
+    assert all(f"--s{number}:" in style and f".c{number}{{" in style for number in range(10))
+
+
 def test_long_series_are_averaged() -> None:
     y = np.linspace(0, 1, 5000)
     points = points_of(curve_svg([Series("s", range(5000), y.tolist())]))
@@ -96,7 +108,7 @@ def test_long_series_are_averaged() -> None:
 
 
 def test_what_cannot_be_drawn_is_named() -> None:
-    with pytest.raises(ValueError, match="1 to 4 series, got 0"):
+    with pytest.raises(ValueError, match="1 to 10 series, got 0"):
         curve_svg([])
     with pytest.raises(ValueError, match=r"series 's' has columns of \[2, 1, 1, 1\]"):
         curve_svg([Series("s", [0, 1], [1.0])])
