@@ -222,7 +222,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
             f"sampler.steps={sampler.steps}: no step with a log-prob would be left"
         )
     if config.checkpoint.mirror is not None and "checkpoint.mirror" not in wrong:
-        from prdp.checkpoint_mirror import url_problem
+        from prdp.mirror_url import url_problem
 
         problem = url_problem(config.checkpoint.mirror)
         found += [] if problem is None else [problem]

@@ -1,7 +1,7 @@
 """Checkpoints: a folder each, whole or absent, verified before anything is taken from it.
 
 run_dir/checkpoints/epoch_00010/learner.safetensors    every tensor of the learner
-run_dir/checkpoints/epoch_00010/state.json             everything else, and size and checksum of the tensors
+run_dir/checkpoints/epoch_00010/state.json             everything else, and size and checksum of all other files
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run_dir: Path | str, epoch: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int
+    run_dir: Path | str,
+    epoch: int,
+    tensors: Mapping[str, np.ndarray],
+    state: Mapping[str, Any],
+    keep: int,
+    attachments: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the checkpoint to continue at `epoch`, then remove the oldest beyond `keep`; the folder written.
 
@@ -61,6 +66,7 @@ def save_checkpoint(
         tensors: name -> array, any numeric dtype and shape.
         state: JSON-able: mappings with text keys, lists, text, numbers (numpy scalars too), booleans, None.
         keep: how many checkpoints stay, the new one included; at least 1.
+        attachments: further files by name, verified with the checkpoint from then on.
 
     Raises:
         StorageError: a full disk, for instance; the older checkpoints stay as they were.
@@ -75,12 +81,14 @@ def save_checkpoint(
     sequence = 1 + max((number for number, _ in _numbered(folder)), default=0)
     with atomic_directory(target) as temporary:
         save_tensors(temporary / TENSOR_FILE, tensors)
+        for name, content in (attachments or {}).items():
+            (temporary / name).write_bytes(content)
         document = {
             "format": "prdp checkpoint",
             "format_version": FORMAT_VERSION,
             "epoch": epoch,
             "sequence": sequence,
-            "files": {TENSOR_FILE: _fingerprint_file(temporary / TENSOR_FILE)},
+            "files": {name: _fingerprint_file(temporary / name) for name in (TENSOR_FILE, *(attachments or {}))},
             "state": plain,
         }
         write_atomically(temporary / STATE_FILE, json.dumps(document, indent=1).encode())

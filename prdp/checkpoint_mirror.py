@@ -1,7 +1,9 @@
-"""Checkpoints copied to a URL, so that a run goes on elsewhere when its machine is gone.
+"""Checkpoints and logs copied to a URL, so that a run goes on elsewhere when its machine is gone.
 
 <url>/checkpoints/epoch_00010/learner.safetensors
+<url>/checkpoints/epoch_00010/logs.zip               the logs as of this checkpoint (prdp/log_archive.py)
 <url>/checkpoints/epoch_00010/state.json             uploaded last and removed first: without it there is no checkpoint
+<url>/evaluations/epoch_00010-<digest>.zip           uploaded once, before the first checkpoint that lists it
 
 A URL belongs to one run. Whatever fsspec opens will do, such as s3://bucket/run, gs://bucket/run or file:///shared/run;
 credentials come from the environment.
@@ -12,22 +14,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from prdp.checkpoint import FOLDER, STATE_FILE, CheckpointError, find_latest, verified
 from prdp.errors import ConfigError, UserError
+from prdp.log_archive import LOGS_FILE, has_evaluation, pack_evaluation, restore_evaluation, restore_logs
 from prdp.storage import atomic_directory
+from prdp.tracking.evaluations import FOLDER as EVALUATIONS
 
 PAUSES = (1.0, 4.0, 16.0)
 """Seconds between the attempts at a transfer."""
-
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""Scheme -> extra of this package that brings what fsspec needs for it."""
 
 _PROBE = ".write-check"
 _LASTING = (PermissionError, FileNotFoundError, NotADirectoryError, ImportError, ValueError)
@@ -39,41 +41,6 @@ _T = TypeVar("_T")
 
 class MirrorError(UserError, OSError):
     """The mirror cannot be read or written; the message names the URL, what was tried and how often."""
-
-
-def url_problem(url: str) -> str | None:
-    """What is wrong with a URL as a text, in a line that never shows credentials; None when nothing is."""
-    key = "checkpoint.mirror"
-    parts = urlsplit(url)
-    if any("@" in urlsplit(link).netloc for link in url.split("::")) or parts.query or parts.fragment:
-        return (
-            f"{key}: a {parts.scheme or 'mirror'} URL with user, password or query was given; it would stand in logs "
-            "and saved configurations. Leave them out: credentials are taken from the environment"
-        )
-    if "::" in url or not parts.scheme or not (parts.netloc + parts.path).strip("/"):
-        return f"{key}={url}: must be null or a URL with a folder, such as s3://bucket/run or file:///shared/run"
-    return None
-
-
-def check_url(url: str) -> None:
-    """Refuse a URL that is none, that holds secrets, or that needs a package which is not installed. Asks no network.
-
-    Raises:
-        ConfigError: naming what is wrong, never the credentials.
-    """
-    problem = url_problem(url)
-    if problem is not None:
-        raise ConfigError(problem)
-    from fsspec import available_protocols, get_filesystem_class
-
-    scheme = urlsplit(url).scheme
-    if scheme not in available_protocols():
-        raise ConfigError(f"checkpoint.mirror={url}: fsspec knows no {scheme}://; expected s3://, gs://, file:// ...")
-    try:
-        get_filesystem_class(scheme)
-    except ImportError as error:
-        cure = f"pip install 'prdp[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
-        raise ConfigError(f"checkpoint.mirror={url}: a package is missing for {scheme}://: {cure}") from error
 
 
 def check_writable(url: str, takes_over: bool) -> None:
@@ -99,12 +66,13 @@ def check_writable(url: str, takes_over: bool) -> None:
 
 
 def push(folder: Path, url: str, keep: int) -> bool:
-    """Copy a saved checkpoint to the mirror, then remove the oldest beyond `keep`; whether it arrived.
+    """Copy a saved checkpoint, and the evaluations that it lists, to the mirror, then remove the oldest beyond `keep`;
+    whether it arrived.
 
     A network that fails costs a warning, not the run: the checkpoint stays where it is and the next one is tried again.
 
     Args:
-        folder: a checkpoint, as `prdp.checkpoint.save_checkpoint` has written it.
+        folder: a checkpoint in a run's folder, as `prdp.checkpoint.save_checkpoint` has written it.
         url: one that `check_url` has passed.
         keep: how many checkpoints stay there, this one included. Those saved later, which stem from an attempt that
             this one replaces, go too.
@@ -125,19 +93,23 @@ def push(folder: Path, url: str, keep: int) -> bool:
 
 
 def fetch_latest(url: str, run_dir: Path | str) -> Path | None:
-    """Bring the newest whole checkpoint of the mirror into `run_dir`; its folder, None when nothing was fetched.
+    """Bring the newest whole checkpoint of the mirror and its logs into `run_dir`; its folder, None when nothing was
+    fetched.
 
-    Nothing is when `run_dir` holds one that was saved as late or later. Half uploads and damaged ones are skipped with
+    Nothing is when `run_dir` holds one that was saved as late or later. Otherwise the logs of the checkpoint replace
+    those that lie there: lines that a lost machine wrote after it are not the run's. An evaluation that cannot be had
+    is left out with a warning. Half uploads and damaged ones are skipped with
     a warning: sizes and checksums are compared as for local ones, and a folder appears whole or not at all.
 
     Raises:
         MirrorError: the mirror cannot be read, and `run_dir` holds no whole checkpoint to go on with.
     """
     latest = find_latest(run_dir)
-    local = None if latest is None else _sequence((latest / STATE_FILE).read_bytes())
+    local = None if latest is None else _sequence(_parsed((latest / STATE_FILE).read_bytes()))
     try:
         mirror = _Mirror(url)
-        for name, sequence in mirror.attempt("be read", mirror.newest_first):
+        for name, document in mirror.attempt("be read", mirror.newest_first):
+            sequence = _sequence(document)
             if sequence is None:
                 _log.warning("skipping %s/%s/%s: a half upload, it has no readable %s", url, FOLDER, name, STATE_FILE)
             elif local is not None and sequence <= local:
@@ -145,7 +117,7 @@ def fetch_latest(url: str, run_dir: Path | str) -> Path | None:
             else:
                 target = Path(run_dir) / FOLDER / name
                 try:
-                    mirror.attempt(f"give {name}", partial(mirror.download, name, target))
+                    mirror.attempt(f"give {name}", partial(mirror.download, name, Path(run_dir)))
                 except CheckpointError as error:
                     _log.warning("skipping a broken checkpoint of %s: %s", url, error)
                 else:
@@ -192,6 +164,9 @@ class _Mirror:
     def path(self, name: str, file: str = "") -> str:
         return f"{self.root}/{FOLDER}/{name}" + (f"/{file}" if file else "")
 
+    def evaluation(self, name: str) -> str:
+        return f"{self.root}/{EVALUATIONS}/{name}.zip"
+
     def folders(self) -> list[str]:
         """Names of what stands where checkpoints do, whole or not."""
         self.fs.invalidate_cache()
@@ -202,30 +177,36 @@ class _Mirror:
         names = [path.rstrip("/").rpartition("/")[2] for path in paths]
         return [name for name in names if name.startswith("epoch_")]
 
-    def newest_first(self) -> list[tuple[str, int | None]]:
-        """Folders with their place in the order of saving; those that have none, being half uploads, come first."""
-        found: list[tuple[str, int | None]] = []
+    def newest_first(self) -> list[tuple[str, dict[str, Any]]]:
+        """Folders with the content of state.json; half uploads, whose content has no `_sequence`, come first."""
+        found: list[tuple[str, dict[str, Any]]] = []
         for name in self.folders():
             try:
-                found.append((name, _sequence(self.fs.cat_file(self.path(name, STATE_FILE)))))
+                found.append((name, _parsed(self.fs.cat_file(self.path(name, STATE_FILE)))))
             except FileNotFoundError:
-                found.append((name, None))
-        return sorted(found, key=lambda entry: (entry[1] is not None, -(entry[1] or 0)))
+                found.append((name, {}))
+        return sorted(found, key=lambda entry: -(_sequence(entry[1]) or sys.maxsize))
 
     def upload(self, folder: Path) -> None:
         """Copy a checkpoint; what stood under its name is none from the first moment on."""
+        run_dir = folder.parent.parent
+        # What a whole checkpoint lists has arrived; anything else may be half an upload.
+        arrived = {name for _, document in self.newest_first() for name in _evaluations(document)}
+        for name in _evaluations(_parsed((folder / STATE_FILE).read_bytes())):
+            if name not in arrived and has_evaluation(run_dir, name):
+                self.fs.pipe_file(self.evaluation(name), pack_evaluation(run_dir, name))
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(folder.name, STATE_FILE))
         for file in sorted(folder.iterdir(), key=lambda file: file.name == STATE_FILE):
             self.fs.put_file(str(file), self.path(folder.name, file.name))
 
-    def download(self, name: str, target: Path) -> None:
-        """Copy a checkpoint to `target`, and verify it before it gets this name.
+    def download(self, name: str, run_dir: Path) -> None:
+        """Copy a checkpoint and its logs to a run's folder; the checkpoint gets its name when all of it is there.
 
         Raises:
             CheckpointError: it is not whole; names the file in the mirror.
         """
-        with atomic_directory(target) as temporary:
+        with atomic_directory(run_dir / FOLDER / name) as temporary:
             self.fs.get_file(self.path(name, STATE_FILE), str(temporary / STATE_FILE))
             try:
                 for file in json.loads((temporary / STATE_FILE).read_bytes())["files"]:
@@ -233,26 +214,68 @@ class _Mirror:
                         raise ValueError(f"it lists '{file}', which is no plain file name")
                     with contextlib.suppress(FileNotFoundError):
                         self.fs.get_file(self.path(name, file), str(temporary / file))
-                verified(temporary)
+                document = verified(temporary)
+                if LOGS_FILE in document["files"]:
+                    self.download_evaluations(_evaluations(document), run_dir)
+                    _restore_logs(run_dir, temporary / LOGS_FILE, document["epoch"])
             except CheckpointError as error:
                 raise CheckpointError(str(error).replace(str(temporary), self.path(name))) from None
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{self.path(name, STATE_FILE)} is damaged: {error!r}") from None
 
+    def download_evaluations(self, names: list[str], run_dir: Path) -> None:
+        """Copy the evaluations that `run_dir` lacks; one that is lost or damaged costs a warning."""
+        for name in names:
+            if has_evaluation(run_dir, name):
+                continue
+            try:
+                restore_evaluation(run_dir, name, self.fs.cat_file(self.evaluation(name)))
+            except (FileNotFoundError, ValueError) as error:
+                _log.warning("an evaluation is left out: %s: %s", self.evaluation(name), error)
+
     def prune(self, newest: str, keep: int) -> None:
-        """Remove all but `newest` and the `keep` - 1 that were saved last before it."""
+        """Remove all but `newest` and the `keep` - 1 saved last before it, and evaluations that none of these lists."""
         entries = dict(self.newest_first())
-        mark = entries.pop(newest)
-        before = [name for name, sequence in entries.items() if sequence is not None and sequence < (mark or 0)]
-        for name in entries.keys() - set(before[: keep - 1]):
+        mark = _sequence(entries[newest]) or 0
+        before = [name for name, document in entries.items() if 0 < (_sequence(document) or 0) < mark]
+        kept = {newest, *before[: keep - 1]}
+        for name in entries.keys() - kept:
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm_file(self.path(name, STATE_FILE))
             self.fs.rm(self.path(name), recursive=True)
+        listed = {f"{evaluation}.zip" for name in kept for evaluation in _evaluations(entries[name])}
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.fs.ls(f"{self.root}/{EVALUATIONS}", detail=False):
+                if path.rpartition("/")[2] not in listed:
+                    self.fs.rm_file(path)
 
 
-def _sequence(content: bytes) -> int | None:
-    """The place in the order of saving, from a state.json; None where it cannot be read."""
+def _restore_logs(run_dir: Path, archive: Path, epoch: int) -> None:
     try:
-        return int(json.loads(content)["sequence"])
+        restore_logs(run_dir, archive.read_bytes(), epoch)
+    except ValueError as error:
+        raise CheckpointError(f"{archive} is damaged: {error}") from None
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """The content of a state.json; empty where it cannot be read."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _sequence(document: Mapping[str, Any]) -> int | None:
+    """The place in the order of saving, from 1 on; None where it cannot be read."""
+    try:
+        return int(document["sequence"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _evaluations(document: Mapping[str, Any]) -> list[str]:
+    """Names of the evaluations that a checkpoint lists."""
+    state = document.get("state")
+    names = state.get("evaluations") if isinstance(state, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

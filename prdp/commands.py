@@ -151,7 +151,8 @@ def _check_mirror(config: TrainConfig) -> None:
     url = config.checkpoint.mirror
     if url is None:
         return
-    from prdp.checkpoint_mirror import check_url, check_writable
+    from prdp.checkpoint_mirror import check_writable
+    from prdp.mirror_url import check_url
 
     check_url(url)
     check_writable(url, config.checkpoint.resume == "auto" or (Path(config.output_dir) / "checkpoints").exists())

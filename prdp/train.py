@@ -25,6 +25,7 @@ from prdp.errors import start_up_checks
 from prdp.evaluation.diversity import group_diversity
 from prdp.interruption import interruptions_raised, uninterrupted
 from prdp.learners import build_learner
+from prdp.log_archive import LOGS_FILE, evaluation_names, pack_logs
 from prdp.prompts import build_prompts
 from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
 from prdp.prompts.tokens import cut_prompts_report
@@ -269,7 +270,7 @@ class Run:
     def _save(self) -> None:
         tensors, scalars = self.learner.state()
         published, queue = self.rollouts.state(self.epoch, begun=self._updates_begun() > 0)
-        state = {
+        state: dict[str, Any] = {
             "learner": scalars,
             **queue,
             "prompts_fingerprint": self.prompts_fingerprint,
@@ -277,9 +278,13 @@ class Run:
             "reward": self.reward_identity,
             "config": self.plain,
         }
-        saved = save_checkpoint(self.folder, self.epoch, {**tensors, **published}, state, self.config.checkpoint.keep)
-        if self.config.checkpoint.mirror is not None:
-            push(saved, self.config.checkpoint.mirror, self.config.checkpoint.keep)
+        mirror, keep, logs = self.config.checkpoint.mirror, self.config.checkpoint.keep, {}
+        if mirror is not None:
+            state["evaluations"] = evaluation_names(self.folder)
+            logs[LOGS_FILE] = pack_logs(self.folder)
+        saved = save_checkpoint(self.folder, self.epoch, {**tensors, **published}, state, keep, logs)
+        if mirror is not None:
+            push(saved, mirror, keep)
         self.saved_version = self.learner.version
 
     def _checkpoint(self) -> Checkpoint | None:

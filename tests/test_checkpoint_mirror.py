@@ -17,8 +17,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prdp import checkpoint_mirror
 from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint
-from prdp.checkpoint_mirror import MirrorError, check_url, check_writable, fetch_latest, push, url_problem
+from prdp.checkpoint_mirror import MirrorError, check_writable, fetch_latest, push
 from prdp.errors import ConfigError
+from prdp.mirror_url import check_url, url_problem
 
 
 @pytest.fixture(autouse=True)
@@ -321,21 +322,13 @@ def test_a_mirror_that_cannot_be_written_is_found_at_the_start(
     assert not pauses
 
 
-def test_a_run_goes_on_in_an_empty_folder(tmp_path: Path) -> None:
+def test_another_runs_mirror_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     from prdp.commands import train
 
-    smoke = ["experiment=shapes_smoke", "evaluation.every=0", "tracking=silent", "tracking.report=false"]
-    mirror = f"checkpoint.mirror=file://{tmp_path}/mirror"
-    train([*smoke, mirror, "epochs=1", f"output_dir={tmp_path}/first"])
-    assert held(f"file://{tmp_path}/mirror") == {"epoch_00001": FILES}
-    train([*smoke, mirror, "epochs=2", f"output_dir={tmp_path}/second", "checkpoint.resume=auto"])
-    assert held(f"file://{tmp_path}/mirror") == {"epoch_00001": FILES, "epoch_00002": FILES}
-    fetched, written = (tmp_path / run / "checkpoints" / "epoch_00001" for run in ("second", "first"))
-    for name in FILES:
-        assert (fetched / name).read_bytes() == (written / name).read_bytes()
-    assert load_checkpoint(tmp_path / "second" / "checkpoints" / "epoch_00002").epoch == 2
+    url = f"file://{tmp_path}/mirror"
+    push(save(tmp_path / "first", 1), url, keep=1)
     with pytest.raises(ConfigError, match="holds checkpoints"):
-        train([*smoke, mirror, f"output_dir={tmp_path}/third"])
+        train(["experiment=shapes_smoke", f"checkpoint.mirror={url}", f"output_dir={tmp_path}/third"])
     assert not (tmp_path / "third").exists()
 
 

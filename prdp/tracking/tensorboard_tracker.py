@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 from prdp.types import UInt8
+
+FOLDER = "tensorboard"
 
 
 class TensorBoardTracker:
@@ -18,7 +21,7 @@ class TensorBoardTracker:
 
     def __init__(self, run_dir: Path, run_config: Mapping[str, Any], resumed_epoch: int | None = None) -> None:
         """Open a new event file. Arguments as in `build_trackers`; on resume, TensorBoard hides the steps beyond
-        `resumed_epoch` that earlier event files hold.
+        `resumed_epoch` that earlier event files hold; where there are none, the numbers of the run's log are written.
 
         Raises:
             ModuleNotFoundError: tensorboard is not installed.
@@ -26,8 +29,13 @@ class TensorBoardTracker:
         check_installed()
         from torch.utils.tensorboard import SummaryWriter
 
+        elsewhere = resumed_epoch is not None and not (run_dir / FOLDER).exists()
         purge = None if resumed_epoch is None else resumed_epoch + 1
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        self._writer = SummaryWriter(str(run_dir / FOLDER), purge_step=purge)
+        if elsewhere and (run_dir / METRICS_FILE).exists():
+            for row in read_metrics(run_dir):
+                numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                self.log(numbers, int(numbers.pop("epoch")))
         if resumed_epoch is None:
             text = json.dumps(run_config, indent=2, default=str)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), 0)

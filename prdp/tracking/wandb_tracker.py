@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ START_SECONDS = 30.0
 MAX_TAG = 64
 JOB_TYPE = "train"
 LOST_SECONDS = 60.0
-"""How much of a run's log is sent again after a resume; W&B writes to its file, and to its server, every 15 seconds."""
+"""How much of a run's log is sent again after a resume; W&B writes to its file, and to its server, every 15 seconds.
+All of it is sent where neither this disk nor the server knows the run: it was recorded offline on another machine."""
 FINISH_SECONDS = 120.0
 """How long the last upload may take; the rest stays on disk for `wandb sync`."""
 
@@ -83,6 +85,7 @@ class WandbTracker:
                 ),
             )
 
+        known = any((run_dir / "wandb").glob(f"*run-*-{run_id}"))
         try:
             self._run = start(mode)
         except (wandb.Error, OSError, TimeoutError) as error:
@@ -93,12 +96,12 @@ class WandbTracker:
             wandb.teardown()  # W&B's service still holds the id of the attempt
             self._run = start(mode)
         self.mode = mode
-        self._step_file = run_dir / "wandb" / f"{run_id}.step"
-        self._step = max(self._run.starting_step, _read_step(self._step_file))
+        self._step_file = step_file(run_dir, run_id)
+        self._step = max(self._run.starting_step, read_step(self._step_file))
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
         if resumed_epoch is not None:
-            for row in _last_rows(run_dir, LOST_SECONDS):
+            for row in _last_rows(run_dir, LOST_SECONDS if known or self._run.starting_step else math.inf):
                 self._log(row)
 
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
@@ -158,7 +161,13 @@ def _last_rows(run_dir: Path, seconds: float) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in recent]
 
 
-def _read_step(path: Path) -> int:
+def step_file(run_dir: Path, run_id: str) -> Path:
+    """Where the number of the next step is kept."""
+    return run_dir / "wandb" / f"{run_id}.step"
+
+
+def read_step(path: Path) -> int:
+    """The number of the next step; 0 when none is kept."""
     try:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):
