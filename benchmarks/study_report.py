@@ -1,0 +1,217 @@
+"""What studies found, as pages: tables with intervals over seeds, curves, the searches and the budgets.
+
+    python benchmarks/study_report.py RESULTS_FOLDER docs/results
+
+For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg and the
+results themselves as OUT/<study>.jsonl, from which the page can be made again (RESULTS_FOLDER then is OUT/<study>.jsonl).
+Only what is there is reported: a method without finished final runs has no row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from study import MAIN_TABLE, RESULTS, Method, Study, read_results, read_study, score
+
+from prdp.storage import atomic_text
+from prdp.tracking.charts import Series, curve_svg
+
+STUDIES = Path(__file__).parent / "studies"
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""0.975 quantiles of Student's t with 1 to 9 degrees of freedom."""
+_TITLES = {
+    MAIN_TABLE: "Methods",
+    "clip": "With and without the clip",
+    "offline": "Online and offline",
+    "beta": "The weight of the KL",
+    "groups": "Images per prompt, at equal images",
+    "pairs": "Which pairs are compared",
+    "weighting": "Steps weighted by their sensitivity",
+    "staleness": "Stale rollouts",
+    "offset": "Prompts that can all be scored equally well",
+    "long": "Five times as long",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: what it shows of a finished run."""
+
+    title: str
+    path: str
+    digits: int = 3
+
+
+_MIXTURES = (
+    Column("E[r] - w KL", "heldout.objective"),
+    Column("E[r]", "heldout.reward"),
+    Column("KL", "heldout.kl"),
+    Column("KL to optimum", "heldout.kl_to_optimum"),
+    Column("energy distance", "heldout.energy_distance"),
+    Column("E[r] - w KL, seen", "train.objective"),
+)
+_PICTURES = (Column("score", "heldout.score"), Column("diversity", "heldout.diversity"))
+
+
+def interval(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and 95% Student interval over seeds; a single value alone."""
+    good = [value for value in values if math.isfinite(value)]
+    if not good:
+        return ""
+    mean = float(np.mean(good))
+    if len(good) == 1:
+        return f"{mean:.{digits}f}"
+    half = _STUDENT[len(good) - 2] * float(np.std(good, ddof=1)) / math.sqrt(len(good))
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; the first row is the head."""
+    head, *body = rows
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def columns_of(lines: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
+    """What the world of a study measures."""
+    return _MIXTURES if any("kl_weight" in line for line in lines) else _PICTURES
+
+
+def result_rows(study: Study, methods: Sequence[Method], finals: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row for each method that has finished final runs."""
+    columns = columns_of(finals)
+    rows = [["method", "seeds", "diverged", *(column.title for column in columns), f"beside {next(iter(study.methods))}"]]
+    first = {line["seed"]: score(line, study.criterion) for line in finals if line["method"] == next(iter(study.methods))}
+    for method in methods:
+        own = [line for line in finals if line["method"] == method.name]
+        if not own:
+            continue
+        failed = sum("failed" in line for line in own)
+        cells = [interval([score(line, column.path) for line in own], column.digits) for column in columns]
+        paired = [score(line, study.criterion) - first[line["seed"]] for line in own if line["seed"] in first]
+        beside = "" if method.name == next(iter(study.methods)) else interval(paired)
+        rows.append([method.name, str(len(own)), str(failed), *cells, beside])
+    return rows
+
+
+def reference_rows(finals: Sequence[dict[str, Any]], width: int) -> list[list[str]]:
+    """Of the world of mixtures: where everybody starts, and what nobody can pass."""
+    line = next((line for line in finals if "heldout_start" in line and "kl_weight" in line), None)
+    if line is None:
+        return []
+    start, seen, chain = line["heldout_start"], line["train_start"], line["heldout_chain"]
+    off = chain["log_z"] - chain["log_z_chain"]
+    rows = [
+        ["the reference", "", "", f"{start['objective']:.3f}", f"{start['reward']:.3f}", "0"]
+        + [f"{start['kl_to_optimum']:.3f}", f"{start['energy_distance']:.3f}", f"{seen['objective']:.3f}"],
+        ["the optimum", "", "", f"{start['objective_optimum']:.3f}", f"{start['reward_optimum']:.3f}", ""]
+        + [f"0; {off:.3f} is the chain's", "0", f"{seen['objective_optimum']:.3f}"],
+    ]
+    return [row + [""] * (width - len(row)) for row in rows]
+
+
+def budget_rows(finals: Sequence[dict[str, Any]], methods: Sequence[Method]) -> list[list[str]]:
+    """What a run of each method cost."""
+    rows = [["method", "images", "updates", "forward passes", "with backward", "training seconds, median"]]
+    for method in methods:
+        own = [line for line in finals if line["method"] == method.name]
+        if own:
+            spent = own[0]["budget"]
+            seconds = [line["curve"]["seconds"][0] for line in own if line["curve"]["seconds"]]
+            passes = (spent["images"], spent["updates"], spent["forward_passes"], spent["backward_passes"])
+            rows.append([method.name, *(f"{count:,}" for count in passes), f"{np.median(seconds):.0f}"])
+    return rows
+
+
+def search_rows(study: Study, results: Sequence[dict[str, Any]], finals: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Every point that was tried, the best first in bold."""
+    rows = [["method", f"points, with {study.criterion} on validation prompts"]]
+    for method in study.methods.values():
+        tried = [line for line in results if line["method"] == method.name and line["phase"] == "search"]
+        fixed = set(method.overrides)
+        points = []
+        for line in sorted(tried, key=lambda line: -score(line, study.criterion)):
+            name = ", ".join(one.rpartition(".")[2] for one in line["overrides"] if one not in fixed)
+            value = score(line, study.criterion)
+            points.append(f"{name}: {value:.3f}" if math.isfinite(value) else f"{name}: diverged")
+        if points:
+            rows.append([method.name, "; ".join([f"**{points[0]}**", *points[1:]])])
+    return rows
+
+
+def curves(
+    lines: Sequence[dict[str, Any]], methods: Sequence[Method], x: str, y: str, scale: Callable[[float], float] = float
+) -> list[Series]:
+    """Mean over seeds of a curve, with the range of the seeds as a band."""
+    found = []
+    for method in methods:
+        runs = [line["curve"] for line in lines if line["method"] == method.name and y in line["curve"]]
+        runs = [run for run in runs if len(run[x]) == max(len(other[x]) for other in runs)]
+        if runs:
+            values = np.array([run[y] for run in runs])
+            low, high = (values.min(0), values.max(0)) if len(runs) > 1 else (None, None)
+            found.append(
+                Series(
+                    method.name,
+                    [scale(one) for one in runs[0][x]],
+                    values.mean(0).tolist(),
+                    None if low is None else low.tolist(),
+                    None if high is None else high.tolist(),
+                )
+            )
+    return found
+
+
+def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
+    """Markdown of one study; writes its figures beside it."""
+    finals = [line for line in results if line["phase"] == "final"]
+    tables: dict[str, list[Method]] = {}
+    for method in study.methods.values():
+        tables.setdefault(method.table, []).append(method)
+    main = tables[MAIN_TABLE]
+    text = [
+        f"# {study.name}",
+        "",
+        f"Base of every run: `{' '.join(study.base)}`. Intervals are 95% over seeds; all runs of a seed share prompts and "
+        f"noise. A search takes the best of its points by {study.criterion} of seed {study.search_seed}, on other held-out "
+        f"prompts. The last column is the paired difference in {study.criterion}.",
+        "",
+    ]
+    for name, methods in tables.items():
+        compared = methods if name == MAIN_TABLE else [*_bases(study, methods), *methods]
+        rows = result_rows(study, compared, finals)
+        if len(rows) == 1:
+            continue
+        if name == MAIN_TABLE:
+            rows += reference_rows(finals, len(rows[0]))
+        text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
+        drawn = curves(finals, compared, "eval_epoch", "eval_score")
+        if drawn and len(drawn[0].x) > 1:
+            file = f"{study.name}_{name}.svg"
+            atomic_text(
+                out / file, curve_svg(drawn, "held-out reward, mean and range over seeds", height=320, standalone=True)
+            )
+            text += [f"![held-out reward]({file})", ""]
+    text += ["## What a run costs", "", table(budget_rows(finals, [m for t in tables.values() for m in t])), ""]
+    text += ["Evaluations are not counted. ", ""]
+    text += ["## Searches", "", table(search_rows(study, results, finals)), ""]
+    minutes = sum(line["seconds"] for line in results) / 60
+    text.append(f"{len(results)} runs, {minutes:.0f} minutes of one core. Made by `python benchmarks/study_report.py`.")
+    del main
+    return "\n".join(text) + "\n"
+
+
+def _bases(study: Study, methods: Sequence[Method]) -> list[Method]:
+    """The methods that some are like, each once."""
+    return [study.methods[name] for name in dict.fromkeys(method.like for method in methods) if name is not None]
