@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.cluster import buffers
 from prdp.cluster.base import place
 from prdp.types import Float64, PromptBatch, Rollout
 
@@ -47,7 +48,9 @@ class Assembly:
         if self._first is None:
             self._first = rollout
             count = len(self._rewards)
-            self._arrays = {name: np.empty((count, *value.shape[1:]), value.dtype) for name, value in arrays.items()}
+            self._arrays = {
+                name: buffers.empty((count, *value.shape[1:]), value.dtype) for name, value in arrays.items()
+            }
         self._check_alike(index, rollout, arrays)
         for name, value in arrays.items():
             self._arrays[name][rows] = value
