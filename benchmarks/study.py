@@ -86,12 +86,13 @@ class Run:
     method: str
     phase: str
     seed: int
+    base: tuple[str, ...]
     overrides: tuple[str, ...]
 
     @property
-    def key(self) -> tuple[str, str, str, int, tuple[str, ...]]:
-        """What makes it this run."""
-        return self.study, self.method, self.phase, self.seed, self.overrides
+    def key(self) -> tuple[str, str, str, int, tuple[str, ...], tuple[str, ...]]:
+        """What makes it this run: one whose study has changed is another."""
+        return self.study, self.method, self.phase, self.seed, self.base, self.overrides
 
     @property
     def folder_name(self) -> str:
@@ -156,16 +157,15 @@ def plan(study: Study, results: Sequence[dict[str, Any]]) -> tuple[list[Run], li
 
     Final runs of a method appear once its search is complete.
     """
-    done = {
-        (line["study"], line["method"], line["phase"], line["seed"], tuple(line["overrides"])): line for line in results
-    }
+    done = {run_of(line).key: line for line in results}
     searches, finals, finished = [], [], []
     chosen: dict[str, tuple[str, ...] | None] = {}
     for method in study.methods.values():
         base = (*study.base, *method.overrides)
         points = [point for sweep in method.search for point in expand(base, sweep)]
         tried = [
-            Run(study.name, method.name, "search", study.search_seed, (*method.overrides, *point)) for point in points
+            Run(study.name, method.name, "search", study.search_seed, study.base, (*method.overrides, *point))
+            for point in points
         ]
         finished += [run for run in tried if run.key in done]
         left = [run for run in tried if run.key not in done]
@@ -181,10 +181,16 @@ def plan(study: Study, results: Sequence[dict[str, Any]]) -> tuple[list[Run], li
         final = chosen[method.name]
         if final is not None:
             for seed in method.seeds:
-                run = Run(study.name, method.name, "final", seed, final)
+                run = Run(study.name, method.name, "final", seed, study.base, final)
                 (finished if run.key in done else finals).append(run)
     # One seed of every method before the next, so that what is there at any time compares all methods.
     return [*searches, *sorted(finals, key=lambda run: run.seed)], finished
+
+
+def run_of(line: dict[str, Any]) -> Run:
+    """The run that a recorded line is of."""
+    names = [field.name for field in dataclasses.fields(Run)]
+    return Run(*(tuple(line[name]) if isinstance(line[name], list) else line[name] for name in names))
 
 
 def score(line: dict[str, Any], criterion: str) -> float:
@@ -197,7 +203,7 @@ def score(line: dict[str, Any], criterion: str) -> float:
     return float(value) if math.isfinite(value) else -math.inf
 
 
-def execute(run: Run, base: tuple[str, ...], folder: str) -> dict[str, Any]:
+def execute(run: Run, folder: str) -> dict[str, Any]:
     """Train and measure one run in this process; the line that is recorded."""
     from study_measures import measures
 
@@ -207,11 +213,11 @@ def execute(run: Run, base: tuple[str, ...], folder: str) -> dict[str, Any]:
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    command = [*base, *run.overrides, f"seed={run.seed}", f"output_dir={where}"]
+    command = [*run.base, *run.overrides, f"seed={run.seed}", f"output_dir={where}"]
     command += ["checkpoint.resume=auto", "tracking=silent"]
     if run.phase == "search":
         command.append(f"evaluation.seed={VALIDATION_PROMPTS}")
-    line: dict[str, Any] = {**dataclasses.asdict(run), "overrides": list(run.overrides)}
+    line: dict[str, Any] = {**dataclasses.asdict(run), "base": list(run.base), "overrides": list(run.overrides)}
     failure = ""
     with (where / "run.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
@@ -250,7 +256,7 @@ def run_study(study: Study, folder: Path, workers: int) -> None:
             started = {run.key for run in under_way.values()}
             for run in [run for run in left if run.key not in started][: workers - len(under_way)]:
                 where = folder / "runs" / run.study / run.folder_name
-                under_way[executor.submit(execute, run, study.base, str(where))] = run
+                under_way[executor.submit(execute, run, str(where))] = run
             if not under_way:
                 return
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
