@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -78,6 +79,10 @@ class Study:
     methods: dict[str, Method]
 
 
+class RunError(Exception):
+    """A run that could not be run, for a reason that is no result: a mistake in the study, a signal."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run of a study."""
@@ -134,14 +139,14 @@ def read_study(path: Path) -> Study:
     return Study(path.stem, tuple(given["base"].split()), given["criterion"], given["search_seed"], methods)
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs; none for a folder without. A last line that was cut off by a kill is left out."""
-    file = folder / RESULTS
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """The finished runs; none without a file. A last line that was cut off by a kill is left out."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def expand(overrides: Sequence[str], sweep: str) -> list[tuple[str, ...]]:
+@functools.cache
+def expand(overrides: tuple[str, ...], sweep: str) -> list[tuple[str, ...]]:
     """The points of a sweep, as Hydra expands it, checked as `prdp train` checks them."""
     from prdp.compose import Composer
 
@@ -226,7 +231,7 @@ def execute(run: Run, folder: str) -> dict[str, Any]:
             traceback.print_exc()
             code, failure = 1, f"{type(error).__name__}: {error}"
     if code not in (0, 1):
-        raise RuntimeError(f"prdp train {' '.join(command)} ended with {code}, see {where / 'run.log'}")
+        raise RunError(f"prdp train {' '.join(command)} ended with {code}, see {where / 'run.log'}")
     line |= {"failed": failure[:300]} if failure else {}
     line |= measures(where, finished=not failure)
     line["seconds"] = round(time.monotonic() - start, 1)
@@ -246,21 +251,32 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def run_study(study: Study, folder: Path, workers: int) -> None:
-    """Run what is left, several at a time."""
+    """Run what is left, several at a time.
+
+    Raises:
+        SystemExit: at the end, when runs could not be run; the others are recorded all the same.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    results = read_results(folder)
+    results = read_results(folder / RESULTS)
+    broken: dict[Any, str] = {}
     with pool(workers) as executor:
         under_way: dict[Future[dict[str, Any]], Run] = {}
         while True:
             left, finished = plan(study, results)
-            started = {run.key for run in under_way.values()}
+            started = {run.key for run in under_way.values()} | broken.keys()
             for run in [run for run in left if run.key not in started][: workers - len(under_way)]:
                 where = folder / "runs" / run.study / run.folder_name
                 under_way[executor.submit(execute, run, str(where))] = run
             if not under_way:
-                return
+                break
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                run, line = under_way.pop(future), future.result()
+                run = under_way.pop(future)
+                try:
+                    line = future.result()
+                except RunError as error:
+                    broken[run.key] = str(error)
+                    print(error, flush=True)
+                    continue
                 with (folder / RESULTS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 results.append(line)
@@ -270,6 +286,8 @@ def run_study(study: Study, folder: Path, workers: int) -> None:
                     f"{' '.join(run.overrides)}: {told} ({line['seconds']:.0f} s)",
                     flush=True,
                 )
+    if broken:
+        raise SystemExit(f"{len(broken)} runs could not be run:\n" + "\n".join(broken.values()))
 
 
 def main() -> None:
@@ -288,7 +306,7 @@ def main() -> None:
             raise SystemExit(f"--methods: {', '.join(absent)}: {asked.study} has {', '.join(study.methods)}")
         study = dataclasses.replace(study, methods={name: study.methods[name] for name in wanted})
     if asked.command == "plan":
-        left, finished = plan(study, read_results(asked.folder))
+        left, finished = plan(study, read_results(asked.folder / RESULTS))
         print(f"{len(finished)} runs done; {len(left)} can be started:")
         for run in left:
             print(f"  {run.method} {run.phase} {run.seed} {' '.join(run.overrides)}")

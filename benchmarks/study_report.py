@@ -1,10 +1,10 @@
 """What studies found, as pages: tables with intervals over seeds, curves, the searches and the budgets.
 
-    python benchmarks/study_report.py RESULTS_FOLDER docs/results
+    python benchmarks/study_report.py docs/results [RESULTS_FOLDER]
 
 For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg and the
-results themselves as OUT/<study>.jsonl, from which the page can be made again (RESULTS_FOLDER then is OUT/<study>.jsonl).
-Only what is there is reported: a method without finished final runs has no row.
+results themselves as OUT/<study>.jsonl. Without RESULTS_FOLDER the pages are made again from these. Only what is there
+is reported: a method without finished final runs has no row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from study import MAIN_TABLE, RESULTS, Method, Study, read_results, read_study, score
 
-from prdp.storage import atomic_text
+from prdp.storage import write_atomically
 from prdp.tracking.charts import Series, curve_svg
 
 STUDIES = Path(__file__).parent / "studies"
@@ -60,6 +60,7 @@ _MIXTURES = (
     Column("KL to optimum", "heldout.kl_to_optimum"),
     Column("energy distance", "heldout.energy_distance"),
     Column("E[r] - w KL, seen", "train.objective"),
+    Column("E[r], seen", "train.reward"),
 )
 _PICTURES = (Column("score", "heldout.score"), Column("diversity", "heldout.diversity"))
 
@@ -90,9 +91,9 @@ def columns_of(lines: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
 
 def result_rows(study: Study, methods: Sequence[Method], finals: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A row for each method that has finished final runs."""
-    columns = columns_of(finals)
-    rows = [["method", "seeds", "diverged", *(column.title for column in columns), f"beside {next(iter(study.methods))}"]]
-    first = {line["seed"]: score(line, study.criterion) for line in finals if line["method"] == next(iter(study.methods))}
+    columns, base = columns_of(finals), next(iter(study.methods))
+    rows = [["method", "seeds", "diverged", *(column.title for column in columns), f"beside {base}"]]
+    first = {line["seed"]: score(line, study.criterion) for line in finals if line["method"] == base}
     for method in methods:
         own = [line for line in finals if line["method"] == method.name]
         if not own:
@@ -100,25 +101,24 @@ def result_rows(study: Study, methods: Sequence[Method], finals: Sequence[dict[s
         failed = sum("failed" in line for line in own)
         cells = [interval([score(line, column.path) for line in own], column.digits) for column in columns]
         paired = [score(line, study.criterion) - first[line["seed"]] for line in own if line["seed"] in first]
-        beside = "" if method.name == next(iter(study.methods)) else interval(paired)
-        rows.append([method.name, str(len(own)), str(failed), *cells, beside])
+        rows.append([method.name, str(len(own)), str(failed), *cells, "" if method.name == base else interval(paired)])
     return rows
 
 
-def reference_rows(finals: Sequence[dict[str, Any]], width: int) -> list[list[str]]:
+def reference_rows(finals: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Of the world of mixtures: where everybody starts, and what nobody can pass."""
     line = next((line for line in finals if "heldout_start" in line and "kl_weight" in line), None)
     if line is None:
         return []
     start, seen, chain = line["heldout_start"], line["train_start"], line["heldout_chain"]
-    off = chain["log_z"] - chain["log_z_chain"]
-    rows = [
-        ["the reference", "", "", f"{start['objective']:.3f}", f"{start['reward']:.3f}", "0"]
-        + [f"{start['kl_to_optimum']:.3f}", f"{start['energy_distance']:.3f}", f"{seen['objective']:.3f}"],
-        ["the optimum", "", "", f"{start['objective_optimum']:.3f}", f"{start['reward_optimum']:.3f}", ""]
-        + [f"0; {off:.3f} is the chain's", "0", f"{seen['objective_optimum']:.3f}"],
-    ]
-    return [row + [""] * (width - len(row)) for row in rows]
+    off = f"0, {chain['log_z'] - chain['log_z_chain']:.3f} by its steps"
+    distances = ((start["kl_to_optimum"], start["energy_distance"]), (off, "0"))
+    rows = []
+    for name, end, kl, between in (("reference", "", "0", distances[0]), ("optimum", "_optimum", "", distances[1])):
+        sides = [[one[f"objective{end}"], one[f"reward{end}"]] for one in (start, seen)]
+        cells = [f"the {name}", "", "", *sides[0], kl, *between, *sides[1], ""]
+        rows.append([cell if isinstance(cell, str) else f"{cell:.3f}" for cell in cells])
+    return rows
 
 
 def budget_rows(finals: Sequence[dict[str, Any]], methods: Sequence[Method]) -> list[list[str]]:
@@ -179,13 +179,14 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
     tables: dict[str, list[Method]] = {}
     for method in study.methods.values():
         tables.setdefault(method.table, []).append(method)
-    main = tables[MAIN_TABLE]
     text = [
         f"# {study.name}",
         "",
-        f"Base of every run: `{' '.join(study.base)}`. Intervals are 95% over seeds; all runs of a seed share prompts and "
-        f"noise. A search takes the best of its points by {study.criterion} of seed {study.search_seed}, on other held-out "
-        f"prompts. The last column is the paired difference in {study.criterion}.",
+        f"Base of every run: `{' '.join(study.base)}`.",
+        "",
+        "Intervals are 95% over seeds; all runs of a seed share prompts and noise. A search takes the best of its points by",
+        f"{study.criterion} of seed {study.search_seed}, on other held-out prompts. The last column is the difference in",
+        f"{study.criterion}, paired by seed. w is kl_weight.",
         "",
     ]
     for name, methods in tables.items():
@@ -194,24 +195,48 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         if len(rows) == 1:
             continue
         if name == MAIN_TABLE:
-            rows += reference_rows(finals, len(rows[0]))
+            rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
         drawn = curves(finals, compared, "eval_epoch", "eval_score")
         if drawn and len(drawn[0].x) > 1:
             file = f"{study.name}_{name}.svg"
-            atomic_text(
-                out / file, curve_svg(drawn, "held-out reward, mean and range over seeds", height=320, standalone=True)
-            )
+            picture = curve_svg(drawn[:10], "held-out reward: mean and range of seeds", height=320, standalone=True)
+            write_atomically(out / file, picture.encode())
             text += [f"![held-out reward]({file})", ""]
     text += ["## What a run costs", "", table(budget_rows(finals, [m for t in tables.values() for m in t])), ""]
-    text += ["Evaluations are not counted. ", ""]
+    text += ["Evaluations are not counted.", ""]
     text += ["## Searches", "", table(search_rows(study, results, finals)), ""]
     minutes = sum(line["seconds"] for line in results) / 60
     text.append(f"{len(results)} runs, {minutes:.0f} minutes of one core. Made by `python benchmarks/study_report.py`.")
-    del main
     return "\n".join(text) + "\n"
 
 
 def _bases(study: Study, methods: Sequence[Method]) -> list[Method]:
     """The methods that some are like, each once."""
     return [study.methods[name] for name in dict.fromkeys(method.like for method in methods) if name is not None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    asked = parser.parse_args()
+    for file in sorted(STUDIES.glob("*.yaml")):
+        study = read_study(file)
+        kept = asked.out / f"{study.name}.jsonl"
+        found = read_results(asked.folder / RESULTS if asked.folder else kept)
+        results = [line for line in found if line["study"] == study.name and tuple(line["base"]) == study.base]
+        results = [line for line in results if line["method"] in study.methods]
+        if not any(line["phase"] == "final" for line in results):
+            continue
+        asked.out.mkdir(parents=True, exist_ok=True)
+        for line in results:
+            if line["phase"] == "search":
+                line["curve"] = {"seconds": line["curve"]["seconds"]}
+        write_atomically(kept, "".join(json.dumps(line) + "\n" for line in results).encode())
+        write_atomically(asked.out / f"{study.name}.md", page(study, results, asked.out).encode())
+        print(asked.out / f"{study.name}.md")
+
+
+if __name__ == "__main__":
+    main()
