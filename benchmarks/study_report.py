@@ -184,9 +184,9 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         "",
         f"Base of every run: `{' '.join(study.base)}`.",
         "",
-        "Intervals are 95% over seeds; all runs of a seed share prompts and noise. A search takes the best of its points by",
-        f"{study.criterion} of seed {study.search_seed}, on other held-out prompts. The last column is the difference in",
-        f"{study.criterion}, paired by seed. w is kl_weight.",
+        "Intervals are 95% over seeds; all runs of a seed share prompts and noise. A search takes the best of its",
+        f"points by {study.criterion} of seed {study.search_seed}, on other held-out prompts. The last column is the",
+        f"difference in {study.criterion}, paired by seed. w is kl_weight.",
         "",
     ]
     for name, methods in tables.items():
