@@ -1,10 +1,20 @@
-"""What a study records of a run: its final policy on seen and unseen prompts, its curve, and what it cost."""
+"""What a study records of a run: its final policy on seen and unseen prompts, its curve, and what it cost.
+
+    python benchmarks/study_measures.py RUN_FOLDER [RUN_FOLDER ...]
+
+prints a line of JSON for each run. In the world of mixtures that is the distance to the known optimum.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
@@ -93,3 +103,14 @@ def pictures(folder: Path) -> dict[str, Any]:
         name: {key.removeprefix("eval/"): value for key, value in line.items() if key.startswith("eval/")}
         for name, line in (("heldout_start", lines[0]), ("heldout", lines[-1]))
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    for folder in parser.parse_args().runs:
+        print(json.dumps({"run": str(folder), **measures(folder, finished=(folder / "weights").is_dir())}))
+
+
+if __name__ == "__main__":
+    main()
