@@ -157,6 +157,28 @@ def expand(overrides: tuple[str, ...], sweep: str) -> list[tuple[str, ...]]:
     return [tuple(one for one in point if one.partition("=")[0] in keys) for point in points]
 
 
+def check(study: Study) -> None:
+    """Compose a run of every method, so that a mistake shows before hours have passed.
+
+    Raises:
+        SystemExit: an override that does not compose; names the method.
+    """
+    from prdp.compose import Composer
+    from prdp.errors import ConfigError
+
+    chosen: dict[str, tuple[str, ...]] = {}
+    for method in study.methods.values():
+        try:
+            points = [expand((*study.base, *method.overrides), sweep)[0] for sweep in method.search]
+            lent = chosen[method.like] if method.like is not None else ()
+            chosen[method.name] = (*lent, *method.overrides, *(points[0] if points else ()))
+            if not points:
+                with Composer([*study.base, *chosen[method.name], "output_dir=none"]) as composer:
+                    composer.jobs()
+        except ConfigError as error:
+            raise SystemExit(f"study {study.name}, method {method.name}: {error}") from error
+
+
 def plan(study: Study, results: Sequence[dict[str, Any]]) -> tuple[list[Run], list[Run]]:
     """The runs that can be started now, searches first, and how many of the study's are done.
 
@@ -305,6 +327,7 @@ def main() -> None:
         if absent:
             raise SystemExit(f"--methods: {', '.join(absent)}: {asked.study} has {', '.join(study.methods)}")
         study = dataclasses.replace(study, methods={name: study.methods[name] for name in wanted})
+    check(study)
     if asked.command == "plan":
         left, finished = plan(study, read_results(asked.folder / RESULTS))
         print(f"{len(finished)} runs done; {len(left)} can be started:")

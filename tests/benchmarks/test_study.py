@@ -1,0 +1,118 @@
+"""What a study runs next: searches first, then the best point with every seed, and nothing twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import study  # noqa: E402
+import study_report  # noqa: E402
+
+TEXT = """
+base: experiment=mixtures_large epochs=2
+criterion: heldout.objective
+search_seed: 100
+seeds: [0, 1]
+methods:
+  prdp: {search: "learner.learning_rate=1e-3,1e-2 objective.clip_range=0.1,null"}
+  ddpo: {overrides: objective=ddpo ~objective.beta, seeds: [0]}
+  stale: {table: staleness, like: prdp, overrides: cluster.max_staleness=1 objective.clip_range=null}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> study.Study:
+    (tmp_path / "small.yaml").write_text(TEXT)
+    return study.read_study(tmp_path / "small.yaml")
+
+
+def recorded(run: study.Run, objective: float | None) -> dict[str, Any]:
+    """A line of results, as it is read back."""
+    line: dict[str, Any] = {**vars(run), "seconds": 1.0, "budget": {}, "curve": {"seconds": [1.0]}}
+    line |= {"failed": "not finite"} if objective is None else {"heldout": {"objective": objective}}
+    return json.loads(json.dumps(line))
+
+
+def test_a_sweep_becomes_points_and_nothing_is_run_twice(small: study.Study) -> None:
+    left, finished = study.plan(small, [])
+    assert not finished
+    searched = [run.overrides for run in left if run.phase == "search"]
+    assert searched == [
+        (f"learner.learning_rate={rate}", f"objective.clip_range={clip}")
+        for rate in ("0.001", "0.01")
+        for clip in ("0.1", "null")
+    ]
+    finals = [(run.method, run.seed) for run in left if run.phase == "final"]
+    assert finals == [("ddpo", 0)], "a method without a search can start, one whose search is open cannot"
+    results = [recorded(left[0], 1.0)]
+    again, finished = study.plan(small, results)
+    assert [run.key for run in finished] == [left[0].key]
+    assert left[0].key not in {run.key for run in again}
+
+
+def test_the_best_point_is_trained_with_every_seed_and_lent_to_methods_that_are_like_it(small: study.Study) -> None:
+    left, _ = study.plan(small, [])
+    searches = [run for run in left if run.phase == "search"]
+    results = [recorded(run, value) for run, value in zip(searches, (0.5, None, 0.75, float("nan")), strict=True)]
+    left, finished = study.plan(small, results)
+    assert len(finished) == 4
+    best = ("learner.learning_rate=0.01", "objective.clip_range=0.1")
+    stale = (*best, "cluster.max_staleness=1", "objective.clip_range=null")
+    ddpo = ("objective=ddpo", "~objective.beta")
+    wanted = [("prdp", 0, best), ("ddpo", 0, ddpo), ("stale", 0, stale), ("prdp", 1, best), ("stale", 1, stale)]
+    assert [(run.method, run.seed, run.overrides) for run in left] == wanted
+
+
+def test_results_of_another_base_do_not_count(small: study.Study, tmp_path: Path) -> None:
+    left, _ = study.plan(small, [])
+    (tmp_path / "small.yaml").write_text(TEXT.replace("epochs=2", "epochs=3"))
+    changed = study.read_study(tmp_path / "small.yaml")
+    assert study.plan(changed, [recorded(run, 1.0) for run in left])[1] == []
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / study.RESULTS
+    file.write_text('{"study": "a"}\n{"study": "b"')
+    assert study.read_results(file) == [{"study": "a"}]
+    assert study.read_results(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("criterion: heldout.objective\n", "", r"has the keys .* expected \['base', 'criterion'"),
+        ("seeds: [0]}", "seed: [0]}", r"method ddpo has the unknown keys \['seed'\]"),
+        ("like: prdp", "like: nobody", "method stale is like nobody: must be a method before it"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "small.yaml").write_text(TEXT.replace(old, new))
+    with pytest.raises(SystemExit, match=message):
+        study.read_study(tmp_path / "small.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((BENCHMARKS / "studies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_studies_compose(file: Path) -> None:
+    written = study.read_study(file)
+    study.check(written)
+    assert all(method.like or method.search for method in written.methods.values())
+
+
+def test_a_method_that_does_not_compose_is_named(small: study.Study) -> None:
+    method = dataclasses.replace(small.methods["ddpo"], overrides=("objective=ddpo",))
+    with pytest.raises(SystemExit, match=r"study small, method ddpo: .*objective\.beta=19"):
+        study.check(dataclasses.replace(small, methods={"ddpo": method}))
+
+
+def test_intervals_over_seeds_are_students() -> None:
+    assert study_report.interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.303 / sqrt(3)
+    assert study_report.interval([1.0]) == "1.000"
+    assert study_report.interval([float("-inf")]) == ""
