@@ -143,14 +143,19 @@ def test_a_server_that_hangs_meets_the_time_out(silent: str) -> None:
         remote(silent, timeout_seconds=0.2, retries=1)
 
 
-def test_a_server_that_drips_meets_the_time_out() -> None:
+@pytest.mark.parametrize(
+    "start",
+    [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "],
+    ids=["body", "headers"],
+)
+def test_a_server_that_drips_meets_the_time_out(start: bytes) -> None:
     """Each byte comes well within a time-out of its own; the whole answer never does."""
     stop = threading.Event()
 
     def drip(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            connection.sendall(start)
             while not stop.wait(0.02):
                 try:
                     connection.sendall(b" ")
