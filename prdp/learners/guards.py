@@ -76,3 +76,19 @@ def unlearned(gradients: Mapping[str, Any], first: bool) -> list[str]:
     if without:
         log.warning("%d of %d tensors got no gradient, first: %s", len(without), len(gradients), without[0])
     return without
+
+
+def gradient_error(update: int, largest: Mapping[str, float]) -> ValueError:
+    """What to raise when the norm of a gradient is not finite, which it may be though every entry is.
+
+    Args:
+        largest: largest absolute entry of each tensor's gradient.
+    """
+    bad = next((name for name, value in largest.items() if not np.isfinite(value)), None)
+    if bad is not None:
+        return ValueError(f"the gradient of update {update} is not finite, first in tensor '{bad}'")
+    name = max(largest, key=lambda name: largest[name])
+    return ValueError(
+        f"the norm of the gradient of update {update} is beyond float32: entries up to {largest[name]:.3g}, in tensor "
+        f"'{name}'; the policy has diverged"
+    )

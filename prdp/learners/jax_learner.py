@@ -18,7 +18,7 @@ from prdp.diffusion.jax_unet import UNet, check_adapters
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.learners.base import Evidence, Learner, Progress, section
-from prdp.learners.guards import unlearned
+from prdp.learners.guards import gradient_error, unlearned
 from prdp.types import Int64, Rollout, Weights
 
 Tensors = dict[str, jax.Array]
@@ -217,8 +217,8 @@ class JaxLearner(Learner):
         without = unlearned(_moving(self._gradient), first=self._updates == 0)
         state, norm = self._apply_gradient(self._state, self._gradient, learning_rate, ema_decay)
         if not np.isfinite(float(norm)):
-            bad = next(name for name, value in self._gradient.items() if not bool(jnp.isfinite(value).all()))
-            raise ValueError(f"the gradient of update {self._updates} is not finite, first in tensor '{bad}'")
+            largest = {name: float(jnp.abs(value).max()) for name, value in self._gradient.items()}
+            raise gradient_error(self._updates, largest)
         self._state, self._gradient = state, {}
         return {"grad_norm": float(norm), "parameters_without_gradient": float(len(without))}
 

@@ -15,7 +15,7 @@ from prdp.diffusion.policy import Policy
 from prdp.diffusion.sampler import standardise
 from prdp.diffusion.transitions import Transitions, kl_ref, log_ratio
 from prdp.learners.base import Evidence, Learner, Progress, section
-from prdp.learners.guards import unlearned
+from prdp.learners.guards import gradient_error, unlearned
 from prdp.objectives import Denoising
 from prdp.types import Int64, Rollout, Weights
 
@@ -185,8 +185,8 @@ class TorchLearner(Learner):
         without = unlearned({name: value.grad for name, value in self._parameters.items()}, first=self._updates == 0)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
         if not torch.isfinite(norm):
-            bad = next(n for n, p in self._parameters.items() if p.grad is not None and not p.grad.isfinite().all())
-            raise ValueError(f"the gradient of update {self._updates} is not finite, first in tensor '{bad}'")
+            gradients = {name: value.grad for name, value in self._parameters.items() if value.grad is not None}
+            raise gradient_error(self._updates, {name: grad.abs().max().item() for name, grad in gradients.items()})
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
