@@ -183,10 +183,11 @@ class TorchLearner(Learner):
 
     def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
         without = unlearned({name: value.grad for name, value in self._parameters.items()}, first=self._updates == 0)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
+        gradients = {name: value.grad for name, value in self._parameters.items() if value.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
-            gradients = {name: value.grad for name, value in self._parameters.items() if value.grad is not None}
             raise gradient_error(self._updates, {name: grad.abs().max().item() for name, grad in gradients.items()})
+        torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self._config.max_grad_norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()

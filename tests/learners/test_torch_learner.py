@@ -152,6 +152,21 @@ def test_warmup_and_gradient_clipping() -> None:
 
 
 @pytest.mark.parametrize(
+    ("entry", "message"),
+    [(1e200, r"beyond float32: entries up to 1e\+200, in tensor '0"), (float("nan"), "is not finite, first in tensor '0")],
+)
+def test_a_gradient_without_a_finite_norm_is_named_and_not_stepped(entry: float, message: str) -> None:
+    policy = StubPolicy()
+    learner, rollout = build(policy), stub_rollout(policy, TRANSITIONS)
+    for value in policy.weights.parameters.values():
+        value.register_hook(lambda gradient: torch.full_like(gradient, entry))
+    before = learner.weights().checksum
+    with pytest.raises(ValueError, match=message):
+        learner.update(rollout)
+    assert learner.weights().checksum == before
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"rewards": None}, "no rewards"),
