@@ -153,7 +153,10 @@ def test_warmup_and_gradient_clipping() -> None:
 
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [(1e200, r"beyond float32: entries up to 1e\+200, in tensor '0"), (float("nan"), "is not finite, first in tensor '0")],
+    [
+        (1e200, r"beyond float32: entries up to 1e\+200, in tensor '0"),
+        (float("nan"), "is not finite, first in tensor '0"),
+    ],
 )
 def test_a_gradient_without_a_finite_norm_is_named_and_not_stepped(entry: float, message: str) -> None:
     policy = StubPolicy()
