@@ -25,6 +25,7 @@ from prdp.tracking.status_file import is_alive, read_status
 LOG_FILE = "supervise.log"
 """In the run's folder: a line for every start after the first, and for the end."""
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
+_SILENT = "ended with 1 and without a word, as when its Ray node is lost,"
 _OPTIONS_FIRST = "usage: prdp supervise [options] train [OVERRIDES]; `prdp supervise --help` tells more"
 
 
@@ -147,14 +148,15 @@ class Supervisor:
                 code = self._one()
                 if self._stopped_by:
                     return _shell_code(code)
-                if not (_worth_another(code) or self._silent(code)):
+                silent = self._silent(code)
+                if not (silent or _worth_another(code)):
                     if code:
                         self._say(f"{_cause(code)}: not started again")
                     return _shell_code(code)
                 now = finished_epochs(self._run_dir)
                 failures = 1 if now > reached else failures + 1
                 reached = max(now, reached)
-                cause = f"{_cause(code)} after {reached} finished epochs"
+                cause = f"{_SILENT if silent else _cause(code)} after {reached} finished epochs"
                 if failures >= self._patience.failures:
                     self._say(f"{cause}: given up, {failures} failures in a row without a newly finished epoch")
                     return 1

@@ -32,6 +32,7 @@ from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
 from prdp.resume_checks import check_compatible, check_same_prompts, check_same_reward
 from prdp.rollout_queue import RolloutQueue
+from prdp.silent_end import told_when_silent
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers
@@ -45,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 def main(config: TrainConfig) -> Path:
     """Run or resume a training run; returns its folder with logs, checkpoints, weights and report."""
-    with interruptions_raised():
+    with interruptions_raised(), _spoken_for(config):
         with start_up_checks():
             run = Run(config)
         try:
@@ -94,6 +95,7 @@ class Run:
             ),
             partial(RewardWorker, config.reward, config.cluster.reward_retries),
             config.sampler.prompts_per_chunk,
+            model.device,
         )
         try:
             self.rollouts = RolloutQueue(
@@ -312,6 +314,17 @@ class Run:
         self.policy.weights.bind(self.learner.evaluation_weights())
         with atomic_directory(self.folder / "weights") as temporary:
             self.policy.save(temporary)
+
+
+def _spoken_for(config: TrainConfig) -> contextlib.AbstractContextManager[None]:
+    """Ray ends the learner's process at once, and in silence, when the Ray node that it belongs to is lost."""
+    if config.cluster.kind != "ray":
+        return contextlib.nullcontext()
+    return told_when_silent(
+        "prdp train: the process was ended without a word: its Ray node, or the head, is lost, or it was killed by "
+        "SIGKILL; the checkpoints are whole, go on by the same command with checkpoint.resume=auto "
+        f"output_dir={config.output_dir}"
+    )
 
 
 def reward_metrics(rollout: Rollout) -> dict[str, float]:

@@ -1,0 +1,36 @@
+"""A word about a process that cannot speak for itself any more, such as a driver whose own Ray node is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+
+# Waits for a line; at the end of its input without one, whoever held the other end is dead.
+_WATCH = 'read -r left || printf "%s\\n" "$1" >&2'
+
+
+@contextlib.contextmanager
+def told_when_silent(text: str) -> Iterator[None]:
+    """Have `text` printed to standard error when this process ends within the block and leaves it in no way.
+
+    Ray ends a driver by `_exit(1)` when its raylet is gone, without running anything of Python; SIGKILL is the other
+    case. A shell waits for that; where there is none, nothing is said.
+    """
+    try:
+        # In a session of its own, so that what ends this process group does not end the witness.
+        watcher = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCH, "prdp", text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=os.name == "posix",
+        )
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            watcher.communicate(b"left\n")
