@@ -217,14 +217,8 @@ def test_a_run_killed_on_one_machine_ends_whole_on_another(tmp_path: Path, monke
     (tmp_path / "red_reward.py").write_text(REWARD)
     words = ["train", "experiment=mixtures_small", "reward=callable", "reward.path=red_reward.red", "~reward.kl_weight"]
     words += ["epochs=4", "prompts_per_epoch=2", "images_per_prompt=2", "sampler.prompts_per_chunk=1"]
-    words += [
-        "sampler.steps=3",
-        "evaluation.every=1",
-        "evaluation.prompts=2",
-        "evaluation.final_prompts=2",
-        "checkpoint.every=2",
-    ]
-    words += ["tracking.console=false", "tracking.report=false"]
+    words += ["evaluation.every=1", "evaluation.prompts=2", "evaluation.final_prompts=2", "checkpoint.every=2"]
+    words += ["sampler.steps=3", "tracking.console=false", "tracking.report=false"]
     mirror = tmp_path / "mirror"
     elsewhere = [f"checkpoint.mirror=file://{mirror}", "checkpoint.resume=auto", "tracking.wandb=offline"]
 
