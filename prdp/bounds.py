@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prdp.config import TrainConfig
+from prdp.config import ClusterConfig, TrainConfig
 from prdp.errors import ConfigError
 from prdp.learners import FRAMEWORKS
 from prdp.objectives import OBJECTIVES, Trajectory, objective_mistakes
@@ -124,6 +124,8 @@ RULES: dict[str, Rule] = {
     "cluster.reward_retries": at_least(0),
     "cluster.reward_timeout_seconds": optional(above(0)),
     "cluster.reward_environment": optional(_filled),
+    "cluster.weight_transport": one_of("object_store", "gloo", "nccl"),
+    "cluster.weight_timeout_seconds": above(0),
     "tracking.console": _anything,
     "tracking.tensorboard": _anything,
     "tracking.wandb": one_of("disabled", "offline", "online", "auto"),
@@ -233,7 +235,26 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
                 f"cluster.{key}={_shown(value)}: needs cluster=ray: with cluster=inline the reward is scored in the "
                 "process of the trainer, in its environment, and cannot be ended alone"
             )
+    if not any(key.startswith("cluster.") for key in wrong):
+        found += _transport_misfits(config.cluster)
     return found
+
+
+def _transport_misfits(cluster: ClusterConfig) -> list[str]:
+    chosen = f"cluster.weight_transport={cluster.weight_transport}"
+    if cluster.weight_transport != "object_store" and cluster.kind == "inline":
+        return [f"{chosen}: needs cluster=ray: with cluster=inline weights stay in the process"]
+    if cluster.weight_transport != "nccl":
+        return []
+    return [
+        f"{key}={amount:g}: must be a whole number of at least 1 for {chosen}: the learner and every sampler need a "
+        "GPU to themselves"
+        for key, amount in (
+            ("cluster.learner_gpus", cluster.learner_gpus),
+            ("cluster.sampler_gpus", cluster.sampler_gpus),
+        )
+        if amount < 1 or amount != int(amount)
+    ]
 
 
 def _shown(value: Any) -> str:

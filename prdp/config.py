@@ -131,6 +131,10 @@ class ClusterConfig:
     """How often a reward that raised is asked again, with growing pauses."""
     reward_timeout_seconds: float | None = None
     """How long a reward actor may score one chunk before it counts as hung and is replaced; null for no limit."""
+    weight_transport: str = "object_store"
+    """How weights get to the samplers: 'object_store', or straight from the learner by 'gloo' (CPU) or 'nccl' (GPU)."""
+    weight_timeout_seconds: float = 120.0
+    """How long a sampler may take no weights that are sent straight to it before it counts as hung and is replaced."""
     reward_environment: str | None = None
     """Own environment of the reward actors: a requirements file, a virtual environment or a Python interpreter."""
 

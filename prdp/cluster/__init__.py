@@ -13,7 +13,11 @@ KINDS = ("inline", "ray")
 
 
 def build_workforce(
-    config: ClusterConfig, sampler_factory: SamplerFactory, reward_factory: RewardFactory, prompts_per_chunk: int
+    config: ClusterConfig,
+    sampler_factory: SamplerFactory,
+    reward_factory: RewardFactory,
+    prompts_per_chunk: int,
+    learner_device: str | None = None,
 ) -> Workforce:
     """Build the workforce that `config.kind` names; only 'ray' imports Ray.
 
@@ -22,10 +26,12 @@ def build_workforce(
         sampler_factory: picklable and without arguments, such as `functools.partial(Sampler, ...)`; runs in the actor.
         reward_factory: likewise, such as `functools.partial(RewardWorker, reward_config)`.
         prompts_per_chunk: whole prompt groups per unit of work.
+        learner_device: where the weights that will be published are learned, such as 'cuda:0'; None where there is no
+            learner, which leaves `config.weight_transport` without meaning.
 
     Raises:
         ValueError: an unknown kind, or numbers that make no cluster.
-        ClusterSetupError: the cluster lacks the processors or GPUs asked for.
+        ClusterSetupError: the cluster lacks the processors or GPUs asked for, or torch the backend.
     """
     if config.kind == "inline":
         from prdp.cluster.inline import InlineWorkforce
@@ -34,7 +40,7 @@ def build_workforce(
     if config.kind == "ray":
         from prdp.cluster.ray_workforce import RayWorkforce
 
-        return RayWorkforce(sampler_factory, reward_factory, config, prompts_per_chunk)
+        return RayWorkforce(sampler_factory, reward_factory, config, prompts_per_chunk, learner_device)
     raise ValueError(f"cluster.kind is {config.kind!r}; expected one of {', '.join(KINDS)}")
 
 

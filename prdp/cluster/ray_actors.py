@@ -13,9 +13,11 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import ray
 from ray import cloudpickle
 
 from prdp.cluster.base import RewardLike, SamplerLike, identity_of_worker, place, sampled
+from prdp.cluster.direct_weights import Manifest, Meeting, Receiver
 from prdp.cluster.messages import Messages
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
@@ -36,6 +38,7 @@ class SamplerActor:
     def __init__(self, name: str, threads: int) -> None:
         self._name, self._threads = name, threads
         self._sampler: SamplerLike | None = None
+        self._receiver: Receiver | None = None
 
     def build(self, factory: bytes) -> Built:
         """Build the sampler from its pickled factory."""
@@ -50,6 +53,20 @@ class SamplerActor:
         start = time.perf_counter()
         with _errors_of(self._name):
             return *self._sampler.load_weights(weights), time.perf_counter() - start
+
+    def receive_weights(self, meeting: Meeting, manifest: Manifest) -> tuple[int, str, float]:
+        """Take weights that the learner sends, and bind them; answers as `load_weights` does.
+
+        Raises:
+            TransferError: they did not arrive.
+        """
+        start = time.perf_counter()
+        if self._receiver is None:
+            self._receiver = Receiver(ray.util.get_node_ip_address())
+        with _errors_of(self._name):
+            weights = self._receiver.receive(meeting, manifest)
+        version, checksum, _ = self.load_weights(weights)
+        return version, checksum, time.perf_counter() - start
 
     def sample(
         self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool

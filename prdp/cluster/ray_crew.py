@@ -13,6 +13,7 @@ from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from prdp.cluster.base import ClusterSetupError, Identity
+from prdp.cluster.direct_weights import TransferError
 from prdp.cluster.environment import KEY, RewardEnvironment, import_paths
 from prdp.cluster.placement import Demand
 from prdp.cluster.ray_actors import Built, RewardActor, SamplerActor
@@ -33,6 +34,12 @@ class HungError(LostError):
     """The actor is there and does not answer."""
 
     fate = "hung"
+
+
+class CutOffError(LostError):
+    """The actor may be there, but weights on their way to it got lost."""
+
+    fate = "was cut off"
 
 
 @dataclasses.dataclass(eq=False)
@@ -168,6 +175,8 @@ def settle(reference: Any) -> Any:
         raise ClusterSetupError(f"{KEY}: the environment could not be made ready: {_tail(str(error))}") from error
     except RayTaskError as error:
         cause = error.cause
+        if isinstance(cause, TransferError):
+            raise CutOffError(str(cause)) from error
         if not isinstance(cause, RayError):
             raise cause from None
         raise LostError(_first_lines(cause)) from error

@@ -17,6 +17,7 @@ from prdp.cluster.event_loop import EventLoop
 from prdp.cluster.ray_crew import Crew, LostError, Member, settle, tell
 from prdp.cluster.ray_job import Job
 from prdp.cluster.ray_roster import Roster, Task
+from prdp.cluster.weight_transport import WeightTransport
 from prdp.types import Rollout
 
 IN_FLIGHT = 2
@@ -32,15 +33,25 @@ class Dispatcher:
         samplers, rewards: the crews.
         retries: deaths borne in a row, of one actor or on one chunk, beyond the first.
         reward_timeout: seconds that a reward actor has for one chunk; None for no limit.
+        transport: brings the jobs' weights to the samplers.
     """
 
-    def __init__(self, samplers: Crew, rewards: Crew, retries: int, reward_timeout: float | None) -> None:
+    def __init__(
+        self,
+        samplers: Crew,
+        rewards: Crew,
+        retries: int,
+        reward_timeout: float | None,
+        transport: WeightTransport,
+    ) -> None:
         self._samplers, self._rewards = samplers.members, rewards.members
         self._jobs: list[Job] = []
         self._to_score: deque[tuple[Job, int, Rollout]] = deque()
         self._failure: BaseException | None = None
         self._loop = EventLoop("prdp dispatcher", self._after_each, self._broken)
         self.roster = Roster((samplers, rewards), self._loop, self, retries, reward_timeout)
+        self._transport = transport
+        transport.start(self._loop, self.roster.lost)
 
     def start(self) -> None:
         """Ask for every actor, without waiting for them."""
@@ -120,23 +131,30 @@ class Dispatcher:
             self._jobs.append(job)
 
     def _hand_out(self) -> None:
-        """Fill the samplers evenly: nobody gets a second chunk before everybody has one."""
+        """Fill the samplers evenly: nobody gets a second chunk before everybody has one, or waits for weights only."""
         while self._to_score and (reward := self._least_busy()) is not None:
             job, index, rollout = self._to_score.popleft()
             self._score(reward, job, index, rollout.images, rollout)
         for depth in range(IN_FLIGHT):
+            without_weights = False
             for member in self._samplers:
                 if not self._jobs:
                     return
-                if member.state == "ready" and self.roster.load(member) == depth:
+                if member.state != "ready" or self.roster.load(member) != depth:
+                    continue
+                if _holds(member, self._jobs[0]) or self._transport.ready_for(member, idle=depth == 0):
                     self._sample(member, self._jobs[0])
+                elif depth == 0:
+                    without_weights = True
+            if without_weights:
+                return
 
     def _sample(self, member: Member, job: Job) -> None:
         index = job.take()
         if not job.todo:
             self._jobs.remove(job)
-        if job.published is not None and member.bound != job.published:
-            self.roster.ask(Task("bind", member, member.handle.load_weights.remote(job.weights), job))
+        if not _holds(member, job):
+            self.roster.ask(Task("bind", member, self._transport.hand(member, job.weights), job))
             member.bound = job.published
         answer, *products = member.handle.sample.options(num_returns=3).remote(
             job.chunks[index], job.images_per_prompt, job.seed, job.trajectory
@@ -213,3 +231,8 @@ class Dispatcher:
     def _least_busy(self) -> Member | None:
         ready = [member for member in self._rewards if member.state == "ready"]
         return min(ready, key=self.roster.load, default=None)
+
+
+def _holds(member: Member, job: Job) -> bool:
+    """Whether a sampler has the weights that a job is to be done under, or will have by its turn."""
+    return job.published is None or member.bound == job.published

@@ -18,7 +18,7 @@ class Job:
     Args:
         prompts: of the request.
         chunks: its cut, the units of work.
-        weights: reference of the published weights, held while they are needed; None before anything is published.
+        weights: the published ones, as their transport wants them, held while they are needed; None before any are.
         published: their version and checksum, which every rollout has to be made by.
         images_per_prompt, seed, trajectory: as for `Workforce.submit`.
 

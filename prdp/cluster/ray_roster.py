@@ -122,6 +122,25 @@ class Roster:
         for member in self._tasks:
             kill(member)
 
+    def lost(self, member: Member, error: LostError) -> None:
+        """Give everything an actor had to be done by others, and start it again after a pause."""
+        kill(member)
+        member.state = "waiting"
+        member.failures += 1
+        member.restarts += 1
+        fault = f"{member.name} {error.fate} and is restarted: {error}"
+        _log.warning("%s", fault)
+        self.last_fault = {"time": time.time(), "text": fault}
+        held = [task for task in self._tasks[member] if task.kind in _WORK]
+        self._tasks[member] = []
+        self._owner.given_back(held, error)
+        if member.failures > self.retries:
+            cause = f"{member.name} {error.fate} {member.failures} times in a row (cluster.retries={self.retries}): "
+            self._owner.hopeless(ClusterError(f"{cause}{error}"))
+            member.failures = 0
+        pause = back_off(member.failures - 1) if member.failures > 1 else 0.0
+        self._loop.after(pause, lambda: self._launch(member))
+
     def _tell_waiters(self, error: BaseException | None) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -167,7 +186,7 @@ class Roster:
             else:
                 self._owner.answered(task, answer)
         except LostError as error:
-            self._lost(member, error)
+            self.lost(member, error)
             return
         except Exception as error:  # noqa: BLE001 - what the work raised belongs to whoever waits for it
             self._tasks[member].remove(task)
@@ -181,25 +200,6 @@ class Roster:
             member.failures = 0
             member.chunks += 1
 
-    def _lost(self, member: Member, error: LostError) -> None:
-        """Give everything an actor had to be done by others, and start it again after a pause."""
-        kill(member)
-        member.state = "waiting"
-        member.failures += 1
-        member.restarts += 1
-        fault = f"{member.name} {error.fate} and is restarted: {error}"
-        _log.warning("%s", fault)
-        self.last_fault = {"time": time.time(), "text": fault}
-        held = [task for task in self._tasks[member] if task.kind in _WORK]
-        self._tasks[member] = []
-        self._owner.given_back(held, error)
-        if member.failures > self.retries:
-            cause = f"{member.name} {error.fate} {member.failures} times in a row (cluster.retries={self.retries}): "
-            self._owner.hopeless(ClusterError(f"{cause}{error}"))
-            member.failures = 0
-        pause = back_off(member.failures - 1) if member.failures > 1 else 0.0
-        self._loop.after(pause, lambda: self._launch(member))
-
     def _check_hung(self, member: Member) -> None:
         """Give up an actor that had its first chunk for too long; look again when it may have."""
         turn = next((task for task in self._tasks[member] if task.kind == "score"), None)
@@ -210,4 +210,4 @@ class Roster:
             turn.started = now
             self._loop.after(self.reward_timeout, lambda: None)
         elif now >= turn.started + self.reward_timeout and not ray.wait([turn.answer], timeout=0)[0]:
-            self._lost(member, HungError(f"no answer within cluster.reward_timeout_seconds={self.reward_timeout:g}"))
+            self.lost(member, HungError(f"no answer within cluster.reward_timeout_seconds={self.reward_timeout:g}"))

@@ -17,6 +17,7 @@ from prdp.cluster.ray_job import Job
 from prdp.cluster.ray_metrics import RayMetrics
 from prdp.cluster.ray_session import connect
 from prdp.cluster.threads import planned_threads
+from prdp.cluster.weight_transport import build_transport
 from prdp.config import ClusterConfig
 from prdp.types import PromptBatch, Weights
 
@@ -29,6 +30,7 @@ class RayWorkforce(Workforce):
         reward_factory: likewise for the reward worker.
         config: the `cluster` section.
         prompts_per_chunk: whole prompt groups per unit of work.
+        learner_device: see `build_workforce`.
 
     Attributes:
         plan: which actors there are and where they fit, in lines for people.
@@ -46,6 +48,7 @@ class RayWorkforce(Workforce):
         reward_factory: RewardFactory,
         config: ClusterConfig,
         prompts_per_chunk: int,
+        learner_device: str | None = None,
     ) -> None:
         for key in ("samplers", "reward_actors"):
             if getattr(config, key) < 1:
@@ -54,9 +57,10 @@ class RayWorkforce(Workforce):
             raise ValueError(f"cluster.retries must be 0 or more, got {config.retries}")
         threads = planned_threads(config)
         environment = None if config.reward_environment is None else find_environment(config.reward_environment)
+        self._transport = build_transport(config, learner_device)
         self._prompts_per_chunk = prompts_per_chunk
         self._published: Identity | None = None
-        self._reference: Any = None
+        self._weights: Any = None
         self._metrics: RayMetrics | None = None
         self._closed = False
         self._owns_ray = connect(config)
@@ -76,7 +80,7 @@ class RayWorkforce(Workforce):
                 )
             )
             self._dispatcher = Dispatcher(
-                self._samplers, self._rewards, config.retries, config.reward_timeout_seconds
+                self._samplers, self._rewards, config.retries, config.reward_timeout_seconds, self._transport
             )
             self._dispatcher.start()
             self._dispatcher.await_ready()
@@ -85,9 +89,9 @@ class RayWorkforce(Workforce):
             raise
 
     def publish(self, weights: Weights) -> None:
-        """Put the weights into the object store once; each sampler fetches, binds and acknowledges them on its own."""
+        """Make the weights ready to go; each sampler gets, binds and acknowledges them before it needs them."""
         self._open()
-        self._reference = ray.put(weights)
+        self._weights = self._transport.publish(weights)
         self._published = (weights.version, weights.checksum)
 
     def submit(
@@ -96,7 +100,7 @@ class RayWorkforce(Workforce):
         dispatcher = self._open()
         check_request(prompts, images_per_prompt)
         chunks = prompts.chunks(self._prompts_per_chunk)
-        job = Job(prompts, chunks, self._reference, self._published, images_per_prompt, seed, trajectory)
+        job = Job(prompts, chunks, self._weights, self._published, images_per_prompt, seed, trajectory)
         dispatcher.submit(job, urgent)
         return job
 
@@ -118,7 +122,7 @@ class RayWorkforce(Workforce):
     def close(self) -> None:
         if self._closed:
             return
-        self._closed, self._reference = True, None
+        self._closed, self._weights = True, None
         if ray.is_initialized():
             if self._dispatcher is not None:
                 self._dispatcher.close()
