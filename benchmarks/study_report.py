@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,27 +150,32 @@ def search_rows(study: Study, results: Sequence[dict[str, Any]], finals: Sequenc
     return rows
 
 
-def curves(
-    lines: Sequence[dict[str, Any]], methods: Sequence[Method], x: str, y: str, scale: Callable[[float], float] = float
-) -> list[Series]:
-    """Mean over seeds of a curve, with the range of the seeds as a band."""
+def curves(lines: Sequence[dict[str, Any]], methods: Sequence[Method]) -> tuple[list[Series], float]:
+    """Median over seeds of the held-out score by epoch, with the range of the seeds as a band.
+
+    Returns:
+        the curves, and the value below which nothing is drawn: scores under it, and those of a run that has diverged,
+        are drawn there.
+    """
+    shown = {method.name: [line for line in lines if line["method"] == method.name] for method in methods}
+    scores = [line["curve"]["eval_score"] for runs in shown.values() for line in runs]
+    start, best = scores[0][0], max(max(one) for one in scores)
+    floor = start - 0.5 * (best - start)
     found = []
-    for method in methods:
-        runs = [line["curve"] for line in lines if line["method"] == method.name and y in line["curve"]]
-        runs = [run for run in runs if len(run[x]) == max(len(other[x]) for other in runs)]
-        if runs:
-            values = np.array([run[y] for run in runs])
-            low, high = (values.min(0), values.max(0)) if len(runs) > 1 else (None, None)
-            found.append(
-                Series(
-                    method.name,
-                    [scale(one) for one in runs[0][x]],
-                    values.mean(0).tolist(),
-                    None if low is None else low.tolist(),
-                    None if high is None else high.tolist(),
-                )
-            )
-    return found
+    for name, runs in shown.items():
+        if not runs:
+            continue
+        epochs = max((run["curve"]["eval_epoch"] for run in runs), key=len)
+        if all("failed" in run for run in runs):
+            every = max(epochs[-1], 1) if len(epochs) < 2 else epochs[1]
+            epochs = [*epochs, epochs[-1] + every]
+        values = np.full((len(runs), len(epochs)), floor)
+        for row, run in zip(values, runs, strict=True):
+            own = np.nan_to_num(run["curve"]["eval_score"], nan=floor)
+            row[: len(own)] = np.maximum(own, floor)
+        band = (values.min(0).tolist(), values.max(0).tolist()) if len(runs) > 1 else (None, None)
+        found.append(Series(name, epochs, np.median(values, 0).tolist(), *band))
+    return found, floor
 
 
 def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
@@ -197,12 +202,12 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         if name == MAIN_TABLE:
             rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
-        drawn = curves(finals, compared, "eval_epoch", "eval_score")
-        if drawn and len(drawn[0].x) > 1:
-            file = f"{study.name}_{name}.svg"
-            picture = curve_svg(drawn[:10], "held-out reward: mean and range of seeds", height=320, standalone=True)
-            write_atomically(out / file, picture.encode())
-            text += [f"![held-out reward]({file})", ""]
+        drawn, floor = curves(finals, compared)
+        file = f"{study.name}_{name}.svg"
+        picture = curve_svg(drawn[:10], "held-out reward", height=340, standalone=True)
+        write_atomically(out / file, picture.encode())
+        text += [f"![held-out reward]({file})", ""]
+        text += [f"Median and range of the seeds. What is below {floor:.2f}, or has diverged, is drawn there.", ""]
     text += ["## What a run costs", "", table(budget_rows(finals, [m for t in tables.values() for m in t])), ""]
     text += ["Evaluations are not counted.", ""]
     text += ["## Searches", "", table(search_rows(study, results, finals)), ""]

@@ -41,8 +41,8 @@ CHART_STYLE = """
 .chart .rule{stroke:var(--muted);stroke-width:1;opacity:0}
 .chart g:hover>.rule{opacity:.5}
 """ + "".join(f".chart .c{n}{{stroke:var(--s{n})}}.chart .f{n}{{fill:var(--s{n})}}" for n in range(len(LIGHT)))
-_IN_A_ROW = 4
-"""Curves that the legend names in one row."""
+_BESIDE_TITLE, _IN_A_ROW = 4, 3
+"""Curves that the legend names beside the title; of more, so many in a row under it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def curve_svg(
         raise ValueError(f"a chart takes 1 to {len(LIGHT)} series, got {len(series)}")
     drawn = [(index, _clean(item)) for index, item in enumerate(series)]
     drawn = [(index, arrays) for index, arrays in drawn if arrays.shape[1]]
-    rows = math.ceil(len(series) / _IN_A_ROW) if len(series) > _IN_A_ROW else 0
+    rows = math.ceil(len(series) / _IN_A_ROW) if len(series) > _BESIDE_TITLE else 0
     left, right, bottom = 58, 14, 36 if x_label else 22
     top = (34 if title or len(series) > 1 else 12) + 18 * rows
     frame = _Frame(drawn, left, top, width - left - right, height - top - bottom)
@@ -252,7 +252,7 @@ def _legend(series: Sequence[Series], right: float) -> str:
 
 
 def _legend_below(series: Sequence[Series], left: float, width: float) -> str:
-    """In rows of four under the title."""
+    """In rows under the title."""
     parts = []
     for index, item in enumerate(series):
         row, column = divmod(index, _IN_A_ROW)
