@@ -89,6 +89,21 @@ def test_tensorboard_events_can_be_read_and_a_resume_hides_what_runs_again(tmp_p
     assert b"b" in events.Tensors("eval/grid/captions/text_summary")[0].tensor_proto.string_val[0]
 
 
+def test_tensorboard_without_its_folder_starts_from_the_log(tmp_path: Path) -> None:
+    """As on a fresh machine, where the log has come back with a checkpoint and the events have not."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = ('{"epoch": 0, "eval/score": 0.5}', '{"epoch": 1, "reward/mean": 1.0}', '{"epoch": 2, "reward/mean": 9.0}')
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with build_trackers(TrackingConfig(tensorboard=True), tmp_path, {}, "abc", 1) as trackers:
+        trackers.log({"reward/mean": 20.0}, 2)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("eval/score")] == [(0, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(1, 1.0), (2, 20.0)]
+
+
 def test_pictures_are_laid_out_in_rows() -> None:
     images = np.stack([np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30)])
     grid = picture_grid(images, gap=2)
