@@ -28,6 +28,8 @@ class LostError(Exception):
     """The actor, its node or its result is gone; the work itself may be fine elsewhere."""
 
     fate = "died"
+    at_work = True
+    """Whether the chunk that it had first may be the reason."""
 
 
 class HungError(LostError):
@@ -40,6 +42,13 @@ class CutOffError(LostError):
     """The actor may be there, but weights on their way to it got lost."""
 
     fate = "was cut off"
+    at_work = False
+
+
+class StalledError(CutOffError):
+    """The actor is there and takes no weights."""
+
+    fate = "hung"
 
 
 @dataclasses.dataclass(eq=False)

@@ -98,7 +98,7 @@ class Dispatcher:
         """Have others do what a dead actor had: the same noise makes the same images; see `Owner`."""
         for task in reversed(held):
             self._put_back(task)
-        if held:
+        if held and error.at_work:
             self._blame(held[0], error)
 
     def hopeless(self, error: BaseException) -> None:

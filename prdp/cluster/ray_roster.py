@@ -56,7 +56,7 @@ class Owner(Protocol):
         ...
 
     def given_back(self, held: list[Task], error: LostError) -> None:
-        """An actor is gone with what it had; it worked on the first, and the others waited for their turn."""
+        """An actor is gone with what it had; if it was at work, then on the first, and the others waited."""
         ...
 
     def hopeless(self, error: Exception) -> None:

@@ -14,7 +14,7 @@ import ray
 from prdp.cluster.base import ClusterSetupError
 from prdp.cluster.direct_weights import BACKENDS, Manifest, Meeting, join, open_store, send
 from prdp.cluster.event_loop import EventLoop
-from prdp.cluster.ray_crew import CutOffError, HungError, LostError, Member
+from prdp.cluster.ray_crew import CutOffError, LostError, Member, StalledError
 from prdp.config import ClusterConfig
 from prdp.types import Weights
 
@@ -172,11 +172,13 @@ class Direct:
 
     def _ended(self, transfer: _Transfer, problem: Exception | None) -> None:
         assert self._loop is not None
-        if problem is not None:
+        if self._current is not transfer:
+            return
+        if problem is None:
+            self._current = None
+        else:
             error = CutOffError(f"{type(problem).__name__}: {problem}")
             self._loop.after(_RAY_SPEAKS_FIRST_SECONDS, lambda: self._give_up(transfer, error))
-        elif self._current is transfer:
-            self._current = None
 
     def _check_hung(self, transfer: _Transfer) -> None:
         """Give a sampler up that takes nothing for too long; look again when it may."""
@@ -187,7 +189,7 @@ class Direct:
         if left > 0:
             self._loop.after(left, lambda: self._check_hung(transfer))
         else:
-            self._give_up(transfer, HungError(f"it took no weights within {_KEY_TIMEOUT}={self._timeout:g}"))
+            self._give_up(transfer, StalledError(f"it took no weights within {_KEY_TIMEOUT}={self._timeout:g}"))
 
     def _give_up(self, transfer: _Transfer, error: LostError) -> None:
         if self._current is transfer:
