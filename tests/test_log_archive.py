@@ -214,11 +214,11 @@ def test_a_run_killed_on_one_machine_ends_whole_on_another(tmp_path: Path, monke
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "tracking"))
     from wandb_files import history, started
 
-    (tmp_path / "red_reward.py").write_text(REWARD)
-    words = ["train", "experiment=mixtures_small", "reward=callable", "reward.path=red_reward.red", "~reward.kl_weight"]
+    (tmp_path / "killing_learner.py").write_text(REWARD)
+    words = ["train", "experiment=mixtures_small", "reward=callable", "reward.path=killing_learner.red"]
+    words += ["~reward.kl_weight", "sampler.steps=3", "tracking.console=false", "tracking.report=false"]
     words += ["epochs=4", "prompts_per_epoch=2", "images_per_prompt=2", "sampler.prompts_per_chunk=1"]
     words += ["evaluation.every=1", "evaluation.prompts=2", "evaluation.final_prompts=2", "checkpoint.every=2"]
-    words += ["sampler.steps=3", "tracking.console=false", "tracking.report=false"]
     mirror = tmp_path / "mirror"
     elsewhere = [f"checkpoint.mirror=file://{mirror}", "checkpoint.resume=auto", "tracking.wandb=offline"]
 

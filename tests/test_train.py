@@ -197,8 +197,12 @@ def test_staleness_cannot_change_on_the_way(pipeline_folder: Path, stale: Path) 
         main(configured(pipeline_folder, stale, epochs=4, checkpoint={"resume": "auto"}))
 
 
-def test_ray_ends_with_the_same_bits_as_inline(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
-    main(configured(pipeline_folder, tmp_path / "run", cluster={"kind": "ray", "samplers": 1}))
+@pytest.mark.parametrize(("transport", "samplers"), [("object_store", 1), ("gloo", 2)])
+def test_ray_ends_with_the_same_bits_as_inline(
+    pipeline_folder: Path, straight: Path, tmp_path: Path, transport: str, samplers: int
+) -> None:
+    cluster = {"kind": "ray", "samplers": samplers, "weight_transport": transport}
+    main(configured(pipeline_folder, tmp_path / "run", cluster=cluster))
     assert_same(final_state(tmp_path / "run"), final_state(straight))
 
 

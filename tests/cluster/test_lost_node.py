@@ -33,9 +33,15 @@ def red(images, prompts, metadata):
 @pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="finds the raylet as Linux shows it")
 def test_a_run_outlives_its_raylet_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is killed in the second epoch: the reward is called once before the first one and once in each."""
-    (tmp_path / "red_reward.py").write_text(REWARD)
+    (tmp_path / "killing_raylet.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
-    words = ["train", "experiment=mixtures_small", "reward=callable", "reward.path=red_reward.red", "~reward.kl_weight"]
+    words = [
+        "train",
+        "experiment=mixtures_small",
+        "reward=callable",
+        "reward.path=killing_raylet.red",
+        "~reward.kl_weight",
+    ]
     words += ["epochs=2", "prompts_per_epoch=2", "images_per_prompt=2", "sampler.steps=2", "checkpoint.every=1"]
     words += ["evaluation.every=0", "evaluation.final_prompts=2", "tracking=silent"]
     command = [sys.executable, "-m", "prdp", "supervise", "--first-pause", "0", *words, "output_dir=lost"]
