@@ -35,15 +35,9 @@ def test_a_run_outlives_its_raylet_with_the_same_weights(tmp_path: Path, monkeyp
     """It is killed in the second epoch: the reward is called once before the first one and once in each."""
     (tmp_path / "killing_raylet.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
-    words = [
-        "train",
-        "experiment=mixtures_small",
-        "reward=callable",
-        "reward.path=killing_raylet.red",
-        "~reward.kl_weight",
-    ]
+    words = ["train", "experiment=mixtures_small", "reward=callable", "reward.path=killing_raylet.red"]
     words += ["epochs=2", "prompts_per_epoch=2", "images_per_prompt=2", "sampler.steps=2", "checkpoint.every=1"]
-    words += ["evaluation.every=0", "evaluation.final_prompts=2", "tracking=silent"]
+    words += ["~reward.kl_weight", "evaluation.every=0", "evaluation.final_prompts=2", "tracking=silent"]
     command = [sys.executable, "-m", "prdp", "supervise", "--first-pause", "0", *words, "output_dir=lost"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"CALLS": str(tmp_path / "lost-calls"), "RAY_agent_register_timeout_ms": "300000"}
