@@ -1,4 +1,4 @@
-"""The learner's own Ray node dies: Ray ends the learner, and the supervisor starts it again on a new Ray."""
+"""The learner's own Ray node dies: Ray ends the learner, somebody speaks for it, and a new start goes on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ pytest.importorskip("ray")
 from prdp.checkpoint import load_checkpoint
 from prdp.cli import main
 from prdp.tracking.jsonl import read_metrics
+from prdp.tracking.status_file import read_status
 
 REWARD = """\
 import os, signal
@@ -32,24 +33,27 @@ def red(images, prompts, metadata):
 
 @pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="finds the raylet as Linux shows it")
 def test_a_run_outlives_its_raylet_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is killed in the second epoch: the reward is called once before the first one and once in each."""
+    """It is killed in the second epoch: the reward is called once before the first one and once in each.
+
+    The status that is left is what the supervisor knows the case by.
+    """
     (tmp_path / "killing_raylet.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
     words = ["train", "experiment=mixtures_small", "reward=callable", "reward.path=killing_raylet.red"]
     words += ["epochs=2", "prompts_per_epoch=2", "images_per_prompt=2", "sampler.steps=2", "checkpoint.every=1"]
     words += ["~reward.kl_weight", "evaluation.every=0", "evaluation.final_prompts=2", "tracking=silent"]
-    command = [sys.executable, "-m", "prdp", "supervise", "--first-pause", "0", *words, "output_dir=lost"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"CALLS": str(tmp_path / "lost-calls"), "RAY_agent_register_timeout_ms": "300000"}
-    done = subprocess.run(
-        [*command, "cluster=ray", "cluster.samplers=1"], env=environment, capture_output=True, text=True, timeout=540
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        done.stderr.count("prdp train: the process was ended without a word: its Ray node, or the head, is lost") == 1
-    )
-    assert "ended with 1 and without a word, as when its Ray node is lost, after 1 finished epochs" in done.stderr
-    monkeypatch.setenv("CALLS", str(tmp_path / "straight-calls"))
+    command = [sys.executable, "-m", "prdp", *words, "output_dir=lost", "cluster=ray", "cluster.samplers=1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 1, done.stderr
+    assert "prdp train: the process was ended without a word: its Ray node, or the head, is lost" in done.stderr
+    assert f"checkpoint.resume=auto output_dir={tmp_path}/lost" in done.stderr
+    status = read_status(tmp_path / "lost")
+    assert (status["status"], status["epoch"]) == ("running", 1)
+
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    assert main([*words, "output_dir=lost", "checkpoint.resume=auto"]) == 0
     assert main([*words, "output_dir=straight"]) == 0
     lost, straight = (
         load_checkpoint(tmp_path / run / "checkpoints/epoch_00002").tensors for run in ("lost", "straight")
