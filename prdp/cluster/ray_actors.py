@@ -68,6 +68,9 @@ class SamplerActor:
         version, checksum, _ = self.load_weights(weights)
         return version, checksum, time.perf_counter() - start
 
+    def begin(self) -> None:
+        """Answered when what was asked for next has its turn: whoever dies after that may have died of it."""
+
     def sample(
         self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool
     ) -> tuple[None, Rollout, UInt8]:
@@ -94,6 +97,9 @@ class RewardActor:
             self._reward = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
             return Built(os.getpid(), platform.node(), identity_of_worker(self._reward), messages.texts)
+
+    def begin(self) -> None:
+        """As of the sampler."""
 
     def score(
         self, images: UInt8, chunk: PromptBatch, images_per_prompt: int

@@ -12,6 +12,8 @@ import logging
 from collections import deque
 from typing import Any
 
+import ray
+
 from prdp.cluster.base import ClusterError, acknowledged, check_rollout, place
 from prdp.cluster.event_loop import EventLoop
 from prdp.cluster.ray_crew import Crew, LostError, Member, settle, tell
@@ -98,7 +100,7 @@ class Dispatcher:
         """Have others do what a dead actor had: the same noise makes the same images; see `Owner`."""
         for task in reversed(held):
             self._put_back(task)
-        if held and error.at_work:
+        if held and error.at_work and _had_begun(held[0]):
             self._blame(held[0], error)
 
     def hopeless(self, error: BaseException) -> None:
@@ -156,10 +158,11 @@ class Dispatcher:
         if not _holds(member, job):
             self.roster.ask(Task("bind", member, self._transport.hand(member, job.weights), job))
             member.bound = job.published
+        begun = member.handle.begin.remote()
         answer, *products = member.handle.sample.options(num_returns=3).remote(
             job.chunks[index], job.images_per_prompt, job.seed, job.trajectory
         )
-        self.roster.ask(Task("sample", member, answer, job, index, (products[0], products[1])))
+        self.roster.ask(Task("sample", member, answer, job, index, begun, (products[0], products[1])))
 
     def _bound(self, task: Task, answer: Any) -> None:
         assert task.job is not None
@@ -191,8 +194,9 @@ class Dispatcher:
             self._score(reward, job, task.index, task.products[1], rollout)
 
     def _score(self, member: Member, job: Job, index: int, images: Any, rollout: Rollout) -> None:
+        begun = member.handle.begin.remote()
         answer = member.handle.score.remote(images, job.chunks[index], job.images_per_prompt)
-        self.roster.ask(Task("score", member, answer, job, index, rollout=rollout))
+        self.roster.ask(Task("score", member, answer, job, index, begun, rollout=rollout))
 
     def _scored(self, task: Task, answer: Any) -> None:
         assert task.job is not None
@@ -231,6 +235,17 @@ class Dispatcher:
     def _least_busy(self) -> Member | None:
         ready = [member for member in self._rewards if member.state == "ready"]
         return min(ready, key=self.roster.load, default=None)
+
+
+def _had_begun(task: Task) -> bool:
+    """Whether an actor died at work on a chunk, and not before: an idle one is not missed until it is asked."""
+    if not ray.wait([task.begun], timeout=0)[0]:
+        return False
+    try:
+        settle(task.begun)
+    except LostError:
+        return False
+    return True
 
 
 def _holds(member: Member, job: Job) -> bool:

@@ -29,6 +29,7 @@ class Task:
 
     Attributes:
         answer: the reference to wait for.
+        begun: of 'sample' and 'score', the reference that is answered when it has its turn.
         products: of 'sample', references of the rollout and the images.
         rollout: of 'score', the one to be scored.
         started: of 'score', when it was first seen to have its turn, by the monotonic clock.
@@ -39,6 +40,7 @@ class Task:
     answer: Any
     job: Job | None = None
     index: int = -1
+    begun: Any = None
     products: tuple[Any, Any] | None = None
     rollout: Rollout | None = None
     started: float | None = None

@@ -18,6 +18,7 @@ from prdp.types import Rollout, Weights
 
 pytest.importorskip("ray")
 
+
 def kill(process: int) -> None:
     """SIGKILL; an idle actor that an earlier test killed is not missed until it is needed."""
     with contextlib.suppress(ProcessLookupError):
@@ -148,6 +149,14 @@ def test_every_process_killed_from_outside_is_replaced(shared, expected):
             kill(victims.pop())
 
     assert not differences(run(shared, on_chunk=kill_all), expected)
+
+
+def test_chunk_is_not_blamed_for_actors_that_were_dead_before_they_got_it(shared):
+    """Three that nobody misses until they are asked, and two retries."""
+    for process in shared.process_ids.values():
+        kill(process)
+    expected = run(build_workforce(ClusterConfig(), StubSampler, build_worker, 2), count=1)
+    assert not differences(run(shared, count=1), expected)
 
 
 def test_sampler_killed_between_rollouts_is_replaced_and_acknowledges_first(shared):
