@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import MISSING
+
 from prdp.checkpoint import CheckpointError, jsonable
+from prdp.config import TrainConfig
 
 FREE_KEYS = (
     "epochs",
@@ -48,11 +53,12 @@ def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any])
     """Refuse to continue under a configuration that would break the curve.
 
     Only `FREE_KEYS` may differ: the length of the run, the cluster, tracking, evaluation, microbatches and the like.
+    Keys that the checkpoint's version of prdp did not know have their default there.
 
     Raises:
         CheckpointError: naming every other key that differs, with both values.
     """
-    before, now = _binding(saved_config), _binding(config)
+    before, now = {**_defaults(), **_binding(saved_config)}, _binding(config)
     changed = [
         f"  {key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
         for key in sorted(before.keys() | now.keys())
@@ -125,6 +131,14 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
         if (key in BOUND_KEYS or not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS))
         and not (key.startswith("reward.") and key.rpartition(".")[2] in FREE_REWARD_ARGUMENTS)
     }
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """Of the keys that every configuration has: a default is what a run did before there was the key."""
+    plain = dataclasses.asdict(TrainConfig())
+    del plain["objective"]
+    return {key: value for key, value in _binding(plain).items() if value != MISSING}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

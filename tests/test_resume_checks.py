@@ -94,6 +94,14 @@ def test_every_changed_key_is_named_and_absent_ones_too():
         check_compatible(config(), changed)
 
 
+def test_key_that_the_checkpoint_did_not_know_has_its_default_there():
+    saved = config()
+    del saved["rollout_policy"], saved["learner"]["ema_decay"]
+    check_compatible(saved, config())
+    with pytest.raises(CheckpointError, match="rollout_policy: 'current' in the checkpoint, 'reference' now"):
+        check_compatible(saved, config(rollout_policy="reference"))
+
+
 def test_configurations_of_json_and_of_omegaconf_compare():
     check_compatible(json.loads(json.dumps(config())), OmegaConf.create(config()))  # type: ignore[arg-type]
 
