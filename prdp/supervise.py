@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from prdp.checkpoint import FOLDER as CHECKPOINTS
 from prdp.errors import ConfigError, StartError
@@ -25,6 +26,8 @@ from prdp.tracking.status_file import is_alive, read_status
 LOG_FILE = "supervise.log"
 """In the run's folder: a line for every start after the first, and for the end."""
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
+_MISTAKE = 2
+"""Exit code of a mistake in the command; once that command has worked, something around it has changed instead."""
 _SILENT = "ended with 1 and without a word, as when its Ray node is lost,"
 _OPTIONS_FIRST = "usage: prdp supervise [options] train [OVERRIDES]; `prdp supervise --help` tells more"
 
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         usage="prdp supervise [options] train [OVERRIDES]",
         description="Run `prdp train` and start it again, from its newest checkpoint, when it is killed by a signal or "
         f"exits with {EXIT_CODE}, as SIGTERM makes it do, with {LOST_EXIT_CODE}, when its cluster is lost, or without "
-        "a word, as Ray makes it do when its own node dies. Other failures are not retried.",
+        "a word, as Ray makes it do when its own node dies. A start that is refused is tried again after one that got "
+        "to work, as while its cluster's head is restarted. Other failures are not retried.",
         allow_abbrev=False,
     )
     patience = Patience()
@@ -143,13 +147,18 @@ class Supervisor:
         process was told to stop, 1 after too many failures.
         """
         reached, failures = finished_epochs(self._run_dir), 0
+        worked = False
         with self._signals():
             while True:
                 code = self._one()
                 if self._stopped_by:
                     return _shell_code(code)
-                silent = self._silent(code)
-                if not (silent or _worth_another(code)):
+                status = read_status(self._run_dir)
+                silent = self._silent(code, status)
+                at_work = status.get("pid") == self._pid
+                kept_out = code == _MISTAKE and worked and not at_work
+                worked = worked or at_work
+                if not (silent or kept_out or _worth_another(code)):
                     if code:
                         self._say(f"{_cause(code)}: not started again")
                     return _shell_code(code)
@@ -165,9 +174,8 @@ class Supervisor:
                 if self._told_to_stop(pause):
                     return 128 + self._stopped_by
 
-    def _silent(self, code: int) -> bool:
+    def _silent(self, code: int, status: Mapping[str, Any]) -> bool:
         """Whether the child is gone although its status says that it runs: Ray ends a driver whose node dies so."""
-        status = read_status(self._run_dir)
         return code == 1 and status.get("status") == "running" and status.get("pid") == self._pid
 
     def _one(self) -> int:

@@ -29,6 +29,9 @@ ending = endings[min(number, len(endings) - 1)]
 if ending.startswith("epoch"):
     (starts.parent / "checkpoints" / f"epoch_{number + 1:05d}").mkdir(parents=True)
     ending = ending.removeprefix("epoch")
+if ending.startswith("worked"):
+    (starts.parent / "status.json").write_text(f'{{"status": "failed", "pid": {os.getpid()}}}')
+    ending = ending.removeprefix("worked")
 if ending.startswith("-"):
     if ending != "-9":
         signal.signal(-int(ending), signal.SIG_DFL)
@@ -79,6 +82,17 @@ def test_a_child_that_ended_without_a_word_is_started_again(tmp_path: Path, stat
     )
     code = Supervisor([sys.executable, "-S", "-E", "-c", child, str(tmp_path), status], tmp_path, AT_ONCE).run()
     assert (code, len((tmp_path / "starts").read_text())) == (2 - starts, starts)
+
+
+@pytest.mark.parametrize(
+    ("endings", "expected", "starts"),
+    [("worked-9,2,2,0", 0, 4), ("-9,2,0", 2, 2), ("worked-9,worked2,0", 2, 2), ("worked75,2,2,2,0", 1, 4)],
+)
+def test_a_refused_start_is_tried_again_once_one_has_worked(
+    supervised: Callable[[str], tuple[int, int, str]], endings: str, expected: int, starts: int
+) -> None:
+    """The same command cannot have become a mistake: its cluster's head is being restarted, for instance."""
+    assert supervised(endings)[:2] == (expected, starts)
 
 
 def test_failures_in_a_row_end_it_with_the_last_cause(supervised: Callable[[str], tuple[int, int, str]]) -> None:

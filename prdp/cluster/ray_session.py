@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray._private import ray_constants, services
 
-from prdp.cluster.base import ClusterSetupError
+from prdp.cluster.base import ClusterError, ClusterSetupError
 from prdp.cluster.threads import usable_cores
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def connect(config: ClusterConfig) -> bool:
     Raises:
         ClusterSetupError: no cluster at the address, or ports that would be open to the network although `config.host`
             is a loopback address.
+        ClusterError: a private Ray does not start, which a machine without other work may mend.
     """
     local = config.address == "local"
     _set_environment(config, local)
@@ -84,7 +85,7 @@ def _start(config: ClusterConfig) -> None:
             # Ray waits 30 seconds for its own processes, which may be too short on a machine with other work.
             ray.shutdown()
             if attempt + 1 == _START_ATTEMPTS:
-                raise ClusterSetupError(f"no private Ray starts, in {_START_ATTEMPTS} attempts: {error}") from error
+                raise ClusterError(f"no private Ray starts, in {_START_ATTEMPTS} attempts: {error}") from error
             _log.warning("a private Ray did not start and is tried again: %s", error)
     address = ray.util.get_node_ip_address()
     if _is_loopback(config.host) and not _is_loopback(address):

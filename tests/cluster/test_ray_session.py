@@ -14,9 +14,10 @@ import pytest
 pytest.importorskip("ray")
 
 from prdp.cluster import ray_session
-from prdp.cluster.base import ClusterSetupError
+from prdp.cluster.base import ClusterError
 from prdp.cluster.ray_session import _set_environment
 from prdp.config import ClusterConfig
+from prdp.errors import UserError
 
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
 linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the sockets of Linux")
@@ -141,7 +142,8 @@ def test_a_ray_that_does_not_start_is_tried_again_and_named(monkeypatch, caplog)
     monkeypatch.setattr(ray_session.ray, "init", fail)
     monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
-    with pytest.raises(ClusterSetupError, match=r"no private Ray starts, in 3 attempts: the node timed out"):
+    with pytest.raises(ClusterError, match=r"no private Ray starts, in 3 attempts: the node timed out") as caught:
         ray_session.connect(ClusterConfig(kind="ray"))
+    assert not isinstance(caught.value, UserError)
     assert len(tries) == 3
     assert "is tried again" in caplog.text
