@@ -42,6 +42,7 @@ _TITLES = {
     "weighting": "Steps weighted by their sensitivity",
     "staleness": "Stale rollouts",
     "offset": "Prompts that can all be scored equally well",
+    "baseline": "DDPO with the mean of the group as its baseline",
     "long": "Five times as long",
 }
 
