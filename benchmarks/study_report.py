@@ -75,9 +75,14 @@ def interval(values: Sequence[float], digits: int = 3) -> str:
         return ""
     mean = float(np.mean(good))
     if len(good) == 1:
-        return f"{mean:.{digits}f}"
+        return number(mean, digits)
     half = _STUDENT[len(good) - 2] * float(np.std(good, ddof=1)) / math.sqrt(len(good))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{number(mean, digits)} ± {number(half, digits)}"
+
+
+def number(value: float, digits: int) -> str:
+    """With so many digits after the point, or as a power of ten from a million on."""
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.1e}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -139,6 +144,12 @@ def budget_rows(finals: Sequence[dict[str, Any]], methods: Sequence[Method]) -> 
     return rows
 
 
+def short(override: str) -> str:
+    """'clip_range=0.02' of 'objective.clip_range=0.02'."""
+    key, _, value = override.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
+
+
 def search_rows(study: Study, results: Sequence[dict[str, Any]], finals: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Every point that was tried, the best first in bold."""
     rows = [["method", f"points, with {study.criterion} on validation prompts"]]
@@ -147,7 +158,7 @@ def search_rows(study: Study, results: Sequence[dict[str, Any]], finals: Sequenc
         fixed = set(method.overrides)
         points = []
         for line in sorted(tried, key=lambda line: -score(line, study.criterion)):
-            name = ", ".join(one.rpartition(".")[2] for one in line["overrides"] if one not in fixed)
+            name = ", ".join(short(one) for one in line["overrides"] if one not in fixed)
             value = score(line, study.criterion)
             points.append(f"{name}: {value:.3f}" if math.isfinite(value) else f"{name}: diverged")
         if points:

@@ -115,4 +115,5 @@ def test_a_method_that_does_not_compose_is_named(small: study.Study) -> None:
 def test_intervals_over_seeds_are_students() -> None:
     assert study_report.interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.303 / sqrt(3)
     assert study_report.interval([1.0]) == "1.000"
+    assert study_report.interval([-2.5e13, -2.5e13]) == "-2.5e+13 ± 0.000"
     assert study_report.interval([float("-inf")]) == ""
