@@ -3,8 +3,9 @@
     python benchmarks/study_report.py docs/results [RESULTS_FOLDER]
 
 For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg and the
-results themselves as OUT/<study>.jsonl. Without RESULTS_FOLDER the pages are made again from these. Only what is there
-is reported: a method without finished final runs has no row.
+results themselves as OUT/<study>.jsonl. From the studies at small and large scale: OUT/small_and_large.svg with PRDP
+beside DDPO, and OUT/method_<objective>.svg with each objective beside PRDP. Without RESULTS_FOLDER the pages are
+made again from the results in OUT. Only what is there is reported: a method without finished final runs has no row.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from study import MAIN_TABLE, RESULTS, Method, Study, read_results, read_study, score
+from study_figures import Line, held_out, passes_per_epoch, sampled_reward, seconds_per_epoch, side_by_side
 
 from prdp.storage import write_atomically
-from prdp.tracking.charts import Series, curve_svg
+from prdp.tracking.charts import curve_svg
 
+_SCALES = ("mixtures_small", "mixtures_large")
 STUDIES = Path(__file__).parent / "studies"
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """0.975 quantiles of Student's t with 1 to 9 degrees of freedom."""
@@ -45,6 +48,11 @@ _TITLES = {
     "baseline": "DDPO with the mean of the group as its baseline",
     "long": "Five times as long",
 }
+_AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
+    ("", None, "epoch"),
+    ("_passes", passes_per_epoch, "million network passes, a backward pass counted as two"),
+    ("_seconds", seconds_per_epoch, "seconds of training on one core, other work beside it"),
+)
 
 
 @dataclass(frozen=True)
@@ -166,34 +174,6 @@ def search_rows(study: Study, results: Sequence[dict[str, Any]], finals: Sequenc
     return rows
 
 
-def curves(lines: Sequence[dict[str, Any]], methods: Sequence[Method]) -> tuple[list[Series], float]:
-    """Median over seeds of the held-out score by epoch, with the range of the seeds as a band.
-
-    Returns:
-        the curves, and the value below which nothing is drawn: scores under it, and those of a run that has diverged,
-        are drawn there.
-    """
-    shown = {method.name: [line for line in lines if line["method"] == method.name] for method in methods}
-    scores = [line["curve"]["eval_score"] for runs in shown.values() for line in runs]
-    start, best = scores[0][0], max(max(one) for one in scores)
-    floor = start - 0.5 * (best - start)
-    found = []
-    for name, runs in shown.items():
-        if not runs:
-            continue
-        epochs = max((run["curve"]["eval_epoch"] for run in runs), key=len)
-        if all("failed" in run for run in runs):
-            every = max(epochs[-1], 1) if len(epochs) < 2 else epochs[1]
-            epochs = [*epochs, epochs[-1] + every]
-        values = np.full((len(runs), len(epochs)), floor)
-        for row, run in zip(values, runs, strict=True):
-            own = np.nan_to_num(run["curve"]["eval_score"], nan=floor)
-            row[: len(own)] = np.maximum(own, floor)
-        band = (values.min(0).tolist(), values.max(0).tolist()) if len(runs) > 1 else (None, None)
-        found.append(Series(name, epochs, np.median(values, 0).tolist(), *band))
-    return found, floor
-
-
 def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
     """Markdown of one study; writes its figures beside it."""
     finals = [line for line in results if line["phase"] == "final"]
@@ -214,17 +194,22 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
     for name, methods in tables.items():
         compared = methods if name == MAIN_TABLE else [*_bases(study, methods), *methods]
         rows = result_rows(study, compared, finals)
-        if len(rows) == 1:
+        if not {method.name for method in methods} & {line["method"] for line in finals}:
             continue
         if name == MAIN_TABLE:
             rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
-        drawn, floor = curves(finals, compared)
-        file = f"{study.name}_{name}.svg"
-        picture = curve_svg(drawn[:10], "held-out reward", height=340, standalone=True)
-        write_atomically(out / file, picture.encode())
-        text += [f"![held-out reward]({file})", ""]
-        text += [f"Median and range of the seeds. What is below {floor:.2f}, or has diverged, is drawn there.", ""]
+        for suffix, per_epoch, axis in _AXES if name == MAIN_TABLE else _AXES[:1]:
+            drawn, floor = held_out(finals, [method.name for method in compared], per_epoch)
+            file = f"{study.name}_{name}{suffix}.svg"
+            picture = curve_svg(drawn[:10], "held-out reward", axis, height=340, standalone=True)
+            write_atomically(out / file, picture.encode())
+            text += [f"![held-out reward]({file})", ""]
+        text += [
+            f"Median and range of the seeds. What is below {floor:.2f}, or has diverged, is drawn there. A last point is",
+            "of `evaluation.final_prompts`, the others of the first `evaluation.prompts` of these.",
+            "",
+        ]
     text += ["## What a run costs", "", table(budget_rows(finals, [m for t in tables.values() for m in t])), ""]
     text += ["Evaluations are not counted.", ""]
     text += ["## Searches", "", table(search_rows(study, results, finals)), ""]
@@ -238,11 +223,36 @@ def _bases(study: Study, methods: Sequence[Method]) -> list[Method]:
     return [study.methods[name] for name in dict.fromkeys(method.like for method in methods) if name is not None]
 
 
+def both_scales(found: Mapping[str, Sequence[Line]], out: Path) -> None:
+    """The figures that show the small and the large scale side by side."""
+    small, large = (found.get(name, ()) for name in _SCALES)
+    if not small or not large:
+        return
+    pair, long = {"prdp": "PRDP", "ddpo": "DDPO"}, {"prdp_long": "PRDP", "ddpo_long": "DDPO"}
+    shown = {
+        "small_and_large.svg": (pair, long),
+        **{f"method_{name}.svg": ({"prdp": "prdp", name: name},) * 2 for name in sorted({*_methods(small)} - {"prdp"})},
+        "method_prdp.svg": ({"prdp": "prdp"},) * 2,
+    }
+    for file, names in shown.items():
+        if all(name in _methods(lines) for lines, wanted in zip((small, large), names, strict=True) for name in wanted):
+            panels = [
+                (title, sampled_reward(lines, wanted))
+                for title, lines, wanted in zip(("45 prompts", "100,000 prompts"), (small, large), names, strict=True)
+            ]
+            write_atomically(out / file, side_by_side(panels).encode())
+
+
+def _methods(lines: Sequence[Line]) -> set[str]:
+    return {line["method"] for line in lines}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("folder", type=Path, nargs="?")
     asked = parser.parse_args()
+    finals: dict[str, list[Line]] = {}
     for file in sorted(STUDIES.glob("*.yaml")):
         study = read_study(file)
         kept = asked.out / f"{study.name}.jsonl"
@@ -258,6 +268,8 @@ def main() -> None:
         write_atomically(kept, "".join(json.dumps(line) + "\n" for line in results).encode())
         write_atomically(asked.out / f"{study.name}.md", page(study, results, asked.out).encode())
         print(asked.out / f"{study.name}.md")
+        finals[study.name] = [line for line in results if line["phase"] == "final"]
+    both_scales(finals, asked.out)
 
 
 if __name__ == "__main__":

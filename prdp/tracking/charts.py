@@ -245,7 +245,7 @@ def _legend(series: Sequence[Series], right: float) -> str:
     for index in reversed(range(len(series))):
         name = series[index].name
         parts.append(f'<text x="{right:.0f}" y="18" text-anchor="end">{escape(name)}</text>')
-        right -= 6.2 * len(name) + 14
+        right -= 6.2 * len(name) + 2.0 * sum(map(str.isupper, name)) + 14
         parts.append(f'<rect class="f{index}" x="{right:.0f}" y="9" width="10" height="10" rx="2"/>')
         right -= 14
     return "".join(parts)
