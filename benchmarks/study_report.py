@@ -206,8 +206,8 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
             write_atomically(out / file, picture.encode())
             text += [f"![held-out reward]({file})", ""]
         text += [
-            f"Median and range of the seeds. What is below {floor:.2f}, or has diverged, is drawn there. A last point is",
-            "of `evaluation.final_prompts`, the others of the first `evaluation.prompts` of these.",
+            f"Median and range of the seeds. What is below {floor:.2f}, or has diverged, is drawn there. A last point",
+            "is of `evaluation.final_prompts`, the others of the first `evaluation.prompts` of these.",
             "",
         ]
     text += ["## What a run costs", "", table(budget_rows(finals, [m for t in tables.values() for m in t])), ""]

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import study_figures  # noqa: E402
+import study_figures
 
 
 def line(method: str, scores: list[float], rewards: list[float], **other: Any) -> dict[str, Any]:
