@@ -61,7 +61,14 @@ class Column:
 
     title: str
     path: str
+    other_path: str = ""
+    """Where it stands in runs that lack the first."""
     digits: int = 3
+
+    def of(self, line: Line) -> float:
+        """The value in a final run; minus infinity where there is none."""
+        value = score(line, self.path)
+        return score(line, self.other_path) if self.other_path and not math.isfinite(value) else value
 
 
 _MIXTURES = (
@@ -73,7 +80,12 @@ _MIXTURES = (
     Column("E[r] - w KL, seen", "train.objective"),
     Column("E[r], seen", "train.reward"),
 )
-_PICTURES = (Column("score", "heldout.score"), Column("diversity", "heldout.diversity"))
+_PICTURES = (
+    Column("score", "heldout.score"),
+    Column("judge", "heldout.shapes_judge", "heldout.watch/shapes_judge"),
+    Column("compressibility, -kB", "heldout.compressibility", "heldout.watch/compressibility"),
+    Column("diversity", "heldout.diversity"),
+)
 
 
 def interval(values: Sequence[float], digits: int = 3) -> str:
@@ -101,8 +113,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def columns_of(lines: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
-    """What the world of a study measures."""
-    return _MIXTURES if any("kl_weight" in line for line in lines) else _PICTURES
+    """What the world of a study measures, as far as its runs did."""
+    world = _MIXTURES if any("kl_weight" in line for line in lines) else _PICTURES
+    return tuple(column for column in world if any(math.isfinite(column.of(line)) for line in lines))
 
 
 def result_rows(study: Study, methods: Sequence[Method], finals: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -115,7 +128,7 @@ def result_rows(study: Study, methods: Sequence[Method], finals: Sequence[dict[s
         if not own:
             continue
         failed = sum("failed" in line for line in own)
-        cells = [interval([score(line, column.path) for line in own], column.digits) for column in columns]
+        cells = [interval([column.of(line) for line in own], column.digits) for column in columns]
         paired = [score(line, study.criterion) - first[line["seed"]] for line in own if line["seed"] in first]
         rows.append([method.name, str(len(own)), str(failed), *cells, "" if method.name == base else interval(paired)])
     return rows

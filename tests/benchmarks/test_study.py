@@ -103,13 +103,21 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, old: str, new: str, messa
 def test_the_studies_compose(file: Path) -> None:
     written = study.read_study(file)
     study.check(written)
-    assert all(method.like or method.search for method in written.methods.values())
+    searched = {bool(method.search) for method in written.methods.values() if method.like is None}
+    assert len(searched) == 1, "a method that is searched for beside one that is not"
 
 
 def test_a_method_that_does_not_compose_is_named(small: study.Study) -> None:
     method = dataclasses.replace(small.methods["ddpo"], overrides=("objective=ddpo",))
     with pytest.raises(SystemExit, match=r"study small, method ddpo: .*objective\.beta=19"):
         study.check(dataclasses.replace(small, methods={"ddpo": method}))
+
+
+def test_a_reward_counts_as_well_where_it_is_only_watched() -> None:
+    column = study_report.Column("judge", "heldout.judge", "heldout.watch/judge")
+    lines = [{"heldout": {"judge": 0.5}}, {"heldout": {"watch/judge": 0.25}}, {"heldout": {"score": 1.0}}, {}]
+    assert [column.of(line) for line in lines] == [0.5, 0.25, float("-inf"), float("-inf")]
+    assert [column.title for column in study_report.columns_of(lines)] == ["score"]
 
 
 def test_intervals_over_seeds_are_students() -> None:
