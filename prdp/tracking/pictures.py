@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation
@@ -53,61 +54,68 @@ def grid_scores(evaluation: Evaluation) -> dict[tuple[int, int], tuple[str, floa
     }
 
 
-def comparison_picture(run_dir: Path, path_png: Path, rows: int = 3, columns: int = 4) -> Path:
-    """Draw the first held-out prompts of a run before and after training, same noise, with prompt and scores.
+def comparison_picture(
+    runs: Mapping[str, Path], path_png: Path, rows: int = 3, columns: int = 4, start: str = "before"
+) -> Path:
+    """Draw the first held-out prompts before training and after each of some runs, same noise, with prompt and scores.
 
     Args:
-        run_dir: a run folder with at least two evaluations.
+        runs: what is written under its pictures -> a run folder with at least two evaluations; the pictures from before
+            are those of the first run.
         path_png: where the picture goes; its folder is made when missing.
-        rows, columns: of pairs; fewer when the evaluations kept fewer pictures.
+        rows, columns: of prompts; fewer when the evaluations kept fewer pictures.
+        start: what is written under the pictures from before.
 
     Raises:
-        ValueError: fewer than two evaluations, or no prompt whose picture is in both.
+        ValueError: fewer than two evaluations, or no prompt whose picture is in all of them.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    epochs = list_evaluations(run_dir)
-    if len(epochs) < 2:
-        raise ValueError(f"{run_dir} has {len(epochs)} evaluations; a comparison needs the first and a later one")
-    before, after = load_evaluation(run_dir, epochs[0]), load_evaluation(run_dir, epochs[-1])
-    old, new = grid_scores(before), grid_scores(after)
-    pairs = [
-        (key, text, score, new[key][1])
-        for key, (text, score) in sorted(old.items())
-        if key[1] == 0 and key in new and new[key][0] == text
+    evaluations: dict[str, Evaluation] = {}
+    for name, folder in runs.items():
+        epochs = list_evaluations(folder)
+        if len(epochs) < 2:
+            raise ValueError(f"{folder} has {len(epochs)} evaluations; a comparison needs the first and a later one")
+        evaluations.setdefault(start, load_evaluation(folder, epochs[0]))
+        evaluations[name] = load_evaluation(folder, epochs[-1])
+    shots = {name: grid_scores(evaluation) for name, evaluation in evaluations.items()}
+    shown = [
+        (key, text)
+        for key, (text, _) in sorted(shots[start].items())
+        if key[1] == 0 and all(key in own and own[key][0] == text for own in shots.values())
     ][: rows * columns]
-    if not pairs:
-        raise ValueError(f"{run_dir}: no prompt has a picture in both evaluation {epochs[0]} and {epochs[-1]}")
+    if not shown:
+        raise ValueError(f"{', '.join(map(str, runs.values()))}: no prompt has a picture in the evaluations of all")
 
-    columns = min(columns, len(pairs))
+    columns = min(columns, len(shown))
     font, bold = ImageFont.load_default(size=13), ImageFont.load_default(size=14)
-    cell_width = 2 * _WIDTH + _GAP
-    texts = [_wrapped(text, font, cell_width) for _, text, _, _ in pairs]
+    cell_width = len(shots) * (_WIDTH + _GAP) - _GAP
+    texts = [_wrapped(text, font, cell_width) for _, text in shown]
     lines = max(len(text) for text in texts)
     cell_height = _TEXT * lines + 8 + _WIDTH + 8 + _TEXT
-    height = -(-len(pairs) // columns)
+    height = -(-len(shown) // columns)
     canvas = Image.new(
         "RGB",
         (columns * (cell_width + _MARGIN) + _MARGIN, height * (cell_height + _MARGIN) + _MARGIN),
         (255, 255, 255),
     )
     draw = ImageDraw.Draw(canvas)
-    for i, ((key, _, low, high), text) in enumerate(zip(pairs, texts, strict=True)):
+    for i, ((key, _), text) in enumerate(zip(shown, texts, strict=True)):
         left = _MARGIN + (i % columns) * (cell_width + _MARGIN)
         top = _MARGIN + (i // columns) * (cell_height + _MARGIN)
         for number, line in enumerate(text):
             draw.text((left, top + _TEXT * (number + lines - len(text))), line, _INK, font=font)
         top += _TEXT * lines + 8
-        for side, evaluation in enumerate((before, after)):
+        low = shots[start][key][1]
+        for side, (name, evaluation) in enumerate(evaluations.items()):
+            x = left + side * (_WIDTH + _GAP)
             with Image.open(evaluation.image_path(*key)) as image:
                 way = Image.Resampling.NEAREST if image.width < _WIDTH else Image.Resampling.LANCZOS
-                x = left + side * (_WIDTH + _GAP)
                 canvas.paste(image.convert("RGB").resize((_WIDTH, _WIDTH), way), (x, top))
             draw.rectangle((x, top, x + _WIDTH - 1, top + _WIDTH - 1), outline=_LINE)
-        top += _WIDTH + 4
-        colour = _UP if high > low else _DOWN if high < low else _INK
-        draw.text((left, top), f"before  {low:.2f}", _MUTED, font=bold)
-        draw.text((left + _WIDTH + _GAP, top), f"after  {high:.2f}", colour, font=bold)
+            high = shots[name][key][1]
+            colour = _MUTED if name == start else _UP if high > low else _DOWN if high < low else _INK
+            draw.text((x, top + _WIDTH + 4), f"{name}  {high:.2f}", colour, font=bold)
     path_png.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path_png, optimize=True)
     return path_png

@@ -192,7 +192,7 @@ def test_large_pictures_are_scaled_down_in_the_report(tmp_path: Path) -> None:
 
 
 def test_comparison_picture_shows_pairs_in_order(whole_run: Path, tmp_path: Path) -> None:
-    path = comparison_picture(whole_run, tmp_path / "docs" / "picture.png", rows=1, columns=3)
+    path = comparison_picture({"after": whole_run}, tmp_path / "docs" / "picture.png", rows=1, columns=3)
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
         assert picture.width > 3 * 2 * 150
@@ -210,13 +210,29 @@ def test_comparison_picture_shows_pairs_in_order(whole_run: Path, tmp_path: Path
     assert first["red"] < first["blue"]
 
 
+def test_comparison_picture_stands_several_runs_side_by_side(whole_run: Path, tmp_path: Path) -> None:
+    """The same run twice: a third picture in each row, the same as the second."""
+    widths = []
+    for runs in ({"a": whole_run}, {"a": whole_run, "b": whole_run}):
+        path = comparison_picture(runs, tmp_path / "picture.png", rows=1, columns=1)
+        with Image.open(path) as picture:
+            widths.append(picture.width)
+            pixels = np.asarray(picture.convert("RGB"))
+    side = widths[1] - widths[0]
+    left = widths[0] - side
+    row = pixels.shape[0] // 2
+    second, third = pixels[row, left : left + side - 6], pixels[row, left + side : left + 2 * side - 6]
+    np.testing.assert_array_equal(second[:100], third[:100])
+    assert second.std() > 1
+
+
 def test_comparison_picture_needs_two_evaluations_with_pictures(tmp_path: Path) -> None:
     add_evaluation(tmp_path, 0, 0.0)
     with pytest.raises(ValueError, match="has 1 evaluations"):
-        comparison_picture(tmp_path, tmp_path / "picture.png")
+        comparison_picture({"after": tmp_path}, tmp_path / "picture.png")
     add_evaluation(tmp_path, 10, 0.1, grid=0)
-    with pytest.raises(ValueError, match="no prompt has a picture in both"):
-        comparison_picture(tmp_path, tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="no prompt has a picture in the evaluations of all"):
+        comparison_picture({"after": tmp_path}, tmp_path / "picture.png")
 
 
 def test_labels_say_what_is_only_watched() -> None:
