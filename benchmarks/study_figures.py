@@ -103,6 +103,29 @@ def sampled_reward(lines: Sequence[Line], names: Mapping[str, str]) -> list[Seri
     return found
 
 
+def frontier(
+    lines: Sequence[Line], bound: Sequence[tuple[float, float]], curves: Mapping[str, Sequence[str]]
+) -> list[Series]:
+    """Reward against KL of final policies in the world of mixtures, means over seeds.
+
+    Args:
+        lines: final runs.
+        bound: (KL, reward) that no policy passes, by KL.
+        curves: name -> the methods that it joins.
+    """
+    drawn = [Series("the optimum", [x for x, _ in bound], [y for _, y in bound])]
+    for name, methods in curves.items():
+        points = sorted(point for method in methods if (point := _mean_point(lines, method)) is not None)
+        if points:
+            drawn.append(Series(name, [x for x, _ in points], [y for _, y in points]))
+    return drawn
+
+
+def _mean_point(lines: Sequence[Line], name: str) -> tuple[float, float] | None:
+    own = [line["heldout"] for line in lines if line["method"] == name and "heldout" in line]
+    return (float(np.mean([one["kl"] for one in own])), float(np.mean([one["reward"] for one in own]))) if own else None
+
+
 def side_by_side(panels: Sequence[tuple[str, Sequence[Series]]], width: int = 440, height: int = 260) -> str:
     """Charts in a row, as one file: a title and the curves of each."""
     drawn = []

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,24 @@ def mixtures(folder: Path, config: TrainConfig) -> dict[str, Any]:
         reference = start.sample(prompts, IMAGES, seed)
         found[f"{split}_start"] = distance_to_optimum(reference, kl_weight, offset)
         found[f"{split}_chain"] = discretisation_error(reference, kl_weight)
+    return found
+
+
+def best_rewards(config: TrainConfig, kl_weights: Sequence[float]) -> list[tuple[float, float]]:
+    """(KL to the reference, reward) of the optimum for each KL weight, in closed form, on the held-out prompts."""
+    from prdp.mixtures.grammar import parse_all
+    from prdp.mixtures.world import reference_mixtures, rewards_of
+    from prdp.prompts import build_prompts
+    from prdp.prompts.stream import fixed_prompts
+
+    prompts = fixed_prompts(build_prompts("prompts.heldout", config.prompts.heldout), PROMPTS, config.evaluation.seed)
+    attributes = parse_all(prompts.texts)
+    mixtures, rewards = reference_mixtures(attributes), rewards_of(attributes, config.reward.get("prompt_offset", 0.0))
+    found = [(0.0, float(mixtures.expectation(rewards).mean()))]
+    for weight in sorted(kl_weights, reverse=True):
+        optimum, log_z = mixtures.tilted(rewards, weight)
+        reward = float(optimum.expectation(rewards).mean())
+        found.append((reward / weight - float(log_z.mean()), reward))
     return found
 
 

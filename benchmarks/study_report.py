@@ -24,11 +24,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from study import MAIN_TABLE, RESULTS, Method, Study, read_results, read_study, score
-from study_figures import Line, held_out, passes_per_epoch, sampled_reward, seconds_per_epoch, side_by_side
+from study_figures import Line, frontier, held_out, passes_per_epoch, sampled_reward, seconds_per_epoch, side_by_side
 
 from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
 
+_BETA_TABLE = "beta"
 _SCALES = ("mixtures_small", "mixtures_large")
 STUDIES = Path(__file__).parent / "studies"
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -57,24 +58,37 @@ _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: what it shows of a finished run."""
+    """A column of a table: what it shows of a finished run.
+
+    Attributes:
+        path: dotted, into the run's measures.
+        other_path: where the value stands in runs that lack the first.
+        start, end: paths of values that are to be shown as 0 and 1.
+    """
 
     title: str
     path: str
     other_path: str = ""
-    """Where it stands in runs that lack the first."""
+    start: str = ""
+    end: str = ""
     digits: int = 3
 
     def of(self, line: Line) -> float:
         """The value in a final run; minus infinity where there is none."""
         value = score(line, self.path)
-        return score(line, self.other_path) if self.other_path and not math.isfinite(value) else value
+        if self.other_path and not math.isfinite(value):
+            value = score(line, self.other_path)
+        if self.start:
+            low, high = score(line, self.start), score(line, self.end)
+            value = (value - low) / (high - low) if math.isfinite(low) and high > low else -math.inf
+        return value
 
 
 _MIXTURES = (
     Column("E[r] - w KL", "heldout.objective"),
     Column("E[r]", "heldout.reward"),
     Column("KL", "heldout.kl"),
+    Column("of the way", "heldout.objective", start="heldout_start.objective", end="heldout.objective_optimum"),
     Column("KL to optimum", "heldout.kl_to_optimum"),
     Column("energy distance", "heldout.energy_distance"),
     Column("E[r] - w KL, seen", "train.objective"),
@@ -147,7 +161,7 @@ def reference_rows(finals: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows = []
     for name, end, kl, between in (("reference", "", "0", distances[0]), ("optimum", "_optimum", "", distances[1])):
         sides = [[one[f"objective{end}"], one[f"reward{end}"]] for one in (start, seen)]
-        cells = [f"the {name}", "", "", *sides[0], kl, *between, *sides[1], ""]
+        cells = [f"the {name}", "", "", *sides[0], kl, str(int(name == "optimum")), *between, *sides[1], ""]
         rows.append([cell if isinstance(cell, str) else f"{cell:.3f}" for cell in cells])
     return rows
 
@@ -218,6 +232,8 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
             picture = curve_svg(drawn[:10], "held-out reward", axis, height=340, standalone=True)
             write_atomically(out / file, picture.encode())
             text += [f"![held-out reward]({file})", ""]
+        if name == _BETA_TABLE:
+            text += [frontier_picture(study, finals, out), ""]
         text += [
             f"Median and range of the seeds. What is below {floor:.2f}, or has diverged, is drawn there. A last point",
             "is of `evaluation.final_prompts`, the others of the first `evaluation.prompts` of these.",
@@ -229,6 +245,27 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
     minutes = sum(line["seconds"] for line in results) / 60
     text.append(f"{len(results)} runs, {minutes:.0f} minutes of one core. Made by `python benchmarks/study_report.py`.")
     return "\n".join(text) + "\n"
+
+
+def frontier_picture(study: Study, finals: Sequence[Line], out: Path) -> str:
+    """Draw reward against KL of all methods and of those with other KL weights, below the best there is; shows it."""
+    from study_measures import best_rewards
+
+    from prdp.compose import Composer
+
+    with Composer([*study.base, "output_dir=none"]) as composer:
+        bound = best_rewards(composer.jobs()[0].config, np.geomspace(0.08, 20.0, 25).tolist())
+    methods = study.methods.values()
+    curves = {
+        main.name: [main.name, *(other.name for other in methods if (other.table, other.like) == (_BETA_TABLE, main.name))]
+        for main in methods
+        if main.table == MAIN_TABLE
+    }
+    file = f"{study.name}_frontier.svg"
+    drawn = frontier(finals, bound, curves)
+    picture = curve_svg(drawn, "held-out reward", "KL to the start, nats", height=340, standalone=True)
+    write_atomically(out / file, picture.encode())
+    return f"![reward against KL]({file})"
 
 
 def _bases(study: Study, methods: Sequence[Method]) -> list[Method]:

@@ -120,6 +120,13 @@ def test_a_reward_counts_as_well_where_it_is_only_watched() -> None:
     assert [column.title for column in study_report.columns_of(lines)] == ["score"]
 
 
+def test_a_column_may_tell_how_much_of_the_way_is_gone() -> None:
+    column = study_report.Column("way", "heldout.objective", start="start.objective", end="heldout.optimum")
+    line = {"heldout": {"objective": -0.9, "optimum": -0.8}, "start": {"objective": -1.3}}
+    assert column.of(line) == pytest.approx(0.8)
+    assert column.of({"failed": "ValueError"}) == float("-inf")
+
+
 def test_intervals_over_seeds_are_students() -> None:
     assert study_report.interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.303 / sqrt(3)
     assert study_report.interval([1.0]) == "1.000"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import study_figures
+import study_measures
+
+from prdp.compose import Composer
 
 
 def line(method: str, scores: list[float], rewards: list[float], **other: Any) -> dict[str, Any]:
@@ -58,6 +62,33 @@ def test_passes_stretch_the_axis_and_a_single_seed_has_no_band() -> None:
     (curve,), _ = study_figures.held_out([line("a", [0.0, 1.0, 2.0], [0.0])], ["a"], study_figures.passes_per_epoch)
     assert curve.x == pytest.approx([0.0, 8.0, 16.0])
     assert curve.low is None
+
+
+def test_the_frontier_is_above_all_and_joins_the_weights_of_the_kl() -> None:
+    lines = [
+        {"method": "a", "heldout": {"kl": 1.0, "reward": 0.2}},
+        {"method": "a", "heldout": {"kl": 2.0, "reward": 0.4}},
+        {"method": "a_strict", "heldout": {"kl": 0.5, "reward": 0.1}},
+        {"method": "b", "heldout": {"kl": 3.0, "reward": -0.1}},
+        {"method": "c", "failed": "ValueError"},
+    ]
+    joined = {"a": ["a", "a_strict"], "b": ["b"], "c": ["c"]}
+    bound, curve, point = study_figures.frontier(lines, [(0.0, 0.0), (4.0, 1.0)], joined)
+    assert (bound.x, bound.y) == ([0.0, 4.0], [0.0, 1.0])
+    assert (curve.x, curve.y) == (pytest.approx([0.5, 1.5]), pytest.approx([0.1, 0.3]))
+    assert (point.name, point.x, point.y) == ("b", [3.0], [-0.1])
+
+
+def test_the_best_rewards_rise_with_the_kl_and_ever_slower() -> None:
+    with Composer(["experiment=mixtures_large", "output_dir=none"]) as composer:
+        bound = study_measures.best_rewards(composer.jobs()[0].config, [0.1, 0.5, 2.0, 1000.0])
+    (kl, reward), *_ = bound
+    assert kl == 0.0
+    slopes = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairwise(bound)]
+    assert slopes == sorted(slopes, reverse=True)
+    assert 2.0 < slopes[1] < 1000.0, "the slope of the frontier at an optimum is its weight"
+    assert 0.5 < slopes[2] < 2.0
+    assert bound[1][0] == pytest.approx(0.0, abs=1e-4) and bound[1][1] == pytest.approx(reward, abs=1e-2)
 
 
 def test_panels_stand_side_by_side_in_one_file() -> None:
