@@ -255,12 +255,10 @@ def frontier_picture(study: Study, finals: Sequence[Line], out: Path) -> str:
 
     with Composer([*study.base, "output_dir=none"]) as composer:
         bound = best_rewards(composer.jobs()[0].config, np.geomspace(0.08, 20.0, 25).tolist())
-    methods = study.methods.values()
-    curves = {
-        main.name: [main.name, *(other.name for other in methods if (other.table, other.like) == (_BETA_TABLE, main.name))]
-        for main in methods
-        if main.table == MAIN_TABLE
-    }
+    curves = {method.name: [method.name] for method in study.methods.values() if method.table == MAIN_TABLE}
+    for method in study.methods.values():
+        if method.table == _BETA_TABLE and method.like in curves:
+            curves[method.like].append(method.name)
     file = f"{study.name}_frontier.svg"
     drawn = frontier(finals, bound, curves)
     picture = curve_svg(drawn, "held-out reward", "KL to the start, nats", height=340, standalone=True)
