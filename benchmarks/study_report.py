@@ -212,10 +212,10 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         "",
         f"Base of every run: `{' '.join(study.base)}`.",
         "",
-        "Intervals are 95% over seeds; all runs of a seed share prompts and noise. A search takes the best of its",
-        f"points by {study.criterion} of seed {study.search_seed}, with other noise and, where there are enough of",
-        "them, other prompts. The last column is the",
-        f"difference in {study.criterion}, paired by seed. w is kl_weight.",
+        "Means with 95% intervals over seeds, of the runs that did not diverge; all runs of a seed share prompts and noise.",
+        f"A search takes the best of its points by {study.criterion} of seed {study.search_seed}, with other noise and, where",
+        f"there are enough of them, other prompts. The last column is the difference in {study.criterion}, paired by seed.",
+        *(["w is kl_weight."] if any("kl_weight" in line for line in finals) else []),
         "",
     ]
     for name, methods in tables.items():
