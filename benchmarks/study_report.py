@@ -212,9 +212,10 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         "",
         f"Base of every run: `{' '.join(study.base)}`.",
         "",
-        "Means with 95% intervals over seeds, of the runs that did not diverge; all runs of a seed share prompts and noise.",
-        f"A search takes the best of its points by {study.criterion} of seed {study.search_seed}, with other noise and, where",
-        f"there are enough of them, other prompts. The last column is the difference in {study.criterion}, paired by seed.",
+        "Means with 95% intervals over seeds, of the runs that did not diverge; all runs of a seed share prompts and",
+        f"noise. A search takes the best of its points by {study.criterion} of seed {study.search_seed}, with other noise",
+        "and, where there are enough of them, other prompts. The last column is the difference in",
+        f"{study.criterion}, paired by seed.",
         *(["w is kl_weight."] if any("kl_weight" in line for line in finals) else []),
         "",
     ]
