@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from study import MAIN_TABLE, RESULTS, Method, Study, read_results, read_study, score
+from study import MAIN_TABLE, RESULTS, Method, Study, plan, read_results, read_study, run_of, score
 from study_figures import Line, frontier, held_out, passes_per_epoch, sampled_reward, seconds_per_epoch, side_by_side
 
 from prdp.storage import write_atomically
@@ -272,6 +272,12 @@ def _bases(study: Study, methods: Sequence[Method]) -> list[Method]:
     return [study.methods[name] for name in dict.fromkeys(method.like for method in methods) if name is not None]
 
 
+def of_the_plan(study: Study, results: Sequence[Line]) -> list[dict[str, Any]]:
+    """Of everything ever recorded, the runs of the study as it is now: a search that went on may have chosen anew."""
+    recorded = {run_of(line).key: dict(line) for line in results}
+    return [recorded[run.key] for run in plan(study, list(recorded.values()))[1]]
+
+
 def both_scales(found: Mapping[str, Sequence[Line]], out: Path) -> None:
     """The figures that show the small and the large scale side by side."""
     small, large = (found.get(name, ()) for name in _SCALES)
@@ -307,17 +313,17 @@ def main() -> None:
         kept = asked.out / f"{study.name}.jsonl"
         found = read_results(asked.folder / RESULTS if asked.folder else kept)
         results = [line for line in found if line["study"] == study.name and tuple(line["base"]) == study.base]
-        results = [line for line in results if line["method"] in study.methods]
-        if not any(line["phase"] == "final" for line in results):
+        counted = of_the_plan(study, results)
+        if not any(line["phase"] == "final" for line in counted):
             continue
         asked.out.mkdir(parents=True, exist_ok=True)
         for line in results:
             if line["phase"] == "search":
                 line["curve"] = {"seconds": line["curve"]["seconds"]}
         write_atomically(kept, "".join(json.dumps(line) + "\n" for line in results).encode())
-        write_atomically(asked.out / f"{study.name}.md", page(study, results, asked.out).encode())
+        write_atomically(asked.out / f"{study.name}.md", page(study, counted, asked.out).encode())
         print(asked.out / f"{study.name}.md")
-        finals[study.name] = [line for line in results if line["phase"] == "final"]
+        finals[study.name] = [line for line in counted if line["phase"] == "final"]
     both_scales(finals, asked.out)
 
 

@@ -71,6 +71,16 @@ def test_the_best_point_is_trained_with_every_seed_and_lent_to_methods_that_are_
     assert [(run.method, run.seed, run.overrides) for run in left] == wanted
 
 
+def test_final_runs_of_an_earlier_choice_are_not_reported(small: study.Study) -> None:
+    searches = [run for run in study.plan(small, [])[0] if run.phase == "search"]
+    tried = [recorded(run, value) for run, value in zip(searches, (0.5, 0.25, 0.75, 0.0), strict=True)]
+    chosen = next(run for run in study.plan(small, tried)[0] if (run.method, run.phase) == ("prdp", "final"))
+    earlier = dataclasses.replace(chosen, overrides=searches[0].overrides)
+    counted = study_report.of_the_plan(small, [*tried, recorded(earlier, 1.0), recorded(chosen, 2.0)])
+    finals = [study.score(line, small.criterion) for line in counted if line["phase"] == "final"]
+    assert (len(counted), finals) == (5, [2.0])
+
+
 def test_results_of_another_base_do_not_count(small: study.Study, tmp_path: Path) -> None:
     left, _ = study.plan(small, [])
     (tmp_path / "small.yaml").write_text(TEXT.replace("epochs=2", "epochs=3"))
