@@ -24,7 +24,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from study import MAIN_TABLE, RESULTS, Method, Study, plan, read_results, read_study, run_of, score
-from study_figures import Line, frontier, held_out, passes_per_epoch, sampled_reward, seconds_per_epoch, side_by_side
+from study_figures import (
+    Line,
+    epochs_of,
+    frontier,
+    held_out,
+    passes_per_epoch,
+    sampled_reward,
+    seconds_per_epoch,
+    side_by_side,
+)
 
 from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
@@ -228,7 +237,7 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
             rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
         for suffix, per_epoch, axis in _AXES if name == MAIN_TABLE else _AXES[:1]:
-            drawn, floor = held_out(finals, [method.name for method in compared], per_epoch)
+            drawn, floor = held_out(finals, in_the_figure(finals, methods, compared), per_epoch)
             file = f"{study.name}_{name}{suffix}.svg"
             picture = curve_svg(drawn[:10], "held-out reward", axis, height=340, standalone=True)
             write_atomically(out / file, picture.encode())
@@ -246,6 +255,13 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
     minutes = sum(line["seconds"] for line in results) / 60
     text.append(f"{len(results)} runs, {minutes:.0f} minutes of one core. Made by `python benchmarks/study_report.py`.")
     return "\n".join(text) + "\n"
+
+
+def in_the_figure(finals: Sequence[Line], methods: Sequence[Method], compared: Sequence[Method]) -> list[str]:
+    """Names of a table's methods, and of those they are compared to, unless their runs are less than half as long."""
+    epochs = {line["method"]: epochs_of(line) for line in finals}
+    longest = max(epochs.get(method.name, 0) for method in methods)
+    return [one.name for one in compared if one in methods or 2 * epochs.get(one.name, 0) >= longest]
 
 
 def frontier_picture(study: Study, finals: Sequence[Line], out: Path) -> str:

@@ -151,3 +151,14 @@ def test_intervals_over_seeds_are_students() -> None:
     assert study_report.interval([1.0]) == "1.000"
     assert study_report.interval([-2.5e13, -2.5e13]) == "-2.5e+13 ± 0.000"
     assert study_report.interval([float("-inf")]) == ""
+
+
+def test_a_figure_leaves_out_what_is_compared_to_and_much_shorter(small: study.Study) -> None:
+    long, base = small.methods["stale"], small.methods["prdp"]
+    lines = [
+        {"method": name, "base": [], "overrides": [], "budget": {"updates": updates}}
+        for name, updates in (("stale", 100), ("prdp", 40), ("ddpo", 60))
+    ]
+    shown = study_report.in_the_figure(lines, [long], [base, small.methods["ddpo"], long])
+    assert shown == ["ddpo", "stale"]
+    assert study_report.in_the_figure(lines, [long, base], [base, long]) == ["prdp", "stale"]
