@@ -111,11 +111,12 @@ def frontier(
     Args:
         lines: final runs.
         bound: (KL, reward) that no policy passes, by KL.
-        curves: name -> the methods that it joins.
+        curves: name -> the methods that it joins; those with more KL than the bound is drawn for are left out.
     """
     drawn = [Series("the optimum", [x for x, _ in bound], [y for _, y in bound])]
     for name, methods in curves.items():
         points = sorted(point for method in methods if (point := _mean_point(lines, method)) is not None)
+        points = [point for point in points if point[0] <= bound[-1][0]]
         if points:
             drawn.append(Series(name, [x for x, _ in points], [y for _, y in points]))
     return drawn

@@ -70,9 +70,10 @@ def test_the_frontier_is_above_all_and_joins_the_weights_of_the_kl() -> None:
         {"method": "a", "heldout": {"kl": 2.0, "reward": 0.4}},
         {"method": "a_strict", "heldout": {"kl": 0.5, "reward": 0.1}},
         {"method": "b", "heldout": {"kl": 3.0, "reward": -0.1}},
+        {"method": "b_loose", "heldout": {"kl": 4.1, "reward": 9.0}},
         {"method": "c", "failed": "ValueError"},
     ]
-    joined = {"a": ["a", "a_strict"], "b": ["b"], "c": ["c"]}
+    joined = {"a": ["a", "a_strict"], "b": ["b", "b_loose"], "c": ["c"]}
     bound, curve, point = study_figures.frontier(lines, [(0.0, 0.0), (4.0, 1.0)], joined)
     assert (bound.x, bound.y) == ([0.0, 4.0], [0.0, 1.0])
     assert (curve.x, curve.y) == (pytest.approx([0.5, 1.5]), pytest.approx([0.1, 0.3]))
