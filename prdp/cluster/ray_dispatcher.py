@@ -238,10 +238,7 @@ class Dispatcher:
 
 
 def _had_begun(task: Task) -> bool:
-    """Whether an actor died at work on a chunk, and not before: an idle one is not missed until it is asked.
-
-    Of a death in the instant after, which takes the answer along, nothing is known: it counts for the actor alone.
-    """
+    """Whether an actor died at work on a chunk, and not before: an idle one is not missed until it is asked."""
     if not ray.wait([task.begun], timeout=0)[0]:
         return False
     try:

@@ -203,9 +203,7 @@ def test_an_urgent_request_overtakes(shared, tmp_path):
 
 
 def test_chunk_that_kills_every_sampler_ends_the_run_with_the_cause(shared):
-    """It kills at once: on a busy machine before the actor could say that it had begun, which is blamed then."""
-    chunk, actor = r"epoch 3, prompts 4 to 5: sampler \d died .* attempt 3 of 3", r"sampler \d died 3 times in a row"
-    with pytest.raises(ClusterError, match=rf"^({chunk}|{actor}).*Actor"):
+    with pytest.raises(ClusterError, match=r"epoch 3, prompts 4 to 5: sampler \d died .* attempt 3 of 3.*Actor"):
         run(shared, {4: {"sampler": "kill"}})
 
 
