@@ -72,10 +72,11 @@ class SamplerActor:
         """Answered when what was asked for next has its turn: whoever dies after that may have died of it."""
 
     def sample(
-        self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool
+        self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool, begun: None
     ) -> tuple[None, Rollout, UInt8]:
         """Nothing, the rollout without its images, and the images.
 
+        `begun` is the answer to `begin`: asked for by reference, it is with the driver before any work begins.
         Three objects: the first says that the others are there, without moving them; scoring never moves trajectories.
         """
         assert self._sampler is not None
@@ -102,9 +103,9 @@ class RewardActor:
         """As of the sampler."""
 
     def score(
-        self, images: UInt8, chunk: PromptBatch, images_per_prompt: int
+        self, images: UInt8, chunk: PromptBatch, images_per_prompt: int, begun: None
     ) -> tuple[Float64, dict[str, Float64], float, tuple[str, ...]]:
-        """Rewards, sub-scores, the seconds they took and the warnings, for the images of a chunk."""
+        """Rewards, sub-scores, the seconds they took and the warnings, for the images of a chunk; `begun` as above."""
         assert self._reward is not None
         prompts = [text for text in chunk.texts for _ in range(images_per_prompt)]
         metadata = [meta for meta in chunk.metadata for _ in range(images_per_prompt)]

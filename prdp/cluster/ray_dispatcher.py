@@ -160,7 +160,7 @@ class Dispatcher:
             member.bound = job.published
         begun = member.handle.begin.remote()
         answer, *products = member.handle.sample.options(num_returns=3).remote(
-            job.chunks[index], job.images_per_prompt, job.seed, job.trajectory
+            job.chunks[index], job.images_per_prompt, job.seed, job.trajectory, begun
         )
         self.roster.ask(Task("sample", member, answer, job, index, begun, (products[0], products[1])))
 
@@ -195,7 +195,7 @@ class Dispatcher:
 
     def _score(self, member: Member, job: Job, index: int, images: Any, rollout: Rollout) -> None:
         begun = member.handle.begin.remote()
-        answer = member.handle.score.remote(images, job.chunks[index], job.images_per_prompt)
+        answer = member.handle.score.remote(images, job.chunks[index], job.images_per_prompt, begun)
         self.roster.ask(Task("score", member, answer, job, index, begun, rollout=rollout))
 
     def _scored(self, task: Task, answer: Any) -> None:
