@@ -26,7 +26,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,14 +220,20 @@ def run_of(line: dict[str, Any]) -> Run:
     return Run(*(tuple(line[name]) if isinstance(line[name], list) else line[name] for name in names))
 
 
-def score(line: dict[str, Any], criterion: str) -> float:
-    """The criterion's value of a finished run; of one that diverged, minus infinity."""
-    value: Any = line
-    for part in criterion.split("."):
-        if not isinstance(value, dict) or part not in value:
+def score(line: Mapping[str, Any], path: str) -> float:
+    """A value of a finished run by its dotted path, the criterion's for instance; of one that diverged, minus infinity.
+
+    A reward counts as well where it is only watched. Of a curve it is the mean of the last quarter.
+    """
+    value: Any = None if "failed" in line else line
+    for part in path.split("."):
+        if not isinstance(value, dict):
             return -math.inf
-        value = value[part]
-    return float(value) if math.isfinite(value) else -math.inf
+        value = value.get(part, value.get(f"watch/{part}"))
+    if isinstance(value, list) and value:
+        last = value[-max(1, len(value) // 4) :]
+        value = sum(last) / len(last)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else -math.inf
 
 
 def execute(run: Run, folder: str) -> dict[str, Any]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from study import score
 
 from prdp.tracking.charts import CHART_STYLE, STANDALONE_STYLE, Series, curve_svg
 
@@ -103,28 +110,34 @@ def sampled_reward(lines: Sequence[Line], names: Mapping[str, str]) -> list[Seri
     return found
 
 
-def frontier(
-    lines: Sequence[Line], bound: Sequence[tuple[float, float]], curves: Mapping[str, Sequence[str]]
+def trade(
+    lines: Sequence[Line],
+    curves: Mapping[str, Sequence[str]],
+    axes: tuple[str, str],
+    bound: Sequence[tuple[float, float]] = (),
 ) -> list[Series]:
-    """Reward against KL of final policies in the world of mixtures, means over seeds.
+    """One measure of final policies against another, means over seeds, as points or joined.
 
     Args:
         lines: final runs.
-        bound: (KL, reward) that no policy passes, by KL.
-        curves: name -> the methods that it joins; those with more KL than the bound is drawn for are left out.
+        curves: name -> the methods that it joins, by x.
+        axes: paths of x and y, as `study.score` takes them.
+        bound: (x, y) of the best there is, by x, drawn first; methods beyond it are left out.
     """
-    drawn = [Series("the optimum", [x for x, _ in bound], [y for _, y in bound])]
+    drawn = [Series("the optimum", [x for x, _ in bound], [y for _, y in bound])] if bound else []
+    farthest = bound[-1][0] if bound else math.inf
     for name, methods in curves.items():
-        points = sorted(point for method in methods if (point := _mean_point(lines, method)) is not None)
-        points = [point for point in points if point[0] <= bound[-1][0]]
+        points = sorted(point for method in methods if (point := _mean_point(lines, method, axes)) is not None)
+        points = [point for point in points if point[0] <= farthest]
         if points:
             drawn.append(Series(name, [x for x, _ in points], [y for _, y in points]))
     return drawn
 
 
-def _mean_point(lines: Sequence[Line], name: str) -> tuple[float, float] | None:
-    own = [line["heldout"] for line in lines if line["method"] == name and "heldout" in line]
-    return (float(np.mean([one["kl"] for one in own])), float(np.mean([one["reward"] for one in own]))) if own else None
+def _mean_point(lines: Sequence[Line], name: str, axes: tuple[str, str]) -> tuple[float, float] | None:
+    own = [[score(line, axis) for axis in axes] for line in lines if line["method"] == name and "failed" not in line]
+    x, y = np.mean(own, 0) if own else (np.nan, np.nan)
+    return (float(x), float(y)) if np.isfinite([x, y]).all() else None
 
 
 def side_by_side(panels: Sequence[tuple[str, Sequence[Series]]], width: int = 440, height: int = 260) -> str:

@@ -27,18 +27,18 @@ from study import MAIN_TABLE, RESULTS, Method, Study, plan, read_results, read_s
 from study_figures import (
     Line,
     epochs_of,
-    frontier,
     held_out,
     passes_per_epoch,
     sampled_reward,
     seconds_per_epoch,
     side_by_side,
+    trade,
 )
 
 from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
 
-_BETA_TABLE = "beta"
+_BETA_TABLE, _REWARDS_TABLE = "beta", "rewards"
 _SCALES = ("mixtures_small", "mixtures_large")
 STUDIES = Path(__file__).parent / "studies"
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -57,6 +57,7 @@ _TITLES = {
     "offset": "Prompts that can all be scored equally well",
     "baseline": "DDPO with the mean of the group as its baseline",
     "long": "Five times as long",
+    "rewards": "One reward, the other, and both",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
     ("", None, "epoch"),
@@ -71,13 +72,11 @@ class Column:
 
     Attributes:
         path: dotted, into the run's measures.
-        other_path: where the value stands in runs that lack the first.
         start, end: paths of values that are to be shown as 0 and 1.
     """
 
     title: str
     path: str
-    other_path: str = ""
     start: str = ""
     end: str = ""
     digits: int = 3
@@ -85,8 +84,6 @@ class Column:
     def of(self, line: Line) -> float:
         """The value in a final run; minus infinity where there is none."""
         value = score(line, self.path)
-        if self.other_path and not math.isfinite(value):
-            value = score(line, self.other_path)
         if self.start:
             low, high = score(line, self.start), score(line, self.end)
             value = (value - low) / (high - low) if math.isfinite(low) and high > low else -math.inf
@@ -105,9 +102,17 @@ _MIXTURES = (
 )
 _PICTURES = (
     Column("score", "heldout.score"),
-    Column("judge", "heldout.shapes_judge", "heldout.watch/shapes_judge"),
-    Column("compressibility, -kB", "heldout.compressibility", "heldout.watch/compressibility"),
+    Column("judge", "heldout.shapes_judge"),
+    Column("compressibility, -kB", "heldout.compressibility"),
     Column("diversity", "heldout.diversity"),
+    Column("training reward", "curve.reward_mean"),
+    Column("logratio_ref", "curve.logratio_ref", digits=4),
+)
+
+_MIXTURES_NOTE = ("w is kl_weight.",)
+_PICTURES_NOTE = (
+    "Training reward and logratio_ref, the mean log-ratio to the start over latents and steps, are means of the last",
+    "quarter of the epochs.",
 )
 
 
@@ -158,11 +163,16 @@ def result_rows(study: Study, methods: Sequence[Method], finals: Sequence[dict[s
 
 
 def reference_rows(finals: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Of the world of mixtures: where everybody starts, and what nobody can pass."""
-    line = next((line for line in finals if "heldout_start" in line and "kl_weight" in line), None)
+    """Where everybody starts, and in the world of mixtures what nobody can pass."""
+    line = next((line for line in finals if "heldout_start" in line), None)
     if line is None:
         return []
-    start, seen, chain = line["heldout_start"], line["train_start"], line["heldout_chain"]
+    start = line["heldout_start"]
+    if "kl_weight" not in line:
+        at_start = {"heldout": start}
+        cells = [interval([column.of(at_start)], column.digits) for column in columns_of(finals)]
+        return [["the start", "", "", *cells, ""]]
+    seen, chain = line["train_start"], line["heldout_chain"]
     # The chain's normaliser is estimated from its samples, which a sharper tilt hardly reaches.
     told = line["kl_weight"] >= _SHARPEST_TILT
     off = f"0, {chain['log_z'] - chain['log_z_chain']:.3f} by its steps" if told else "0"
@@ -225,7 +235,7 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         f"noise. A search takes the best of its points by {study.criterion} of seed {study.search_seed}, with other",
         "noise and, where there are enough of them, other prompts. The last column is the difference in",
         f"{study.criterion}, paired by seed.",
-        *(["w is kl_weight."] if any("kl_weight" in line for line in finals) else []),
+        *(_MIXTURES_NOTE if any("kl_weight" in line for line in finals) else _PICTURES_NOTE),
         "",
     ]
     for name, methods in tables.items():
@@ -236,6 +246,8 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         if name == MAIN_TABLE:
             rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
+        if name == _REWARDS_TABLE:
+            continue  # the curves would be of different rewards
         for suffix, per_epoch, axis in _AXES if name == MAIN_TABLE else _AXES[:1]:
             drawn, floor = held_out(finals, in_the_figure(finals, methods, compared), per_epoch)
             file = f"{study.name}_{name}{suffix}.svg"
@@ -265,22 +277,28 @@ def in_the_figure(finals: Sequence[Line], methods: Sequence[Method], compared: S
 
 
 def frontier_picture(study: Study, finals: Sequence[Line], out: Path) -> str:
-    """Draw reward against KL of all methods and of those with other KL weights, below the best there is; shows it."""
-    from study_measures import best_rewards
+    """Draw reward against drift of all methods and of those with other KL weights; shows it.
 
-    from prdp.compose import Composer
-
-    with Composer([*study.base, "output_dir=none"]) as composer:
-        bound = best_rewards(composer.jobs()[0].config, np.geomspace(0.08, 20.0, 25).tolist())
+    In the world of mixtures the drift is the KL, and the curve of the best there is lies above all.
+    """
     curves = {method.name: [method.name] for method in study.methods.values() if method.table == MAIN_TABLE}
     for method in study.methods.values():
         if method.table == _BETA_TABLE and method.like in curves:
             curves[method.like].append(method.name)
+    if any("kl_weight" in line for line in finals):
+        from study_measures import best_rewards
+
+        from prdp.compose import Composer
+
+        with Composer([*study.base, "output_dir=none"]) as composer:
+            bound = best_rewards(composer.jobs()[0].config, np.geomspace(0.08, 20.0, 25).tolist())
+        drawn, axis = trade(finals, curves, ("heldout.kl", "heldout.reward"), bound), "KL to the start, nats"
+    else:
+        drawn, axis = trade(finals, curves, ("curve.logratio_ref", study.criterion)), "logratio_ref"
     file = f"{study.name}_frontier.svg"
-    drawn = frontier(finals, bound, curves)
-    picture = curve_svg(drawn, "held-out reward", "KL to the start, nats", height=340, standalone=True)
+    picture = curve_svg(drawn, "held-out reward", axis, height=340, standalone=True)
     write_atomically(out / file, picture.encode())
-    return f"![reward against KL]({file})"
+    return f"![reward against drift]({file})"
 
 
 def _bases(study: Study, methods: Sequence[Method]) -> list[Method]:

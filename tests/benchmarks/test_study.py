@@ -133,10 +133,18 @@ def test_a_method_that_does_not_compose_is_named(small: study.Study) -> None:
 
 
 def test_a_reward_counts_as_well_where_it_is_only_watched() -> None:
-    column = study_report.Column("judge", "heldout.judge", "heldout.watch/judge")
+    column = study_report.Column("judge", "heldout.judge")
     lines = [{"heldout": {"judge": 0.5}}, {"heldout": {"watch/judge": 0.25}}, {"heldout": {"score": 1.0}}, {}]
     assert [column.of(line) for line in lines] == [0.5, 0.25, float("-inf"), float("-inf")]
     assert [column.title for column in study_report.columns_of(lines)] == ["score"]
+
+
+def test_of_a_curve_the_last_quarter_counts_unless_the_run_diverged() -> None:
+    line = {"curve": {"reward_mean": [9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0]}}
+    assert study.score(line, "curve.reward_mean") == 1.5
+    assert study.score({"curve": {"reward_mean": [1.0, 4.0]}}, "curve.reward_mean") == 4.0
+    assert study.score({**line, "failed": "ValueError"}, "curve.reward_mean") == float("-inf")
+    assert study.score({"curve": {"reward_mean": []}}, "curve.reward_mean") == float("-inf")
 
 
 def test_a_column_may_tell_how_much_of_the_way_is_gone() -> None:

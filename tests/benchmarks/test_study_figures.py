@@ -74,10 +74,13 @@ def test_the_frontier_is_above_all_and_joins_the_weights_of_the_kl() -> None:
         {"method": "c", "failed": "ValueError"},
     ]
     joined = {"a": ["a", "a_strict"], "b": ["b", "b_loose"], "c": ["c"]}
-    bound, curve, point = study_figures.frontier(lines, [(0.0, 0.0), (4.0, 1.0)], joined)
+    axes = ("heldout.kl", "heldout.reward")
+    bound, curve, point = study_figures.trade(lines, joined, axes, [(0.0, 0.0), (4.0, 1.0)])
     assert (bound.x, bound.y) == ([0.0, 4.0], [0.0, 1.0])
     assert (curve.x, curve.y) == (pytest.approx([0.5, 1.5]), pytest.approx([0.1, 0.3]))
     assert (point.name, point.x, point.y) == ("b", [3.0], [-0.1])
+    *_, all_of_b = study_figures.trade(lines, joined, axes)
+    assert all_of_b.x == [3.0, 4.1], "where no bound is known nothing lies beyond it"
 
 
 def test_the_best_rewards_rise_with_the_kl_and_ever_slower() -> None:
