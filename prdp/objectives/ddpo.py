@@ -37,7 +37,7 @@ def ddpo(
         the loss, and {"clipfrac", "batch_normalised": share of images standardised by the batch}.
     """
     advantages, counts = running_advantages(
-        rewards, history[:, history.shape[1] - buffer_size :], min_count, advantage_clip
+        rewards, history[:, max(history.shape[1] - buffer_size, 0) :], min_count, advantage_clip
     )
     loss, clipping = clipped_surrogate(log_ratio, log_ratio_old, advantages, clip_range)
     return loss, clipping | counts

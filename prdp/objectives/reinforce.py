@@ -30,6 +30,6 @@ def reinforce(
         the loss, and {"batch_normalised": share of images standardised by the batch}.
     """
     advantages, counts = running_advantages(
-        rewards, history[:, history.shape[1] - buffer_size :], min_count, advantage_clip
+        rewards, history[:, max(history.shape[1] - buffer_size, 0) :], min_count, advantage_clip
     )
     return -(advantages[:, None] * log_ratio).mean(), counts

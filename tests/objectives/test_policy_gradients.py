@@ -64,6 +64,20 @@ def test_ddpo(advantage_clip: float) -> None:
     np.testing.assert_allclose(result.tables["log_ratio"], numeric["log_ratio"], atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["ddpo", "reinforce"])
+def test_a_history_shorter_than_the_buffer_counts_whole(name: str) -> None:
+    # Three rewards known of the one prompt, 0, 2 and 4: mean 2, deviation sqrt(8 / 3). With a buffer of 2: 3 and 1.
+    arrays = {
+        "log_ratio": np.zeros((1, 1)),
+        "log_ratio_old": np.zeros((1, 1)),
+        "rewards": np.array([4.0]),
+        "history": np.array([[0.0, 2.0, 4.0]]),
+    }
+    for length, advantage in ((5, 2.0 / np.sqrt(8 / 3)), (3, 2.0 / np.sqrt(8 / 3)), (2, 1.0)):
+        result = evaluate(name, arrays, buffer_size=length, min_count=2)
+        np.testing.assert_allclose(result.tables["log_ratio"], [[-advantage]], rtol=1e-5)
+
+
 def test_ddpo_on_policy_is_reinforce() -> None:
     arrays = batch(spread=0.0)
     ddpo, reinforce = (evaluate(name, arrays, min_count=4) for name in ("ddpo", "reinforce"))
