@@ -18,9 +18,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN_FOLDER")
     parser.add_argument("--rows", type=int, default=3)
     parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--reward", help="the sub-score to write instead of the score")
     asked = parser.parse_args()
     runs = {name: Path(folder) for name, _, folder in (word.partition("=") for word in asked.runs)}
-    print(comparison_picture(runs, asked.out, asked.rows, asked.columns))
+    print(comparison_picture(runs, asked.out, asked.rows, asked.columns, reward=asked.reward))
 
 
 if __name__ == "__main__":

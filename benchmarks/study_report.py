@@ -2,10 +2,11 @@
 
     python benchmarks/study_report.py docs/results [RESULTS_FOLDER]
 
-For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg and the
-results themselves as OUT/<study>.jsonl. From the studies at small and large scale: OUT/small_and_large.svg with PRDP
-beside DDPO, and OUT/method_<objective>.svg with each objective beside PRDP. Without RESULTS_FOLDER the pages are
-made again from the results in OUT. Only what is there is reported: a method without finished final runs has no row.
+For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg, held-
+out pictures before and after as OUT/<study>_*.png, and the results themselves as OUT/<study>.jsonl. From the studies
+at small and large scale: OUT/small_and_large.svg with PRDP beside DDPO, and OUT/method_<objective>.svg with each
+objective beside PRDP. Without RESULTS_FOLDER the pages are made again from the results in OUT, beside the pictures
+that are there. Only what is there is reported: a method without finished final runs has no row.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
 
 _BETA_TABLE, _REWARDS_TABLE = "beta", "rewards"
+_WITH_PICTURES = (MAIN_TABLE, _BETA_TABLE, _REWARDS_TABLE)
 _SCALES = ("mixtures_small", "mixtures_large")
 STUDIES = Path(__file__).parent / "studies"
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -220,8 +222,8 @@ def search_rows(study: Study, results: Sequence[dict[str, Any]], finals: Sequenc
     return rows
 
 
-def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
-    """Markdown of one study; writes its figures beside it."""
+def page(study: Study, results: Sequence[dict[str, Any]], out: Path, folder: Path | None = None) -> str:
+    """Markdown of one study; writes its figures beside it, with pictures from the run folders in `folder`."""
     finals = [line for line in results if line["phase"] == "final"]
     tables: dict[str, list[Method]] = {}
     for method in study.methods.values():
@@ -246,6 +248,8 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
         if name == MAIN_TABLE:
             rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
+        if name in _WITH_PICTURES:
+            text += held_out_pictures(study, finals, compared, out / f"{study.name}_{name}.png", folder)
         if name == _REWARDS_TABLE:
             continue  # the curves would be of different rewards
         for suffix, per_epoch, axis in _AXES if name == MAIN_TABLE else _AXES[:1]:
@@ -267,6 +271,35 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path) -> str:
     minutes = sum(line["seconds"] for line in results) / 60
     text.append(f"{len(results)} runs, {minutes:.0f} minutes of one core. Made by `python benchmarks/study_report.py`.")
     return "\n".join(text) + "\n"
+
+
+def held_out_pictures(
+    study: Study, finals: Sequence[Line], methods: Sequence[Method], file: Path, folder: Path | None
+) -> list[str]:
+    """Markdown that shows the first held-out prompts before training and after, of the first seed of each method.
+
+    Drawn anew where the run folders of all are at hand; what was drawn before is shown otherwise, if there is any.
+    """
+    from prdp.tracking.pictures import comparison_picture
+
+    reward = study.criterion.rpartition(".")[2]
+    firsts = {}
+    for method in methods:
+        own = [line for line in finals if line["method"] == method.name and "failed" not in line]
+        if own and folder is not None:
+            run = run_of(dict(min(own, key=lambda line: line["seed"])))
+            firsts[method.name] = folder / "runs" / study.name / run.folder_name
+    if firsts and all((run_folder / "evaluations").is_dir() for run_folder in firsts.values()):
+        columns = 2 if len(firsts) < 4 else 1
+        comparison_picture(firsts, file, 8 // columns, columns, reward=None if reward == "score" else reward)
+    if not file.is_file():
+        return []
+    return [
+        f"![held-out pictures]({file.name})",
+        "",
+        "The first held-out prompts as they come, none picked; the same noise for all, the first seed of each method.",
+        "",
+    ]
 
 
 def in_the_figure(finals: Sequence[Line], methods: Sequence[Method], compared: Sequence[Method]) -> list[str]:
@@ -355,7 +388,7 @@ def main() -> None:
             if line["phase"] == "search":
                 line["curve"] = {"seconds": line["curve"]["seconds"]}
         write_atomically(kept, "".join(json.dumps(line) + "\n" for line in results).encode())
-        write_atomically(asked.out / f"{study.name}.md", page(study, counted, asked.out).encode())
+        write_atomically(asked.out / f"{study.name}.md", page(study, counted, asked.out, asked.folder).encode())
         print(asked.out / f"{study.name}.md")
         finals[study.name] = [line for line in counted if line["phase"] == "final"]
     both_scales(finals, asked.out)

@@ -39,15 +39,26 @@ def data_uri(path: Path) -> tuple[str, int]:
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width
 
 
-def grid_scores(evaluation: Evaluation) -> dict[tuple[int, int], tuple[str, float]]:
-    """(prompt, image) -> (text, score) of the images whose pictures were kept and are there."""
+def grid_scores(evaluation: Evaluation, reward: str | None = None) -> dict[tuple[int, int], tuple[str, float]]:
+    """(prompt, image) -> (text, score) of the images whose pictures were kept and are there.
+
+    Args:
+        reward: the sub-score that counts, which may be one that is only watched; None for the score.
+
+    Raises:
+        ValueError: the evaluation has no such sub-score.
+    """
+    known = {name.removeprefix("watch/"): values for name, values in evaluation.sub_scores.items()}
+    if reward is not None and reward not in known:
+        raise ValueError(f"{evaluation.folder} has no sub-score '{reward}'; there are: {', '.join(known) or 'none'}")
+    scores = evaluation.scores if reward is None else known[reward]
     return {
         (prompt, image): (text, float(score))
         for prompt, image, text, score in zip(
             evaluation.prompt_index.tolist(),
             evaluation.image_index.tolist(),
             evaluation.prompts,
-            evaluation.scores,
+            scores,
             strict=True,
         )
         if prompt < evaluation.grid_prompts and evaluation.image_path(prompt, image).is_file()
@@ -55,7 +66,12 @@ def grid_scores(evaluation: Evaluation) -> dict[tuple[int, int], tuple[str, floa
 
 
 def comparison_picture(
-    runs: Mapping[str, Path], path_png: Path, rows: int = 3, columns: int = 4, start: str = "before"
+    runs: Mapping[str, Path],
+    path_png: Path,
+    rows: int = 3,
+    columns: int = 4,
+    start: str = "before",
+    reward: str | None = None,
 ) -> Path:
     """Draw the first held-out prompts before training and after each of some runs, same noise, with prompt and scores.
 
@@ -65,9 +81,10 @@ def comparison_picture(
         path_png: where the picture goes; its folder is made when missing.
         rows, columns: of prompts; fewer when the evaluations kept fewer pictures.
         start: what is written under the pictures from before.
+        reward: the sub-score that is written under the pictures, watched or not; None for the score.
 
     Raises:
-        ValueError: fewer than two evaluations, or no prompt whose picture is in all of them.
+        ValueError: fewer than two evaluations, no prompt whose picture is in all of them, or no such sub-score.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -78,7 +95,7 @@ def comparison_picture(
             raise ValueError(f"{folder} has {len(epochs)} evaluations; a comparison needs the first and a later one")
         evaluations.setdefault(start, load_evaluation(folder, epochs[0]))
         evaluations[name] = load_evaluation(folder, epochs[-1])
-    shots = {name: grid_scores(evaluation) for name, evaluation in evaluations.items()}
+    shots = {name: grid_scores(evaluation, reward) for name, evaluation in evaluations.items()}
     shown = [
         (key, text)
         for key, (text, _) in sorted(shots[start].items())

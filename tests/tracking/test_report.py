@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 from synthetic_run import add_evaluation, make_run, prompt_batch
 
-from prdp.tracking.evaluations import load_evaluation
+from prdp.tracking.evaluations import load_evaluation, save_evaluation
 from prdp.tracking.jsonl import METRICS_FILE
-from prdp.tracking.pictures import comparison_picture
+from prdp.tracking.pictures import comparison_picture, grid_scores
 from prdp.tracking.report import NotARunError, main, write_report
 from prdp.tracking.report_data import changes, heldout_curves, read_run, timings
 from prdp.tracking.report_text import label
+from prdp.types import PromptBatch
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
 
@@ -233,6 +234,18 @@ def test_comparison_picture_needs_two_evaluations_with_pictures(tmp_path: Path) 
     add_evaluation(tmp_path, 10, 0.1, grid=0)
     with pytest.raises(ValueError, match="no prompt has a picture in the evaluations of all"):
         comparison_picture({"after": tmp_path}, tmp_path / "picture.png")
+
+
+def test_a_watched_reward_may_be_written_under_pictures(tmp_path: Path) -> None:
+    images, prompts = np.zeros((2, 8, 8, 3), np.uint8), PromptBatch(0, 0, ("a", "b"), ({}, {}))
+    judged = {"watch/judge": np.array([0.25, 0.75])}
+    for epoch in (0, 1):
+        save_evaluation(tmp_path, epoch, prompts, 1, np.array([-3.0, -2.0]), judged, images)
+    evaluation = load_evaluation(tmp_path, 1)
+    assert grid_scores(evaluation) == {(0, 0): ("a", -3.0), (1, 0): ("b", -2.0)}
+    assert grid_scores(evaluation, "judge") == {(0, 0): ("a", 0.25), (1, 0): ("b", 0.75)}
+    with pytest.raises(ValueError, match=r"no sub-score 'size'; there are: judge"):
+        comparison_picture({"after": tmp_path}, tmp_path / "picture.png", reward="size")
 
 
 def test_labels_say_what_is_only_watched() -> None:
