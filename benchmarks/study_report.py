@@ -58,7 +58,7 @@ _TITLES = {
     "staleness": "Stale rollouts",
     "offset": "Prompts that can all be scored equally well",
     "baseline": "DDPO with the mean of the group as its baseline",
-    "long": "Five times as long",
+    "long": "Longer runs",
     "rewards": "One reward, the other, and both",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
