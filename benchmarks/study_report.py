@@ -102,9 +102,10 @@ _MIXTURES = (
     Column("E[r] - w KL, seen", "train.objective"),
     Column("E[r], seen", "train.reward"),
 )
+_SCORE, _JUDGE = Column("score", "heldout.score"), Column("judge", "heldout.shapes_judge")
 _PICTURES = (
-    Column("score", "heldout.score"),
-    Column("judge", "heldout.shapes_judge"),
+    _SCORE,
+    _JUDGE,
     Column("compressibility, -kB", "heldout.compressibility"),
     Column("diversity", "heldout.diversity"),
     Column("training reward", "curve.reward_mean"),
@@ -143,9 +144,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def columns_of(lines: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
-    """What the world of a study measures, as far as its runs did."""
+    """What the world of a study measures, as far as its runs did; no score where the judge is but a part of it."""
     world = _MIXTURES if any("kl_weight" in line for line in lines) else _PICTURES
-    return tuple(column for column in world if any(math.isfinite(column.of(line)) for line in lines))
+    told = [column for column in world if any(math.isfinite(column.of(line)) for line in lines)]
+    return tuple(column for column in told if column is not _SCORE or _JUDGE not in told)
 
 
 def result_rows(study: Study, methods: Sequence[Method], finals: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -248,7 +250,7 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path, folder: Pat
         if name == MAIN_TABLE:
             rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
-        if name in _WITH_PICTURES:
+        if name in _WITH_PICTURES and not any("kl_weight" in line for line in finals):
             text += held_out_pictures(study, finals, compared, out / f"{study.name}_{name}.png", folder)
         if name == _REWARDS_TABLE:
             continue  # the curves would be of different rewards

@@ -137,6 +137,9 @@ def test_a_reward_counts_as_well_where_it_is_only_watched() -> None:
     lines = [{"heldout": {"judge": 0.5}}, {"heldout": {"watch/judge": 0.25}}, {"heldout": {"score": 1.0}}, {}]
     assert [column.of(line) for line in lines] == [0.5, 0.25, float("-inf"), float("-inf")]
     assert [column.title for column in study_report.columns_of(lines)] == ["score"]
+    weighted = [{"heldout": {"score": -1.0, "shapes_judge": 0.5, "watch/compressibility": -0.75}}]
+    titles = [column.title for column in study_report.columns_of(weighted)]
+    assert titles == ["judge", "compressibility, -kB"], "the sum of several rewards is nothing to compare methods by"
 
 
 def test_of_a_curve_the_last_quarter_counts_unless_the_run_diverged() -> None:
