@@ -236,9 +236,9 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path, folder: Pat
         f"Base of every run: `{' '.join(study.base)}`.",
         "",
         "Means with 95% intervals over seeds, of the runs that did not diverge; all runs of a seed share prompts and",
-        f"noise. A search takes the best of its points by {study.criterion} of seed {study.search_seed}, with other",
-        "noise and, where there are enough of them, other prompts. The last column is the difference in",
-        f"{study.criterion}, paired by seed.",
+        f"noise. A search, if there is one, takes the best of its points by {study.criterion} of seed",
+        f"{study.search_seed}, with other noise and, where there are enough of them, other prompts. The last column is",
+        f"the difference in {study.criterion}, paired by seed.",
         *(_MIXTURES_NOTE if any("kl_weight" in line for line in finals) else _PICTURES_NOTE),
         "",
     ]
@@ -269,7 +269,8 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path, folder: Pat
         ]
     text += ["## What a run costs", "", table(budget_rows(finals, [m for t in tables.values() for m in t])), ""]
     text += ["Evaluations are not counted.", ""]
-    text += ["## Searches", "", table(search_rows(study, results, finals)), ""]
+    if any(method.search for method in study.methods.values()):
+        text += ["## Searches", "", table(search_rows(study, results, finals)), ""]
     minutes = sum(line["seconds"] for line in results) / 60
     text.append(f"{len(results)} runs, {minutes:.0f} minutes of one core. Made by `python benchmarks/study_report.py`.")
     return "\n".join(text) + "\n"
