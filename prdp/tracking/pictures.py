@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation
 
@@ -132,10 +133,18 @@ def comparison_picture(
             draw.rectangle((x, top, x + _WIDTH - 1, top + _WIDTH - 1), outline=_LINE)
             high = shots[name][key][1]
             colour = _MUTED if name == start else _UP if high > low else _DOWN if high < low else _INK
-            draw.text((x, top + _WIDTH + 4), f"{name}  {high:.2f}", colour, font=bold)
+            draw.text((x, top + _WIDTH + 4), _fitting(name, f"  {high:.2f}", bold), colour, font=bold)
     path_png.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path_png, optimize=True)
     return path_png
+
+
+def _fitting(name: str, score: str, font: Any) -> str:
+    """Name and score, the end of the name left out where both are wider than a picture."""
+    shown = name
+    while len(shown) > 1 and font.getlength(shown + score) > _WIDTH:
+        shown = shown[:-2] + "…"
+    return shown + score
 
 
 def _wrapped(text: str, font: object, width: int) -> list[str]:

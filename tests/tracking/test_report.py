@@ -248,6 +248,18 @@ def test_a_watched_reward_may_be_written_under_pictures(tmp_path: Path) -> None:
         comparison_picture({"after": tmp_path}, tmp_path / "picture.png", reward="size")
 
 
+def test_long_names_under_pictures_end_before_the_next_picture(whole_run: Path, tmp_path: Path) -> None:
+    """Between the label of the first run and that of the second there is a gap of blank columns."""
+    drawn = []
+    for name in ("a_method_with_a_very_long_name_indeed", "short"):
+        path = comparison_picture({name: whole_run, "b": whole_run}, tmp_path / "picture.png", rows=1, columns=1)
+        with Image.open(path) as picture:
+            drawn.append(np.asarray(picture.convert("L"))[-45:])
+    gaps = [slice(28 + side * 182 + 176, 28 + (side + 1) * 182) for side in range(2)]
+    assert all((pixels[:, gap] == 255).all() for pixels in drawn for gap in gaps)
+    assert (drawn[0] != drawn[1]).any()
+
+
 def test_labels_say_what_is_only_watched() -> None:
     assert label("clip_score/raw") == "clip score/raw"
     assert label("watch/image_quality") == "image quality (watched, not optimised)"
