@@ -2,11 +2,11 @@
 
     python benchmarks/study_report.py docs/results [RESULTS_FOLDER]
 
-For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg, held-
-out pictures before and after as OUT/<study>_*.png, and the results themselves as OUT/<study>.jsonl. From the studies
-at small and large scale: OUT/small_and_large.svg with PRDP beside DDPO, and OUT/method_<objective>.svg with each
-objective beside PRDP. Without RESULTS_FOLDER the pages are made again from the results in OUT, beside the pictures
-that are there. Only what is there is reported: a method without finished final runs has no row.
+For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg,
+held-out pictures before and after as OUT/<study>_*.png, and the results themselves as OUT/<study>.jsonl. From the
+studies at small and large scale: OUT/small_and_large.svg with PRDP beside DDPO, and OUT/method_<objective>.svg with
+each objective beside PRDP. Without RESULTS_FOLDER the pages are made again from the results in OUT, beside the
+pictures that are there. Only what is there is reported: a method without finished final runs has no row.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from study_figures import (
     side_by_side,
     trade,
 )
+from study_tables import interval, table
 
 from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
@@ -43,8 +44,6 @@ _BETA_TABLE, _REWARDS_TABLE = "beta", "rewards"
 _WITH_PICTURES = (MAIN_TABLE, _BETA_TABLE, _REWARDS_TABLE)
 _SCALES = ("mixtures_small", "mixtures_large")
 STUDIES = Path(__file__).parent / "studies"
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""0.975 quantiles of Student's t with 1 to 9 degrees of freedom."""
 _SHARPEST_TILT = 0.25
 """Least kl_weight for which the error of the chain is told."""
 _TITLES = {
@@ -119,33 +118,14 @@ _PICTURES_NOTE = (
 )
 
 
-def interval(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and 95% Student interval over seeds; a single value alone."""
-    good = [value for value in values if math.isfinite(value)]
-    if not good:
-        return ""
-    mean = float(np.mean(good))
-    if len(good) == 1:
-        return number(mean, digits)
-    half = _STUDENT[len(good) - 2] * float(np.std(good, ddof=1)) / math.sqrt(len(good))
-    return f"{number(mean, digits)} ± {number(half, digits)}"
-
-
-def number(value: float, digits: int) -> str:
-    """With so many digits after the point, or as a power of ten from a million on."""
-    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.1e}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first row is the head."""
-    head, *body = rows
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+def _of_mixtures(lines: Sequence[Line]) -> bool:
+    """Whether runs are of the world whose optimum is known; of pictures otherwise."""
+    return any("kl_weight" in line for line in lines)
 
 
 def columns_of(lines: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
     """What the world of a study measures, as far as its runs did; no score where the judge is but a part of it."""
-    world = _MIXTURES if any("kl_weight" in line for line in lines) else _PICTURES
+    world = _MIXTURES if _of_mixtures(lines) else _PICTURES
     told = [column for column in world if any(math.isfinite(column.of(line)) for line in lines)]
     return tuple(column for column in told if column is not _SCORE or _JUDGE not in told)
 
@@ -239,7 +219,7 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path, folder: Pat
         f"noise. A search, if there is one, takes the best of its points by {study.criterion} of seed",
         f"{study.search_seed}, with other noise and, where there are enough of them, other prompts. The last column is",
         f"the difference in {study.criterion}, paired by seed.",
-        *(_MIXTURES_NOTE if any("kl_weight" in line for line in finals) else _PICTURES_NOTE),
+        *(_MIXTURES_NOTE if _of_mixtures(finals) else _PICTURES_NOTE),
         "",
     ]
     for name, methods in tables.items():
@@ -250,7 +230,7 @@ def page(study: Study, results: Sequence[dict[str, Any]], out: Path, folder: Pat
         if name == MAIN_TABLE:
             rows += reference_rows(finals)
         text += [f"## {_TITLES.get(name, name)}", "", table(rows), ""]
-        if name in _WITH_PICTURES and not any("kl_weight" in line for line in finals):
+        if name in _WITH_PICTURES and not _of_mixtures(finals):
             text += held_out_pictures(study, finals, compared, out / f"{study.name}_{name}.png", folder)
         if name == _REWARDS_TABLE:
             continue  # the curves would be of different rewards
@@ -321,7 +301,7 @@ def frontier_picture(study: Study, finals: Sequence[Line], out: Path) -> str:
     for method in study.methods.values():
         if method.table == _BETA_TABLE and method.like in curves:
             curves[method.like].append(method.name)
-    if any("kl_weight" in line for line in finals):
+    if _of_mixtures(finals):
         from study_measures import best_rewards
 
         from prdp.compose import Composer
