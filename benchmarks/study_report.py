@@ -54,6 +54,8 @@ _TITLES = {
     "groups": "Images per prompt, at equal images",
     "pairs": "Which pairs are compared",
     "weighting": "Steps weighted by their sensitivity",
+    "updates": "Updates per epoch, at equal images",
+    "averaging": "A moving average of the weights",
     "staleness": "Stale rollouts",
     "offset": "Prompts that can all be scored equally well",
     "baseline": "DDPO with the mean of the group as its baseline",
