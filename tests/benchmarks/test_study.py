@@ -113,17 +113,18 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, old: str, new: str, messa
 def test_the_studies_compose(file: Path) -> None:
     """One point of each method's search; a run of the study checks them all before it starts."""
     written = study.read_study(file)
-    methods = {name: dataclasses.replace(method, search=one_point(method)) for name, method in written.methods.items()}
+    methods = {name: at_one_point(method) for name, method in written.methods.items()}
     study.check(dataclasses.replace(written, methods=methods))
     searched = {bool(method.search) for method in written.methods.values() if method.like is None}
     assert len(searched) == 1, "a method that is searched for beside one that is not"
 
 
-def one_point(method: study.Method) -> tuple[str, ...]:
-    """A search with the first value of every key that the method's own search has."""
+def at_one_point(method: study.Method) -> study.Method:
+    """The method without its search, with the first value of every key that the search has."""
     axes = [axis.partition("=") for sweep in reversed(method.search) for axis in sweep.split()]
     first = {key: values.split(",")[0] for key, _, values in axes}
-    return (" ".join(f"{key}={value}" for key, value in first.items()),) if first else ()
+    fixed = (f"{key}={value}" for key, value in first.items())
+    return dataclasses.replace(method, overrides=(*method.overrides, *fixed), search=())
 
 
 def test_a_method_that_does_not_compose_is_named(small: study.Study) -> None:
