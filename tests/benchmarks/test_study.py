@@ -15,6 +15,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import study  # noqa: E402
 import study_report  # noqa: E402
+import study_tables  # noqa: E402
 
 TEXT = """
 base: experiment=mixtures_large epochs=2
@@ -134,12 +135,12 @@ def test_a_method_that_does_not_compose_is_named(small: study.Study) -> None:
 
 
 def test_a_reward_counts_as_well_where_it_is_only_watched() -> None:
-    column = study_report.Column("judge", "heldout.judge")
+    column = study_tables.Column("judge", "heldout.judge")
     lines = [{"heldout": {"judge": 0.5}}, {"heldout": {"watch/judge": 0.25}}, {"heldout": {"score": 1.0}}, {}]
     assert [column.of(line) for line in lines] == [0.5, 0.25, float("-inf"), float("-inf")]
-    assert [column.title for column in study_report.columns_of(lines)] == ["score"]
+    assert [column.title for column in study_tables.columns_of(lines)] == ["score"]
     weighted = [{"heldout": {"score": -1.0, "shapes_judge": 0.5, "watch/compressibility": -0.75}}]
-    titles = [column.title for column in study_report.columns_of(weighted)]
+    titles = [column.title for column in study_tables.columns_of(weighted)]
     assert titles == ["judge", "compressibility, -kB"], "the sum of several rewards is nothing to compare methods by"
 
 
@@ -152,17 +153,17 @@ def test_of_a_curve_the_last_quarter_counts_unless_the_run_diverged() -> None:
 
 
 def test_a_column_may_tell_how_much_of_the_way_is_gone() -> None:
-    column = study_report.Column("way", "heldout.objective", start="start.objective", end="heldout.optimum")
+    column = study_tables.Column("way", "heldout.objective", start="start.objective", end="heldout.optimum")
     line = {"heldout": {"objective": -0.9, "optimum": -0.8}, "start": {"objective": -1.3}}
     assert column.of(line) == pytest.approx(0.8)
     assert column.of({"failed": "ValueError"}) == float("-inf")
 
 
 def test_intervals_over_seeds_are_students() -> None:
-    assert study_report.interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.303 / sqrt(3)
-    assert study_report.interval([1.0]) == "1.000"
-    assert study_report.interval([-2.5e13, -2.5e13]) == "-2.5e+13 ± 0.000"
-    assert study_report.interval([float("-inf")]) == ""
+    assert study_tables.interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.303 / sqrt(3)
+    assert study_tables.interval([1.0]) == "1.000"
+    assert study_tables.interval([-2.5e13, -2.5e13]) == "-2.5e+13 ± 0.000"
+    assert study_tables.interval([float("-inf")]) == ""
 
 
 def test_a_figure_leaves_out_what_is_compared_to_and_much_shorter(small: study.Study) -> None:
