@@ -35,6 +35,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
+from prdp.interruption import EXIT_CODE, TerminatedError, interruptions_raised
+
 RESULTS = "results.jsonl"
 VALIDATION_PROMPTS = 99
 """`evaluation.seed` of searches: other held-out prompts and other noise than those of the final runs."""
@@ -268,12 +270,16 @@ def execute(run: Run, folder: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are each forked afresh for one run."""
+    """Processes that are each forked afresh for one run, and told to end when something ends the block early."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     executor = ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1)
     try:
         yield executor
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()  # a run saves itself
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -339,8 +345,12 @@ def main() -> None:
         print(f"{len(finished)} runs done; {len(left)} can be started:")
         for run in left:
             print(f"  {run.method} {run.phase} {run.seed} {' '.join(run.overrides)}")
-    else:
-        run_study(study, asked.folder, asked.workers)
+        return
+    try:
+        with interruptions_raised():
+            run_study(study, asked.folder, asked.workers)
+    except TerminatedError:
+        sys.exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from prdp.interruption import TerminatedError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -126,6 +131,16 @@ def at_one_point(method: study.Method) -> study.Method:
     first = {key: values.split(",")[0] for key, _, values in axes}
     fixed = (f"{key}={value}" for key, value in first.items())
     return dataclasses.replace(method, overrides=(*method.overrides, *fixed), search=())
+
+
+def test_the_runs_end_when_the_study_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "PRELOADED", ())
+    with pytest.raises(TerminatedError), study.pool(1) as executor:
+        run = executor.submit(signal.pause)
+        (worker,) = multiprocessing.active_children()
+        raise TerminatedError
+    assert not worker.is_alive()
+    assert isinstance(run.exception(timeout=60), BrokenProcessPool)
 
 
 def test_a_method_that_does_not_compose_is_named(small: study.Study) -> None:
