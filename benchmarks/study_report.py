@@ -38,8 +38,8 @@ from study_tables import budget_rows, of_mixtures, reference_rows, result_rows, 
 from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
 
-_BETA_TABLE, _REWARDS_TABLE = "beta", "rewards"
-_WITH_PICTURES = (MAIN_TABLE, _BETA_TABLE, _REWARDS_TABLE)
+_BETA_TABLE, _REWARDS_TABLE, _LONG_TABLE = "beta", "rewards", "long"
+_WITH_PICTURES = (MAIN_TABLE, _BETA_TABLE, _REWARDS_TABLE, _LONG_TABLE)
 _SCALES = ("mixtures_small", "mixtures_large")
 STUDIES = Path(__file__).parent / "studies"
 _TITLES = {
