@@ -35,6 +35,7 @@ from study_figures import (
 )
 from study_tables import budget_rows, of_mixtures, reference_rows, result_rows, search_rows, table
 
+from prdp.objectives import OBJECTIVES
 from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
 
@@ -204,8 +205,7 @@ def both_scales(found: Mapping[str, Sequence[Line]], out: Path) -> None:
     pair, long = {"prdp": "PRDP", "ddpo": "DDPO"}, {"prdp_long": "PRDP", "ddpo_long": "DDPO"}
     shown = {
         "small_and_large.svg": (pair, long),
-        **{f"method_{name}.svg": ({"prdp": "prdp", name: name},) * 2 for name in sorted({*_methods(small)} - {"prdp"})},
-        "method_prdp.svg": ({"prdp": "prdp"},) * 2,
+        **{f"method_{name}.svg": ({"prdp": "prdp", name: name},) * 2 for name in sorted(OBJECTIVES)},
     }
     for file, names in shown.items():
         if all(name in _methods(lines) for lines, wanted in zip((small, large), names, strict=True) for name in wanted):
