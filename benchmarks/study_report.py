@@ -56,6 +56,7 @@ _TITLES = {
     "staleness": "Stale rollouts",
     "offset": "Prompts that can all be scored equally well",
     "baseline": "DDPO with the mean of the group as its baseline",
+    "fast": "A rate that is too high, without a KL and with it",
     "long": "Longer runs",
     "rewards": "One reward, the other, and both",
 }
