@@ -58,6 +58,7 @@ _TITLES = {
     "baseline": "DDPO with the mean of the group as its baseline",
     "fast": "A rate that is too high, without a KL and with it",
     "long": "Longer runs",
+    "normalised": "Gradients of one norm, and not",
     "rewards": "One reward, the other, and both",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (

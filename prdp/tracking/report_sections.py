@@ -39,6 +39,11 @@ _TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "Mean log-ratio of the policy to the frozen start: how far training has come.",
         (("logratio_ref", "logratio_ref"),),
     ),
+    (
+        "Target reached",
+        "Slope of the predicted reward differences on the true ones; near 0 the KL weight, beta, holds nothing back.",
+        (("target_reached", "target_reached"),),
+    ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "grad_norm"),)),
 )
 
