@@ -56,9 +56,8 @@ _TITLES = {
     "staleness": "Stale rollouts",
     "offset": "Prompts that can all be scored equally well",
     "baseline": "DDPO with the mean of the group as its baseline",
-    "fast": "A rate that is too high, without a KL and with it",
     "long": "Longer runs",
-    "normalised": "Gradients of one norm, and not",
+    "normalised": "Gradients of one norm, and a target out of reach",
     "rewards": "One reward, the other, and both",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
