@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from prdp.objectives._groups import Pairs, by_group, differences, mean_of_groups, paired
@@ -40,9 +41,9 @@ def prdp(
 
     Returns:
         the loss, and {"groups_tied": number of prompts without a single untied pair, "clipfrac": share of log-ratios
-        beyond the clip range, "target_reached": slope of the predicted on the true reward differences, both over beta:
-        0 at the reference, 1 at the regression's optimum; 0 where all are tied}. While the slope stays near 0 the
-        gradient is group-relative REINFORCE's, and beta holds nothing back.
+        beyond the clip range, "prediction_size": root mean square of the predicted reward differences over that of the
+        true ones: 0 at the reference, 1 at the regression's optimum; 0 where all are tied}. While the predictions are
+        far smaller than the truth, the gradient is group-relative REINFORCE's, and beta holds nothing back.
     """
     clipped, clipfrac = log_ratio, 0.0
     if clip_range is not None:
@@ -57,7 +58,6 @@ def prdp(
     target = differences(r) / beta
     error, error_clipped = ((differences(values) - target) ** 2 for values in (s, c))
     loss, tied = mean_of_groups(error.maximum(error_clipped), better)
-    wanted = target.where(better, target.new_zeros(()))
-    size = wanted.square().sum().item()
-    reached = (differences(s) * wanted).sum().item() / size if size else 0.0
-    return loss, {"groups_tied": float(tied), "clipfrac": clipfrac, "target_reached": reached}
+    predicted, true = (values[better].square().sum().item() for values in (differences(s), target))
+    size = math.sqrt(predicted / true) if true else 0.0
+    return loss, {"groups_tied": float(tied), "clipfrac": clipfrac, "prediction_size": size}

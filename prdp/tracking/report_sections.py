@@ -40,9 +40,9 @@ _TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("logratio_ref", "logratio_ref"),),
     ),
     (
-        "Target reached",
-        "Slope of the predicted reward differences on the true ones; near 0 the KL weight, beta, holds nothing back.",
-        (("target_reached", "target_reached"),),
+        "Prediction size",
+        "Size of the predicted reward differences beside the true ones; far below 1 the KL weight, beta, does nothing.",
+        (("prediction_size", "prediction_size"),),
     ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "grad_norm"),)),
 )

@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[Lines, ...]] = {
     ),
     "Policy": (
         Lines("distance from the start", ("logratio_ref",)),
-        Lines("of the reward differences over beta", ("target_reached",)),
+        Lines("size of the predicted reward differences", ("prediction_size",)),
         Lines("new against sampling policy", ("approx_kl", "logratio")),
         Lines("clipped", ("clipfrac",)),
         Lines("stored against recomputed", ("ratio_error",)),

@@ -44,7 +44,7 @@ def test_one_pair_by_hand() -> None:
         "prdp", log_ratio, np.zeros((2, 2)), [1.0, 0.5], [0, 0], beta=2.0, clip_range=None
     )
     assert loss.loss == pytest.approx(0.05**2)
-    assert loss.metrics["target_reached"] == pytest.approx(0.2 / 0.25)
+    assert loss.metrics["prediction_size"] == pytest.approx(0.2 / 0.25)
     np.testing.assert_allclose(loss.table, [[-0.05, -0.05], [0.05, 0.05]])
     clipped = coefficients("prdp", log_ratio, np.zeros((2, 2)), [1.0, 0.5], [0, 0], beta=2.0, clip_range=0.15)
     # Image 0: both steps clip to 0.15; image 1: 0.15 and 0.0. Dc = 0.15 - 0.075 = 0.075, error 0.175^2.
@@ -114,13 +114,13 @@ def test_tied_pairs_are_dropped_and_tied_groups_counted() -> None:
     # Of group 0 the pairs (2, 0) and (2, 1) remain: errors 0.3 - 1 and 0.2 - 1. Group 1 has no pair left.
     assert result.loss == pytest.approx((0.7**2 + 0.8**2) / 2)
     assert result.metrics["groups_tied"] == 1.0
-    assert result.metrics["target_reached"] == pytest.approx((0.3 + 0.2) / 2)
+    assert result.metrics["prediction_size"] == pytest.approx(math.sqrt((0.3**2 + 0.2**2) / 2))
     assert not result.table[3:].any()
     nothing = coefficients("prdp", log_ratio, log_ratio, np.ones(6), groups, beta=1.0, clip_range=1e-4)
     assert nothing.loss == 0.0
     assert not nothing.table.any()
     assert nothing.metrics["groups_tied"] == 2.0
-    assert nothing.metrics["target_reached"] == 0.0
+    assert nothing.metrics["prediction_size"] == 0.0
 
 
 def test_the_tilted_policy_of_a_markov_chain_has_zero_loss() -> None:
@@ -143,7 +143,7 @@ def test_the_tilted_policy_of_a_markov_chain_has_zero_loss() -> None:
     # The listing averages over steps where eq. 9 sums, so its beta is steps times the trajectory's.
     result = coefficients("prdp", log_ratio, log_ratio, rewards, groups, beta=beta * steps, clip_range=1e-4)
     assert result.loss == pytest.approx(0.0, abs=1e-20)
-    assert result.metrics["target_reached"] == pytest.approx(1.0)
+    assert result.metrics["prediction_size"] == pytest.approx(1.0)
     off = coefficients("prdp", 0.9 * log_ratio, log_ratio, rewards, groups, beta=beta * steps, clip_range=None)
     assert off.loss > 1e-4
 

@@ -77,7 +77,7 @@ def train_metrics(epoch: int, total: int = 20) -> dict[str, float]:
         "loss": 0.02 * np.exp(-2 * rise) + 1e-4 * rng.random(),
         "logratio": 1e-5 * rise,
         "logratio_ref": 4e-5 * rise,
-        "target_reached": 0.3 * rise,
+        "prediction_size": 0.3 * rise,
         "approx_kl": 2e-6 * rise,
         "clipfrac": 0.1 * rise,
         "grad_norm": 0.5 + 0.1 * rng.random(),
