@@ -25,8 +25,9 @@ class DsgPrompts(PromptTable):
 
     Metadata: item_id; category, the item's collection, such as 'whoops'; questions, a list of {"id": int, "question":
     text, "parents": ids of the questions that must be answered yes for this one to count, "category": such as
-    'attribute'}. A parent may come after its child. The published list has some dependencies that are words, that name
-    the question itself or one that is not there; these are left out, with a count in the log.
+    'attribute'}. A parent may come after its child, and parents may form a circle. The published list has some
+    dependencies that name the question itself or one that is not there; these are left out, with a count in the log. An
+    item with a dependency that is no number has none at all, as in the authors' code.
 
     Args:
         path: of the CSV file.
@@ -51,11 +52,13 @@ class DsgPrompts(PromptTable):
             left_out = sum(_drop_strays(item.metadata["questions"]) for item in items.values())
             if left_out:
                 _log.warning(
-                    "%s: %d dependencies name no other question of their item and are left out", path, left_out
+                    "%s: %d dependencies name no other question, or are of an item where one is no number; left out",
+                    path,
+                    left_out,
                 )
             yield from items.values()
 
-        super().__init__(cached_table("dsg", files, {}, rows, Cleaning()))
+        super().__init__(cached_table("dsg", files, {"dependencies": "all or none"}, rows, Cleaning()))
 
 
 def _item(record: dict[str, Any], place: str) -> Row:
@@ -79,11 +82,16 @@ def _question(record: dict[str, Any], item: Row, place: str) -> dict[str, Any]:
 
 
 def _drop_strays(questions: list[dict[str, Any]]) -> int:
-    """Turn parents into numbers, without those that name no other question; the number left out."""
+    """Turn parents into numbers, without those that name no other question; the number left out.
+
+    Where one of an item's parents is no number, all of that item's are left out.
+    """
     known = {str(question["id"]) for question in questions}
+    readable = all(part.isdecimal() for question in questions for part in question["parents"])
     left_out = 0
     for question in questions:
-        parents = [part for part in question["parents"] if part in known and part != str(question["id"])]
+        others = known - {str(question["id"])} if readable else set()
+        parents = [part for part in question["parents"] if part in others]
         left_out += len(question["parents"]) - len(parents)
         question["parents"] = [int(part) for part in parents]
     return left_out

@@ -15,6 +15,7 @@ from prdp.rewards.vqa_questions import Question, questions_of, with_dependencies
 from prdp.types import Float64, UInt8
 
 METHODS = ("probability", "choice", "generate")
+CODE_VERSION = "2"
 
 
 class VQAAlignment:
@@ -49,7 +50,7 @@ class VQAAlignment:
         check_settings(device, dtype, batch_size, memory_mib)
         self._method = method
         self._model, files = load_answer_model("path", path, choose_device(self.name, device), dtype)
-        self.version = f"{weights_version(files, dtype)}-{method}"
+        self.version = f"{weights_version(files, dtype, code=CODE_VERSION)}-{method}"
         self._batches = Batches(self.name, batch_size, memory_mib, image_mib=256.0)
 
     @classmethod

@@ -1,7 +1,8 @@
 """Questions about an image: what a prompt's metadata must hold, and what the answers add up to.
 
 TIFA (Hu et al., 2023) takes the mean over questions. DSG (Cho et al., 2024) adds that a question says nothing where
-what it builds on is not there: it counts as answered wrongly when one of its parents was.
+what it builds on is not there: it counts as answered wrongly when one of its parents was. What counts of a parent is its
+own answer, whatever its parents got, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Question:
         text: the question.
         choices: possible answers.
         answer: the right one of them.
-        parents: ids of questions that must be answered rightly for this one to count.
+        parents: ids of questions that must be answered rightly for this one to count; they may form a circle.
     """
 
     number: str
@@ -33,7 +34,7 @@ class Question:
 
 
 def questions_of(prompt: str, metadata: Mapping[str, Any]) -> tuple[Question, ...]:
-    """The questions in a prompt's metadata, parents before their children.
+    """The questions in a prompt's metadata, in their order.
 
     Args:
         prompt: for messages.
@@ -41,7 +42,7 @@ def questions_of(prompt: str, metadata: Mapping[str, Any]) -> tuple[Question, ..
             all but the question may be left out: then ids count from 1, and the right answer is yes out of yes and no.
 
     Raises:
-        ValueError: naming the prompt and what is missing, unknown or circular.
+        ValueError: naming the prompt and what is missing or unknown.
     """
     entries = metadata.get("questions")
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
@@ -60,20 +61,21 @@ def questions_of(prompt: str, metadata: Mapping[str, Any]) -> tuple[Question, ..
                 f"prompt {prompt!r}: question {question.number} has the parent {strangers[0]}, there are only "
                 f"{', '.join(by_number)}"
             )
-    return _parents_first(prompt, questions)
+    return tuple(questions)
 
 
 def with_dependencies(questions: Sequence[Question], correct: Sequence[float]) -> list[float]:
-    """The scores, 0 where a parent's own, so corrected, is below one half.
+    """The scores, 0 where that of a parent is below one half, in the order of the questions.
 
     Args:
-        questions: parents before their children, as `questions_of` gives them.
+        questions: of one prompt.
         correct: 1 for a right answer, 0 for a wrong one, or the probability of the right one.
     """
-    kept: dict[str, float] = {}
-    for question, value in zip(questions, correct, strict=True):
-        kept[question.number] = value if all(kept[parent] >= 0.5 for parent in question.parents) else 0.0
-    return [kept[question.number] for question in questions]
+    own = {question.number: value for question, value in zip(questions, correct, strict=True)}
+    return [
+        own[question.number] if all(own[parent] >= 0.5 for parent in question.parents) else 0.0
+        for question in questions
+    ]
 
 
 def _question(prompt: str, place: int, entry: Any) -> Question:
@@ -89,16 +91,3 @@ def _question(prompt: str, place: int, entry: Any) -> Question:
     # In DSG's own files a parent of 0 means that there is none.
     parents = tuple(str(parent) for parent in entry.get("parents") or () if str(parent) != "0")
     return Question(str(entry.get("id", place)), entry["question"].strip(), choices, answer, parents)
-
-
-def _parents_first(prompt: str, questions: list[Question]) -> tuple[Question, ...]:
-    ordered: dict[str, Question] = {}
-    waiting = questions
-    while waiting:
-        ready = next((question for question in waiting if all(parent in ordered for parent in question.parents)), None)
-        if ready is None:
-            numbers = ", ".join(question.number for question in waiting)
-            raise ValueError(f"prompt {prompt!r}: questions {numbers} depend on each other in a circle")
-        ordered[ready.number] = ready
-        waiting = [question for question in waiting if question is not ready]
-    return tuple(ordered.values())

@@ -47,13 +47,38 @@ def test_stray_dependencies_are_left_out_and_counted(tmp_path: Path, caplog: pyt
     path = written(
         tmp_path,
         "tifa_1,a man,man,2,1,entity,whole,t,Is there a man?",
-        'tifa_1,a man,man,3,"2, right",relation,spatial,t,Does he look right?',
+        'tifa_1,a man,man,3,"2, 9",relation,spatial,t,Does he look right?',
         'tifa_1,a man,man,4,"4,2",attribute,state,t,Is he old?',
     )
     with caplog.at_level(logging.WARNING):
         _, metadata = DsgPrompts(path)[0]
     assert [question["parents"] for question in metadata["questions"]] == [[], [2], [2]]
     assert "3 dependencies name no other question" in caplog.text
+
+
+def test_an_item_with_a_dependency_that_is_a_word_has_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(
+        tmp_path,
+        "tifa_1,a man,man,1,0,entity,whole,t,Is there a man?",
+        'tifa_1,a man,man,2,"1, right",relation,spatial,t,Does he look right?',
+        "tifa_1,a man,man,3,1,attribute,state,t,Is he old?",
+        "tifa_2,a dog,dog,1,0,entity,whole,t,Is there a dog?",
+        "tifa_2,a dog,dog,2,1,attribute,state,t,Is it old?",
+    )
+    with caplog.at_level(logging.WARNING):
+        source = DsgPrompts(path)
+    parents = [[question["parents"] for question in source[item][1]["questions"]] for item in (0, 1)]
+    assert parents == [[[], [], []], [[], [1]]]
+    assert "3 dependencies name no other question" in caplog.text
+
+
+def test_parents_in_a_circle_stay(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "drawtext_45,a sign,sign,1,2,entity,whole,t,Is there a sign?",
+        "drawtext_45,a sign,sign,2,1,attribute,color,t,Is it white?",
+    )
+    assert [question["parents"] for question in DsgPrompts(path)[0][1]["questions"]] == [[2], [1]]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from prdp.compose import Composer
 from prdp.prompts import build_prompts
+from prdp.rewards.vqa_questions import questions_of, with_dependencies
 
 DATA = Path(os.environ.get("PRDP_PROMPT_DATA", "/nonexistent"))
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="PRDP_PROMPT_DATA names no folder with the public lists")
@@ -36,7 +37,9 @@ def test_configurations_read_the_published_lists(option: str, file: str, prompts
     assert len(source) == prompts
     assert all(keys <= source[index][1].keys() for index in range(prompts))
     if option == "dsg_1k":
-        assert sum(len(source[index][1]["questions"]) for index in range(prompts)) == 8182
+        asked = [questions_of(*source[index]) for index in range(prompts)]
+        assert sum(len(questions) for questions in asked) == 8182
+        assert all(with_dependencies(questions, [1.0] * len(questions)) == [1.0] * len(questions) for questions in asked)
 
 
 def test_the_large_training_list() -> None:
