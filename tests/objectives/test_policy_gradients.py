@@ -131,6 +131,16 @@ def test_grpo(std: str) -> None:
     assert not result.tables["log_ratio"][:SIZE].any()
 
 
+def test_the_default_beta_of_grpo_is_the_authors_at_ten_steps() -> None:
+    """Their KL divides by the diffusion coefficient s where the step's sigma is s sqrt(D), D the step's size."""
+    size, coefficient, distance = 0.1, 0.7, np.random.default_rng(0).normal(size=(12, STEPS))
+    theirs = distance**2 / (2 * coefficient**2)
+    exact = distance**2 / (2 * (coefficient * np.sqrt(size)) ** 2)
+    arrays = batch() | {"kl_ref": exact}
+    with_kl, without = evaluate("grpo", arrays), evaluate("grpo", arrays, beta=0.0)
+    assert with_kl.loss - without.loss == pytest.approx(0.04 * theirs.mean(), rel=1e-9)
+
+
 def test_without_clip_the_ratio_is_free() -> None:
     arrays = batch()
     result = evaluate("grpo", arrays, clip_range=None, beta=0.0)
