@@ -31,8 +31,8 @@ def grpo(
         kl_ref: ||mu_theta - mu_ref||^2 / (2 sigma^2) of each step, mean over latent dims, [n, T].
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
-        beta: KL weight. The authors divide by the diffusion coefficient where the step's sigma is that times the root of
-            the step's size, so their KL is the exact one times the step's size, about 1 / T: their 0.04 at 10 steps
+        beta: KL weight. The authors divide by the diffusion coefficient where the step's sigma is that times the root
+            of the step's size, so their KL is the exact one times the step's size, about 1 / T: their 0.04 at 10 steps
             is about 0.004 here.
         clip_range: of the ratio around 1; None for no clip.
         advantage_clip: largest absolute advantage.

@@ -1,8 +1,8 @@
 """Questions about an image: what a prompt's metadata must hold, and what the answers add up to.
 
 TIFA (Hu et al., 2023) takes the mean over questions. DSG (Cho et al., 2024) adds that a question says nothing where
-what it builds on is not there: it counts as answered wrongly when one of its parents was. What counts of a parent is its
-own answer, whatever its parents got, as in the authors' code.
+what it builds on is not there: it counts as answered wrongly when one of its parents was. What counts of a parent is
+its own answer, whatever its parents got, as in the authors' code.
 """
 
 from __future__ import annotations
