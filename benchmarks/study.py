@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from prdp.interruption import EXIT_CODE, TerminatedError, interruptions_raised
+from prdp.json_lines import json_line, read_json_lines
 
 RESULTS = "results.jsonl"
 VALIDATION_PROMPTS = 99
@@ -143,8 +144,7 @@ def read_study(path: Path) -> Study:
 
 def read_results(file: Path) -> list[dict[str, Any]]:
     """The finished runs; none without a file. A last line that was cut off by a kill is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_json_lines(file, dict, cut_off=True) if file.exists() else []
 
 
 @functools.cache
@@ -312,7 +312,7 @@ def run_study(study: Study, folder: Path, workers: int) -> None:
                     print(error, flush=True)
                     continue
                 with (folder / RESULTS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json_line(line, allow_nan=True))
                 results.append(line)
                 told = line.get("failed") or f"{study.criterion} {score(line, study.criterion):.4f}"
                 print(

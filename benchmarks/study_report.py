@@ -12,7 +12,6 @@ pictures that are there. Only what is there is reported: a method without finish
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from study_figures import (
 )
 from study_tables import budget_rows, of_mixtures, reference_rows, result_rows, search_rows, table
 
+from prdp.json_lines import json_line
 from prdp.objectives import OBJECTIVES
 from prdp.storage import write_atomically
 from prdp.tracking.charts import curve_svg
@@ -239,7 +239,7 @@ def main() -> None:
         for line in results:
             if line["phase"] == "search":
                 line["curve"] = {"seconds": line["curve"]["seconds"]}
-        write_atomically(kept, "".join(json.dumps(line) + "\n" for line in results).encode())
+        write_atomically(kept, "".join(json_line(line, allow_nan=True) for line in results).encode())
         write_atomically(asked.out / f"{study.name}.md", page(study, counted, asked.out, asked.folder).encode())
         print(asked.out / f"{study.name}.md")
         finals[study.name] = [line for line in counted if line["phase"] == "final"]

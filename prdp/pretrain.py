@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prdp.errors import ConfigError
+from prdp.json_lines import json_line, read_json_lines
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -94,7 +94,7 @@ def run(config: PretrainConfig) -> Path:
     def report(step: int, metrics: dict[str, float]) -> None:
         line = {"step": step, "seconds": round(time.monotonic() - start, 1), **metrics}
         with (folder / "curve.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json_line(line))
         log.info("%s", line)
 
     def save(name: str, pipeline: StableDiffusionPipeline) -> None:
@@ -166,7 +166,7 @@ def draw_curve(folder: Path) -> list[Path]:
     from prdp.storage import write_atomically
     from prdp.tracking.charts import Series, curve_svg
 
-    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    lines = read_json_lines(folder / "curve.jsonl", dict)
     written = []
     for name, metric, title in [
         ("vae", "vae/l1", "autoencoder: mean absolute error of a pixel, -1 to 1"),

@@ -6,7 +6,6 @@ further one of an epoch, {"epoch", "indices"}, counted as in metrics.jsonl and t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.json_lines import json_line, read_json_lines
 from prdp.prompts.stream import PromptSource, fingerprint, pass_length, pass_order
 from prdp.storage import write_atomically
 from prdp.types import Int64
@@ -54,12 +54,12 @@ class PromptLog:
         if resumed_epoch is not None and self._path.exists():
             _, epochs = read_prompt_log(run_dir)
             lines += [line for line in epochs if line["epoch"] <= resumed_epoch]
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write_atomically(self._path, "".join(map(json_line, lines)).encode())
 
     def write(self, epoch: int, indices: Sequence[int]) -> None:
         """Note the prompts of an epoch; on disk when this returns."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, "indices": list(indices)}) + "\n")
+            file.write(json_line({"epoch": epoch, "indices": list(indices)}))
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,19 @@ def read_prompt_log(run_dir: Path | str) -> tuple[dict[str, Any], list[dict[str,
     path = Path(run_dir) / PROMPTS_FILE
     if not path.exists():
         raise FileNotFoundError(f"there is no log of prompts {path}")
-    texts = path.read_bytes().splitlines()
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-            missing = (_OF_SOURCE if number == 1 else _OF_EPOCH) - line.keys()
-            if missing:
-                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        except (ValueError, AttributeError) as error:
-            if number == len(texts) > 1:
-                break
-            raise ValueError(f"{path} line {number} is damaged: {error}") from None
-        lines.append(line)
+    expected = _OF_SOURCE
+
+    def parse(line: Any) -> dict[str, Any]:
+        nonlocal expected
+        missing = expected - line.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        expected = _OF_EPOCH
+        return dict(line)
+
+    lines = read_json_lines(path, parse, cut_off=True)
     if not lines:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} line 1 is damaged or missing: expected {', '.join(sorted(_OF_SOURCE))}")
     return lines[0], lines[1:]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from prdp.json_lines import json_line
 from prdp.storage import write_atomically
 
 ENDINGS = (".jsonl", ".txt")
@@ -29,8 +30,8 @@ def write_prompts(path: str | Path, prompts: Iterable[tuple[str, Mapping[str, An
             if "prompt" in metadata:
                 raise ValueError(f"the metadata of prompt {count} has a key 'prompt'; leave that column out")
             record = {"prompt": text, **metadata}
-            line = " ".join(text.split()) if as_text else json.dumps(record, ensure_ascii=False)
-            file.write(f"{line}\n".encode())
+            line = re.sub(r"[\r\n]+", " ", text) + "\n" if as_text else json_line(record)
+            file.write(line.encode())
 
     write_atomically(path, write)
     return count

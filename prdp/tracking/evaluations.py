@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from prdp.json_lines import read_json_lines
 from prdp.storage import atomic_directory
 from prdp.tracking.jsonl import keep_aside
 from prdp.tracking.statistics import mean_interval
-from prdp.tracking.strict_json import from_strict_json, strict_json
+from prdp.tracking.strict_json import dump, from_strict_json, strict_json
 from prdp.types import Float64, Int64, PromptBatch, UInt8
 
 FOLDER = "evaluations"
@@ -129,7 +130,7 @@ def save_evaluation(
                     "score": float(rewards[i]),
                     "sub_scores": {name: float(values[i]) for name, values in sub_scores.items()},
                 }
-                file.write(json.dumps(strict_json(row), allow_nan=False, ensure_ascii=False) + "\n")
+                file.write(dump(row))
         text = json.dumps(strict_json(summary), allow_nan=False, ensure_ascii=False, indent=2)
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
         _save_grid(folder / "grid", grid_images, images_per_prompt)
@@ -159,15 +160,7 @@ def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
     if not (folder / "summary.json").is_file():
         known = ", ".join(map(str, list_evaluations(run_dir))) or "none"
         raise FileNotFoundError(f"no evaluation of epoch {epoch} in {run_dir}; there are: {known}")
-    rows = []
-    for number, line in enumerate((folder / "scores.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = from_strict_json(json.loads(line))
-            rows.append(
-                (row["prompt_index"], row["image"], row["prompt"], row["category"], row["score"], row["sub_scores"])
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'scores.jsonl'} line {number} is damaged: {error}") from None
+    rows = read_json_lines(folder / "scores.jsonl", _parsed)
     try:
         summary = from_strict_json(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     except ValueError as error:
@@ -184,6 +177,12 @@ def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
         sub_scores={name: np.array([row[5].get(name, np.nan) for row in rows], dtype=np.float64) for name in names},
         summary=summary,
     )
+
+
+def _parsed(row: Any) -> tuple[int, int, str, str, float, Mapping[str, float]]:
+    """The columns of a line; of texts that read as numbers, such as the prompt 'NaN', none becomes one."""
+    score, sub_scores = from_strict_json(row["score"]), from_strict_json(row["sub_scores"])
+    return int(row["prompt_index"]), int(row["image"]), str(row["prompt"]), str(row["category"]), score, sub_scores
 
 
 def clear_later_evaluations(run_dir: Path, resumed_epoch: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import numbers
 import time
 import uuid
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prdp.json_lines import read_json_lines
 from prdp.storage import write_atomically
 from prdp.tracking.status_file import read_status, start_status, update_status
 from prdp.tracking.strict_json import dump, from_strict_json
@@ -50,7 +50,7 @@ class JsonlTracker:
             earlier = float(kept[-1].get("wall_seconds", 0.0)) if kept else 0.0
             for line in kept:
                 self._note(line)
-            write_atomically(self.path, "".join(dump(line) + "\n" for line in kept).encode())
+            write_atomically(self.path, "".join(map(dump, kept)).encode())
         self._facts = dict(facts or {})
         self._start = time.monotonic() - earlier
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
@@ -71,7 +71,7 @@ class JsonlTracker:
         self._epoch = max(int(epoch), self._epoch)
         self._note(line)
         try:
-            self._file.write(dump(line) + "\n")
+            self._file.write(dump(line))
         except OSError as error:
             raise OSError(error.errno, f"cannot write epoch {epoch} to the log: {error.strerror}", self.path) from error
         update_status(self._run_dir, epoch=self._epoch, **self._latest)
@@ -99,22 +99,13 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no log.
         ValueError: a line other than the last is no JSON object with an 'epoch', with its number.
     """
-    path = Path(run_dir) / METRICS_FILE
-    lines = path.read_bytes().split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    rows: list[dict[str, Any]] = []
-    for number, text in enumerate(lines, start=1):
-        try:
-            row = json.loads(text)
-            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-                raise ValueError("not an object with an integer 'epoch'")
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path} line {number} is damaged: {error}") from None
-        rows.append(from_strict_json(row))
-    return rows
+
+    def parse(row: Any) -> dict[str, Any]:
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+            raise ValueError("not an object with an integer 'epoch'")
+        return dict(from_strict_json(row))
+
+    return read_json_lines(Path(run_dir) / METRICS_FILE, parse, cut_off=True)
 
 
 def choose_run_id(run_dir: Path, resumed_epoch: int | None) -> str:

@@ -124,7 +124,7 @@ def _process_start(pid: int) -> int | None:
 
 
 def _write(run_dir: Path, status: Mapping[str, Any]) -> None:
-    write_atomically(Path(run_dir) / STATUS_FILE, (dump({**status, "updated": _now()}) + "\n").encode())
+    write_atomically(Path(run_dir) / STATUS_FILE, dump({**status, "updated": _now()}).encode())
 
 
 def _now() -> str:

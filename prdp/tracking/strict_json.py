@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
+
+from prdp.json_lines import json_line
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -37,5 +38,5 @@ def from_strict_json(value: Any) -> Any:
 
 
 def dump(row: Mapping[str, Any]) -> str:
-    """One line of strict JSON."""
-    return json.dumps(strict_json(row), allow_nan=False, ensure_ascii=False)
+    """One line of strict JSON, with its end."""
+    return json_line(strict_json(row))
