@@ -1,4 +1,4 @@
-"""Prompts with what Unicode calls line ends, and with texts that read as numbers, through everything that a run does."""
+"""Prompts with what Unicode calls line ends, or that read as numbers, through everything that a run does."""
 
 from __future__ import annotations
 
