@@ -127,7 +127,7 @@ def config_fingerprint(config: Mapping[str, Any]) -> str:
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in _flat(config).items()
+        for key, value in flat(config).items()
         if (key in BOUND_KEYS or not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS))
         and not (key.startswith("reward.") and key.rpartition(".")[2] in FREE_REWARD_ARGUMENTS)
     }
@@ -141,11 +141,12 @@ def _defaults() -> dict[str, Any]:
     return {key: value for key, value in _binding(plain).items() if value != MISSING}
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys -> plain values of nested mappings."""
     result: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            result.update(_flat(value, f"{prefix}{key}."))
+            result.update(flat(value, f"{prefix}{key}."))
         else:
             result[f"{prefix}{key}"] = jsonable(value, f"{prefix}{key}")
     return result

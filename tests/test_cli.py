@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from prdp import model_folder as models
 from prdp.cli import COMMANDS, main
@@ -97,17 +96,16 @@ def test_train_runs_the_composed_configuration(
     folder = Path(config.output_dir)
     assert folder.is_relative_to(here / "runs" / "shapes_smoke")
     assert Path.cwd() == here
-    saved = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
-    assert saved == ["experiment=shapes_smoke", "learner.learning_rate=2e-3", "seed=5"]
+    assert list(folder.iterdir()) == []
     shown = capsys.readouterr().out
     assert "4 = 2 prompts x 2 images" in shown
     assert str(folder) in shown
 
 
-def test_output_dir_takes_hydras_files_too(here: Path, runs: list[TrainConfig]) -> None:
+def test_output_dir_is_the_only_folder(here: Path, runs: list[TrainConfig]) -> None:
     assert main(["train", "experiment=shapes_smoke", "output_dir=mine"]) == 0
     assert runs[0].output_dir == str(here / "mine")
-    assert (here / "mine" / ".hydra" / "config.yaml").is_file()
+    assert list((here / "mine").iterdir()) == []
     assert not (here / "runs").exists()
 
 
@@ -118,7 +116,7 @@ def test_sweep_runs_every_combination(here: Path, runs: list[TrainConfig], capsy
     assert seen == [("ShapesJudge", 100_000), ("ShapesJudge", 45), ("Redness", 100_000), ("Redness", 45)]
     folders = [Path(config.output_dir) for config in runs]
     assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
-    assert all((folder / ".hydra" / "overrides.yaml").is_file() for folder in folders)
+    assert all(list(folder.iterdir()) == [] for folder in folders)
     assert "job 3 of 4" in capsys.readouterr().out
 
 

@@ -18,6 +18,8 @@ from prdp.suggest import did_you_mean
 from prdp.targets import TARGET
 
 FROM_RUN = "from_run"
+_TRAINED = "_trained"
+"""Behind the name of a reward that a run was trained on while another one of that name is watched."""
 SPLITS = ("train", "heldout")
 _GROUP_OF = {"prompts": "prompts", "rewards": "reward", "watch": "reward"}
 _LISTS = ("models", *_GROUP_OF, "export")
@@ -72,7 +74,7 @@ def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandL
     for key, group in _GROUP_OF.items():
         for entry in lists.get(key, ()):
             _choose(chosen, key, entry, available.get(group, []))
-    overlay, notes = _from_runs(runs, lists, rest) if runs else ({}, [])
+    overlay, notes = _from_runs(runs, lists, rest, chosen.names.get("watch", ())) if runs else ({}, [])
     for key, sections in chosen.sections.items():
         overlay.setdefault(key, {}).update(sections)
     for key in _GROUP_OF:
@@ -140,10 +142,16 @@ def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str]) -> No
 
 
 def _from_runs(
-    runs: Sequence[TrainedRun], lists: Mapping[str, Sequence[str]], rest: Sequence[str]
+    runs: Sequence[TrainedRun],
+    lists: Mapping[str, Sequence[str]],
+    rest: Sequence[str],
+    watched: Sequence[str],
 ) -> tuple[dict[str, Any], list[str]]:
     """What the runs bring along where the command line says nothing: settings of the first, rewards and prompts of
     all.
+
+    Args:
+        watched: names of the rewards that are watched.
     """
     first = runs[0]
     config = first.config
@@ -171,10 +179,11 @@ def _from_runs(
         others = [run for run in runs if run.config.model.path != config.model.path]
         notes += [f"{run.folder} was trained from {run.config.model.path}, not from base" for run in others]
     if "rewards" not in lists:
-        taken["rewards"] = _distinct([(run.reward_name, run.config.reward) for run in runs], lists.get("watch", ()))
-        notes.append(f"rewards that the runs were trained on: {', '.join(taken['rewards'])}")
+        taken["rewards"] = _distinct([(run.reward_name, run.config.reward) for run in runs], watched)
+        names = dict.fromkeys(run.reward_name for run in runs)
+        notes.append(f"rewards that the runs were trained on: {', '.join(names)}")
     if "prompts" not in lists:
-        taken["prompts"] = _distinct([(run.prompts_name, run.config.prompts.heldout) for run in runs], ())
+        taken["prompts"] = _distinct([(run.prompts_name, run.config.prompts.heldout) for run in runs])
         notes.append(f"held-out prompts of the runs: {', '.join(taken['prompts'])}")
     taken = {key: value for key, value in taken.items() if key not in keys}
     return taken, notes
@@ -185,17 +194,18 @@ def _image_settings(run: TrainedRun) -> dict[str, Any]:
     return {key: value for key, value in sampler.items() if key not in ("microbatch", "prompts_per_chunk")}
 
 
-def _distinct(named: Sequence[tuple[str, Mapping[str, Any]]], without: Sequence[str]) -> dict[str, Any]:
-    """Sections that differ, each under a name of its own."""
+def _distinct(named: Sequence[tuple[str, Mapping[str, Any]]], taken: Sequence[str] = ()) -> dict[str, Any]:
+    """Sections that differ, each under a name of its own; names that are taken get `_TRAINED` behind them."""
     found: dict[str, Any] = {}
     for name, section in named:
         plain = dict(section)
-        if plain in found.values() or name in without:
+        if plain in found.values():
             continue
+        stem = f"{name}{_TRAINED}" if name in taken else name
         number = 2
-        free = name
+        free = stem
         while free in found:
-            free, number = f"{name}_{number}", number + 1
+            free, number = f"{stem}_{number}", number + 1
         found[free] = plain
     return found
 
@@ -217,12 +227,20 @@ def _addressed(word: str, splits: Mapping[str, str]) -> str:
 
 
 def _prepared(plain: dict[str, Any], splits: Mapping[str, str]) -> dict[str, Any]:
-    """Reduce the options of the group `prompts`, which have two sources each, to the one that was chosen."""
+    """Reduce the options of the group `prompts`, which have two sources each, to the one that was chosen, and leave out
+    rewards of the runs that are watched with the very same arguments.
+    """
     chosen = dict(plain.get("prompts") or {})
     for name in splits.keys() & chosen.keys():
         if isinstance(chosen[name], dict):
             chosen[name] = chosen[name].get(splits[name])
-    return {**plain, "prompts": chosen}
+    watched = [section for section in (plain.get("watch") or {}).values() if isinstance(section, dict)]
+    rewards = {
+        name: section
+        for name, section in (plain.get("rewards") or {}).items()
+        if not (re.search(rf"{_TRAINED}(_\d+)?$", str(name)) and section in watched)
+    }
+    return {**plain, "prompts": chosen, "rewards": rewards}
 
 
 def _quoted(entries: Sequence[str]) -> str:

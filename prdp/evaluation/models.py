@@ -16,7 +16,7 @@ from prdp.checkpoint import STATE_FILE, TENSOR_FILE
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.configure import typed
 from prdp.errors import StartError
-from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep
+from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
 from prdp.model_folder import INDEX, check_model, model_location
 from prdp.suggest import did_you_mean
@@ -152,15 +152,6 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
         f"models: {entry}: {folder} is neither the folder of a run or sweep (config.yaml), nor a checkpoint "
         f"({STATE_FILE}), nor a diffusers folder ({INDEX}), nor a LoRA ({' or '.join(LORA_FILES)}, *.safetensors)"
     )
-
-
-def sweep_labels(runs: Sequence[TrainedRun]) -> list[str]:
-    """What tells the runs of a sweep apart: the overrides that not all of them have, else their folders' names."""
-    shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
-    labels = [",".join(word for word in run.overrides if word not in shared) for run in runs]
-    plain = [label.replace("reward=", "").replace("prompts=", "") for label in labels]
-    best = plain if len(set(plain)) == len(plain) else labels
-    return best if all(best) and len(set(best)) == len(best) else [run.folder.name for run in runs]
 
 
 def _of_run(entry: str, name: str, folder: Path) -> EvaluatedModel:

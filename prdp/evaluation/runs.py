@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from prdp.config import TrainConfig
-from prdp.configure import read_config
+from prdp.configure import conf_folder, read_config
+from prdp.resume_checks import flat
 from prdp.targets import TARGET
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"
+_NAMELESS = ("callable", "file", "text_file", "hf_dataset")
+"""Options that stand for whatever their `path` names."""
+_LONGEST_LABEL = 120
 _LEAVES = ("weights", "checkpoints", "metrics.jsonl")
 
 
@@ -25,28 +32,25 @@ class TrainedRun:
     Attributes:
         folder: of the run.
         config: that it was run with.
-        overrides: of its command line, where Hydra noted them.
-        choices: group -> option, likewise.
         epoch: epochs finished, by its log.
         seconds: it was at work.
     """
 
     folder: Path
     config: TrainConfig
-    overrides: tuple[str, ...]
-    choices: Mapping[str, str]
     epoch: int | None
     seconds: float
 
     @property
     def reward_name(self) -> str:
         """A name for the reward it was trained on."""
-        return self.choices.get("reward") or section_name(self.config.reward)
+        return _option("reward", (), self.config.reward) or section_name(self.config.reward)
 
     @property
     def prompts_name(self) -> str:
         """A name for its held-out prompts."""
-        return self.choices.get("prompts") or section_name(self.config.prompts.heldout)
+        heldout = self.config.prompts.heldout
+        return _option("prompts", ("heldout",), heldout) or section_name(heldout)
 
 
 def is_run(folder: Path) -> bool:
@@ -74,15 +78,9 @@ def read_trained_run(folder: Path) -> TrainedRun:
     """
     config = read_config(folder / CONFIG_FILE)
     rows = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
-    hydra = _yaml(folder / ".hydra" / "hydra.yaml")
-    runtime = hydra.get("hydra", {}).get("runtime", {}) if isinstance(hydra, dict) else {}
-    choices = {key: str(value) for key, value in (runtime.get("choices") or {}).items() if value is not None}
-    overrides = _yaml(folder / ".hydra" / "overrides.yaml")
     return TrainedRun(
         folder=folder,
         config=config,
-        overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
-        choices=choices,
         epoch=max((int(row["epoch"]) for row in rows), default=None),
         seconds=max((float(row.get("wall_seconds", 0.0)) for row in rows), default=0.0),
     )
@@ -94,19 +92,63 @@ def section_name(section: Mapping[str, Any]) -> str:
     last = str(section.get(TARGET, "")).rpartition(".")[2]
     if last == "PythonCallable" and path:
         return path.rpartition(".")[2]
-    if path and "Prompts" in last:
+    if path and "prompts" in last.lower():
         return re.sub(r"\W+", "_", Path(path).stem)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", last).lower()
 
 
-def _saved(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("epoch_*/state.json"))
+def sweep_labels(runs: Sequence[TrainedRun]) -> list[str]:
+    """What tells the runs of a sweep apart: the keys of their configurations that differ, else their folders' names."""
+    flats = [_described(run) for run in runs]
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    telling = [key for key in keys if len({repr(flat.get(key)) for flat in flats}) > 1]
+    # A section that has another name is another one, whatever its arguments.
+    telling = [key for key in telling if not any(key.startswith(f"{named}.") for named in telling)]
+    labels = [",".join(f"{key}={flat[key]}" for key in telling if key in flat) for flat in flats]
+    plain = [re.sub(r"\b(reward|prompts)=", "", label) for label in labels]
+    best = plain if len(set(plain)) == len(plain) else labels
+    told = all(0 < len(label) <= _LONGEST_LABEL for label in best) and len(set(best)) == len(best)
+    return best if told else [run.folder.name for run in runs]
 
 
-def _yaml(file: Path) -> Any:
-    """A YAML file's content; None where there is no such file."""
-    if not file.is_file():
-        return None
+def _described(run: TrainedRun) -> dict[str, Any]:
+    """Dotted keys -> values of a run's configuration, and the names of its reward, prompts and objective."""
+    plain = dataclasses.asdict(run.config)
+    del plain["output_dir"]
+    prompts = plain.pop("prompts")
+    names = {"reward": run.reward_name, "prompts": run.prompts_name, "objective": run.config.objective.get("name")}
+    return {**names, **flat({**plain, "prompts": prompts})}
+
+
+@cache
+def _options(group: str, inside: tuple[str, ...]) -> Mapping[str, Mapping[str, Any]]:
+    """Option of a group of the package -> its flat keys, under a key of it."""
     import yaml
 
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    found = {}
+    for file in sorted((conf_folder() / group).glob("*.yaml")):
+        section = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for key in inside:
+            section = section.get(key, {})
+        found[file.stem] = flat(section)
+    return found
+
+
+def _option(group: str, inside: tuple[str, ...], section: Mapping[str, Any]) -> str | None:
+    """The option that a section stems from: of those with its target, the one that shares most of its arguments.
+
+    None where several fit that are not the same, as for sections that read whatever file they are given.
+    """
+    own, options = flat(section), _options(group, inside)
+    shared = {
+        name: sum(own.get(key) == value for key, value in option.items())
+        for name, option in options.items()
+        if option.get(TARGET) == own.get(TARGET) and name not in _NAMELESS
+    }
+    best = sorted((name for name, count in shared.items() if count == max(shared.values())), key=len)
+    alike = all(options[name] == options[best[0]] for name in best)
+    return best[0] if best and (len(best) == 1 or (alike and MISSING not in options[best[0]].values())) else None
+
+
+def _saved(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("epoch_*/state.json"))

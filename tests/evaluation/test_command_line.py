@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,18 @@ from prdp.configure import conf_folder, typed, write_config
 from prdp.errors import ConfigError, UserError
 from prdp.evaluate import check_start, main
 from prdp.evaluation.command_line import CommandLine, read_command_line
-from prdp.evaluation.models import find_models, sweep_labels
-from prdp.evaluation.runs import TrainedRun, read_trained_run, section_name
+from prdp.evaluation.models import find_models
+from prdp.evaluation.runs import TrainedRun, read_trained_run, section_name, sweep_labels
 
 
-def run_folder(folder: Path, overrides: Sequence[str] = (), reward: str = "redness.Redness", **changes: Any) -> Path:
+def run_folder(folder: Path, reward: str = "redness.Redness", **changes: Any) -> Path:
     """A finished run, with an empty LoRA file."""
+    arguments = changes.pop("arguments", {})
     config = typed(
         {
             "seed": 5,
             "output_dir": str(folder),
-            "reward": {"_target_": f"prdp.rewards.{reward}"},
+            "reward": {"_target_": f"prdp.rewards.{reward}", **arguments},
             "prompts": {
                 part: {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": part, "size": 9}
                 for part in ("train", "heldout")
@@ -38,9 +38,6 @@ def run_folder(folder: Path, overrides: Sequence[str] = (), reward: str = "redne
     (folder / "weights").mkdir()
     (folder / "weights" / "pytorch_lora_weights.safetensors").write_bytes(b"")
     (folder / "metrics.jsonl").write_text('{"epoch": 4, "wall_seconds": 12.5}\n')
-    if overrides:
-        (folder / ".hydra").mkdir()
-        (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in overrides))
     return folder
 
 
@@ -62,13 +59,13 @@ def test_a_run_brings_sampler_prompts_rewards_and_seed(run: Path) -> None:
     assert (sampler.steps, sampler.guidance_scale, sampler.timestep_spacing) == (7, 2.5, "trailing")
     assert (config.seeds, config.prompt_seed, config.prompts_per_set, config.images_per_prompt) == ([77], 77, 6, 3)
     assert config.rewards == {"redness": {"_target_": "prdp.rewards.redness.Redness"}}
-    assert config.prompts["shapes_prompts"]["split"] == "heldout"
+    assert config.prompts["shapes"]["split"] == "heldout"
     assert line.model_is_given
     assert any("7 steps, guidance 2.5, trailing spacing" in note for note in line.notes)
     models, prompts = check_start(config)
     assert [model.name for model in models] == ["base", "run"]
     assert (models[1].kind, models[1].epoch, models[1].run and models[1].run.seconds) == ("lora", 4, 12.5)
-    assert len(prompts["shapes_prompts"]) == 6
+    assert len(prompts["shapes"]) == 6
 
 
 def test_what_is_typed_wins(run: Path) -> None:
@@ -110,24 +107,79 @@ def test_argument_of_a_source_whose_other_half_is_missing(tmp_path: Path) -> Non
 
 def test_a_sweep_is_one_folder_and_its_rewards_and_prompts_come_together(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    for number, (reward, prompts) in enumerate(
-        [("redness", "shapes"), ("shapes_judge", "shapes"), ("redness", "shapes_small")]
-    ):
-        target = {"redness": "redness.Redness", "shapes_judge": "shapes_judge.ShapesJudge"}[reward]
-        words = ["experiment=shapes_smoke", f"reward={reward}", f"prompts={prompts}"]
-        run_folder(sweep / str(number), words, target)
+    for number, (target, steps) in enumerate([("redness.Redness", 7), ("shapes_judge.ShapesJudge", 7)] * 2):
+        run_folder(sweep / str(number), target, sampler={"steps": steps + number // 2})
     (sweep / "multirun.yaml").write_text("{}")
     config = composed(f"models=[{sweep}]")
     assert list(config.rewards) == ["redness", "shapes_judge"]
-    assert list(config.prompts) == ["shapes_prompts"]
+    assert list(config.prompts) == ["shapes"]
     names = [model.name for model in check_start(config)[0]]
-    assert names == ["base", "redness,shapes", "shapes_judge,shapes", "redness,shapes_small"]
-    assert next(model.name for model in find_models([f"s:{sweep}"], None)) == "s/redness,shapes"
+    assert names == [
+        "base", "redness,sampler.steps=7", "shapes_judge,sampler.steps=7", "redness,sampler.steps=8",
+        "shapes_judge,sampler.steps=8",
+    ]  # fmt: skip
+    assert next(model.name for model in find_models([f"s:{sweep}"], None)) == "s/redness,sampler.steps=7"
 
 
-def test_runs_of_a_sweep_without_notes_are_called_by_their_numbers(run: Path) -> None:
+def test_runs_of_a_sweep_are_called_by_what_differs_else_by_their_numbers(run: Path, tmp_path: Path) -> None:
     plain = read_trained_run(run)
-    assert sweep_labels([plain, TrainedRun(run / "b", plain.config, (), {}, None, 0.0)]) == ["run", "b"]
+    assert sweep_labels([plain, TrainedRun(run / "b", plain.config, None, 0.0)]) == ["run", "b"]
+    of_prompts = run_folder(
+        tmp_path / "of prompts",
+        prompts={part: {"_target_": "prdp.prompts.animals.AnimalPrompts"} for part in ("train", "heldout")},
+    )
+    assert sweep_labels([plain, read_trained_run(of_prompts)]) == ["shapes", "animals"]
+    of_name = run_folder(tmp_path / "of objective", objective={"name": "ddpo"})
+    assert sweep_labels([plain, read_trained_run(of_name)]) == ["objective=prdp", "objective=ddpo"]
+    of_long = run_folder(tmp_path / "of long", model={"path": "/models/" + "x" * 150})
+    assert sweep_labels([plain, read_trained_run(of_long)]) == ["run", "of long"]
+
+
+def test_what_hydra_notes_does_not_name_the_reward(run: Path) -> None:
+    (run / ".hydra").mkdir()
+    (run / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {reward: compressibility}}}")
+    (run / ".hydra" / "overrides.yaml").write_text("- reward=compressibility\n")
+    assert list(composed(f"models=[{run}]").rewards) == ["redness"]
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "name"),
+    [
+        ("hpsv2.HPSv2", {"path": "xswu/HPSv2", "release": "2.1"}, "hpsv2_1"),
+        ("hpsv2.HPSv2", {"path": "/models/v2.pt", "release": "2.0"}, "hpsv2"),
+        ("pickscore.PickScore", {"path": "/models/pick"}, "pickscore"),
+        ("vqa.VQAAlignment", {"path": "/models/blip"}, "vqa"),
+        ("python_callable.PythonCallable", {"path": "mine.bright"}, "bright"),
+    ],
+)
+def test_rewards_are_called_by_their_options(
+    tmp_path: Path, target: str, arguments: dict[str, Any], name: str
+) -> None:
+    assert read_trained_run(run_folder(tmp_path / "run", target, arguments=arguments)).reward_name == name
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ({"_target_": "prdp.prompts.any_file.open_prompts", "path": "/data/my list.txt"}, "my_list"),
+        ({"_target_": "prdp.prompts.dsg.DsgPrompts", "path": "/data/dsg.csv"}, "dsg_1k"),
+        ({"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 1024, "seed": 0}, "shapes"),
+    ],
+)
+def test_prompt_sets_are_called_by_their_options_or_files(tmp_path: Path, section: dict[str, Any], name: str) -> None:
+    run = run_folder(tmp_path / "run", prompts={"train": section, "heldout": section})
+    assert read_trained_run(run).prompts_name == name
+
+
+def test_a_watched_reward_leaves_the_trained_one_of_its_name(tmp_path: Path) -> None:
+    """Both are the option `pickscore`, of other files; where they are the same, it is scored once."""
+    run = run_folder(tmp_path / "run", "pickscore.PickScore", arguments={"path": "/models/mine"})
+    config = composed(f"models=[{run}]", "watch=[pickscore]")
+    assert config.rewards["pickscore_trained"]["path"] == "/models/mine"
+    assert config.watch["pickscore"]["path"] == "yuvalkirstain/PickScore_v1"
+    same = run_folder(tmp_path / "same")
+    config = composed(f"models=[{same}]", "watch=[redness]")
+    assert (list(config.rewards), list(config.watch)) == ([], ["redness"])
 
 
 def test_runs_that_differ_are_told(tmp_path: Path, run: Path) -> None:
