@@ -34,7 +34,8 @@ class SamplerConfig:
     eta: float = 1.0
     guidance_scale: float = 5.0
     timestep_spacing: str | None = None
-    """leading, trailing or linspace; null keeps the checkpoint's."""
+    """leading, trailing or linspace; null keeps the checkpoint's. With linspace, or trailing and steps that do not
+    divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps beside its list of timesteps."""
     deterministic_final_steps: int = 0
     """Number of last steps taken at their mean: no noise, no log-prob."""
     microbatch: int = 64

@@ -67,7 +67,8 @@ def train_timesteps(scheduler: Mapping[str, Any], steps: int, spacing: str | Non
     if spacing == "leading":
         return np.arange(steps, dtype=np.int64)[::-1] * (total // steps) + int(scheduler.get("steps_offset", 0))
     if spacing == "trailing":
-        return np.round(np.arange(total, 0, -total / steps)).astype(np.int64) - 1
+        # Cut, because the range overshoots to timestep -1 where total / steps is rounded down.
+        return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int64) - 1
     if spacing == "linspace":
         return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
     raise ValueError(f"sampler.timestep_spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}")
@@ -109,6 +110,12 @@ def build_transitions(
     'ddim' is eq. 16 of Song et al. (2021) with noise level eta; eta = 1 is what the PRDP paper calls the DDPM sampler.
     'ddpm' is the ancestral posterior of Ho et al. (2020) with variance "fixed small"; its last step has no variance.
 
+    A step leads to the next timestep of the list that the network is asked at, and the last one to the final abar: 1,
+    or abar_0 for DDIM where set_alpha_to_one is false. So does diffusers' DDPMScheduler. Its DDIMScheduler leads to
+    t - num_train_timesteps // steps instead, which is the next of the list for leading spacing, and for trailing
+    spacing where `steps` divides num_train_timesteps. Elsewhere (linspace, most of all with few steps) its latents have
+    another noise level than the network is then told; this table keeps to the list there, and differs from it.
+
     Args:
         scheduler: configuration with num_train_timesteps, betas, prediction_type, steps_offset, set_alpha_to_one.
         steps: T.
@@ -132,8 +139,7 @@ def build_transitions(
     abar_all = alphas_cumprod(scheduler)
     final = 1.0 if kind == "ddpm" or scheduler.get("set_alpha_to_one", True) else float(abar_all[0])
     abar = abar_all[timesteps]
-    previous = timesteps - int(scheduler["num_train_timesteps"]) // steps
-    abar_prev = np.where(previous >= 0, abar_all[np.maximum(previous, 0)], final)
+    abar_prev = np.append(abar[1:], final)
 
     variance = (1.0 - abar_prev) / (1.0 - abar) * (1.0 - abar / abar_prev)
     level = np.full(steps, eta if kind == "ddim" else 1.0)

@@ -36,9 +36,11 @@ def moved(weights: Weights) -> Weights:
     return Weights.of(1, tensors)
 
 
-@pytest.mark.parametrize(("guidance_scale", "spacing"), [(3.0, None), (1.0, "trailing")])
-def test_images_equal_those_of_diffusers(pipeline_folder: Path, guidance_scale: float, spacing: str | None) -> None:
-    sampler = sampler_at(pipeline_folder, guidance_scale=guidance_scale, timestep_spacing=spacing)
+@pytest.mark.parametrize(("guidance_scale", "spacing", "steps"), [(3.0, None, 6), (1.0, "trailing", 5)])
+def test_images_equal_those_of_diffusers(
+    pipeline_folder: Path, guidance_scale: float, spacing: str | None, steps: int
+) -> None:
+    sampler = sampler_at(pipeline_folder, guidance_scale=guidance_scale, timestep_spacing=spacing, steps=steps)
     ours = sampler.sample(PROMPTS, SIZE, SEED).images
 
     pipeline = load_pipeline(ModelConfig(path=str(pipeline_folder)))
@@ -52,7 +54,7 @@ def test_images_equal_those_of_diffusers(pipeline_folder: Path, guidance_scale: 
         theirs = pipeline(
             [text for text in PROMPTS.texts for _ in range(SIZE)],
             latents=first,
-            num_inference_steps=6,
+            num_inference_steps=steps,
             guidance_scale=guidance_scale,
             eta=1.0,
             output_type="np",

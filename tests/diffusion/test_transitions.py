@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from prdp.diffusion.transitions import alphas_cumprod, build_transitions, log_ratio, reference_log_prob
+from prdp.diffusion.transitions import (
+    alphas_cumprod,
+    build_transitions,
+    log_ratio,
+    reference_log_prob,
+    train_timesteps,
+)
 
 SD = {
     "num_train_timesteps": 1000,
@@ -24,15 +31,35 @@ SD = {
 }
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 50), ("leading", 8), ("trailing", 10), ("linspace", 8)])
-@pytest.mark.parametrize("eta", [1.0, 0.4])
-def test_ddim_steps_equal_diffusers(prediction: str, spacing: str, steps: int, eta: float) -> None:
-    config: dict[str, Any] = {**SD, "prediction_type": prediction, "timestep_spacing": spacing}
-    scheduler = DDIMScheduler(**config)
-    # diffusers keeps its table in float32; in float64 the two can be compared to the last digits.
+SPACINGS = ["leading", "trailing", "linspace"]
+PREDICTIONS = ["epsilon", "v_prediction", "sample"]
+
+
+def exact(scheduler: Any, config: dict[str, Any]) -> Any:
+    """diffusers keeps its table in float32; in float64 the two can be compared to the last digits."""
     scheduler.alphas_cumprod = torch.from_numpy(alphas_cumprod(config))
-    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    scheduler.one = torch.tensor(1.0, dtype=torch.float64)
+    if isinstance(scheduler, DDIMScheduler):
+        scheduler.final_alpha_cumprod = scheduler.one if config["set_alpha_to_one"] else scheduler.alphas_cumprod[0]
+    return scheduler
+
+
+def ddim_leads_to_the_next_timestep(spacing: str, steps: int) -> bool:
+    """Whether DDIMScheduler's t - 1000 // steps is the next timestep of its own list."""
+    return spacing == "leading" or (spacing == "trailing" and 1000 % steps == 0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("spacing", "steps"),
+    [("leading", 50), ("leading", 30), ("leading", 13), ("leading", 8), ("trailing", 10), ("trailing", 50)],
+)
+def test_ddim_steps_equal_diffusers(prediction: str, to_one: bool, eta: float, spacing: str, steps: int) -> None:
+    assert ddim_leads_to_the_next_timestep(spacing, steps)
+    config = {**SD, "prediction_type": prediction, "timestep_spacing": spacing, "set_alpha_to_one": to_one}
+    scheduler = exact(DDIMScheduler(**config), config)
     scheduler.set_timesteps(steps)
     table = build_transitions(config, steps=steps, eta=eta)
     np.testing.assert_array_equal(table.timesteps, scheduler.timesteps.numpy())
@@ -44,21 +71,74 @@ def test_ddim_steps_equal_diffusers(prediction: str, spacing: str, steps: int, e
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [50, 8])
-def test_ddpm_steps_equal_diffusers(steps: int) -> None:
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("linspace", 8), ("linspace", 50), ("trailing", 7), ("trailing", 13), ("trailing", 30)]
+)
+def test_ddim_steps_lead_to_the_next_timestep_where_those_of_diffusers_do_not(
+    prediction: str, eta: float, spacing: str, steps: int
+) -> None:
+    """Eq. 12 and 16 of Song et al. (2021) between neighbours of the list, and how far off diffusers' step is."""
+    assert not ddim_leads_to_the_next_timestep(spacing, steps)
+    config = {**SD, "prediction_type": prediction, "timestep_spacing": spacing}
+    scheduler = exact(DDIMScheduler(**config), config)
+    scheduler.set_timesteps(steps)
+    table = build_transitions(config, steps=steps, eta=eta)
+    np.testing.assert_array_equal(table.timesteps, scheduler.timesteps.numpy())
+    generator = torch.Generator().manual_seed(0)
+    alphas = scheduler.alphas_cumprod.double()
+    worst = 0.0
+    for step, timestep in enumerate(table.timesteps):
+        x, output, noise = torch.randn(3, 2, 4, 4, 4, generator=generator, dtype=torch.float64)
+        now = alphas[timestep]
+        then = alphas[table.timesteps[step + 1]] if step + 1 < steps else alphas[0]
+        sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+        clean, epsilon = {
+            "epsilon": ((x - (1 - now).sqrt() * output) / now.sqrt(), output),
+            "v_prediction": (
+                now.sqrt() * x - (1 - now).sqrt() * output,
+                now.sqrt() * output + (1 - now).sqrt() * x,
+            ),
+            "sample": (output, (x - now.sqrt() * output) / (1 - now).sqrt()),
+        }[prediction]
+        expected = then.sqrt() * clean + (1 - then - sigma**2).sqrt() * epsilon + sigma * noise
+        ours = table.mean(step, x, output) + float(table.sigma[step]) * noise
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        theirs = scheduler.step(output, int(timestep), x, eta=eta, variance_noise=noise).prev_sample
+        worst = max(worst, (theirs - ours).abs().max().item())
+    assert worst > 1e-3
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [7, 13, 20, 30, 50, 999])
+def test_ddpm_steps_equal_diffusers(prediction: str, spacing: str, steps: int) -> None:
     config = {key: value for key, value in SD.items() if key != "set_alpha_to_one"}
-    scheduler = DDPMScheduler(**config, variance_type="fixed_small")
+    config |= {"prediction_type": prediction, "timestep_spacing": spacing}
+    scheduler = exact(DDPMScheduler(**config, variance_type="fixed_small"), config)
     scheduler.set_timesteps(steps)
     table = build_transitions(config, kind="ddpm", steps=steps)
     np.testing.assert_array_equal(table.timesteps, scheduler.timesteps.numpy())
     generator = torch.Generator().manual_seed(0)
-    for step, timestep in enumerate(scheduler.timesteps):
-        x, output = torch.randn(2, 2, 4, 4, 4, generator=generator)
-        stepped = scheduler.step(output, int(timestep), x, generator=torch.Generator().manual_seed(step)).prev_sample
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(step))
+    for step in sorted({*range(0, steps, 1 + steps // 60), steps - 1}):
+        x, output, noise = torch.randn(3, 2, 2, 2, 2, generator=generator, dtype=torch.float64)
+        with patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, noise=noise, **kwargs: noise):
+            expected = scheduler.step(output, int(scheduler.timesteps[step]), x).prev_sample
         ours = table.mean(step, x, output) + float(table.sigma[step]) * noise
-        torch.testing.assert_close(ours, stepped, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
     assert table.stochastic_steps == steps - 1
+    assert table.sigma[-1] == 0
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_number_of_steps_has_that_many_timesteps_within_the_schedule(spacing: str) -> None:
+    for steps in range(1, 1000):
+        timesteps = train_timesteps(SD, steps, spacing)
+        assert len(timesteps) == steps
+        assert timesteps[-1] >= 0
+        assert timesteps[0] < 1000
+        assert np.all(np.diff(timesteps) < 0)
 
 
 def test_eta_one_has_the_posterior_mean_of_ddpm() -> None:
