@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from prdp.bounds import check_bounds
 from prdp.config import TrainConfig
 from prdp.errors import ConfigError
+from prdp.plain_yaml import dump_yaml, literal, load_yaml
 from prdp.suggest import did_you_mean
 
 __all__ = [
@@ -97,7 +98,8 @@ def schema_keys(schema: type = TrainConfig) -> dict[str, Any]:
 def typed(composed: Any, root: Root = TRAIN) -> Any:
     """Convert a composed configuration, or any mapping of the same keys, to the root's checked dataclass.
 
-    `output_dir` becomes absolute.
+    References in a configuration that Hydra composed are resolved, once; in any other mapping, and in what comes out of
+    the first, `${` is text. `output_dir` becomes absolute.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value, or a value out of bounds; by key.
@@ -107,7 +109,7 @@ def typed(composed: Any, root: Root = TRAIN) -> Any:
 
     try:
         plain: Any = OmegaConf.to_container(composed, resolve=True) if OmegaConf.is_config(composed) else dict(composed)
-        merged = OmegaConf.merge(OmegaConf.structured(root.schema), root.prepare(plain))
+        merged = OmegaConf.merge(OmegaConf.structured(root.schema), literal(root.prepare(plain)))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(
@@ -123,9 +125,7 @@ def typed(composed: Any, root: Root = TRAIN) -> Any:
 
 def config_yaml(config: Any) -> str:
     """The whole configuration as YAML."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return dump_yaml(dataclasses.asdict(config))
 
 
 def write_config(config: Any, path: str | os.PathLike[str]) -> None:
@@ -140,22 +140,22 @@ def write_config(config: Any, path: str | os.PathLike[str]) -> None:
 
 
 def read_config(path: str | os.PathLike[str], root: Root = TRAIN) -> Any:
-    """Read what `write_config` saved.
+    """Read what `write_config` saved, as data: nothing in it is resolved, whoever wrote it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ConfigError: it is no YAML mapping, or holds keys or values that this version does not take.
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
     try:
-        composed = OmegaConf.load(Path(path))
-    except YAMLError as error:
-        raise ConfigError(f"{os.fspath(path)} is not YAML: {error}") from error
-    if not OmegaConf.is_dict(composed):
+        content = load_yaml(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(content, dict):
         raise ConfigError(f"{os.fspath(path)} must hold a mapping of keys")
-    return typed(composed, root)
+    try:
+        return typed(content, root)
+    except ConfigError as error:
+        raise ConfigError(f"{os.fspath(path)}: {error}") from error
 
 
 def explained(error: BaseException, root: Root = TRAIN) -> str:

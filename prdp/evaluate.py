@@ -43,11 +43,14 @@ OVERRIDES
   seeds=[0,1]  images_per_prompt=4  prompts_per_set=256  sampler=ddim50  sampler.steps=20
   features=clip features.path=...    where diversity and drift are measured
   export=[geneval,hpsv2]             folders for others' scripts
+  trust=[runs/a]                     runs, or folders of runs, whose own functions, servers and files are used
   output_dir=runs/compare            the same folder again goes on, or adds what is missing
 
 With a run among the models, its sampler, seed, prompts and rewards are taken unless others are given:
   prdp evaluate models=[runs/a,runs/b] output_dir=runs/compare
-Without one, say all of it:
+Of its rewards and prompts only those of this package are taken: a run may come from anybody. A function of yours, a
+server, or a file of prompts elsewhere needs trust=[...]; the refusal says what it is.
+Without a run, say all of it:
   prdp evaluate models=[base,my_lora.safetensors] model.path=/models/sd prompts=[./my.txt] rewards=[my_rewards.mine]
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,43 @@ RUNS_CODE = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "_pickle.loads", "dill.load", "dill.loads", "joblib.load"),
     *("marshal.load", "marshal.loads", "shelve.open", "jsonpickle.decode", "pandas.read_pickle", "pd.read_pickle"),
     *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen"),
+    *("runpy.run_path", "runpy.run_module", "importlib.util.spec_from_file_location", "importlib.machinery.FileFinder"),
+    *(f"hydra.utils.{name}" for name in ("instantiate", "call", "get_object", "get_class", "get_method")),
+    *(f"omegaconf.OmegaConf.{name}" for name in ("load", "create", "resolve", "register_new_resolver")),
     *("cloudpickle.load", "cloudpickle.loads", "ray.cloudpickle.load", "ray.cloudpickle.loads"),
 }
 """Calls that run what they read."""
 OUR_OWN = {"pickle.loads", "cloudpickle.loads", "ray.cloudpickle.loads"}
 """Allowed in prdp/cluster: factories that this package's driver sends to its own actors."""
+
+
+MEANT = {
+    ("cli.py", "importlib.import_module"): "a command of this package, by its name",
+    ("targets.py", "importlib.import_module"): "what a `_target_` names",
+    ("configure.py", "omegaconf.OmegaConf.to_container"): "references that were typed on the command line",
+}
+"""Calls that import or resolve what they are given, and what that is."""
+BUILDERS = {
+    "prdp.targets.build",
+    "prdp.targets.locate",
+    "prdp.targets.check_target",
+    "prdp.rewards.build_reward",
+    "prdp.rewards.check_reward",
+    "prdp.prompts.build_prompts",
+}
+BUILD = {
+    "commands.py": "what the command line composes",
+    "evaluate.py": "what the command line composes, runs having passed `prdp.evaluation.trust`",
+    "train.py": "likewise",
+    "reward_server.py": "likewise",
+    "cluster/base.py": "the reward of the run that starts the actor",
+    "rewards/__init__.py": "the builders themselves",
+    "rewards/python_callable.py": "a function that the command line names",
+    "rewards/weighted_sum.py": "terms of a section that was checked as a whole",
+    "prompts/__init__.py": "the builders themselves",
+    "targets.py": "the builders themselves",
+}
+"""Files that build what a section names, and why its section may be trusted. Another one needs a thought first."""
 
 
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
@@ -64,6 +97,14 @@ def faults(file: Path, inside: str) -> list[str]:
             found.append(f"{where} with allow_pickle")
         if constant(call, "trust_remote_code") or constant(call, "shell"):
             found.append(f"{where} with trust_remote_code or shell")
+        if re.search(r"\bAuto[A-Z]\w+\.from_pretrained$", name) and constant(call, "trust_remote_code") is not False:
+            found.append(f"{where} without trust_remote_code=False, which asks on the terminal")
+        computed = bool(call.args) and not isinstance(call.args[0], ast.Constant)
+        resolves = constant(call, "resolve") is True or (name == "importlib.import_module" and computed)
+        if resolves and (inside, name) not in MEANT:
+            found.append(f"{where} imports or resolves what it is given")
+        if name in BUILDERS and inside not in BUILD:
+            found.append(f"{where} builds what a section names")
     return found
 
 
@@ -86,6 +127,14 @@ def test_no_file_of_the_package_runs_what_it_reads() -> None:
         "from ray import cloudpickle\ncloudpickle.loads(x)",
         "import subprocess\nsubprocess.run(x, shell=True)",
         "Model.from_pretrained(x, trust_remote_code=True)",
+        "import transformers\ntransformers.AutoTokenizer.from_pretrained(x)",
+        "from hydra.utils import instantiate\ninstantiate(x)",
+        "import hydra\nhydra.utils.get_object(x)",
+        "import importlib\nimportlib.import_module(x)",
+        "from omegaconf import OmegaConf\nOmegaConf.load(x)",
+        "from omegaconf import OmegaConf as O\nO.to_container(x, resolve=True)",
+        "from prdp.rewards import build_reward\nbuild_reward(x)",
+        "from prdp.targets import locate as find\nfind('reward', x)",
     ],
 )
 def test_the_search_finds_what_it_looks_for(tmp_path: Path, source: str) -> None:

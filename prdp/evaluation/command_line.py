@@ -14,6 +14,8 @@ from prdp.errors import ConfigError
 from prdp.evaluation.models import runs_among, split_name
 from prdp.evaluation.runs import TrainedRun
 from prdp.evaluation.settings import EvaluateConfig, check_evaluation
+from prdp.evaluation.trust import check_trust, trusted_folders
+from prdp.plain_yaml import literal
 from prdp.suggest import did_you_mean
 from prdp.targets import TARGET
 
@@ -22,7 +24,7 @@ _TRAINED = "_trained"
 """Behind the name of a reward that a run was trained on while another one of that name is watched."""
 SPLITS = ("train", "heldout")
 _GROUP_OF = {"prompts": "prompts", "rewards": "reward", "watch": "reward"}
-_LISTS = ("models", *_GROUP_OF, "export")
+_LISTS = ("models", *_GROUP_OF, "export", "trust")
 _SINGULAR = {"reward": "rewards", "model_paths": "models", "seed": "seeds", "prompt": "prompts"}
 
 
@@ -63,7 +65,8 @@ def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandL
         folders: with configuration files, those of the package first.
 
     Raises:
-        ConfigError: an unknown reward or prompt set, with the nearest that exist; or no models.
+        ConfigError: an unknown reward or prompt set, with the nearest that exist; no models; or a run that asks for
+            more than data and is not among those to trust.
     """
     lists, rest = _lists(words)
     if not lists.get("models"):
@@ -82,7 +85,7 @@ def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandL
     words = [f"{key}={_quoted(entries)}" for key, entries in lists.items() if key in ("models", "export")]
     root = dataclasses.replace(
         EVALUATE,
-        nodes={FROM_RUN: overlay},
+        nodes={FROM_RUN: literal(overlay)},
         prepare=lambda plain: _prepared(plain, chosen.splits),
     )
     given = bool(runs) or any(re.match(r"\+*model(\.path)?=", word) for word in rest)
@@ -178,6 +181,9 @@ def _from_runs(
         notes.append(f"base is {config.model.path}, what {first.folder} was trained from")
         others = [run for run in runs if run.config.model.path != config.model.path]
         notes += [f"{run.folder} was trained from {run.config.model.path}, not from base" for run in others]
+    sections = [(run.folder, "reward", run.config.reward) for run in runs if "rewards" not in lists]
+    sections += [(run.folder, "prompts.heldout", run.config.prompts.heldout) for run in runs if "prompts" not in lists]
+    check_trust(sections, trusted_folders(lists.get("trust", ())))
     if "rewards" not in lists:
         taken["rewards"] = _distinct([(run.reward_name, run.config.reward) for run in runs], watched)
         names = dict.fromkeys(run.reward_name for run in runs)

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from prdp.config import TrainConfig
 from prdp.configure import conf_folder, read_config
+from prdp.plain_yaml import load_yaml
 from prdp.resume_checks import flat
 from prdp.targets import TARGET
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
@@ -123,11 +124,9 @@ def _described(run: TrainedRun) -> dict[str, Any]:
 @cache
 def _options(group: str, inside: tuple[str, ...]) -> Mapping[str, Mapping[str, Any]]:
     """Option of a group of the package -> its flat keys, under a key of it."""
-    import yaml
-
     found = {}
     for file in sorted((conf_folder() / group).glob("*.yaml")):
-        section = yaml.safe_load(file.read_text(encoding="utf-8"))
+        section = load_yaml(file)
         for key in inside:
             section = section.get(key, {})
         found[file.stem] = flat(section)

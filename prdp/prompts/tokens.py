@@ -96,6 +96,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     location = model_location(model)
     inside = (Path(location) / "tokenizer").is_dir() or not Path(location).exists()
     try:
-        return AutoTokenizer.from_pretrained(location, subfolder="tokenizer" if inside else "")
+        return AutoTokenizer.from_pretrained(
+            location, subfolder="tokenizer" if inside else "", trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model {model}: no tokenizer can be loaded from it: {error}") from error

@@ -11,11 +11,12 @@ from prdp.rewards.batching import Batches, choose_device
 from prdp.rewards.clip_model import check_settings
 from prdp.rewards.dependencies import require
 from prdp.rewards.pixels import check_batch
-from prdp.rewards.weight_files import digest, find_file
+from prdp.rewards.weight_files import check_holds_data, digest, find_file
 from prdp.suggest import did_you_mean
 from prdp.types import Float64, UInt8
 
 INSTALL = "pyiqa==0.1.16"
+_MATLAB = b"MATLAB "
 
 
 class ImageQuality:
@@ -60,7 +61,13 @@ class ImageQuality:
         """
         check_settings(**settings)
         if path is not None:
-            find_file("path", path)
+            file = find_file("path", path)
+            assert file is not None
+            with file.open("rb") as opened:
+                # The statistics of the classic metrics are MATLAB files; all else is what torch.save wrote.
+                is_matlab = opened.read(len(_MATLAB)) == _MATLAB
+            if not is_matlab:
+                check_holds_data("path", file)
         if not require(metric, "pyiqa", install=INSTALL):
             return
         pyiqa = _import_pyiqa()

@@ -175,8 +175,11 @@ def load_answer_model(key: str, path: str, device: str, dtype: str) -> tuple[Ans
     blip = _is_blip(key, folder)
     architecture = transformers.BlipForQuestionAnswering if blip else transformers.AutoModelForImageTextToText
     try:
-        model, report = architecture.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
-        processor = transformers.AutoProcessor.from_pretrained(folder)
+        # Without the word about code that lies in the folder, transformers would ask on the terminal whether to run it.
+        model, report = architecture.from_pretrained(
+            folder, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
+        )
+        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ValueError(f"{key}={path}: {folder} cannot be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):

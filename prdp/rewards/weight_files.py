@@ -128,6 +128,18 @@ def read_tensors(key: str, file: Path, inside: Sequence[str] = (), shapes_only: 
     return {str(name): value.detach() for name, value in content.items()}
 
 
+def check_holds_data(key: str, file: Path) -> None:
+    """Refuse a file of torch.save that could run code, before a package of others loads it in its own way.
+
+    Raises:
+        ValueError: the file is truncated, of another format, or holds more than data.
+    """
+    if file.suffix == ".safetensors":
+        _read_safetensors(key, file, shapes_only=True)
+    else:
+        _read_torch(key, file, shapes_only=True)
+
+
 def bind(key: str, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], ignore: Sequence[str] = ()) -> None:
     """Give every parameter and buffer of a module on the meta device its tensor.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.plain_yaml import load_yaml
 from prdp.tracking.charts import Series
 from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
@@ -241,11 +242,9 @@ def _finite(values: list[float]) -> list[float]:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    from omegaconf import OmegaConf
-
-    text = path.read_text(encoding="utf-8")
     try:
-        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except Exception as error:
+        config = load_yaml(path)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    text = path.read_text(encoding="utf-8")
     return ({str(key): value for key, value in config.items()} if isinstance(config, dict) else {}), text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
+import os
 import sys
 import types
 from pathlib import Path
@@ -47,12 +49,37 @@ def test_higher_is_better_whatever_the_metric(pyiqa: list[Any]) -> None:
 
 
 def test_weights_are_passed_on_and_part_of_the_version(pyiqa: list[Any], tmp_path: Path) -> None:
-    (tmp_path / "w.pth").write_bytes(b"x")
+    import torch
+
+    torch.save({"params": {"w": torch.ones(1)}}, tmp_path / "w.pth")
     reward = ImageQuality("more", path=str(tmp_path / "w.pth"), device="cpu")
     assert pyiqa == [("more", {"device": "cpu", "pretrained_model_path": str(tmp_path / "w.pth")})]
-    assert reward.version == "1-pyiqa0-2d711642b726"
+    assert reward.version == f"1-pyiqa0-{hashlib.sha256((tmp_path / 'w.pth').read_bytes()).hexdigest()[:12]}"
     with pytest.raises(ValueError, match="there is no file"):
         ImageQuality.check("more", path=str(tmp_path / "no.pth"))
+
+
+class Touch:
+    """Pickled, it is a call of os.system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_weights_that_would_run_code_never_reach_pyiqa(pyiqa: list[Any], tmp_path: Path) -> None:
+    import torch
+
+    for name in ("w.pth", "w.mat"):
+        torch.save({"params": Touch(tmp_path / "ran")}, tmp_path / name)
+        with pytest.raises(ValueError, match="may run foreign code"):
+            ImageQuality("more", path=str(tmp_path / name), device="cpu")
+    (tmp_path / "w.mat").write_bytes(b"MATLAB 5.0 MAT-file")
+    ImageQuality("more", path=str(tmp_path / "w.mat"), device="cpu")
+    assert len(pyiqa) == 1
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_pyiqa_lacks_or_cannot_do_alone_is_refused(pyiqa: list[Any]) -> None:
