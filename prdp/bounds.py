@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     "learner.microbatch": _count,
     "learner.gradient_checkpointing": _anything,
     "learner.ratio_tolerance": above(0, finite=False),
+    "prompts.heldout_may_overlap": _anything,
     "prompts.shuffle": _anything,
     "evaluation.every": at_least(0),
     "evaluation.prompts": _count,

@@ -17,7 +17,7 @@ from prdp.configure import conf_folder, config_yaml, groups
 from prdp.errors import ConfigError, StartError, UserError, start_up_checks
 from prdp.geometry import geometry_text
 from prdp.model_folder import check_model
-from prdp.prompts import build_prompts
+from prdp.prompts import prompts_of_run
 from prdp.rewards import check_reward
 from prdp.threads import apply_threads, plan_threads
 
@@ -63,11 +63,13 @@ def validate(arguments: Sequence[str]) -> int:
         jobs = composer.jobs()
         if options.print:
             print("---\n".join(config_yaml(job.config) for job in jobs))
-        _check_all(jobs)
-        for number, job in enumerate(jobs, start=1):
+        notes = _check_all(jobs)
+        for number, (job, note) in enumerate(zip(jobs, notes, strict=True), start=1):
             if options.multirun:
                 print(f"job {number} of {len(jobs)}: {' '.join(job.overrides)}")
             print(geometry_text(job.config))
+            if note:
+                print(note)
     print("ok")
     return 0
 
@@ -86,8 +88,11 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
-def check_start(config: TrainConfig) -> None:
+def check_start(config: TrainConfig) -> str:
     """Checks beyond keys and values: targets, prompts, the model's files, the output folder, the checkpoint to resume.
+
+    Returns:
+        What does not stand in the way of a start but ought to be known: held-out prompts that are trained on.
 
     Raises:
         ConfigError, StartError: naming the key and what is wrong.
@@ -96,8 +101,7 @@ def check_start(config: TrainConfig) -> None:
     if environment is not None:
         find_environment(environment)
     check_reward("reward", config.reward, elsewhere=environment is not None)
-    for key, section in (("prompts.train", config.prompts.train), ("prompts.heldout", config.prompts.heldout)):
-        build_prompts(key, section)
+    note = prompts_of_run(config.prompts, config.evaluation).note
     check_family(config)
     check_model(config.model.path, config.model.variant, config.model.revision)
     folder = Path(config.output_dir)
@@ -109,11 +113,12 @@ def check_start(config: TrainConfig) -> None:
             raise ConfigError(
                 f"output_dir={folder}: holds a run; continue it by checkpoint.resume=auto, or name another folder"
             )
-        return
+        return note
     from prdp.checkpoint import resolve_resume
 
     with start_up_checks():
         resolve_resume(config.checkpoint.resume, folder)
+    return note
 
 
 def options_text() -> str:
@@ -158,7 +163,8 @@ def _check_mirror(config: TrainConfig) -> None:
     check_writable(url, config.checkpoint.resume == "auto" or (Path(config.output_dir) / "checkpoints").exists())
 
 
-def _check_all(jobs: Sequence[Job]) -> None:
+def _check_all(jobs: Sequence[Job]) -> list[str]:
+    """The notes of `check_start` on each job."""
     # Targets may import torch, whose thread pool is sized by the environment it finds.
     apply_threads(plan_threads(jobs[0].config))
     mirrors = [job.config.checkpoint.mirror for job in jobs if job.config.checkpoint.mirror is not None]
@@ -166,13 +172,15 @@ def _check_all(jobs: Sequence[Job]) -> None:
         raise ConfigError(
             f"checkpoint.mirror={mirrors[0]} is shared by the jobs of the sweep; end it in /${{hydra:job.num}}"
         )
+    notes = []
     for number, job in enumerate(jobs, start=1):
         try:
-            check_start(job.config)
+            notes.append(check_start(job.config))
         except UserError as error:
             if len(jobs) == 1:
                 raise
             raise ConfigError(f"job {number} ({' '.join(job.overrides)}): {error}") from error
+    return notes
 
 
 def _run(config: TrainConfig) -> None:

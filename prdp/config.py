@@ -79,6 +79,8 @@ class PromptsConfig:
 
     train: dict[str, Any] = MISSING
     heldout: dict[str, Any] = MISSING
+    heldout_may_overlap: bool = False
+    """True for a run that is to be judged on its training prompts: a start refuses it otherwise."""
     shuffle: bool = True
 
 

@@ -20,6 +20,7 @@ FREE_KEYS = (
     "cluster",
     "tracking",
     "evaluation",
+    "prompts.heldout_may_overlap",
     "checkpoint",
     "model.device",
     "sampler.microbatch",
@@ -72,16 +73,28 @@ def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any])
         )
 
 
-def check_same_prompts(saved: str, now: str) -> None:
-    """Refuse to continue on other prompts than those that the cursor of the checkpoint counts; '' is not compared.
+_CHANGED_PROMPTS = {
+    "train": "its cursor would repeat some and miss others",
+    "heldout": "scores before and after would be of different prompts, and their difference not of training",
+}
+
+
+def check_same_prompts(saved: str, now: str, part: str = "train") -> None:
+    """Refuse to continue on other prompts than those that the checkpoint's run was trained or judged on.
+
+    Another file by its name is refused by `check_compatible`; this is about another content under the same name.
+
+    Args:
+        saved, now: fingerprints; '' is not compared, as of checkpoints and sources that have none.
+        part: 'train' or 'heldout'.
 
     Raises:
         CheckpointError: with both fingerprints.
     """
     if saved and now and saved != now:
         raise CheckpointError(
-            f"prompts.train holds other prompts than when the checkpoint was written (fingerprint {saved} then, {now} "
-            "now), so its cursor would repeat some and miss others; restore the data, or start a new run"
+            f"prompts.{part} holds other prompts than when the checkpoint was written (fingerprint {saved} then, {now} "
+            f"now), so {_CHANGED_PROMPTS[part]}; restore the data, or start a new run"
         )
 
 

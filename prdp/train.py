@@ -26,8 +26,8 @@ from prdp.evaluation.diversity import group_diversity
 from prdp.interruption import interruptions_raised, uninterrupted
 from prdp.learners import build_learner
 from prdp.log_archive import LOGS_FILE, evaluation_names, pack_logs
-from prdp.prompts import build_prompts
-from prdp.prompts.stream import PromptStream, fingerprint, fixed_prompts
+from prdp.prompts import prompts_of_run
+from prdp.prompts.stream import PromptStream, fingerprint
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
 from prdp.resume_checks import check_compatible, check_same_prompts, check_same_reward
@@ -62,8 +62,7 @@ class Run:
         self.config = config
         self.folder = Path(config.output_dir)
         self.plain = dataclasses.asdict(config)
-        source = build_prompts("prompts.train", config.prompts.train)
-        heldout = build_prompts("prompts.heldout", config.prompts.heldout)
+        source, heldout, self.heldout, self.overlap = prompts_of_run(config.prompts, config.evaluation)
         self.learner_seat = reserve_learner(config.cluster)
         model = config.model
         if self.learner_seat is not None:
@@ -75,9 +74,7 @@ class Run:
             policy, transitions, config.sampler.guidance_scale, config.learner, config.objective, config.seed
         )
         self.stream = PromptStream(source, config.seed, config.prompts.shuffle)
-        self.prompts_fingerprint = fingerprint(source)
-        evaluation = config.evaluation
-        self.heldout = fixed_prompts(heldout, max(evaluation.prompts, evaluation.final_prompts), evaluation.seed)
+        self.prompts_fingerprint, self.heldout_fingerprint = fingerprint(source), fingerprint(heldout)
         self.epoch = 0
         self.wall_seconds = 0.0
         self.saved_version = 0
@@ -128,6 +125,8 @@ class Run:
         with self.trackers, self.progress, self._finished_epochs_kept():
             self.progress.cluster(self.workforce.status)
             self.progress.message(self.workforce.plan)
+            if self.overlap:
+                self.progress.message(self.overlap)
             self.progress.message(cut_prompts_report(config.model.path, self.stream, self.heldout.texts))
             if self.epoch == 0:
                 self.trackers.log(self._evaluate(), 0)
@@ -276,6 +275,7 @@ class Run:
             "learner": scalars,
             **queue,
             "prompts_fingerprint": self.prompts_fingerprint,
+            "heldout_fingerprint": self.heldout_fingerprint,
             "wall_seconds": self.wall_seconds,
             "reward": self.reward_identity,
             "config": self.plain,
@@ -299,6 +299,7 @@ class Run:
         checkpoint = load_checkpoint(path)
         check_compatible(checkpoint.state["config"], self.plain)
         check_same_prompts(checkpoint.state.get("prompts_fingerprint", ""), self.prompts_fingerprint)
+        check_same_prompts(checkpoint.state.get("heldout_fingerprint", ""), self.heldout_fingerprint, "heldout")
         self.learner.load_state(checkpoint.tensors, checkpoint.state["learner"])
         return checkpoint
 

@@ -32,6 +32,10 @@ class GaussianMixturePrompts:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def is_disjoint(self, other: object) -> bool:
+        """Whether the other source has prompts of the other split, of which none is in this one."""
+        return isinstance(other, GaussianMixturePrompts) and other.split != self.split
+
     def __getitem__(self, i: int) -> tuple[str, dict[str, object]]:
         """The prompt of item i and its metadata: split, and category, the value of its first attribute."""
         text = prompt_at(self.split, int(self._numbers[i]))

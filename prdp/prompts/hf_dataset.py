@@ -90,8 +90,9 @@ def _load(where: str, path: str, split: str | None, name: str | None, revision: 
         ) from None
     folder = os.path.expanduser(path)
     offline = " (HF_HUB_OFFLINE=1 restricts the search to the local cache)" if datasets.config.HF_HUB_OFFLINE else ""
+    saved = any((Path(folder) / marker).exists() for marker in _SAVED)
     try:
-        if any((Path(folder) / marker).exists() for marker in _SAVED):
+        if saved:
             found: Any = datasets.load_from_disk(folder)
         else:
             source = folder if os.path.isdir(folder) else path
@@ -99,6 +100,11 @@ def _load(where: str, path: str, split: str | None, name: str | None, revision: 
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{where} cannot be loaded{offline}: {error}") from error
     if isinstance(found, datasets.Dataset):
+        if saved and split is not None and not (split.isidentifier() and str(found.split or split) == split):
+            raise ValueError(
+                f"{where}: it holds a single split{f', {found.split}' if found.split else ''}; split must be null or "
+                f"its name, got {split}"
+            )
         return found
     if split is None and len(found) == 1:
         return next(iter(found.values()))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from prdp.prompts.stream import PromptSource, fingerprint, pass_length, pass_order
+from prdp.prompts.stream import PromptSource, fingerprint, pass_length, pass_order, source_texts
 from prdp.types import Int64
 
 
@@ -69,6 +70,10 @@ class MixturePrompts:
         which = bisect.bisect_right(self._starts, index) - 1
         text, metadata = self._sources[which][index - self._starts[which]]
         return text, {"source": self._names[which], **metadata}
+
+    def texts(self) -> Iterator[str]:
+        """The prompts in order."""
+        return itertools.chain.from_iterable(map(source_texts, self._sources))
 
     def pass_order(self, seed: int, number: int, shuffle: bool = True) -> Int64:
         """Int64 [pass_length]: indices of pass `number`, a function of the arguments alone.

@@ -31,6 +31,10 @@ class ShapesPrompts:
     def __len__(self) -> int:
         return self.size
 
+    def is_disjoint(self, other: object) -> bool:
+        """Whether the other source has prompts of the other split, of which none is in this one."""
+        return isinstance(other, ShapesPrompts) and other.split != self.split
+
     def __getitem__(self, i: int) -> tuple[str, dict[str, object]]:
         """The caption of item i and its metadata: objects (1 to 3), split, and category ("1 object" to "3 objects").
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +13,9 @@ from prdp.types import Int64, PromptBatch
 class PromptSource(Protocol):
     """Random access to prompts with their metadata.
 
-    A source may also have `fingerprint`, a text that changes with its content, and, when a pass is more than every
-    prompt once, `pass_length` and `pass_order` as `MixturePrompts` has them.
+    A source may also have `fingerprint`, a text that changes with its content; `texts()`, an iterator over all prompts
+    in order; `is_disjoint(other)`, whether it is known without looking that no prompt is in both; and, when a pass is
+    more than every prompt once, `pass_length` and `pass_order` as `MixturePrompts` has them.
     """
 
     def __len__(self) -> int: ...
@@ -95,6 +96,15 @@ def fixed_prompts(source: PromptSource, count: int, seed: int) -> PromptBatch:
     """
     order = dict.fromkeys(pass_order(source, seed, 0).tolist())
     return prompts_at(source, list(order)[:count], 0)
+
+
+def source_texts(source: PromptSource) -> Iterator[str]:
+    """All prompts in order, by the source's own quick way where it has one."""
+    if hasattr(source, "texts"):
+        yield from source.texts()
+    else:
+        for index in range(len(source)):
+            yield source[index][0]
 
 
 def fingerprint(source: PromptSource) -> str:

@@ -29,7 +29,10 @@ def config(pipeline_folder: Path, folder: Path, **changes: Any) -> Any:
             "model": {"path": str(pipeline_folder)},
             "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 2},
             "reward": {"_target_": "prdp.rewards.redness.Redness"},
-            "prompts": {"train": source, "heldout": source},
+            "prompts": {
+                "train": source,
+                "heldout": {**source, "path": str(folder / "heldout.csv")},
+            },
             "learner": {"lora_rank": 2},
             "evaluation": {"every": 0, "prompts": 1, "images_per_prompt": 1, "final_prompts": 1, "grid_prompts": 1},
             "tracking": {"console": False, "report": False},
@@ -43,6 +46,8 @@ def test_every_prompt_once_over_an_interruption_and_no_other_data(pipeline_folde
     texts = ["a red circle", "a blue star", "large " * 40, "a fox", "a bear", "a dog"]
     file = tmp_path / "train.csv"
     file.write_text("prompt,style\n" + "".join(f"{text},s\n" for text in texts))
+    heldout = tmp_path / "heldout.csv"
+    heldout.write_text("prompt,style\nA red circle!,s\na lake,s\n")
     main(config(pipeline_folder, tmp_path, epochs=1))
     main(config(pipeline_folder, tmp_path, checkpoint={"every": 1, "resume": "auto"}))
     usage = check_usage(tmp_path / "run")
@@ -51,6 +56,11 @@ def test_every_prompt_once_over_an_interruption_and_no_other_data(pipeline_folde
     assert read_prompt_log(tmp_path / "run")[0]["fingerprint"]
     log = (tmp_path / "run" / "progress.log").read_text()
     assert "1 of the next 6 prompts are longer than the text encoder's 32 tokens and will be cut: 10 of" in log
+    assert "0 of the 1 held-out prompts that evaluations use, and 1 of all 2 are training prompts too, such as" in log
+    heldout.write_text("prompt,style\na red square,s\na lake,s\n")
+    with pytest.raises(UserError, match=r"prompts\.heldout holds other prompts than when the checkpoint was written"):
+        main(config(pipeline_folder, tmp_path, epochs=3, checkpoint={"every": 1, "resume": "auto"}))
+    heldout.write_text("prompt,style\nA red circle!,s\na lake,s\n")
     file.write_text(file.read_text().replace("a fox", "a cat"))
     os.utime(file, ns=(0, 1))
     with pytest.raises(UserError, match=r"prompts\.train holds other prompts than when the checkpoint was written"):
