@@ -12,19 +12,25 @@ credentials come from the environment.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from prdp.checkpoint import FOLDER, STATE_FILE, CheckpointError, find_latest, verified
+from prdp.checkpoint import FOLDER, STATE_FILE, CheckpointError, find_latest, parse_state, read_state, verified
 from prdp.errors import ConfigError, UserError
-from prdp.log_archive import LOGS_FILE, has_evaluation, pack_evaluation, restore_evaluation, restore_logs
+from prdp.log_archive import (
+    LOGS_FILE,
+    check_logs,
+    has_evaluation,
+    pack_evaluation,
+    restore_evaluation,
+    restore_logs,
+)
 from prdp.storage import atomic_directory
 from prdp.tracking.evaluations import FOLDER as EVALUATIONS
 
@@ -32,6 +38,8 @@ PAUSES = (1.0, 4.0, 16.0)
 """Seconds between the attempts at a transfer."""
 
 _PROBE = ".write-check"
+_WAITING = "logs-to-restore"
+"""An empty file in a fetched checkpoint whose logs are not in the run's folder yet."""
 _LASTING = (PermissionError, FileNotFoundError, NotADirectoryError, ImportError, ValueError)
 
 _log = logging.getLogger(__name__)
@@ -93,26 +101,23 @@ def push(folder: Path, url: str, keep: int) -> bool:
 
 
 def fetch_latest(url: str, run_dir: Path | str) -> Path | None:
-    """Bring the newest whole checkpoint of the mirror and its logs into `run_dir`; its folder, None when nothing was
-    fetched.
+    """Bring the newest whole checkpoint of the mirror into `run_dir`; its folder, None when nothing was fetched.
 
-    Nothing is when `run_dir` holds one that was saved as late or later. Otherwise the logs of the checkpoint replace
-    those that lie there: lines that a lost machine wrote after it are not the run's. An evaluation that cannot be had
-    is left out with a warning. Half uploads and damaged ones are skipped with
-    a warning: sizes and checksums are compared as for local ones, and a folder appears whole or not at all.
+    Nothing is when `run_dir` holds one that was saved as late or later. Half uploads and damaged ones are skipped with
+    a warning: sizes and checksums are compared as for local ones, and a folder appears whole or not at all. The logs
+    that it brings along wait in it for `restore_fetched`.
 
     Raises:
         MirrorError: the mirror cannot be read, and `run_dir` holds no whole checkpoint to go on with.
     """
     latest = find_latest(run_dir)
-    local = None if latest is None else _sequence(_parsed((latest / STATE_FILE).read_bytes()))
+    local = None if latest is None else read_state(latest)["sequence"]
     try:
         mirror = _Mirror(url)
         for name, document in mirror.attempt("be read", mirror.newest_first):
-            sequence = _sequence(document)
-            if sequence is None:
-                _log.warning("skipping %s/%s/%s: a half upload, it has no readable %s", url, FOLDER, name, STATE_FILE)
-            elif local is not None and sequence <= local:
+            if "fault" in document:
+                _log.warning("skipping %s/%s/%s: %s", url, FOLDER, name, document["fault"])
+            elif local is not None and document["sequence"] <= local:
                 return None
             else:
                 target = Path(run_dir) / FOLDER / name
@@ -128,6 +133,35 @@ def fetch_latest(url: str, run_dir: Path | str) -> Path | None:
             raise
         _log.warning("%s; going on with what %s holds", error, run_dir)
     return None
+
+
+def restore_fetched(folder: Path, run_dir: Path, url: str | None) -> None:
+    """Put the logs and evaluations that a fetched checkpoint brought along into the run's folder; once.
+
+    The logs replace those that lie there: lines that a lost machine wrote after the checkpoint are not the run's. An
+    evaluation that cannot be had is left out with a warning. A checkpoint that was not fetched is left as it is.
+
+    Args:
+        folder: the checkpoint, verified.
+        url: the mirror; without one there are no evaluations.
+
+    Raises:
+        CheckpointError: the logs are damaged.
+        prdp.storage.StorageError: they cannot be written.
+    """
+    if not (folder / _WAITING).exists():
+        return
+    document = read_state(folder)
+    if url is not None:
+        try:
+            mirror = _Mirror(url)
+            names = _evaluations(document)
+            mirror.attempt("give its evaluations", lambda: mirror.download_evaluations(names, run_dir))
+        except MirrorError as error:
+            _log.warning("evaluations of %s are left out: %s", folder, error)
+    with _damage_told(folder / LOGS_FILE):
+        restore_logs(run_dir, (folder / LOGS_FILE).read_bytes(), document["epoch"])
+    (folder / _WAITING).unlink()
 
 
 class _Mirror:
@@ -178,21 +212,24 @@ class _Mirror:
         return [name for name in names if name.startswith("epoch_")]
 
     def newest_first(self) -> list[tuple[str, dict[str, Any]]]:
-        """Folders with the content of state.json; half uploads, whose content has no `_sequence`, come first."""
+        """Folders with the content of state.json; those without a sound one come first, with {"fault": text}."""
         found: list[tuple[str, dict[str, Any]]] = []
         for name in self.folders():
+            file = self.path(name, STATE_FILE)
             try:
-                found.append((name, _parsed(self.fs.cat_file(self.path(name, STATE_FILE)))))
+                found.append((name, parse_state(self.fs.cat_file(file), file)))
             except FileNotFoundError:
-                found.append((name, {}))
-        return sorted(found, key=lambda entry: -(_sequence(entry[1]) or sys.maxsize))
+                found.append((name, {"fault": f"a half upload, it has no {STATE_FILE}"}))
+            except CheckpointError as error:
+                found.append((name, {"fault": str(error)}))
+        return sorted(found, key=lambda entry: -entry[1].get("sequence", sys.maxsize))
 
     def upload(self, folder: Path) -> None:
         """Copy a checkpoint; what stood under its name is none from the first moment on."""
         run_dir = folder.parent.parent
         # What a whole checkpoint lists has arrived; anything else may be half an upload.
         arrived = {name for _, document in self.newest_first() for name in _evaluations(document)}
-        for name in _evaluations(_parsed((folder / STATE_FILE).read_bytes())):
+        for name in _evaluations(read_state(folder)):
             if name not in arrived and has_evaluation(run_dir, name):
                 self.fs.pipe_file(self.evaluation(name), pack_evaluation(run_dir, name))
         with contextlib.suppress(FileNotFoundError):
@@ -201,7 +238,7 @@ class _Mirror:
             self.fs.put_file(str(file), self.path(folder.name, file.name))
 
     def download(self, name: str, run_dir: Path) -> None:
-        """Copy a checkpoint and its logs to a run's folder; the checkpoint gets its name when all of it is there.
+        """Copy a checkpoint to a run's folder; it gets its name when all of it is there.
 
         Raises:
             CheckpointError: it is not whole; names the file in the mirror.
@@ -209,19 +246,15 @@ class _Mirror:
         with atomic_directory(run_dir / FOLDER / name) as temporary:
             self.fs.get_file(self.path(name, STATE_FILE), str(temporary / STATE_FILE))
             try:
-                for file in json.loads((temporary / STATE_FILE).read_bytes())["files"]:
-                    if Path(file).name != file:
-                        raise ValueError(f"it lists '{file}', which is no plain file name")
+                for file in read_state(temporary)["files"]:
                     with contextlib.suppress(FileNotFoundError):
                         self.fs.get_file(self.path(name, file), str(temporary / file))
-                document = verified(temporary)
-                if LOGS_FILE in document["files"]:
-                    self.download_evaluations(_evaluations(document), run_dir)
-                    _restore_logs(run_dir, temporary / LOGS_FILE, document["epoch"])
+                if LOGS_FILE in verified(temporary)["files"]:
+                    with _damage_told(temporary / LOGS_FILE):
+                        check_logs((temporary / LOGS_FILE).read_bytes())
+                    (temporary / _WAITING).touch()
             except CheckpointError as error:
                 raise CheckpointError(str(error).replace(str(temporary), self.path(name))) from None
-            except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{self.path(name, STATE_FILE)} is damaged: {error!r}") from None
 
     def download_evaluations(self, names: list[str], run_dir: Path) -> None:
         """Copy the evaluations that `run_dir` lacks; one that is lost or damaged costs a warning."""
@@ -236,8 +269,8 @@ class _Mirror:
     def prune(self, newest: str, keep: int) -> None:
         """Remove all but `newest` and the `keep` - 1 saved last before it, and evaluations that none of these lists."""
         entries = dict(self.newest_first())
-        mark = _sequence(entries[newest]) or 0
-        before = [name for name, document in entries.items() if 0 < (_sequence(document) or 0) < mark]
+        mark = entries[newest].get("sequence", 0)
+        before = [name for name, document in entries.items() if 0 < document.get("sequence", 0) < mark]
         kept = {newest, *before[: keep - 1]}
         for name in entries.keys() - kept:
             with contextlib.suppress(FileNotFoundError):
@@ -250,28 +283,12 @@ class _Mirror:
                     self.fs.rm_file(path)
 
 
-def _restore_logs(run_dir: Path, archive: Path, epoch: int) -> None:
+@contextlib.contextmanager
+def _damage_told(file: Path) -> Iterator[None]:
     try:
-        restore_logs(run_dir, archive.read_bytes(), epoch)
-    except ValueError as error:
-        raise CheckpointError(f"{archive} is damaged: {error}") from None
-
-
-def _parsed(content: bytes) -> dict[str, Any]:
-    """The content of a state.json; empty where it cannot be read."""
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _sequence(document: Mapping[str, Any]) -> int | None:
-    """The place in the order of saving, from 1 on; None where it cannot be read."""
-    try:
-        return int(document["sequence"])
-    except (ValueError, KeyError, TypeError):
-        return None
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from None
 
 
 def _evaluations(document: Mapping[str, Any]) -> list[str]:

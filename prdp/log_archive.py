@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -34,6 +36,20 @@ _SCORES = ("scores.jsonl", "summary.json")
 _EVALUATION = re.compile(r"epoch_(\d{5,})-[0-9a-f]{16}")
 _PICTURE = re.compile(r"grid/\d{3,}_\d+\.png")
 _TIME = (1980, 1, 1, 0, 0, 0)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+"""What `zipfile` raises for damaged archives: a flipped bit may name another method or a size beyond reason."""
 
 
 def pack_logs(run_dir: Path) -> bytes:
@@ -56,14 +72,7 @@ def restore_logs(run_dir: Path, archive: bytes, epoch: int) -> None:
         ValueError: the archive is damaged.
         prdp.storage.StorageError: they cannot be written.
     """
-    contents = _unpacked(archive)
-    try:
-        run = json.loads(contents[_RUN])
-        run_id, step = str(run["run_id"]), int(run["wandb_step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{_RUN} in {LOGS_FILE} is damaged: {error!r}") from None
-    if re.fullmatch(r"[\w.-]*", run_id) is None:
-        raise ValueError(f"{_RUN} in {LOGS_FILE} has the run_id {run_id!r}, expected letters and digits")
+    contents, run_id, step = _logs(archive)
     for name in _LOGS:
         if name in contents:
             write_atomically(run_dir / name, contents[name])
@@ -71,6 +80,28 @@ def restore_logs(run_dir: Path, archive: bytes, epoch: int) -> None:
         file = step_file(run_dir, run_id)
         write_atomically(file, str(max(step + STEP_GAP, read_step(file))).encode())
     start_status(run_dir, status="interrupted", run_id=run_id, epoch=epoch)
+
+
+def check_logs(archive: bytes) -> None:
+    """Refuse what `restore_logs` would refuse.
+
+    Raises:
+        ValueError: the archive is damaged.
+    """
+    _logs(archive)
+
+
+def _logs(archive: bytes) -> tuple[dict[str, bytes], str, int]:
+    """Files of packed logs, the run's id and its next W&B step."""
+    contents = _unpacked(archive)
+    try:
+        run = json.loads(contents[_RUN])
+        run_id, step = str(run["run_id"]), int(run["wandb_step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{_RUN} in {LOGS_FILE} is damaged: {error!r}") from None
+    if re.fullmatch(r"[\w.-]*", run_id) is None:
+        raise ValueError(f"{_RUN} in {LOGS_FILE} has the run_id {run_id!r}, expected letters and digits")
+    return contents, run_id, step
 
 
 def evaluation_names(run_dir: Path) -> list[str]:
@@ -160,5 +191,5 @@ def _unpacked(archive: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             return {info.filename: opened.read(info) for info in opened.infolist()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"not a whole zip archive: {error}") from None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from prdp.checkpoint import CheckpointError, jsonable
 from prdp.config import TrainConfig
+from prdp.prompts.usage import read_prompt_log
+from prdp.tracking.jsonl import read_metrics
 
 FREE_KEYS = (
     "epochs",
@@ -121,6 +125,18 @@ def check_same_reward(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             + "\n".join(changed)
             + "\nrestore it, or start a new run in another output_dir"
         )
+
+
+def check_logs(run_dir: Path) -> None:
+    """Refuse to continue logs that cannot be read; those that are not there are begun anew.
+
+    Raises:
+        ValueError: a line other than the last is damaged; names the file and the line.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        read_metrics(run_dir)
+    with contextlib.suppress(FileNotFoundError):
+        read_prompt_log(run_dir)
 
 
 def _versions(key: str, identity: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prdp.checkpoint import Checkpoint, load_checkpoint, resolve_resume, save_checkpoint
-from prdp.checkpoint_mirror import fetch_latest, push
+from prdp.checkpoint_mirror import fetch_latest, push, restore_fetched
 from prdp.cluster import build_workforce, reserve_learner
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
@@ -27,15 +27,15 @@ from prdp.interruption import interruptions_raised, uninterrupted
 from prdp.learners import build_learner
 from prdp.log_archive import LOGS_FILE, evaluation_names, pack_logs
 from prdp.prompts import prompts_of_run
-from prdp.prompts.stream import PromptStream, fingerprint
+from prdp.prompts.stream import PromptSource, PromptStream, fingerprint
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
-from prdp.resume_checks import check_compatible, check_same_prompts, check_same_reward
+from prdp.resume_checks import check_compatible, check_logs, check_same_prompts, check_same_reward
 from prdp.rollout_queue import RolloutQueue
 from prdp.silent_end import told_when_silent
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
-from prdp.tracking.base import Trackers, build_trackers
+from prdp.tracking.base import Trackers, build_trackers, check_trackers
 from prdp.tracking.console import Progress
 from prdp.tracking.jsonl import choose_run_id
 from prdp.tracking.report import write_report
@@ -62,6 +62,7 @@ class Run:
         self.config = config
         self.folder = Path(config.output_dir)
         self.plain = dataclasses.asdict(config)
+        check_trackers(config.tracking)
         source, heldout, self.heldout, self.overlap = prompts_of_run(config.prompts, config.evaluation)
         self.learner_seat = reserve_learner(config.cluster)
         model = config.model
@@ -81,10 +82,6 @@ class Run:
         self.reward_identity: Mapping[str, Any] = {}
         self.unlogged: dict[str, float] = {}
         checkpoint = self._checkpoint()
-        resumed = None if checkpoint is None else checkpoint.epoch
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, self.folder / "config.yaml")
-        self.prompt_log = PromptLog(self.folder, source, config.seed, config.prompts.shuffle, resumed)
         self.workforce: Workforce = build_workforce(
             config.cluster,
             partial(
@@ -110,14 +107,25 @@ class Run:
             identity = self.workforce.reward_identity
             check_same_reward(self.reward_identity, identity)
             self.reward_identity = identity
-            run_id = choose_run_id(self.folder, resumed)
-            self.trackers: Trackers = build_trackers(
-                config.tracking, self.folder, self.plain, run_id, resumed, {"reward_identity": identity}
-            )
-            self.progress = Progress(config.epochs, self.epoch, self.folder, enabled=config.tracking.console)
+            self._enter_folder(source, checkpoint)
         except BaseException:
             self.close()
             raise
+
+    def _enter_folder(self, source: PromptSource, checkpoint: Checkpoint | None) -> None:
+        """The first that is written into the run's folder: by now nothing refuses the start any more."""
+        config, resumed = self.config, None if checkpoint is None else checkpoint.epoch
+        if checkpoint is not None:
+            restore_fetched(checkpoint.path, self.folder, config.checkpoint.mirror)
+            check_logs(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, self.folder / "config.yaml")
+        self.prompt_log = PromptLog(self.folder, source, config.seed, config.prompts.shuffle, resumed)
+        run_id = choose_run_id(self.folder, resumed)
+        self.trackers: Trackers = build_trackers(
+            config.tracking, self.folder, self.plain, run_id, resumed, {"reward_identity": self.reward_identity}
+        )
+        self.progress = Progress(config.epochs, self.epoch, self.folder, enabled=config.tracking.console)
 
     def train(self) -> Path:
         """The loop of Algorithm 1."""

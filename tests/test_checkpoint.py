@@ -19,6 +19,7 @@ from prdp.checkpoint import (
     load_checkpoint,
     resolve_resume,
     save_checkpoint,
+    sealed,
 )
 from prdp.errors import UserError
 from prdp.storage import StorageError
@@ -186,8 +187,8 @@ def test_broken_checkpoints_are_refused_by_name_and_passed_over(tmp_path, caplog
 def test_state_that_lacks_a_part_is_refused(tmp_path, key):
     path = save(tmp_path, 5)
     document = json.loads((path / "state.json").read_text())
-    del document[key]
-    (path / "state.json").write_text(json.dumps(document))
+    del document[key], document["checksum"]
+    (path / "state.json").write_bytes(sealed(document))
     with pytest.raises(CheckpointError, match=rf"state\.json is damaged: it lacks {key}"):
         load_checkpoint(path)
 
@@ -195,8 +196,9 @@ def test_state_that_lacks_a_part_is_refused(tmp_path, key):
 def test_other_format_versions_are_refused(tmp_path):
     path = save(tmp_path, 5)
     document = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**document, "format_version": 99}))
-    with pytest.raises(CheckpointError, match=r"format_version 99; this version of prdp reads 1"):
+    del document["checksum"]
+    (path / "state.json").write_bytes(sealed({**document, "format_version": 99}))
+    with pytest.raises(CheckpointError, match=r"format_version 99; this version of prdp reads"):
         load_checkpoint(path)
 
 

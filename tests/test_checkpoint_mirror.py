@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from prdp import checkpoint_mirror
-from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint
+from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint, sealed
 from prdp.checkpoint_mirror import MirrorError, check_writable, fetch_latest, push
 from prdp.errors import ConfigError
 from prdp.mirror_url import check_url, url_problem
@@ -150,11 +150,12 @@ def test_file_names_never_lead_out_of_the_folder(
     fs, root = fsspec.url_to_fs(memory_url)
     state = f"{root}/checkpoints/epoch_00001/state.json"
     document = json.loads(fs.cat_file(state))
-    document["files"] = [name]
-    fs.pipe_file(state, json.dumps(document).encode())
+    del document["checksum"]
+    document["files"] = {**document["files"], str(name): {"bytes": 1, "blake2b": ""}} if name != 7 else [name]
+    fs.pipe_file(state, sealed(document))
     assert fetch_latest(memory_url, tmp_path / "there") is None
     assert "epoch_00001/state.json is damaged" in caplog.text
-    assert not list((tmp_path / "there" / "checkpoints").iterdir())
+    assert not (tmp_path / "there" / "checkpoints").exists()
 
 
 def test_an_interrupted_upload_leaves_no_old_state_beside_new_tensors(

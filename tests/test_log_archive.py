@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from prdp.checkpoint import load_checkpoint, save_checkpoint
-from prdp.checkpoint_mirror import fetch_latest, push
+from prdp.checkpoint_mirror import fetch_latest, push, restore_fetched
 from prdp.cli import main
 from prdp.log_archive import (
     LOGS_FILE,
@@ -70,6 +70,33 @@ def travelled(url: str) -> list[str]:
     return sorted(path.rpartition("/")[2].removesuffix(".zip") for path in fs.find(f"{root}/evaluations"))
 
 
+def bring(url: str, run_dir: Path) -> Path | None:
+    """The newest checkpoint of a mirror, with its logs."""
+    fetched = fetch_latest(url, run_dir)
+    if fetched is not None:
+        restore_fetched(fetched, run_dir, url)
+    return fetched
+
+
+def test_logs_wait_until_they_are_asked_for(url: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    evaluate(here, 1)
+    write_lines(here, [0, 1])
+    push(save(here, 1), url, keep=2)
+    evaluate(there, 1, score=0.25)
+    write_lines(there, [0, 9])
+    before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+    fetched = fetch_latest(url, there)
+    assert fetched is not None
+    assert {file: file.read_bytes() for file in before} == before
+    restore_fetched(fetched, there, url)
+    assert [row["epoch"] for row in read_metrics(there)] == [0, 1]
+    assert evaluation_names(there) == evaluation_names(here)
+    write_lines(there, [0, 1, 2])
+    restore_fetched(fetched, there, url)
+    assert [row["epoch"] for row in read_metrics(there)] == [0, 1, 2]
+
+
 def test_logs_come_back_as_of_the_checkpoint(url: str, tmp_path: Path) -> None:
     """Lines after it stay behind, and what an older attempt left there is replaced."""
     here, there = tmp_path / "here", tmp_path / "there"
@@ -81,7 +108,7 @@ def test_logs_come_back_as_of_the_checkpoint(url: str, tmp_path: Path) -> None:
     write_lines(here, [0, 1, 2, 3])
     evaluate(there, 2, score=0.25)
     write_lines(there, [0, 9])
-    assert fetch_latest(url, there) is not None
+    assert bring(url, there) is not None
     assert [row["epoch"] for row in read_metrics(there)] == [0, 1, 2]
     assert (there / "prompts.jsonl").read_text().count("\n") == 4
     assert choose_run_id(there, resumed_epoch=2) == "abc123"
@@ -134,7 +161,7 @@ def test_a_lost_evaluation_costs_a_warning(url: str, tmp_path: Path, caplog: pyt
     first, second, _ = (f"{root}/evaluations/{name}.zip" for name in evaluation_names(tmp_path / "here"))
     fs.rm_file(first)
     fs.pipe_file(second, fs.cat_file(second)[:-5])
-    assert fetch_latest(url, tmp_path / "there") is not None
+    assert bring(url, tmp_path / "there") is not None
     assert list_evaluations(tmp_path / "there") == [3]
     assert caplog.text.count("an evaluation is left out") == 2
 
@@ -146,7 +173,7 @@ def test_damaged_logs_make_a_damaged_checkpoint(url: str, tmp_path: Path, caplog
     push(save(tmp_path / "here", 2), url, keep=2)
     fs, root = fsspec.url_to_fs(url)
     fs.pipe_file(f"{root}/checkpoints/epoch_00002/{LOGS_FILE}", b"PK")
-    fetched = fetch_latest(url, tmp_path / "there")
+    fetched = bring(url, tmp_path / "there")
     assert fetched is not None and fetched.name == "epoch_00001"
     assert f"epoch_00002/{LOGS_FILE} holds 2 bytes" in caplog.text
     assert [row["epoch"] for row in read_metrics(tmp_path / "there")] == [0, 1]
@@ -154,7 +181,7 @@ def test_damaged_logs_make_a_damaged_checkpoint(url: str, tmp_path: Path, caplog
 
 def test_checkpoints_without_logs_are_fetched_all_the_same(url: str, tmp_path: Path) -> None:
     push(save_checkpoint(tmp_path / "here", 1, {"weights": np.zeros(3, np.float32)}, {}, 1), url, keep=1)
-    assert fetch_latest(url, tmp_path / "there") is not None
+    assert bring(url, tmp_path / "there") is not None
     assert [entry.name for entry in (tmp_path / "there").iterdir()] == ["checkpoints"]
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from prdp.checkpoint import FOLDER as CHECKPOINTS
-from prdp.checkpoint import STATE_FILE, TENSOR_FILE
+from prdp.checkpoint import STATE_FILE, TENSOR_FILE, read_state
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.configure import typed
 from prdp.errors import StartError
@@ -172,10 +170,10 @@ def _of_run(entry: str, name: str, folder: Path) -> EvaluatedModel:
 
 def _of_checkpoint(name: str | None, folder: Path) -> EvaluatedModel:
     try:
-        document: Mapping[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
+        document = read_state(folder)
         config = typed(document["state"]["config"])
-        epoch = int(document["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        epoch = document["epoch"]
+    except (ValueError, KeyError, TypeError) as error:
         raise StartError(f"models: {folder / STATE_FILE} is not the state of a checkpoint: {error}") from error
     if not (folder / TENSOR_FILE).is_file():
         raise StartError(f"models: {folder} is not whole: {TENSOR_FILE} is missing")

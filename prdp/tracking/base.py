@@ -103,6 +103,22 @@ class Trackers:
             log.warning("the log could not be closed: %s", second)  # the error on its way matters more
 
 
+def check_trackers(config: TrackingConfig) -> None:
+    """Refuse trackers that cannot be built.
+
+    Raises:
+        ValueError: an unknown W&B mode.
+        ModuleNotFoundError: a tracker was asked for whose package is not installed.
+    """
+    from prdp.tracking import tensorboard_tracker, wandb_tracker
+
+    wandb_tracker.check_mode(config.wandb)
+    if config.tensorboard:
+        tensorboard_tracker.check_installed()
+    if config.wandb != "disabled":
+        wandb_tracker.check_installed()
+
+
 def build_trackers(
     config: TrackingConfig,
     run_dir: Path,
@@ -130,12 +146,7 @@ def build_trackers(
     """
     from prdp.tracking import evaluations, jsonl, tensorboard_tracker, wandb_tracker
 
-    wandb_tracker.check_mode(config.wandb)
-    if config.tensorboard:
-        tensorboard_tracker.check_installed()
-    if config.wandb != "disabled":
-        wandb_tracker.check_installed()
-
+    check_trackers(config)
     evaluations.clear_later_evaluations(run_dir, resumed_epoch)
     required = jsonl.JsonlTracker(run_dir, run_id, resumed_epoch, facts)
     run_config = {**run_config, **(facts or {})}
