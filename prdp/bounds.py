@@ -130,7 +130,7 @@ RULES: dict[str, Rule] = {
     "tracking.console": _anything,
     "tracking.tensorboard": _anything,
     "tracking.wandb": one_of("disabled", "offline", "online", "auto"),
-    "tracking.wandb_project": _filled,
+    "tracking.wandb_project": optional(_filled),
     "tracking.wandb_entity": _anything,
     "tracking.wandb_group": _anything,
     "tracking.report": _anything,

@@ -149,10 +149,14 @@ class TrackingConfig:
     console: bool = True
     tensorboard: bool = False
     wandb: str = "disabled"
-    """disabled, offline, online, or auto (online when a key is there, else offline)."""
-    wandb_project: str = "prdp"
+    """disabled, offline, online, or auto: online when a key is there, else offline. WANDB_MODE wins over the last
+    three."""
+    wandb_project: str | None = None
+    """null takes WANDB_PROJECT, else 'prdp'."""
     wandb_entity: str | None = None
+    """User or team; null takes WANDB_ENTITY, else the account's default."""
     wandb_group: str | None = None
+    """Name shared by runs that belong together; null takes WANDB_RUN_GROUP, else the name of the sweep."""
     report: bool = True
 
 

@@ -110,12 +110,12 @@ def check_trackers(config: TrackingConfig) -> None:
         ValueError: an unknown W&B mode.
         ModuleNotFoundError: a tracker was asked for whose package is not installed.
     """
-    from prdp.tracking import tensorboard_tracker, wandb_tracker
+    from prdp.tracking import tensorboard_tracker, wandb_environment, wandb_tracker
 
-    wandb_tracker.check_mode(config.wandb)
+    wandb_mode, _ = wandb_environment.chosen_mode(config.wandb)
     if config.tensorboard:
         tensorboard_tracker.check_installed()
-    if config.wandb != "disabled":
+    if wandb_mode != "disabled":
         wandb_tracker.check_installed()
 
 
@@ -144,16 +144,19 @@ def build_trackers(
         ModuleNotFoundError: a tracker was asked for whose package is not installed.
         OSError: the log cannot be written.
     """
-    from prdp.tracking import evaluations, jsonl, tensorboard_tracker, wandb_tracker
+    from prdp.tracking import evaluations, jsonl, tensorboard_tracker, wandb_environment, wandb_tracker
 
     check_trackers(config)
+    wandb_mode, variable = wandb_environment.chosen_mode(config.wandb)
+    if variable is not None and wandb_mode == "disabled":
+        log.warning("W&B: %s of the environment leaves it out, not tracking.wandb=%s", variable, config.wandb)
     evaluations.clear_later_evaluations(run_dir, resumed_epoch)
     required = jsonl.JsonlTracker(run_dir, run_id, resumed_epoch, facts)
     run_config = {**run_config, **(facts or {})}
     makers: dict[str, Callable[[], Tracker]] = {}
     if config.tensorboard:
         makers["TensorBoard"] = lambda: tensorboard_tracker.TensorBoardTracker(run_dir, run_config, resumed_epoch)
-    if config.wandb != "disabled":
+    if wandb_mode != "disabled":
         makers["W&B"] = lambda: wandb_tracker.WandbTracker(config, run_dir, run_config, run_id, resumed_epoch)
     optional: dict[str, Tracker] = {}
     for name, make in makers.items():

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from prdp.storage import write_atomically
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
+from prdp.tracking.wandb_environment import chosen_mode, unless_set
 from prdp.types import UInt8
 
 if TYPE_CHECKING:
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODES = ("disabled", "offline", "online", "auto")
 START_SECONDS = 30.0
 """How long W&B's server may take to accept the run before it is recorded offline."""
 MAX_TAG = 64
 JOB_TYPE = "train"
+PROJECT = "prdp"
+"""Where neither `tracking.wandb_project` nor WANDB_PROJECT names one."""
 LOST_SECONDS = 60.0
 """How much of a run's log is sent again after a resume; W&B writes to its file, and to its server, every 15 seconds.
 All of it is sent where neither this disk nor the server knows the run: it was recorded offline on another machine."""
@@ -57,22 +59,26 @@ class WandbTracker:
         import wandb
 
         self._wandb = wandb
-        mode = resolve_mode(config.wandb, os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url)
-        if mode == "offline" and config.wandb == "online":
+        wanted, variable = chosen_mode(config.wandb)
+        mode = resolve_mode(wanted, os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url)
+        if mode == "offline" and wanted == "online":
             log.warning("W&B: no key found (WANDB_API_KEY or a netrc entry), so the run is recorded offline")
+        elif variable is not None and wanted != config.wandb:
+            log.warning("W&B: %s of the environment makes it %s, not tracking.wandb=%s", variable, mode, config.wandb)
         run_dir.mkdir(parents=True, exist_ok=True)
+        place = Path(os.environ.get("WANDB_DIR") or run_dir)
 
         def start(mode: Literal["online", "offline"]) -> Any:
             return wandb.init(
-                project=config.wandb_project,
+                project=config.wandb_project or unless_set("WANDB_PROJECT", PROJECT),
                 entity=config.wandb_entity,
-                group=config.wandb_group or sweep_name(run_dir),
-                job_type=JOB_TYPE,
-                tags=run_tags(run_config),
-                name=run_dir.name,
+                group=config.wandb_group or unless_set("WANDB_RUN_GROUP", sweep_name(run_dir)),
+                job_type=unless_set("WANDB_JOB_TYPE", JOB_TYPE),
+                tags=[*run_tags(run_config), *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
+                name=unless_set("WANDB_NAME", run_dir.name),
                 id=run_id,
                 resume="allow" if mode == "online" else None,
-                dir=str(run_dir),
+                dir=str(place),
                 config=dict(run_config),
                 mode=mode,
                 reinit="create_new",
@@ -85,7 +91,7 @@ class WandbTracker:
                 ),
             )
 
-        known = any((run_dir / "wandb").glob(f"*run-*-{run_id}"))
+        known = any((place / "wandb").glob(f"*run-*-{run_id}"))
         try:
             self._run = start(mode)
         except (wandb.Error, OSError, TimeoutError) as error:
@@ -172,12 +178,6 @@ def read_step(path: Path) -> int:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):
         return 0
-
-
-def check_mode(mode: str) -> None:
-    """Raise ValueError for an unknown mode."""
-    if mode not in MODES:
-        raise ValueError(f"tracking.wandb is {mode!r}, expected one of: {', '.join(MODES)}")
 
 
 def check_installed() -> None:

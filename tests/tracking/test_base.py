@@ -124,6 +124,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_that_says_what_to_install(
     monkeypatch.setattr(tensorboard_tracker.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install prdp\[tensorboard\]"):
         build_trackers(TrackingConfig(tensorboard=True), tmp_path, {}, "abc")
+    monkeypatch.delenv("WANDB_MODE")
     with pytest.raises(ModuleNotFoundError, match="W&B, which is not installed"):
         build_trackers(TrackingConfig(wandb="offline"), tmp_path, {}, "abc")
 
@@ -134,6 +135,7 @@ def test_a_tracker_that_cannot_start_is_named_and_left_out(
     def broken(*arguments: object) -> None:
         raise RuntimeError("server on fire")
 
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(wandb_tracker, "WandbTracker", broken)
     trackers = build_trackers(TrackingConfig(wandb="offline"), tmp_path, {}, "abc")
     trackers.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from synthetic_run import disc_images
 from prdp.config import TrackingConfig
 from prdp.tracking.base import build_trackers
 from prdp.tracking.tensorboard_tracker import picture_grid
+from prdp.tracking.wandb_environment import chosen_mode
 from prdp.tracking.wandb_tracker import has_credentials, resolve_mode
 
 URL = "https://wandb.example.com"
@@ -66,6 +68,84 @@ def test_a_run_without_a_key_is_recorded_offline_and_resumes_under_its_id(
     for part in (b"reward/mean", b"first caption", b"sweep-7", b"seed"):
         assert part in content, part
     assert list((run_dir / "wandb").glob("offline-run-*/files/media/images/eval/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "expected"),
+    [
+        ("auto", {}, ("auto", None)),
+        ("auto", {"WANDB_MODE": ""}, ("auto", None)),
+        ("auto", {"WANDB_MODE": "offline"}, ("offline", "WANDB_MODE")),
+        ("online", {"WANDB_MODE": "dryrun"}, ("offline", "WANDB_MODE")),
+        ("online", {"WANDB_MODE": "disabled"}, ("disabled", "WANDB_MODE")),
+        ("offline", {"WANDB_MODE": "online"}, ("online", "WANDB_MODE")),
+        ("offline", {"WANDB_MODE": "online", "WANDB_DISABLED": "true"}, ("disabled", "WANDB_DISABLED")),
+        ("offline", {"WANDB_DISABLED": "false"}, ("offline", None)),
+        ("disabled", {"WANDB_MODE": "online"}, ("disabled", None)),
+    ],
+)
+def test_the_users_wandb_mode_wins_where_wandb_is_asked_for(
+    configured: str, environment: dict[str, str], expected: tuple[str, str | None]
+) -> None:
+    assert chosen_mode(configured, environment) == expected
+
+
+class _StartedError(Exception):
+    """In place of a run of W&B."""
+
+
+def _init_arguments(monkeypatch: pytest.MonkeyPatch, run_dir: Path, **tracking: Any) -> dict[str, Any] | None:
+    """What `wandb.init` is called with; None where it is not called."""
+    wandb = pytest.importorskip("wandb")
+    found: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> None:
+        found.append(arguments)
+        raise _StartedError
+
+    monkeypatch.setattr(wandb, "init", init)
+    build_trackers(TrackingConfig(**tracking), run_dir, {}, "run42").finish("finished")
+    return found[0] if found else None
+
+
+def test_wandb_mode_disabled_starts_nothing_and_says_so(
+    no_key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert _init_arguments(monkeypatch, tmp_path / "run", wandb="offline") is None
+    assert "WANDB_MODE of the environment leaves it out, not tracking.wandb=offline" in caplog.text
+    assert not (tmp_path / "run" / "wandb").exists()
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(ValueError, match="WANDB_MODE is 'ofline', expected online"):
+        _init_arguments(monkeypatch, tmp_path / "other", wandb="offline")
+
+
+def test_wandb_mode_offline_uploads_nothing_though_a_key_is_there(
+    no_key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = _init_arguments(monkeypatch, tmp_path / "run", wandb="auto")
+    assert arguments is not None and arguments["mode"] == "offline"
+    assert "WANDB_MODE of the environment makes it offline, not tracking.wandb=auto" in caplog.text
+
+
+def test_wandbs_own_variables_are_left_to_it(no_key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = _init_arguments(monkeypatch, tmp_path / "run", wandb="offline")
+    assert ours is not None
+    assert (ours["project"], ours["name"], ours["job_type"]) == ("prdp", "run", "train")
+    assert ours["dir"] == str(tmp_path / "run")
+    names = {"project": "WANDB_PROJECT", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE", "name": "WANDB_NAME"}
+    for variable in names.values():
+        monkeypatch.setenv(variable, "mine")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("WANDB_TAGS", "a,b")
+    theirs = _init_arguments(monkeypatch, tmp_path / "run", wandb="offline")
+    assert theirs is not None
+    assert [theirs[name] for name in (*names, "entity")] == [None] * 5
+    assert theirs["dir"] == str(tmp_path / "elsewhere") and theirs["tags"] == ["a", "b"]
+    typed = _init_arguments(monkeypatch, tmp_path / "run", wandb="offline", wandb_project="p", wandb_group="g")
+    assert typed is not None and (typed["project"], typed["group"]) == ("p", "g")
 
 
 def test_tensorboard_events_can_be_read_and_a_resume_hides_what_runs_again(tmp_path: Path) -> None:
