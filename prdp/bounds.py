@@ -123,7 +123,8 @@ RULES: dict[str, Rule] = {
     "cluster.max_staleness": at_least(0),
     "cluster.retries": at_least(0),
     "cluster.reward_retries": at_least(0),
-    "cluster.reward_timeout_seconds": optional(above(0)),
+    "cluster.sample_timeout_seconds": optional(at_least(0)),
+    "cluster.reward_timeout_seconds": optional(at_least(0)),
     "cluster.reward_environment": optional(_filled),
     "cluster.weight_transport": one_of("object_store", "gloo", "nccl"),
     "cluster.weight_timeout_seconds": above(0),
@@ -229,12 +230,12 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
 
         problem = url_problem(config.checkpoint.mirror)
         found += [] if problem is None else [problem]
-    for key in ("reward_timeout_seconds", "reward_environment"):
+    for key in ("sample_timeout_seconds", "reward_timeout_seconds", "reward_environment"):
         value = getattr(config.cluster, key)
         if config.cluster.kind == "inline" and value is not None and f"cluster.{key}" not in wrong:
             found.append(
-                f"cluster.{key}={_shown(value)}: needs cluster=ray: with cluster=inline the reward is scored in the "
-                "process of the trainer, in its environment, and cannot be ended alone"
+                f"cluster.{key}={_shown(value)}: needs cluster=ray: with cluster=inline sampling and scoring happen in "
+                "the process of the trainer, in its environment, and cannot be ended alone"
             )
     if not any(key.startswith("cluster.") for key in wrong):
         found += _transport_misfits(config.cluster)

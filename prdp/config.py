@@ -132,8 +132,11 @@ class ClusterConfig:
     """Deaths borne in a row beyond the first, of one actor or on one chunk, before the run stops."""
     reward_retries: int = 3
     """How often a reward that raised is asked again, with growing pauses."""
+    sample_timeout_seconds: float | None = None
+    """How long a sampler may take for one chunk, or for binding weights, before it counts as hung and is replaced; null:
+    10 times the longest of the earlier ones, by images, and at least 60 s; 0: no limit."""
     reward_timeout_seconds: float | None = None
-    """How long a reward actor may score one chunk before it counts as hung and is replaced; null for no limit."""
+    """How long a reward actor may score one chunk; null and 0 as for sample_timeout_seconds."""
     weight_transport: str = "object_store"
     """How weights get to the samplers: 'object_store', or straight from the learner by 'gloo' (CPU) or 'nccl' (GPU)."""
     weight_timeout_seconds: float = 120.0

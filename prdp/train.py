@@ -178,7 +178,8 @@ class Run:
             rollout = self.rollouts.next(lambda chunk: stage.advance(len(chunk)))
         metrics |= reward_metrics(rollout)
         metrics["time/wait"] = time.monotonic() - start
-        metrics["time/sample"] = rollout.seconds["rollout"]
+        metrics["time/rollout"] = rollout.seconds["rollout"]
+        metrics["time/sample"] = rollout.seconds["sampling"]
         metrics["time/score"] = rollout.seconds["score"]
         metrics["time/bind"] = rollout.seconds.get("bind", 0.0)
         metrics["images_per_second/sample"] = len(rollout) / max(metrics["time/sample"], 1e-9)

@@ -36,7 +36,7 @@ def build_workforce(
     if config.kind == "inline":
         from prdp.cluster.inline import InlineWorkforce
 
-        return InlineWorkforce(sampler_factory, reward_factory, prompts_per_chunk)
+        return InlineWorkforce(sampler_factory, reward_factory, prompts_per_chunk, config)
     if config.kind == "ray":
         from prdp.cluster.ray_workforce import RayWorkforce
 

@@ -78,8 +78,13 @@ class Assembly:
         own = {name: values[rows] for name, values in self._sub_scores.items()}
         return dataclasses.replace(chunk, rewards=self._rewards[rows], sub_scores=own)
 
-    def whole(self, wall_seconds: float) -> Rollout:
-        """The rollout, when every chunk is scored; `wall_seconds` from the first begun to the last scored."""
+    def whole(self, wall_seconds: float, sampling_seconds: float) -> Rollout:
+        """The rollout, when every chunk is scored.
+
+        Args:
+            wall_seconds: from the first chunk begun to the last one scored; "rollout" of the result's seconds.
+            sampling_seconds: of these, those in which images were sampled; "sampling".
+        """
         assert self._first is not None
         arrays: dict[str, Any] = self._arrays
         return dataclasses.replace(
@@ -88,7 +93,7 @@ class Assembly:
             prompts=self._prompts,
             rewards=self._rewards,
             sub_scores=self._sub_scores or {},
-            seconds={**self._seconds, "rollout": wall_seconds},
+            seconds={**self._seconds, "rollout": wall_seconds, "sampling": sampling_seconds},
         )
 
     def _rows(self, index: int) -> slice:

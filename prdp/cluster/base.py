@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from prdp.errors import ResumableError, UserError
-from prdp.rewards.base import Reward, checked_scores, identity_of
+from prdp.rewards.base import Reward, checked_scores, identity_of, waits_of
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 OnChunk = Callable[[Rollout], None]
@@ -51,7 +51,9 @@ class Pending(Protocol):
         """Wait for it: sampled and scored, in prompt order, whoever did the work. To be asked for once.
 
         `on_chunk` sees each scored chunk when it is finished, in no particular order, in the caller's thread. `seconds`
-        of the result are summed over the chunks, so with several actors they exceed the wall time, which is "rollout".
+        of the result are summed over the chunks, so with several actors they exceed the wall time. That is "rollout",
+        and "sampling" for the part of it in which images were sampled: with actors up to the last one sampled, in one
+        process without the scoring that comes between.
 
         Raises:
             WeightsMismatchError: a sampler bound, or sampled with, other weights than were published.
@@ -112,7 +114,9 @@ class Workforce(ABC):
         """Who works where, for people: JSON-able.
 
         Returns:
-            {"actors": [{"name", "kind", "node", "pid", "state", "restarts", "chunks"}],
+            {"actors": [{"name", "kind", "node", "pid", "state", "restarts", "chunks", and of one at work "doing": what,
+            "since": unix seconds, "limit_seconds": after which it is replaced, or None, "silent": whether that is far
+            longer than usual}],
             "last_fault": {"time": unix seconds, "text": what happened} or None}
         """
 
@@ -182,6 +186,12 @@ class RewardWorker:
                 time.sleep(pause)
         return checked_scores(self.reward.name, result, len(images), where)
 
+    @property
+    def waits_seconds(self) -> float:
+        """Seconds that a call may spend on waiting: for a server that is away, and between attempts."""
+        pauses = sum(back_off(attempt, self._pause_seconds) for attempt in range(1, self._retries + 1))
+        return waits_of(self.reward) * (self._retries + 1) + pauses
+
     def identity(self) -> dict[str, Any]:
         """Name and version of the reward, and of its terms where it has some."""
         return identity_of(self.reward)
@@ -196,6 +206,11 @@ def identity_of_worker(worker: RewardLike) -> dict[str, Any]:
     """What a reward worker says about its reward; nothing when it is not one that tells."""
     tell = getattr(worker, "identity", None)
     return dict(tell()) if callable(tell) else {}
+
+
+def waits_of_worker(worker: RewardLike) -> float:
+    """Seconds that a reward worker may wait for others in one call; 0 when it does not tell."""
+    return float(getattr(worker, "waits_seconds", 0.0))
 
 
 def place(chunk: PromptBatch) -> str:

@@ -22,7 +22,10 @@ from prdp.cluster.base import (
     identity_of_worker,
     place,
     sampled,
+    waits_of_worker,
 )
+from prdp.cluster.patience import Watch, limits_of
+from prdp.config import ClusterConfig
 from prdp.types import PromptBatch, Rollout, Weights
 
 
@@ -35,9 +38,16 @@ class InlineWorkforce(Workforce):
         sampler_factory: builds the sampler.
         reward_factory: builds the reward worker.
         prompts_per_chunk: whole prompt groups per unit of work, the same cut that actors would get.
+        config: the `cluster` section.
     """
 
-    def __init__(self, sampler_factory: SamplerFactory, reward_factory: RewardFactory, prompts_per_chunk: int) -> None:
+    def __init__(
+        self,
+        sampler_factory: SamplerFactory,
+        reward_factory: RewardFactory,
+        prompts_per_chunk: int,
+        config: ClusterConfig | None = None,
+    ) -> None:
         self.plan = "cluster: one process samples, scores and learns in turns"
         self._sampler: SamplerLike | None = sampler_factory()
         self._reward: RewardLike | None = reward_factory()
@@ -45,6 +55,7 @@ class InlineWorkforce(Workforce):
         self._weights: Weights | None = None
         self._bound: tuple[int, str] | None = None
         self._chunks = 0
+        self._watch = Watch(limits_of(config or ClusterConfig()))
 
     def publish(self, weights: Weights) -> None:
         self._workers()
@@ -63,38 +74,52 @@ class InlineWorkforce(Workforce):
 
     def status(self) -> dict[str, Any]:
         here = {"node": platform.node(), "pid": os.getpid(), "state": "ready", "restarts": 0, "chunks": self._chunks}
-        actors = [{"name": kind, "kind": kind, **here} for kind in ("sampler", "reward actor")]
-        return {"actors": actors, "last_fault": None}
+        at, now = self._watch.work, time.time()
+        scoring = at is not None and at.doing.startswith("scoring")
+        return {
+            "actors": [
+                {"name": kind, "kind": kind, **here, **(at.told(now) if at is not None and scoring == scores else {})}
+                for kind, scores in (("sampler", False), ("reward actor", True))
+            ],
+            "last_fault": None,
+        }
 
     def close(self) -> None:
         self._sampler = self._reward = self._weights = None
+        self._watch.close()
 
     def work(self, pending: InlinePending, on_chunk: OnChunk | None) -> Rollout:
         """Sample and score chunk by chunk, in order."""
         sampler, reward = self._workers()
-        begun = time.perf_counter()
+        waits, begun = waits_of_worker(reward), time.perf_counter()
         bound = self._bind(sampler, pending.weights)
+        binding, sampling = time.perf_counter() - begun, 0.0
         chunks = pending.prompts.chunks(self._prompts_per_chunk)
         assembly = Assembly(pending.prompts, chunks, pending.images_per_prompt)
         for index, chunk in enumerate(chunks):
-            rollout = sampled(sampler, chunk, pending.images_per_prompt, pending.seed, pending.trajectory)
+            images = len(chunk) * pending.images_per_prompt
+            with self._watch.over("sample", f"sampling {place(chunk)}", images):
+                rollout = sampled(sampler, chunk, pending.images_per_prompt, pending.seed, pending.trajectory)
+            sampling += rollout.seconds["sample"]
             check_rollout(rollout, chunk, pending.images_per_prompt, bound)
-            rollout = assembly.place(index, rollout)
+            rollout = assembly.place(index, rollout if index else rollout.took("bind", binding))
             start = time.perf_counter()
-            rewards, sub_scores = reward.score(
-                rollout.images, rollout.image_prompts, rollout.image_metadata, place(chunk)
-            )
+            with self._watch.over("score", f"scoring {place(chunk)}", images, waits):
+                rewards, sub_scores = reward.score(
+                    rollout.images, rollout.image_prompts, rollout.image_metadata, place(chunk)
+                )
             scored = assembly.score(index, rollout.took("score", time.perf_counter() - start), rewards, sub_scores)
             self._chunks += 1
             if on_chunk is not None:
                 on_chunk(scored)
-        return assembly.whole(time.perf_counter() - begun)
+        return assembly.whole(time.perf_counter() - begun, sampling)
 
     def _bind(self, sampler: SamplerLike, weights: Weights | None) -> tuple[int, str] | None:
         """Bind the weights unless the sampler holds them; what it then holds, None before anything was published."""
         if weights is not None and self._bound != (weights.version, weights.checksum):
             self._bound = None
-            answer = sampler.load_weights(weights)
+            with self._watch.over("bind", "binding weights"):
+                answer = sampler.load_weights(weights)
             acknowledged((weights.version, weights.checksum), "the inline sampler", answer)
             self._bound = answer
         return self._bound

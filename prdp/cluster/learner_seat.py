@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from prdp.cluster.base import ClusterError
 from prdp.cluster.placement import Seats, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_session import connect
 from prdp.config import ClusterConfig
@@ -20,6 +21,7 @@ class LearnerSeat:
 
     Raises:
         ClusterSetupError: this node has no such GPUs, or the cluster cannot hold the actors beside it.
+        ClusterError: the actor that holds them does not start.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
@@ -37,7 +39,12 @@ class LearnerSeat:
                 .options(num_cpus=demand["CPU"], num_gpus=demand["GPU"], scheduling_strategy=seat)
                 .remote()
             )
-            self.device = f"cuda:{ray.get(self._holder.gpu.remote())}"
+            try:
+                gpu = ray.get(self._holder.gpu.remote(), timeout=config.start_timeout_seconds)
+            except ray.exceptions.GetTimeoutError:
+                seconds = f"cluster.start_timeout_seconds={config.start_timeout_seconds:g}"
+                raise ClusterError(f"the actor that holds the learner's GPU did not start within {seconds}") from None
+            self.device = f"cuda:{gpu}"
         except BaseException:
             self.close()
             raise

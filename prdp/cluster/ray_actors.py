@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from prdp.cluster.base import RewardLike, SamplerLike, identity_of_worker, place, sampled
+from prdp.cluster.base import RewardLike, SamplerLike, identity_of_worker, place, sampled, waits_of_worker
 from prdp.cluster.direct_weights import Manifest, Meeting, Receiver
 from prdp.cluster.messages import Messages
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
@@ -24,12 +24,16 @@ from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What an actor answers when it is built: its place, what it is, and the warnings on the way."""
+    """What an actor answers when it is built: its place, what it is, and the warnings on the way.
+
+    `waits` are the seconds that its reward may wait for others in one call.
+    """
 
     pid: int
     node: str
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    waits: float = 0.0
 
 
 class SamplerActor:
@@ -69,7 +73,9 @@ class SamplerActor:
         return version, checksum, time.perf_counter() - start
 
     def begin(self) -> None:
-        """Answered when what was asked for next has its turn: whoever dies after that may have died of it."""
+        """Answered when there is a process, and what was asked for next has its turn: whoever dies after that may have
+        died of it.
+        """
 
     def sample(
         self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool, begun: None
@@ -97,7 +103,8 @@ class RewardActor:
         with _errors_of(self._name), Messages() as messages:
             self._reward = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
-            return Built(os.getpid(), platform.node(), identity_of_worker(self._reward), messages.texts)
+            identity, waits = identity_of_worker(self._reward), waits_of_worker(self._reward)
+            return Built(os.getpid(), platform.node(), identity, messages.texts, waits)
 
     def begin(self) -> None:
         """As of the sampler."""

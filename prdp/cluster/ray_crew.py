@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from prdp.cluster.base import ClusterSetupError, Identity
 from prdp.cluster.direct_weights import TransferError
 from prdp.cluster.environment import KEY, RewardEnvironment, import_paths
+from prdp.cluster.patience import Work
 from prdp.cluster.placement import Demand
 from prdp.cluster.ray_actors import Built, RewardActor, SamplerActor
 from prdp.cluster.threads import PATIENCE, thread_environment
@@ -22,6 +23,8 @@ from prdp.cluster.threads import PATIENCE, thread_environment
 _log = logging.getLogger(__name__)
 
 _TAIL_LINES = 12
+_FETCH_SECONDS = 600.0
+"""An answer that is there is fetched from its node; Ray tells when the node is lost, but not when it is stuck."""
 
 
 class LostError(Exception):
@@ -62,6 +65,9 @@ class Member:
         bound: the weights handed to it last, acknowledged or on their way.
         bind_seconds: binding them took, until a chunk takes that along.
         failures: deaths in a row, without a finished chunk between them.
+        done: kinds of work that it has finished some of.
+        waits: seconds that its reward may wait for others in one call.
+        work: what it is at.
         restarts, chunks: how often it was replaced, and chunks it finished.
     """
 
@@ -77,10 +83,14 @@ class Member:
     failures: int = 0
     restarts: int = 0
     chunks: int = 0
+    done: set[str] = dataclasses.field(default_factory=set)
+    waits: float = 0.0
+    work: Work | None = None
 
-    def told(self) -> dict[str, Any]:
-        """What people want to know of it."""
-        return {key: getattr(self, key) for key in ("name", "kind", "node", "pid", "state", "restarts", "chunks")}
+    def told(self, now: float) -> dict[str, Any]:
+        """What people want to know of it, at `now`, in seconds since 1970; see `Workforce.status`."""
+        facts = {key: getattr(self, key) for key in ("name", "kind", "node", "pid", "state", "restarts", "chunks")}
+        return facts if (work := self.work) is None else {**facts, **work.told(now)}
 
 
 class Crew:
@@ -129,13 +139,14 @@ class Crew:
         }
         self.members = [Member(f"{kind} {index}", kind, index) for index in range(len(seats))]
 
-    def launch(self, member: Member) -> Any:
-        """Ask for an actor; the reference of its `Built`."""
+    def launch(self, member: Member) -> tuple[Any, Any]:
+        """Ask for an actor; a reference that is answered when it has a process, and that of its `Built`."""
         seat = self._seats[member.index]
         seated = {} if seat is None else {"scheduling_strategy": seat}
         member.handle = self._actor.options(**self._options, **seated).remote(member.name, self._threads)
         member.state, member.bound, member.bind_seconds = "starting", None, 0.0
-        return member.handle.build.remote(self._factory)
+        member.done, member.waits = set(), 0.0
+        return member.handle.begin.remote(), member.handle.build.remote(self._factory)
 
     def enter(self, member: Member, built: Built) -> None:
         """Take a new actor on.
@@ -152,7 +163,7 @@ class Crew:
                 f"the reward actors disagree on what they score by: {member.name} on {built.node} has "
                 f"{_described(built.identity)}, and before it there was {_described(self.identity)}"
             )
-        member.pid, member.node, member.state = built.pid, built.node, "ready"
+        member.pid, member.node, member.waits, member.state = built.pid, built.node, built.waits, "ready"
 
 
 def tell(member: Member, messages: tuple[str, ...]) -> None:
@@ -166,7 +177,10 @@ def _described(identity: Mapping[str, Any]) -> str:
 
 
 def kill(member: Member) -> None:
-    """End an actor, if there is one; who asks it for work later finds it dead."""
+    """End an actor, if there is one; who asks it for work later finds it dead.
+
+    Ray sends SIGKILL to a process that has not ended by itself within 5 seconds, as a stopped one cannot.
+    """
     if member.handle is not None:
         ray.kill(member.handle, no_restart=True)
 
@@ -175,11 +189,11 @@ def settle(reference: Any) -> Any:
     """The value behind a reference.
 
     Raises:
-        LostError: the actor or the object is gone.
+        LostError: the actor or the object is gone, or does not arrive in 10 minutes.
         Exception: what the work raised, as itself and without Ray's wrapping; a note has the place and the traceback.
     """
     try:
-        return ray.get(reference)
+        return ray.get(reference, timeout=_FETCH_SECONDS)
     except RuntimeEnvSetupError as error:
         raise ClusterSetupError(f"{KEY}: the environment could not be made ready: {_tail(str(error))}") from error
     except RayTaskError as error:

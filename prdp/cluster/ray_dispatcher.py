@@ -10,12 +10,14 @@ import concurrent.futures
 import dataclasses
 import logging
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
 from prdp.cluster.base import ClusterError, acknowledged, check_rollout, place
 from prdp.cluster.event_loop import EventLoop
+from prdp.cluster.patience import TimeLimit
 from prdp.cluster.ray_crew import Crew, LostError, Member, settle, tell
 from prdp.cluster.ray_job import Job
 from prdp.cluster.ray_roster import Roster, Task
@@ -34,7 +36,7 @@ class Dispatcher:
     Args:
         samplers, rewards: the crews.
         retries: deaths borne in a row, of one actor or on one chunk, beyond the first.
-        reward_timeout: seconds that a reward actor has for one chunk; None for no limit.
+        limits: how long each kind of work may take.
         transport: brings the jobs' weights to the samplers.
     """
 
@@ -43,7 +45,7 @@ class Dispatcher:
         samplers: Crew,
         rewards: Crew,
         retries: int,
-        reward_timeout: float | None,
+        limits: Mapping[str, TimeLimit],
         transport: WeightTransport,
     ) -> None:
         self._samplers, self._rewards = samplers.members, rewards.members
@@ -51,7 +53,7 @@ class Dispatcher:
         self._to_score: deque[tuple[Job, int, Rollout]] = deque()
         self._failure: BaseException | None = None
         self._loop = EventLoop("prdp dispatcher", self._after_each, self._broken)
-        self.roster = Roster((samplers, rewards), self._loop, self, retries, reward_timeout)
+        self.roster = Roster((samplers, rewards), self._loop, self, retries, limits)
         self._transport = transport
         transport.start(self._loop, self.roster.lost)
 
@@ -187,6 +189,7 @@ class Dispatcher:
             rollout = rollout.took("bind", member.bind_seconds)
             member.bind_seconds = 0.0
         rollout = job.assembly.place(task.index, rollout)
+        job.sampled()
         reward = self._least_busy()
         if reward is None:
             self._to_score.append((job, task.index, rollout))

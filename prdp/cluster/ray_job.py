@@ -47,13 +47,17 @@ class Job:
         self.assembly = Assembly(prompts, chunks, images_per_prompt)
         self._outcomes: queue.SimpleQueue[Rollout | BaseException] = queue.SimpleQueue()
         self._begun: float | None = None
-        self._ended = 0.0
+        self._sampled = self._ended = 0.0
 
     def take(self) -> int:
         """The next chunk to be worked on."""
         if self._begun is None:
             self._begun = time.perf_counter()
         return self.todo.popleft()
+
+    def sampled(self) -> None:
+        """A chunk is sampled, and in its place."""
+        self._sampled = time.perf_counter()
 
     def finish(self, scored: Rollout) -> None:
         """A chunk is scored, and in its place."""
@@ -75,4 +79,5 @@ class Job:
             if on_chunk is not None:
                 on_chunk(outcome)
         self.weights = None
-        return self.assembly.whole(self._ended - (self._begun or self._ended))
+        begun = self._begun or self._ended
+        return self.assembly.whole(self._ended - begun, self._sampled - begun)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import logging
+import math
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import ray
 
-from prdp.cluster.base import ClusterError, back_off
+from prdp.cluster.base import ClusterError, back_off, place
 from prdp.cluster.event_loop import EventLoop
+from prdp.cluster.patience import Clock, TimeLimit, Work
 from prdp.cluster.ray_crew import Crew, HungError, LostError, Member, kill, settle
 from prdp.cluster.ray_job import Job
 from prdp.cluster.ray_session import free_resources
@@ -20,7 +23,11 @@ from prdp.types import Rollout
 _log = logging.getLogger(__name__)
 
 _WAITING_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
+"""How often the clock is looked at while anybody is at work; a longer gap is a pause of this process, not of theirs."""
+_GAP_SECONDS = 1.0
 _WORK = ("sample", "score")
+_DOING = {"build": "starting", "bind": "binding weights", "sample": "sampling", "score": "scoring"}
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,10 +36,12 @@ class Task:
 
     Attributes:
         answer: the reference to wait for.
-        begun: of 'sample' and 'score', the reference that is answered when it has its turn.
+        begun: of 'sample' and 'score', the reference that is answered when it has its turn; of 'build', when there is a
+            process.
         products: of 'sample', references of the rollout and the images.
         rollout: of 'score', the one to be scored.
-        started: of 'score', when it was first seen to have its turn, by the monotonic clock.
+        started: when it was first seen to have its turn, by the roster's clock.
+        warned: that it takes long was said.
     """
 
     kind: str
@@ -44,6 +53,18 @@ class Task:
     products: tuple[Any, Any] | None = None
     rollout: Rollout | None = None
     started: float | None = None
+    warned: bool = False
+
+    @property
+    def units(self) -> int:
+        """Images of the chunk."""
+        return 1 if self.job is None or self.index < 0 else len(self.job.chunks[self.index]) * self.job.images_per_prompt
+
+    @property
+    def doing(self) -> str:
+        """For people."""
+        where = "" if self.job is None or self.index < 0 else f" {place(self.job.chunks[self.index])}"
+        return f"{_DOING[self.kind]}{where}"
 
 
 class Owner(Protocol):
@@ -74,14 +95,23 @@ class Roster:
         loop: everything here happens in its thread.
         owner: gets answers, errors and what was held by the dead.
         retries: deaths of an actor that are borne in a row, beyond the first.
-        reward_timeout: seconds that a reward actor has for one chunk; None for no limit.
+        limits: of 'bind', 'sample' and 'score'.
+        clock: seconds that only grow.
     """
 
     def __init__(
-        self, crews: tuple[Crew, ...], loop: EventLoop, owner: Owner, retries: int, reward_timeout: float | None
+        self,
+        crews: tuple[Crew, ...],
+        loop: EventLoop,
+        owner: Owner,
+        retries: int,
+        limits: Mapping[str, TimeLimit],
+        clock: Clock = time.monotonic,
     ) -> None:
         self._crews, self._loop, self._owner = crews, loop, owner
-        self.retries, self.reward_timeout = retries, reward_timeout
+        self.retries, self.limits = retries, limits
+        self._clock, self._looked, self._now = clock, clock(), 0.0
+        self._next_look = math.inf
         self._tasks: dict[Member, list[Task]] = {member: [] for crew in crews for member in crew.members}
         self._waiters: list[concurrent.futures.Future[None]] = []
         self.last_fault: dict[str, Any] | None = None
@@ -110,8 +140,9 @@ class Roster:
 
     def look_after(self) -> None:
         """What is to be done after every event: replace who hangs, tell who waits for everybody."""
-        for member in self._tasks:
-            self._check_hung(member)
+        self._pass_time()
+        due = min((self._check_hung(member) for member in self._tasks), default=math.inf)
+        self._look_again(min(due, self._now + _LOOK_SECONDS) if self._at_work() else math.inf)
         if self._waiters and all(member.state == "ready" for member in self._tasks):
             self._tell_waiters(None)
 
@@ -127,7 +158,7 @@ class Roster:
     def lost(self, member: Member, error: LostError) -> None:
         """Give everything an actor had to be done by others, and start it again after a pause."""
         kill(member)
-        member.state = "waiting"
+        member.state, member.work = "waiting", None
         member.failures += 1
         member.restarts += 1
         fault = f"{member.name} {error.fate} and is restarted: {error}"
@@ -155,7 +186,8 @@ class Roster:
         return next(crew for crew in self._crews if member in crew.members)
 
     def _launch(self, member: Member) -> None:
-        task = Task("build", member, self._crew(member).launch(member))
+        begun, answer = self._crew(member).launch(member)
+        task = Task("build", member, answer, begun=begun)
         self.ask(task)
         self._loop.after(_WAITING_SECONDS, lambda: self._check_started(task, _WAITING_SECONDS))
 
@@ -166,16 +198,23 @@ class Roster:
         crew, free = self._crew(task.member), free_resources()
         doing = "; its environment is installed first" if crew.installs else ""
         _log.warning("still waiting for %s to start; free in the cluster: %s%s", task.member.name, free, doing)
-        alone = bool(self._waiters) or all(member.state != "ready" for member in crew.members)
-        if waited >= crew.start_timeout and alone and not crew.installs:
-            self._owner.hopeless(
-                ClusterError(
-                    f"{task.member.name} did not start within cluster.start_timeout_seconds={crew.start_timeout:g}; "
-                    f"free in the cluster: {free}"
-                )
-            )
+        if waited >= crew.start_timeout and self._needed(crew) and not crew.installs:
+            self._never_started(task, free)
             return
         self._loop.after(_WAITING_SECONDS, lambda: self._check_started(task, waited + _WAITING_SECONDS))
+
+    def _needed(self, crew: Crew) -> bool:
+        """Whether nothing can go on without a member that is to start."""
+        return bool(self._waiters) or all(member.state != "ready" for member in crew.members)
+
+    def _never_started(self, task: Task, free: str) -> None:
+        seconds = self._crew(task.member).start_timeout
+        self._owner.hopeless(
+            ClusterError(
+                f"{task.member.name} did not start within cluster.start_timeout_seconds={seconds:g}; "
+                f"free in the cluster: {free}"
+            )
+        )
 
     def _settle(self, task: Task) -> None:
         if task not in self._tasks[task.member]:
@@ -198,18 +237,84 @@ class Roster:
                 self._owner.raised(task, error)
             return
         self._tasks[member].remove(task)
+        self._learn(task)
         if task.kind in _WORK:
             member.failures = 0
             member.chunks += 1
 
-    def _check_hung(self, member: Member) -> None:
-        """Give up an actor that had its first chunk for too long; look again when it may have."""
-        turn = next((task for task in self._tasks[member] if task.kind == "score"), None)
-        if self.reward_timeout is None or turn is None:
-            return
-        now = time.monotonic()
-        if turn.started is None:
-            turn.started = now
-            self._loop.after(self.reward_timeout, lambda: None)
-        elif now >= turn.started + self.reward_timeout and not ray.wait([turn.answer], timeout=0)[0]:
-            self.lost(member, HungError(f"no answer within cluster.reward_timeout_seconds={self.reward_timeout:g}"))
+    def _learn(self, task: Task) -> None:
+        """Take note of how long a finished piece of work took."""
+        done = task.member.done
+        if task.kind in done and task.started is not None:
+            self._pass_time()
+            self.limits[task.kind].learn(self._now - task.started, task.units)
+        if task.kind in self.limits:
+            done.add(task.kind)
+
+    def _pass_time(self) -> None:
+        """Advance the roster's clock, which leaves out the time in which this process itself stood still."""
+        now = self._clock()
+        self._now += min(now - self._looked, _LOOK_SECONDS + _GAP_SECONDS)
+        self._looked = now
+
+    def _at_work(self) -> bool:
+        return any(self._tasks.values())
+
+    def _look_again(self, due: float) -> None:
+        """Have the loop wake up when it is due, unless it will before."""
+        if self._now >= self._next_look:
+            self._next_look = math.inf
+        if due < self._next_look:
+            self._next_look = due
+            self._loop.after(max(due - self._now, 0.0), lambda: None)
+
+    def _check_hung(self, member: Member) -> float:
+        """Say who has had its turn for long, and give up who had it for too long; when to look again."""
+        task = next(iter(self._tasks[member]), None)
+        if task is None or (task.kind == "build" and not _answered(task.begun)):
+            member.work = None
+            return math.inf
+        if task.started is None:
+            task.started = self._now
+        limit, warn = self._limit(task)
+        begun, spent = task.started, self._now - task.started
+        if member.work is None or (member.work.doing, member.work.limit_seconds) != (task.doing, limit):
+            member.work = Work(task.doing, time.time() - spent, warn, limit)
+        if spent >= limit and not _answered(task.answer):
+            self._hung(task, limit)
+            return math.inf
+        if spent >= warn and not task.warned:
+            task.warned = True
+            over = f"; it is replaced after {limit:.0f} s" if math.isfinite(limit) else ""
+            _log.warning("%s has been %s for %.0f s without an answer%s", member.name, task.doing, spent, over)
+        return begun + (limit if task.warned else min(warn, limit))
+
+    def _limit(self, task: Task) -> tuple[float, float]:
+        """Seconds that a task may take, and seconds after which it is worth a word."""
+        if task.kind == "build":
+            seconds = self._crew(task.member).start_timeout
+            return seconds, seconds / 2
+        limit, member, extra = self.limits[task.kind], task.member, 0.0
+        first, attempts = task.kind not in member.done, 0
+        if task.kind == "score":
+            extra = member.waits
+        if task.job is not None and task.index >= 0:
+            attempts = task.job.deaths[task.index]
+        seconds = limit.of(task.units, first, extra, attempts)
+        return seconds, min(seconds, limit.usual(task.units, first, extra)) / 2
+
+    def _hung(self, task: Task, limit: float) -> None:
+        crew = self._crew(task.member)
+        if task.kind != "build":
+            told = self.limits[task.kind].told(task.units, limit)
+            self.lost(task.member, HungError(f"{task.doing}: no answer within {told}"))
+        elif self._needed(crew):
+            self._tasks[task.member].remove(task)
+            self._never_started(task, free_resources())
+        else:
+            told = f"cluster.start_timeout_seconds={crew.start_timeout:g}"
+            self.lost(task.member, HungError(f"it did not start within {told}"))
+
+
+def _answered(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 
 from prdp.cluster.base import Identity, RewardFactory, SamplerFactory, Workforce, check_request
 from prdp.cluster.environment import find_environment
+from prdp.cluster.patience import limits_of
 from prdp.cluster.placement import Seats, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_actors import RewardActor, SamplerActor
 from prdp.cluster.ray_crew import Crew
@@ -80,7 +82,7 @@ class RayWorkforce(Workforce):
                 )
             )
             self._dispatcher = Dispatcher(
-                self._samplers, self._rewards, config.retries, config.reward_timeout_seconds, self._transport
+                self._samplers, self._rewards, config.retries, limits_of(config), self._transport
             )
             self._dispatcher.start()
             self._dispatcher.await_ready()
@@ -110,7 +112,8 @@ class RayWorkforce(Workforce):
 
     def status(self) -> dict[str, Any]:
         fault = None if self._dispatcher is None else self._dispatcher.roster.last_fault
-        actors = [member.told() for crew in (self._samplers, self._rewards) for member in crew.members]
+        now = time.time()
+        actors = [member.told(now) for crew in (self._samplers, self._rewards) for member in crew.members]
         return {"actors": actors, "last_fault": fault}
 
     def export_metrics(self, run: str, metrics: Mapping[str, float], epoch: int) -> None:

@@ -17,10 +17,11 @@ class Reward(Protocol):
         name: as it appears in logs and errors.
         version: changes whenever the same image and prompt would score differently.
 
-    A reward may have three more members. The class method `check(**arguments) -> None` is called with the arguments of
+    A reward may have four more members. The class method `check(**arguments) -> None` is called with the arguments of
     the constructor before anything long starts, and raises ValueError or FileNotFoundError for weights or packages that
     are missing. The method `identity()` answers what `identity_of` would, for a reward that is made of others.
-    `retries_itself = True` keeps a run from asking it again when it raises.
+    `retries_itself = True` keeps a run from asking it again when it raises. `waits_seconds` is how long one call may wait
+    for others, such as a server that is away, before it raises: so much longer it may take before it counts as hung.
     """
 
     name: str
@@ -37,6 +38,11 @@ def identity_of(reward: Reward) -> dict[str, Any]:
     """What logs and checkpoints say about a reward: {"name", "version"}, and "terms" where it has some."""
     identity = getattr(reward, "identity", None)
     return dict(identity()) if callable(identity) else {"name": str(reward.name), "version": str(reward.version)}
+
+
+def waits_of(reward: Reward) -> float:
+    """Seconds that one call may wait for others; 0 for a reward that does not tell."""
+    return float(getattr(reward, "waits_seconds", 0.0))
 
 
 def checked_scores(

@@ -80,6 +80,7 @@ class RemoteReward:
         _check("encoding", encoding, encoding in ENCODINGS, f"one of {', '.join(ENCODINGS)}")
         self._server = _Server(url, token_variable, timeout_seconds, retries, backoff_seconds)
         self._batch_size, self._encoding = batch_size, encoding
+        self.waits_seconds: float = (retries + 1) * timeout_seconds + retries * MAX_BACKOFF_SECONDS
         identity = self._server.identity()
         self.name: str = identity["name"]
         self.version: str = identity["version"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prdp.rewards import build_reward, check_reward
-from prdp.rewards.base import Reward, checked_scores, identity_of
+from prdp.rewards.base import Reward, checked_scores, identity_of, waits_of
 from prdp.suggest import did_you_mean
 from prdp.types import Float64, UInt8
 
@@ -88,6 +88,11 @@ class WeightedSum:
         optimised = " + ".join(f"{term.weight:.12g}*{shown(term)}" for term in self._terms if not term.watch)
         watched = ", ".join(shown(term) for term in self._terms if term.watch)
         return f"{optimised}, watching {watched}" if watched else optimised
+
+    @property
+    def waits_seconds(self) -> float:
+        """Seconds that one call may wait for the servers of its terms, one after the other."""
+        return sum(waits_of(reward) for reward in self._rewards.values())
 
     def identity(self) -> dict[str, Any]:
         """Name and version of the sum and of every term, with its weight or that it is watched."""

@@ -30,10 +30,10 @@ def test_chunks_in_any_order_equal_the_whole():
         scored = assembly.score(index, views[index], rewards[rows], {"half": rewards[rows] / 2})
         assert content(scored.rewards) == content(rewards[rows])
         assert content(scored.images) == content(sampled(chunks[index]).images)
-    whole = assembly.whole(7.0)
+    whole = assembly.whole(7.0, 5.0)
     assert not differences(whole, sampled(request).scored(rewards, {"half": rewards / 2}))
     assert whole.prompts == request
-    assert whole.seconds == {"sample": 4.5, "rollout": 7.0}
+    assert whole.seconds == {"sample": 4.5, "rollout": 7.0, "sampling": 5.0}
     assert np.shares_memory(views[0].latents, whole.latents)
 
 

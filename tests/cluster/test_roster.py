@@ -32,8 +32,8 @@ class Waiting:
     def __init__(self) -> None:
         self.members = [Member("sampler 0", "sampler", 0), Member("sampler 1", "sampler", 1)]
 
-    def launch(self, member: Member) -> Never:
-        return Never()
+    def launch(self, member: Member) -> tuple[Never, Never]:
+        return Never(), Never()
 
 
 class Owner:
@@ -50,10 +50,11 @@ class Owner:
 def started(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A roster of two samplers that wait, looked at every hundredth of a second."""
     monkeypatch.setattr(ray_roster, "_WAITING_SECONDS", 0.01)
+    monkeypatch.setattr(ray_roster, "_answered", lambda reference: False)
     monkeypatch.setattr(ray_roster, "free_resources", lambda: "0 CPUs and 0 GPUs")
     owner, crew, failures = Owner(), Waiting(), queue.SimpleQueue()  # type: ignore[var-annotated]
     loop = EventLoop("loop", lambda: None, failures.put)
-    roster = Roster((crew,), loop, owner, 2, None)  # type: ignore[arg-type]
+    roster = Roster((crew,), loop, owner, 2, {})  # type: ignore[arg-type]
     yield crew, owner, loop, roster
     loop.close()
     assert failures.empty()

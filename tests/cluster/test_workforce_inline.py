@@ -37,7 +37,7 @@ def test_samples_and_scores_in_prompt_order():
     expected = rollout.images.mean((1, 2, 3)) / 255 + np.repeat(np.arange(5) / 10, 3)
     assert rollout.rewards is not None
     np.testing.assert_array_equal(rollout.rewards, expected)
-    assert set(rollout.seconds) == {"sample", "score", "rollout"}
+    assert set(rollout.seconds) == {"bind", "sample", "score", "sampling", "rollout"}
     assert rollout.weights_version == 5
 
 

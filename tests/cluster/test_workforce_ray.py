@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ def test_reward_actor_killed_within_a_chunk_is_replaced_with_equal_results(share
 @pytest.fixture
 def impatient(shared, monkeypatch, tmp_path) -> tuple[Any, str]:
     """The shared workforce with a time-out for a reward's chunk, and a pipe that nobody ever writes to."""
-    monkeypatch.setattr(shared._dispatcher.roster, "reward_timeout", 1.0)
+    monkeypatch.setattr(shared._dispatcher.roster.limits["score"], "seconds", 1.0)
     os.mkfifo(tmp_path / "silent")
     return shared, f"hang:{tmp_path}/silent"
 
@@ -124,7 +125,7 @@ def test_reward_actor_that_hangs_is_replaced_with_equal_results(impatient, expec
     assert not differences(rollout, expected)
     workforce._dispatcher.await_ready()
     assert workforce.process_ids["reward actor 0"] != before
-    assert "reward actor 0 hung and is restarted: no answer within cluster.reward_timeout_seconds=1" in caplog.text
+    assert "reward actor 0 hung and is restarted: scoring epoch 3, prompts 2 to 3: no answer within cluster.reward_t" in caplog.text
 
 
 def test_chunk_that_hangs_every_time_ends_the_run_and_not_the_workforce(impatient, expected):
@@ -132,8 +133,32 @@ def test_chunk_that_hangs_every_time_ends_the_run_and_not_the_workforce(impatien
     message = r"epoch 3, prompts 4 to 5: reward actor 0 hung on this chunk, attempt 3 of 3 \(cluster.retries=2\)"
     with pytest.raises(ClusterError, match=message):
         run(workforce, {4: {"reward": hang}})
-    workforce._dispatcher.roster.reward_timeout = None
+    workforce._dispatcher.roster.limits["score"].seconds = 0.0
     assert not differences(run(workforce), expected)
+
+
+@pytest.fixture
+def stopped_sampler(shared, monkeypatch) -> Iterator[int]:
+    """The process of a sampler that the system has stopped, as a debugger or a stuck disk does."""
+    run(shared)
+    monkeypatch.setattr(shared._dispatcher.roster.limits["sample"], "seconds", 1.0)
+    process = shared.process_ids["sampler 0"]
+    os.kill(process, signal.SIGSTOP)
+    yield process
+    kill(process)
+
+
+def test_stopped_sampler_is_replaced_with_equal_results_and_its_late_answer_dropped(
+    shared, stopped_sampler, expected, caplog
+):
+    rollout = run(shared)
+    assert not differences(rollout, expected)
+    assert "no answer within cluster.sample_timeout_seconds=1" in caplog.text
+    assert "sampler 0 hung and is restarted: " in caplog.text
+    os.kill(stopped_sampler, signal.SIGCONT)
+    assert not differences(run(shared), expected)
+    shared._dispatcher.await_ready()
+    assert shared.process_ids["sampler 0"] != stopped_sampler
 
 
 def test_warnings_of_an_actor_reach_the_driver(shared, caplog):
