@@ -133,8 +133,8 @@ class ClusterConfig:
     reward_retries: int = 3
     """How often a reward that raised is asked again, with growing pauses."""
     sample_timeout_seconds: float | None = None
-    """How long a sampler may take for one chunk, or for binding weights, before it counts as hung and is replaced; null:
-    10 times the longest of the earlier ones, by images, and at least 60 s; 0: no limit."""
+    """How long a sampler may take for one chunk, or for binding weights, before it counts as hung and is replaced;
+    null: 10 times the longest of the earlier ones, by images, and at least 60 s; 0: no limit."""
     reward_timeout_seconds: float | None = None
     """How long a reward actor may score one chunk; null and 0 as for sample_timeout_seconds."""
     weight_transport: str = "object_store"

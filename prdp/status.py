@@ -17,7 +17,8 @@ from prdp.tracking.console import format_seconds
 from prdp.tracking.status_file import STATUS_FILE, is_alive, load_status, seconds_since
 from prdp.tracking.strict_json import strict_json
 
-_ACTOR_COLUMNS = ("name", "kind", "node", "pid", "state", "restarts", "chunks")
+_ACTOR_COLUMNS = ("name", "kind", "node", "pid", "state", "restarts", "chunks", "at work")
+_STUCK_SECONDS = 60.0
 _STAGES = ("sample", "score", "learn", "epoch")
 
 
@@ -60,20 +61,20 @@ def told(status: Mapping[str, Any], now: float) -> str:
         status: of `load_status`, with "folder" and "alive".
         now: seconds since 1970.
     """
-    metrics, cluster = _mapping(status, "metrics"), _mapping(status, "cluster")
+    metrics = _mapping(status, "metrics")
     lines = [f"{status['folder']}: {_state(status)}, {_epochs(status, now)}"]
     facts = {
         "run": f"{status.get('run_id') or '?'}, started {_clock(status.get('started'))}",
         "process": _process(status, now),
-        "now": _stages(status),
+        "now": _stages(status, now),
+        "silent": "; ".join(_silent(status, now)),
         "pace": _pace(status, metrics),
         "reward": _rewards(status, metrics),
         "supervisor": last_words(Path(status["folder"])),
     }
     lines += [f"  {name:<10} {text}" for name, text in facts.items() if text]
-    actors = cluster.get("actors")
-    if isinstance(actors, list) and actors:
-        rows = [[str(actor.get(name, "?")) for name in _ACTOR_COLUMNS] for actor in actors if isinstance(actor, dict)]
+    if actors := _actors(status):
+        rows = [_actor_row(actor, status["alive"], now) for actor in actors]
         lines += ["", *("  " + row for row in table(rows, _ACTOR_COLUMNS).splitlines())]
     if fault := _fault(status, now):
         lines += ["", f"  last fault: {fault}"]
@@ -133,7 +134,43 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _state(status: Mapping[str, Any]) -> str:
     state = str(status.get("status", "?"))
-    return "dead" if state == "running" and not status["alive"] else state
+    if state != "running":
+        return state
+    if not status["alive"]:
+        return "dead"
+    silent = sum(actor.get("silent") is True for actor in _actors(status))
+    return f"running, {silent} silent" if silent else state
+
+
+def _actors(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    actors = _mapping(status, "cluster").get("actors")
+    return [actor for actor in actors if isinstance(actor, dict)] if isinstance(actors, list) else []
+
+
+def _actor_row(actor: Mapping[str, Any], alive: bool, now: float) -> list[str]:
+    work = (
+        f"{actor['doing']} for {format_seconds(spent)}" if alive and (spent := _spent(actor, now)) is not None else "-"
+    )
+    silent = {"state": "silent"} if work != "-" and actor.get("silent") is True else {}
+    shown = {**actor, **silent, "at work": work}
+    return [str(shown.get(name, "?")) for name in _ACTOR_COLUMNS]
+
+
+def _silent(status: Mapping[str, Any], now: float) -> list[str]:
+    """Who has been at something for far longer than is usual, and when that ends."""
+    words = []
+    for actor in _actors(status) if status["alive"] else []:
+        spent = _spent(actor, now)
+        if actor.get("silent") is True and spent is not None:
+            limit = actor.get("limit_seconds")
+            over = f", replaced after {format_seconds(limit)}" if isinstance(limit, int | float) else ""
+            words.append(f"{actor.get('name', '?')} for {format_seconds(spent)}{over}")
+    return words
+
+
+def _spent(actor: Mapping[str, Any], now: float) -> float | None:
+    since = actor.get("since")
+    return max(0.0, now - since) if "doing" in actor and isinstance(since, int | float) else None
 
 
 def _epochs(status: Mapping[str, Any], now: float) -> str:
@@ -164,15 +201,22 @@ def _process(status: Mapping[str, Any], now: float) -> str:
     return f"pid {status.get('pid', '?')} on {status.get('host', '?')}: {word}, {age}"
 
 
-def _stages(status: Mapping[str, Any]) -> str:
+def _stages(status: Mapping[str, Any], now: float) -> str:
     stages = _mapping(status, "progress").get("stages")
     if not isinstance(stages, list) or not status["alive"]:
         return ""
     return "; ".join(
-        f"{one.get('name')} {one.get('done')} of {one.get('total')} {one.get('unit')}"
+        f"{one.get('name')} {one.get('done')} of {one.get('total')} {one.get('unit')}{_standstill(one, now)}"
         for one in stages
         if isinstance(one, dict)
     )
+
+
+def _standstill(stage: Mapping[str, Any], now: float) -> str:
+    moved = stage.get("moved")
+    if not isinstance(moved, int | float) or now - moved < _STUCK_SECONDS:
+        return ""
+    return f", nothing new for {format_seconds(now - moved)}"
 
 
 def _pace(status: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

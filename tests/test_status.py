@@ -71,12 +71,28 @@ def test_a_job_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
         "  reward     0.6123 in training (epoch 30), 0.6400 on held-out prompts (epoch 20)",
     ]
     assert [line.split() for line in lines[7:10]] == [
-        ["name", "kind", "node", "pid", "state", "restarts", "chunks"],
-        ["sampler", "0", "sampler", "n1", "11", "alive", "0", "57"],
-        ["reward", "actor", "0", "reward", "actor", "n2", "12", "starting", "3", "?"],
+        ["name", "kind", "node", "pid", "state", "restarts", "chunks", "at", "work"],
+        ["sampler", "0", "sampler", "n1", "11", "alive", "0", "57", "-"],
+        ["reward", "actor", "0", "reward", "actor", "n2", "12", "starting", "3", "?", "-"],
     ]
     assert lines[-1].startswith("  last fault: 2027-01-15 ")
     assert lines[-1].endswith(" (3m 05s ago) sampler 1 died: killed by signal 9")
+
+
+def test_who_is_silent_is_told_with_the_seconds_and_what_follows() -> None:
+    work = {"doing": "sampling epoch 30, prompts 8 to 11", "since": NOW - 200.0, "limit_seconds": 600.0, "silent": True}
+    actors = [ACTORS[0] | {"state": "ready"} | work, ACTORS[1] | work | {"silent": False, "limit_seconds": None}]
+    stages = [{"name": "sample", "done": 34, "total": 128, "unit": "images", "moved": NOW - 190.0}]
+    silent = status(cluster={"actors": actors}, progress={**PROGRESS, "stages": stages})
+    text = told(silent, NOW)
+    assert text.startswith("runs/a: running, 1 silent, epoch 30 of 120")
+    assert "  now        sample 34 of 128 images, nothing new for 3m 10s\n" in text
+    assert "  silent     sampler 0 for 3m 20s, replaced after 10m 00s\n" in text
+    rows = [line.split() for line in text.splitlines()[-2:]]
+    assert rows[0][5:] == ["silent", "0", "57", "sampling", *rows[1][-9:]]
+    assert rows[1][-4:] == ["11", "for", "3m", "20s"] and "starting" in rows[1]
+    dead = told({**silent, "alive": False}, NOW)
+    assert dead.startswith("runs/a: dead, ") and "3m 20s" not in dead
 
 
 def test_a_dead_job_is_called_so_and_its_clock_stands_still() -> None:

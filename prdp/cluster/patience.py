@@ -29,9 +29,9 @@ Clock = Callable[[], float]
 class TimeLimit:
     """Of one kind of work, such as sampling a chunk.
 
-    A piece's size counts in units (images), since chunks differ. Without a number of its own the limit is `FACTOR` times
-    the longest seconds per unit of the last 200 finished pieces, and at least `LEAST_SECONDS`. The first piece that
-    somebody does may load or compile, so it teaches nothing and has at least `first_seconds`.
+    A piece's size counts in units (images), since chunks differ. Without a number of its own the limit is `FACTOR`
+    times the longest seconds per unit of the last 200 finished pieces, and at least `LEAST_SECONDS`. The first piece
+    that somebody does may load or compile, so it teaches nothing and has at least `first_seconds`.
 
     Args:
         key: what sets it, for messages, such as 'cluster.sample_timeout_seconds'.

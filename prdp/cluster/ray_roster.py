@@ -58,7 +58,9 @@ class Task:
     @property
     def units(self) -> int:
         """Images of the chunk."""
-        return 1 if self.job is None or self.index < 0 else len(self.job.chunks[self.index]) * self.job.images_per_prompt
+        return (
+            1 if self.job is None or self.index < 0 else len(self.job.chunks[self.index]) * self.job.images_per_prompt
+        )
 
     @property
     def doing(self) -> str:

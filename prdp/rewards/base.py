@@ -20,16 +20,14 @@ class Reward(Protocol):
     A reward may have four more members. The class method `check(**arguments) -> None` is called with the arguments of
     the constructor before anything long starts, and raises ValueError or FileNotFoundError for weights or packages that
     are missing. The method `identity()` answers what `identity_of` would, for a reward that is made of others.
-    `retries_itself = True` keeps a run from asking it again when it raises. `waits_seconds` is how long one call may wait
-    for others, such as a server that is away, before it raises: so much longer it may take before it counts as hung.
+    `retries_itself = True` keeps a run from asking it again when it raises. `waits_seconds` is how long one call may
+    wait for others, such as a server that is away, before it raises: so much longer before it counts as hung.
     """
 
     name: str
     version: str
 
-    def score(
-        self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> Any:
+    def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Any:
         """Score uint8 images [B, H, W, 3]: an array [B], or a pair (array [B], {sub-score name: array [B]})."""
         ...
 
@@ -45,9 +43,7 @@ def waits_of(reward: Reward) -> float:
     return float(getattr(reward, "waits_seconds", 0.0))
 
 
-def checked_scores(
-    reward: str, result: Any, count: int, where: str = ""
-) -> tuple[Float64, dict[str, Float64]]:
+def checked_scores(reward: str, result: Any, count: int, where: str = "") -> tuple[Float64, dict[str, Float64]]:
     """Validate what a reward returned: an array [count], or a pair (array [count], {name: array [count]}).
 
     Raises:

@@ -42,11 +42,13 @@ class Stage:
 
     def __init__(self, name: str, total: int, unit: str, bars: Bars | None = None, task: TaskID | None = None) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self.moved = time.time()
         self._bars, self._task = bars, task
 
     def advance(self, n: int = 1) -> None:
         """Report n more items done."""
         self.done += n
+        self.moved = time.time()
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, n)
 
@@ -58,7 +60,7 @@ class Progress:
     `HEARTBEAT_SECONDS`:
 
         "progress": {"epoch", "epochs", "seconds_per_epoch", "seconds_left": as of "paced_at", seconds since 1970,
-                     "stages": [{"name", "done", "total", "unit"}]}
+                     "stages": [{"name", "done", "total", "unit", "moved": when something was done last}]}
         "cluster": what `cluster` was told last
     """
 
@@ -152,8 +154,7 @@ class Progress:
         """Whom to ask how the actors are, for `status.json`, whenever it is written.
 
         Args:
-            status: answers {"actors": [{"name", "kind", "state", "node", "pid", "restarts", "chunks"}],
-                "last_fault": {"time": seconds since 1970, "text"} or None}, from any thread.
+            status: answers what `Workforce.status` does, from any thread.
         """
         self._cluster = status
         if self._heart is not None:
@@ -203,7 +204,7 @@ class Progress:
             "seconds_left": self.seconds_left(),
             "paced_at": self._paced_at,
             "stages": [
-                {"name": one.name, "done": one.done, "total": one.total, "unit": one.unit}
+                {"name": one.name, "done": one.done, "total": one.total, "unit": one.unit, "moved": one.moved}
                 for one in list(self._stages.values())
             ],
         }

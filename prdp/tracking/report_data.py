@@ -188,20 +188,28 @@ def heldout_curves(evaluations: tuple[Evaluation, ...]) -> tuple[int, dict[str, 
     return len({key[0] for key in keys}), curves
 
 
+def takes_turns(run: RunData) -> bool:
+    """Whether one process sampled and scored in turns, and measured them apart."""
+    cluster = run.config.get("cluster")
+    inline = not isinstance(cluster, Mapping) or cluster.get("kind", "inline") == "inline"
+    return inline and "time/rollout" in run.metrics
+
+
 def timings(run: RunData) -> list[Timing]:
     """Seconds of each stage over the run, and 'other': what epochs took beyond their stages.
 
-    Scoring goes on while sampling does and is a part of its time, evaluation comes on top of an epoch's; the shares of
-    all stages but scoring add up to 1.
+    Evaluation comes on top of an epoch's time. Where one process takes turns, the shares of all stages add up to 1;
+    among actors scoring goes on while sampling does, and the shares of all stages but scoring do.
     """
+    turns = takes_turns(run)
     seconds = {stage: sum(_finite(run.metrics.get(f"time/{stage}", ([], []))[1])) for stage in STAGES}
     counts = {stage: len(run.metrics.get(f"time/{stage}", ([], []))[0]) for stage in STAGES}
     epoch = run.metrics.get("time/epoch")
     if epoch is not None:
         counts["other"] = len(epoch[0])
-        inside = seconds["sample"] + seconds["learn"] + seconds["publish"]
+        inside = seconds["sample"] + seconds["learn"] + seconds["publish"] + turns * seconds["score"]
         seconds["other"] = max(0.0, sum(_finite(epoch[1])) - inside)
-    total = sum(seconds.values()) - seconds["score"]
+    total = sum(seconds.values()) - (not turns) * seconds["score"]
     rows = []
     for stage, spent in seconds.items():
         if counts[stage]:

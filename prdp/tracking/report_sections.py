@@ -10,7 +10,7 @@ from prdp.tracking.charts import Series, curve_svg, short_number
 from prdp.tracking.console import format_seconds
 from prdp.tracking.evaluations import Evaluation
 from prdp.tracking.pictures import data_uri, grid_scores
-from prdp.tracking.report_data import Change, RunData, heldout_curves, timings
+from prdp.tracking.report_data import Change, RunData, heldout_curves, takes_turns, timings
 from prdp.tracking.report_text import interval, label, score, signed
 
 _PIXELS = 160
@@ -206,11 +206,20 @@ def timing(run: RunData) -> str:
     finite = [value for value in whole[1] if math.isfinite(value)] if whole else []
     pace = f" A whole epoch makes and learns from {sum(finite) / len(finite):.1f} images a second." if finite else ""
     return (
-        '<h2>Time</h2><p class="lead">Scoring goes on while sampling does: its time is a part of the sample stage.'
-        f"{pace}</p>"
+        f'<h2>Time</h2><p class="lead">{_how_stages_meet(run)}{pace}</p>'
         '<div class="panel scroll"><table><tr><th>stage</th><th>total</th><th>times</th><th>each</th><th>images/s</th>'
         f"<th>share</th><th></th></tr>{''.join(rows)}</table></div>"
     )
+
+
+def _how_stages_meet(run: RunData) -> str:
+    cluster = run.config.get("cluster", {})
+    if takes_turns(run):
+        return "One process samples, scores and learns in turns."
+    if cluster.get("kind") != "ray":
+        return "The time of scoring is a part of the sample stage."
+    ahead = " Sampling also goes on while the learner works." if cluster.get("max_staleness") else ""
+    return f"Scoring goes on while sampling does; its time is summed over the reward actors.{ahead}"
 
 
 def _shot(

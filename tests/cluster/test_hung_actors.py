@@ -1,4 +1,4 @@
-"""Actors that hang at any kind of work, by a clock of the test's: warned of, then replaced, and their work given back."""
+"""Actors that hang at any kind of work, by a clock of the test's: warned of, then replaced."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def test_whoever_takes_far_longer_than_others_did_is_warned_of_and_replaced(stag
     stage.wait(39.0)
     assert "without an answer" not in caplog.text
     stage.wait(2.0)
-    assert "sampler 0 has been" in caplog.text and "for 40 s without an answer; it is replaced after 80 s" in caplog.text
+    assert (
+        "sampler 0 has been" in caplog.text and "for 40 s without an answer; it is replaced after 80 s" in caplog.text
+    )
     told = stage.members[0].told(stage.members[0].work.since + 41)
     assert told["silent"] and told["limit_seconds"] == pytest.approx(80.0)
     assert told["doing"].startswith(ray_roster._DOING[kind])
@@ -213,4 +215,6 @@ def test_an_actor_that_hangs_while_it_is_built_and_is_needed_ends_the_run(stage:
     stage.wait(910.0)
     (error,) = stage.failures
     assert isinstance(error, ClusterError)
-    assert str(error).startswith("sampler 0 did not start within cluster.start_timeout_seconds=900; free in the cluster")
+    assert str(error).startswith(
+        "sampler 0 did not start within cluster.start_timeout_seconds=900; free in the cluster"
+    )

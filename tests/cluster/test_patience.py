@@ -100,7 +100,10 @@ def test_work_that_raises_teaches_nothing() -> None:
 
 def test_limits_that_cannot_be_are_refused() -> None:
     words = ["experiment=shapes_smoke", "cluster=ray", "cluster.sample_timeout_seconds=-1"]
-    with Composer(words) as composer, pytest.raises(ConfigError, match=r"cluster\.sample_timeout_seconds=-1.*at least 0"):
+    with (
+        Composer(words) as composer,
+        pytest.raises(ConfigError, match=r"sample_timeout_seconds=-1.*at least 0"),
+    ):
         composer.jobs()
     words = ["experiment=shapes_smoke", "+cluster.sample_timeout_seconds=5"]
     with Composer(words) as composer, pytest.raises(ConfigError, match=r"sample_timeout_seconds=5.*needs cluster=ray"):

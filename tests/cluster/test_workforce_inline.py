@@ -41,6 +41,46 @@ def test_samples_and_scores_in_prompt_order():
     assert rollout.weights_version == 5
 
 
+def test_seconds_of_sampling_scoring_and_binding_are_told_apart_and_add_up(monkeypatch):
+    now = [0.0]
+
+    def passes(seconds, method):
+        def slower(*arguments, **options):
+            now[0] += seconds
+            return method(*arguments, **options)
+
+        return slower
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    for owner, name, seconds in (
+        (StubSampler, "load_weights", 1),
+        (StubSampler, "sample", 3),
+        (RewardWorker, "score", 2),
+    ):
+        monkeypatch.setattr(owner, name, passes(seconds, getattr(owner, name)))
+    rollout = inline().sample(prompts(5), images_per_prompt=1, seed=7)
+    assert rollout.seconds == {"bind": 1, "sample": 9, "sampling": 9, "score": 6, "rollout": 16}
+
+
+def test_a_stall_is_told_and_seen_in_the_status(monkeypatch, caplog):
+    told = []
+
+    def stall(self, *arguments, **options):
+        workforce._watch._clock = lambda: 1e9
+        workforce._watch.look()
+        told.append({actor["name"]: actor for actor in workforce.status()["actors"]})
+        return sample(self, *arguments, **options)
+
+    sample = StubSampler.sample
+    monkeypatch.setattr(StubSampler, "sample", stall)
+    workforce = inline()
+    workforce.sample(prompts(2), images_per_prompt=1, seed=7)
+    workforce.close()
+    assert "sampling epoch 3, prompts 0 to 1 has taken" in caplog.text
+    assert told[0]["sampler"]["doing"] == "sampling epoch 3, prompts 0 to 1"
+    assert "doing" not in told[0]["reward actor"]
+
+
 def test_chunk_size_does_not_change_results():
     one, three, all_at_once = (
         inline(size).sample(prompts(7, offset=4), images_per_prompt=2, seed=1) for size in (1, 3, 100)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import math
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from prdp.tracking.jsonl import METRICS_FILE
 from prdp.tracking.pictures import comparison_picture, grid_scores
 from prdp.tracking.report import NotARunError, main, write_report
 from prdp.tracking.report_data import changes, heldout_curves, read_run, timings
+from prdp.tracking.report_sections import timing
 from prdp.tracking.report_text import label
 from prdp.types import PromptBatch
 
@@ -184,6 +187,29 @@ def test_time_is_shared_out(whole_run: Path) -> None:
     assert rows["other"].seconds == pytest.approx(20 * (5.5 - 2.0 - 3.0 - 0.05))
     assert sum(row.share for row in rows.values() if row.stage != "score") == pytest.approx(1.0)
     assert math.isnan(rows["score"].images_per_second)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said", "other"),
+    [
+        ({"kind": "inline"}, "One process samples, scores and learns in turns.", 0.25),
+        ({"kind": "ray"}, "Scoring goes on while sampling does", 0.75),
+        ({"kind": "ray", "max_staleness": 1}, "Sampling also goes on while the learner works.", 0.75),
+    ],
+)
+def test_how_stages_share_the_time_is_said_as_it_is(
+    whole_run: Path, cluster: dict[str, Any], said: str, other: float
+) -> None:
+    run = read_run(whole_run)
+    stages = {"sample": 2.0, "score": 0.5, "learn": 2.5, "publish": 0.25, "rollout": 2.5, "epoch": 5.5}
+    metrics = {f"time/{stage}": ([1], [seconds]) for stage, seconds in stages.items()}
+    run = dataclasses.replace(run, metrics=metrics, config={**run.config, "cluster": cluster})
+    rows = {row.stage: row for row in timings(run)}
+    assert rows["other"].seconds == pytest.approx(other)
+    assert sum(
+        row.share for name, row in rows.items() if name != "score" or cluster["kind"] == "inline"
+    ) == pytest.approx(1)
+    assert said in timing(run)
 
 
 def test_large_pictures_are_scaled_down_in_the_report(tmp_path: Path) -> None:
