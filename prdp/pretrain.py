@@ -82,6 +82,7 @@ def run(config: PretrainConfig) -> Path:
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
+    from prdp.diffusion.pipeline_files import save_pipeline
     from prdp.shapes.pretrain_unet import LatentData, train_unet
     from prdp.shapes.pretrain_vae import train_vae
     from prdp.shapes.tiny_pipeline import build_pipeline, build_vae
@@ -99,7 +100,7 @@ def run(config: PretrainConfig) -> Path:
 
     def save(name: str, pipeline: StableDiffusionPipeline) -> None:
         with atomic_directory(folder / name) as temporary:
-            pipeline.save_pretrained(temporary, safe_serialization=True)
+            save_pipeline(pipeline, temporary)
 
     torch.manual_seed(config.seed)
     vae = build_vae()

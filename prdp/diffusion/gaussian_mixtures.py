@@ -161,9 +161,16 @@ class GaussianMixturesPolicy:
         return encode_points(latents.flatten(1).cpu().numpy())
 
     def save(self, folder: Path) -> None:
-        """Write the correction as correction.safetensors beside a config.json that names the family."""
+        """Write the correction as correction.safetensors beside a config.json that names the family.
+
+        Raises:
+            ValueError: what was written, read back, is not what was learned; names a tensor.
+        """
         from safetensors.torch import save_file
+
+        from prdp.diffusion.pipeline_files import check_network
 
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(self.network.state_dict()), folder / "correction.safetensors")
+        check_network(folder, self.weights.parameters)
         (folder / "config.json").write_text(json.dumps({"family": "gaussian_mixtures"}) + "\n", encoding="utf-8")

@@ -119,20 +119,20 @@ class StableDiffusionPolicy:
         return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def save(self, folder: Path) -> None:
-        """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights."""
-        if self.weights.mode == "lora":
-            from diffusers import StableDiffusionPipeline
-            from diffusers.utils import convert_state_dict_to_diffusers
-            from peft.utils import get_peft_model_state_dict
+        """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights.
 
-            StableDiffusionPipeline.save_lora_weights(
-                folder,
-                unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet)),
-                unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),
-                safe_serialization=True,
-            )
+        Raises:
+            ValueError: what was written, read back, is not what was learned; names a tensor.
+        """
+        if self.weights.mode == "lora":
+            from prdp.diffusion.lora_file import save_lora
+
+            save_lora(self.unet, folder)
         else:
-            self.pipeline.save_pretrained(folder, safe_serialization=True)
+            from prdp.diffusion.pipeline_files import check_network, save_pipeline
+
+            save_pipeline(self.pipeline, folder)
+            check_network(folder / "unet", self.weights.parameters)
 
     def _empty_state(self) -> torch.Tensor:
         if self._empty is None:

@@ -93,6 +93,16 @@ def apply_lora(policy: Any, file: Path) -> None:
         # Without metadata diffusers takes alpha for the rank; the scale alpha / rank goes into B instead.
         state = {name: value * (alpha / rank) if ".lora_B." in name else value for name, value in state.items()}
         pipeline.load_lora_weights(state)
+    elif any(".lora_A." in name for name in state) and any(".lora.down." in name for name in state):
+        # Of two schemes of names in one file, as earlier versions of prdp wrote them, diffusers binds one alone.
+        mixed, alphas, metadata = pipeline.lora_state_dict(
+            str(file.parent), weight_name=file.name, return_lora_metadata=True
+        )
+        mixed = {
+            name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B."): value
+            for name, value in mixed.items()
+        }
+        pipeline.load_lora_into_unet(mixed, alphas, pipeline.unet, metadata=metadata)
     else:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
     _check_bound(file, state, pipeline)

@@ -13,6 +13,8 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.diffusion.lora_file import LORA_FILE
+from prdp.evaluation.loading import apply_lora
 from prdp.learners import build_learner
 from prdp.learners.base import Learner
 from prdp.learners.guards import RatioError
@@ -109,7 +111,7 @@ def test_denoising_objectives_are_refused(model: ModelConfig) -> None:
         build(model, learner_config(framework="jax"), {"name": "best_of_n"})
 
 
-def test_checkpoints_are_interchangeable(model: ModelConfig) -> None:
+def test_checkpoints_are_interchangeable_and_exported(model: ModelConfig, tmp_path: Path) -> None:
     config, other = learner_config(), learner_config(framework="jax")
     straight, first = build(model, config), build(model, other)
     rollout = rollout_of(model, config, straight.weights())
@@ -127,6 +129,15 @@ def test_checkpoints_are_interchangeable(model: ModelConfig) -> None:
     assert back.version == 2
     assert back.weights().checksum == continued.weights().checksum
     assert distance(continued.weights(), straight.weights()) < 1e-5
+
+    policy = build_policy(model, other, seed=0, keep_reference=False)
+    policy.weights.bind(back.evaluation_weights())
+    policy.save(tmp_path)
+    evaluated = build_policy(model, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
+    apply_lora(evaluated, tmp_path / LORA_FILE)
+    latents, timesteps = torch.randn(1, *policy.latent_shape), torch.tensor([500])
+    of_both = [one.output(latents, timesteps, one.encode_prompts(["two stars"]), 2.0) for one in (policy, evaluated)]
+    torch.testing.assert_close(*of_both, rtol=0, atol=1e-6)
 
     del tensors["optimizer/exp_avg/" + next(iter(straight.weights().tensors))]
     with pytest.raises(ValueError, match="no tensor 'optimizer/exp_avg/"):
