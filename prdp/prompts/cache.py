@@ -27,7 +27,7 @@ class Cleaning:
     Attributes:
         template: '{}' stands for the prompt, as in 'a painting of a {}'.
         unique: True keeps the first of equal prompts only, with its metadata.
-        skip_empty: True leaves empty prompts out; False refuses them.
+        skip_empty: True leaves empty prompts out, and null ones; False refuses them.
     """
 
     template: str = "{}"
@@ -42,17 +42,20 @@ class Cleaning:
         """The rows that stay, stripped and put into the template.
 
         Raises:
-            ValueError: a prompt that is empty or not text, by place.
+            ValueError: a prompt that is empty, is not text or holds a NUL character, by place.
         """
         seen: set[bytes] = set()
         for text, metadata, place in rows:
-            if not isinstance(text, str):
-                raise ValueError(f"{place}: the prompt is {text!r}, expected text")
-            stripped = text.strip()
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"{place}: the prompt is {text!r:.80}, expected text")
+            stripped = "" if text is None else text.strip()
             if not stripped:
                 if self.skip_empty:
                     continue
-                raise ValueError(f"{place}: the prompt is empty; skip_empty=true leaves such rows out")
+                kind = "null" if text is None else "empty"
+                raise ValueError(f"{place}: the prompt is {kind}; skip_empty=true leaves such rows out")
+            if "\0" in stripped:
+                raise ValueError(f"{place}: the prompt {stripped!r:.80} holds a NUL character, expected text without")
             if self.unique:
                 digest = hashlib.blake2b(stripped.encode("utf-8", "surrogatepass"), digest_size=16).digest()
                 if digest in seen:

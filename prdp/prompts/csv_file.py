@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from prdp.prompts.cache import Cleaning, cached_table
 from prdp.prompts.files import source_files, text_lines
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
+
+_log = logging.getLogger(__name__)
+_FIELD_LIMIT = 2**31 - 1
+"""Characters of a field, a column's that is not asked for included; the csv module's own limit is 131,072."""
 
 
 class CsvFilePrompts(PromptTable):
@@ -81,6 +86,7 @@ def csv_records(
     if len(delimiter) != 1:
         raise ValueError(f"prompts delimiter is {delimiter!r}, expected one character")
     quoted = delimiter != "\t" if quoting is None else quoting
+    csv.field_size_limit(_FIELD_LIMIT)
     lines = text_lines(file, encoding)
     if quoted:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -89,15 +95,34 @@ def csv_records(
     names = list(columns) if columns is not None else None
     if names is not None:
         choice.check(str(file), names)
-    try:
-        for record in reader:
-            place = f"{file} line {reader.line_num}"
-            if names is None:
-                names = [name.strip() for name in record]
-                choice.check(str(file), names)
-            elif record and len(record) != len(names):
-                raise ValueError(f"{place}: {len(record)} fields, expected {len(names)} ({', '.join(names)})")
-            elif record:
-                yield dict(zip(names, record, strict=True)), place
-    except csv.Error as error:
-        raise ValueError(f"{file} line {reader.line_num}: {error}") from None
+    prompts = enclosed = doubled = 0
+    while True:
+        place = f"{file} line {reader.line_num + 1}"
+        try:
+            record = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise ValueError(f"{place}: {error}; quoting=false takes double quotes as letters") from None
+        if names is None:
+            names = [name.strip() for name in record]
+            choice.check(str(file), names)
+        elif record and len(record) != len(names):
+            hint = "" if quoted or '"' not in "".join(record) else "; quoting=true reads fields in double quotes"
+            raise ValueError(f"{place}: {len(record)} fields, expected {len(names)} ({', '.join(names)}){hint}")
+        elif record:
+            fields = dict(zip(names, record, strict=True))
+            text = fields[choice.find_prompt(place, names)].strip()
+            in_quotes = not quoted and len(text) > 1 and text[0] == text[-1] == '"'
+            prompts += 1
+            enclosed += in_quotes
+            doubled += in_quotes and '""' in text[1:-1]
+            yield fields, place
+    if doubled or prompts == enclosed > 1:
+        _log.warning(
+            "prompts file %s: %d of %d prompts stand in double quotes, which stay a part of them; quoting=true reads "
+            "files as Python's csv module and spreadsheets write them",
+            file,
+            enclosed,
+            prompts,
+        )

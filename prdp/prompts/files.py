@@ -1,71 +1,88 @@
-"""Finding the files of a prompt source and reading their lines, with messages that name file and line."""
+"""Finding the files of a prompt source and reading their text, with messages that name file and line."""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
+import io
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, cast
 
-_WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
+"""Byte-order marks; that of UTF-32 begins with that of UTF-16."""
+_CHUNK = 2**18
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def source_files(path: str | Sequence[str]) -> list[Path]:
     """The files that a path, a pattern such as 'shards/*.parquet', or a list of these names; sorted within a pattern.
 
     Raises:
-        ValueError: one that does not exist, is a folder or matches nothing.
+        ValueError: one that does not exist or cannot be reached, is a folder, a pipe or a device, or matches nothing.
     """
     patterns = [path] if isinstance(path, str) else list(path)
     found: list[Path] = []
     for pattern in patterns:
         plain = Path(str(pattern)).expanduser()
-        if plain.is_dir():
-            raise ValueError(f"prompts file {pattern} is a folder, expected a file")
-        if plain.exists():
-            found.append(plain)
-        elif glob.has_magic(str(pattern)):
+        try:
+            mode = plain.stat().st_mode
+        except (OSError, ValueError) as error:
             matches = [Path(match) for match in sorted(glob.glob(str(plain))) if Path(match).is_file()]
+            if not matches and glob.has_magic(str(pattern)):
+                raise ValueError(f"prompts file {pattern} matches no file") from None
             if not matches:
-                raise ValueError(f"prompts file {pattern} matches no file")
+                reason = getattr(error, "strerror", None) or error
+                raise ValueError(f"prompts file {pattern} cannot be read: {reason}") from None
             found += matches
         else:
-            raise ValueError(f"prompts file {pattern} cannot be read: No such file or directory")
+            if not stat.S_ISREG(mode):
+                kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+                raise ValueError(f"prompts file {pattern} is {kind}, expected a file")
+            found.append(plain)
     if not found:
         raise ValueError("prompts path is an empty list, expected at least one file")
     return found
 
 
 def text_lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The lines of a text file with their line ends; gzip by the name's ending; a byte-order mark is left out.
+    """The lines of a text file with their line ends, which are '\\n', '\\r\\n' or '\\r' and nothing else.
+
+    Gzip goes by the name's ending; a byte-order mark is left out.
 
     Raises:
-        ValueError: not readable, not of the encoding (by line), or empty.
+        ValueError: not readable, not of the encoding (by line), with a NUL character (by line), or empty.
     """
-    try:
-        "".encode(encoding)
-    except LookupError:
-        raise ValueError(f"prompts encoding is {encoding!r}, which Python does not know, as it does utf-8") from None
-    number = 0
-    try:
-        with ExitStack() as stack:
-            for number, raw in enumerate(_opened(file, stack), start=1):
-                if number == 1:
-                    raw = _checked_start(file, raw)
-                try:
-                    yield raw.decode(encoding)
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"prompts file {file} is not {encoding.upper()} text: line {number}, byte {error.start} of it; "
-                        "encoding=... names another encoding"
-                    ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"prompts file {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if number == 0:
-        raise ValueError(f"prompts file {file} is empty")
+    parts: list[str] = []
+    for text in _decoded(file, encoding):
+        parts.append(text)
+        if "\n" in text or "\r" in text:
+            *lines, last = io.StringIO("".join(parts), newline="")
+            yield from lines
+            # A last '\r' may be the first half of an end.
+            parts = [last]
+    yield from io.StringIO("".join(parts), newline="")
+
+
+def whole_text(file: Path, encoding: str = "utf-8") -> str:
+    """The content of a text file. Raises as `text_lines`."""
+    return "".join(_decoded(file, encoding))
 
 
 def stem(file: Path) -> str:
@@ -73,13 +90,83 @@ def stem(file: Path) -> str:
     return file.name.partition(".")[0] or file.name
 
 
+def _decoded(file: Path, encoding: str) -> Iterator[str]:
+    """The text in pieces."""
+    ends, fed, half = 0, 0, False
+    try:
+        with ExitStack() as stack:
+            opened = _opened(file, stack)
+            start = raw = opened.read(_CHUNK)
+            if not start:
+                raise ValueError(f"prompts file {file} is empty")
+            codec, skipped = _codec(file, encoding, start)
+            decoder = codecs.getincrementaldecoder(codec)()
+            raw, fed = raw[skipped:], skipped
+            while True:
+                fed += len(raw)
+                try:
+                    text = decoder.decode(raw, final=not raw)
+                except UnicodeDecodeError as error:
+                    before = error.object[: error.start].decode(codec, "replace")
+                    raise ValueError(
+                        f"prompts file {file} is not {encoding.upper()} text: line {ends + 1 + _ends(before)}, byte "
+                        f"{fed - len(error.object) + error.start} of the file; {_other(start)}"
+                    ) from None
+                except UnicodeError as error:
+                    raise ValueError(f"prompts file {file} is not {encoding.upper()} text: {error}") from None
+                if "\0" in text:
+                    line = ends + 1 + _ends(text[: text.index("\0")])
+                    raise ValueError(
+                        f"prompts file {file} line {line} holds a NUL character, which is no part of a prompt; "
+                        f"{_other(start)}"
+                    )
+                yield text
+                ends += _ends(text) - (half and text.startswith("\n"))
+                half = text.endswith("\r") if text else half
+                if not raw:
+                    return
+                raw = opened.read(_CHUNK)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"prompts file {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _ends(text: str) -> int:
+    return text.count("\n") + text.count("\r") - text.count("\r\n")
+
+
+def _codec(file: Path, encoding: str, start: bytes) -> tuple[str, int]:
+    """The codec that an encoding and a file's first bytes ask for, and the length of the byte-order mark."""
+    try:
+        "".encode(encoding)
+        name = codecs.lookup(encoding).name.removesuffix("-sig")
+    except (LookupError, UnicodeError, TypeError, ValueError):
+        raise ValueError(f"prompts encoding is {encoding!r}, which Python does not know, as it does utf-8") from None
+    for mark, marked in _MARKS:
+        if start.startswith(mark):
+            family = marked.removesuffix("-le").removesuffix("-be")
+            if name not in (marked, family):
+                raise ValueError(
+                    f"prompts file {file} is {family.upper()} text by its first bytes, expected {encoding.upper()}; "
+                    f"encoding={family} reads it"
+                )
+            return marked, len(mark)
+    if name in ("utf-16", "utf-32"):
+        raise ValueError(
+            f"prompts file {file} has no byte-order mark, which {name.upper()} text has; encoding={name}-le or "
+            f"{name}-be reads it without"
+        )
+    return name, 0
+
+
+def _other(start: bytes) -> str:
+    """A hint at the encoding: text of 16 bits a letter has its zero bytes at every other place."""
+    first, second = start[0::2].count(0), start[1::2].count(0)
+    if first == second:
+        return "encoding=... names another encoding"
+    return f"encoding=utf-16-{'le' if second > first else 'be'} reads UTF-16 without a byte-order mark"
+
+
 def _opened(file: Path, stack: ExitStack) -> BinaryIO:
     if file.suffix == ".gz":
         return cast(BinaryIO, stack.enter_context(gzip.open(file, "rb")))
     return stack.enter_context(file.open("rb"))
-
-
-def _checked_start(file: Path, raw: bytes) -> bytes:
-    if raw[:2] in _WIDE:
-        raise ValueError(f"prompts file {file} is {_WIDE[raw[:2]]} text, expected UTF-8: convert it first")
-    return raw.removeprefix(b"\xef\xbb\xbf")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prdp.prompts.arrow_records import arrow_records
 from prdp.prompts.cache import Cleaning, cached_table
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
@@ -71,9 +72,9 @@ class HfDatasetPrompts(PromptTable):
             dataset = _load(where, path, split, name, revision) if loaded is None else loaded
             choice.check(where, dataset.column_names)
             arrow = dataset.select_columns(choice.wanted(dataset.column_names)).with_format("arrow")
-            records = (record for part in arrow.iter(batch_size=1000) for record in part.to_pylist())
-            for number, record in enumerate(records, start=1):
-                yield choice.row(record, f"{where}, row {number}")
+            batches = (batch for part in arrow.iter(batch_size=1000) for batch in part.to_batches())
+            for record, place in arrow_records(where, batches):
+                yield choice.row(record, place)
 
         label = Path(path).name + (f"-{split}" if split else "")
         super().__init__(
@@ -99,6 +100,8 @@ def _load(where: str, path: str, split: str | None, name: str | None, revision: 
             found = datasets.load_dataset(source, name=name, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{where} cannot be loaded{offline}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:  # of the library, on damaged descriptions
+        raise ValueError(f"{where} cannot be loaded{offline}: {type(error).__name__}: {error}") from error
     if isinstance(found, datasets.Dataset):
         if saved and split is not None and not (split.isidentifier() and str(found.split or split) == split):
             raise ValueError(

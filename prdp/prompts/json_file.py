@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.prompts.cache import Cleaning, cached_table
-from prdp.prompts.files import source_files, stem, text_lines
+from prdp.prompts.files import source_files, stem, text_lines, whole_text
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
 
@@ -80,9 +80,10 @@ def _records(file: Path, encoding: str) -> Iterator[tuple[Any, str]]:
 
 
 def _records_of_list(file: Path, encoding: str) -> Iterator[tuple[Any, str]]:
+    text = whole_text(file, encoding)
     try:
-        content = json.loads("".join(text_lines(file, encoding)))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}; a file with a record a line is called .jsonl") from None
     if not isinstance(content, list):
         raise ValueError(f"{file}: {_shown(content)}, expected a JSON list")

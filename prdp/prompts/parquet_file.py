@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from prdp.prompts.arrow_records import arrow_records
 from prdp.prompts.cache import Cleaning, cached_table
 from prdp.prompts.files import source_files
 from prdp.prompts.records import Columns
@@ -43,15 +44,16 @@ class ParquetFilePrompts(PromptTable):
         def rows() -> Iterator[Row]:
             for file in files:
                 try:
-                    with parquet.ParquetFile(file) as opened:
-                        names = opened.schema_arrow.names
-                        choice.check(str(file), names)
-                        batches = opened.iter_batches(columns=choice.wanted(names))
-                        records = (record for batch in batches for record in batch.to_pylist())
-                        for number, record in enumerate(records, start=1):
-                            yield choice.row(record, f"{file} row {number}")
-                except pa.ArrowInvalid as error:
-                    raise ValueError(f"{file} is no whole Parquet file: {error}") from None
+                    opened = parquet.ParquetFile(file)
+                    names = opened.schema_arrow.names
+                except (pa.ArrowException, OSError) as error:
+                    reason = getattr(error, "strerror", None) or error
+                    raise ValueError(f"{file} is no whole Parquet file: {reason}") from None
+                with opened:
+                    choice.check(str(file), names)
+                    batches = opened.iter_batches(columns=choice.wanted(names))
+                    for record, place in arrow_records(str(file), batches):
+                        yield choice.row(record, place)
 
         key = {"columns": choice.key}
         super().__init__(cached_table("parquet", files, key, rows, Cleaning(template, unique, skip_empty)))

@@ -48,6 +48,9 @@ class Columns:
         self.find_prompt(where, available)
         for wanted in self.wanted(available):
             _need(where, wanted, available)
+            count = available.count(wanted)
+            if count > 1:
+                raise ValueError(f"{where}: there are {count} columns '{wanted}', expected one")
 
     def find_prompt(self, where: str, available: Sequence[str]) -> str:
         """The prompt's column among the available ones; found once and kept.
@@ -75,7 +78,7 @@ class Columns:
         """The row of a record; metadata that a record lacks is left out of its row.
 
         Raises:
-            ValueError: it lacks the prompt, or holds what JSON cannot; by place.
+            ValueError: it lacks the prompt, has one that is not text, or holds what JSON cannot; by place and column.
         """
         prompt = self.find_prompt(place, list(record))
         names = [name for name in record if name != prompt] if self.metadata == "all" else self.metadata
@@ -84,6 +87,8 @@ class Columns:
             metadata["category"] = str(record[self.category])
         if self._unseen:
             self._unseen -= record.keys()
+        if record[prompt] is not None and not isinstance(record[prompt], str):
+            raise ValueError(f"{place}: the prompt is {record[prompt]!r:.80}, expected text in column '{prompt}'")
         return Row(record[prompt], metadata, place)
 
     def check_seen(self, where: str, available: Sequence[str]) -> None:
@@ -107,14 +112,17 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, decimal.Decimal):
-        return float(value)
+        return plain(float(value), where)
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, Mapping):
         return {str(key): plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, where) for item in value]
-    raise ValueError(f"{where} holds {type(value).__name__}, which cannot travel as metadata; leave it out")
+    raise ValueError(
+        f"{where} holds {type(value).__name__} {value!r:.40}, which cannot travel as metadata, expected what JSON can "
+        "hold; leave the column out"
+    )
 
 
 def _need(where: str, name: str, available: Sequence[str]) -> None:

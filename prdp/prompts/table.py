@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from prdp.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Part of every cache key: to be raised when the same input would give another table."""
 
 ROWS_PER_BATCH = 8192
@@ -35,7 +37,7 @@ class Row(NamedTuple):
     place: str
 
 
-class DamagedTableError(ValueError):
+class DamagedTableError(UserError, ValueError):
     """A table file that is cut off or was not written by `write_table`."""
 
 
@@ -61,25 +63,38 @@ class PromptTable:
             reader = pa.ipc.open_file(pa.py_buffer(self._mapped))
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
             facts = json.loads(last.custom_metadata[_FACTS])
-        except (pa.ArrowInvalid, OSError, TypeError, KeyError, ValueError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+            self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
+            self._rows = int(facts["rows"])
+            self.fingerprint = str(facts["fingerprint"])
+            held = sum(batch.num_rows for batch in self._batches)
+            if held != self._rows:
+                raise ValueError(f"it holds {held} rows, expected {self._rows}")
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
             raise DamagedTableError(f"{path} is no whole table of prompts: {error}") from None
-        self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
-        self._rows = int(facts["rows"])
         self._reads = 0
-        self.fingerprint = str(facts["fingerprint"])
 
     def __len__(self) -> int:
         return self._rows
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
-        """Prompt and metadata; a negative index counts from the end. Raises IndexError outside of the table."""
+        """Prompt and metadata; a negative index counts from the end.
+
+        Raises:
+            IndexError: outside of the table.
+            DamagedTableError: the row is damaged.
+        """
         if not -self._rows <= index < self._rows:
             raise IndexError(f"index {index} is outside a table of {self._rows} prompts")
         batch, row = divmod(index % self._rows, ROWS_PER_BATCH)
         texts, metadata = self._batches[batch].columns
-        found = texts[row].as_py(), json.loads(metadata[row].as_py())
+        try:
+            found = texts[row].as_py(), json.loads(metadata[row].as_py())
+        except (ValueError, IndexError) as error:
+            raise DamagedTableError(
+                f"{self.path} is damaged in row {index % self._rows + 1}: {error}; remove it, it is built anew"
+            ) from None
         self._reads += 1
         if self._reads % READS_PER_RELEASE == 0 and hasattr(mmap, "MADV_DONTNEED"):
             # Pages stay in the system's cache, but no longer count as this process's memory.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 from prdp.prompts.cache import Cleaning, cached_table
 from prdp.prompts.files import source_files, stem, text_lines
 from prdp.prompts.table import PromptTable, Row
 
+_log = logging.getLogger(__name__)
+
 
 class TextFilePrompts(PromptTable):
-    """The non-empty lines of text files, in order.
+    """The non-empty lines of text files, in order. Lines end at '\\n', '\\r\\n' or '\\r', and at nothing else.
 
     Args:
         path: of a file, plain or .gz; a pattern; or a list of these.
@@ -20,7 +23,7 @@ class TextFilePrompts(PromptTable):
         encoding: of the files.
 
     Raises:
-        ValueError: no such file, not of the encoding, no prompt in it, or a template without '{}'.
+        ValueError: no such file, not of the encoding, a NUL character, no prompt in it, or a template without '{}'.
     """
 
     def __init__(
@@ -36,8 +39,19 @@ class TextFilePrompts(PromptTable):
         def rows() -> Iterator[Row]:
             for file in files:
                 metadata = {"category": stem(file)} if file_as_category else {}
+                texts = quoted = 0
                 for number, line in enumerate(text_lines(file, encoding), start=1):
+                    text = line.strip()
+                    texts += bool(text)
+                    quoted += len(text) > 1 and text[0] == text[-1] == '"'
                     yield Row(line, metadata, f"{file} line {number}")
+                if texts == quoted > 1:
+                    _log.warning(
+                        "prompts file %s: all %d prompts stand in double quotes, which stay a part of them; "
+                        "called .csv and read with columns=[prompt], they come without",
+                        file,
+                        texts,
+                    )
 
         options = {"file_as_category": file_as_category, "encoding": encoding}
         cleaning = Cleaning(template, unique, skip_empty=True)

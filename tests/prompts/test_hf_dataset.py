@@ -55,7 +55,7 @@ def test_what_is_not_there_is_named(saved: Path, tmp_path: Path) -> None:
         HfDatasetPrompts(str(saved))
     with pytest.raises(ValueError, match="no column 'prompt'; there are caption, style, jpg_0"):
         HfDatasetPrompts(str(saved), split="train", prompt_column="prompt")
-    with pytest.raises(ValueError, match="row 1: column 'jpg_0' holds bytes"):
+    with pytest.raises(ValueError, match="split train row 1: column 'jpg_0' holds bytes"):
         HfDatasetPrompts(str(saved), split="train", metadata_columns="all")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import json
 from pathlib import Path
@@ -124,13 +125,62 @@ def test_parquet(tmp_path: Path) -> None:
         ("a dog", {"questions": None, "day": "2024-02-03", "score": 2.0}),
     ]
     assert len(ParquetFilePrompts(str(file), unique=True)) == 2
-    with pytest.raises(ValueError, match="row 1: column 'jpg_0' holds bytes, which cannot travel as metadata"):
+    with pytest.raises(ValueError, match=r"row 1: column 'jpg_0' holds bytes b'\\xff', which cannot travel"):
         ParquetFilePrompts(str(file), metadata_columns="all")
     with pytest.raises(ValueError, match="no column 'prompts'; there are caption, jpg_0, questions, day, score"):
         ParquetFilePrompts(str(file), prompt_column="prompts")
     (tmp_path / "cut.parquet").write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"cut\.parquet is no whole Parquet file"):
         ParquetFilePrompts(str(tmp_path / "cut.parquet"))
+
+
+def test_a_tsv_of_pythons_csv_module_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "list.tsv"
+    with file.open("w", newline="") as out:
+        csv.writer(out, csv.excel_tab).writerows([["prompt", "n"], ['a "red" cat', 1], ["a dog", 2]])
+    assert list(CsvFilePrompts(str(file)).texts()) == ['"a ""red"" cat"', "a dog"]
+    assert "1 of 2 prompts stand in double quotes" in caplog.text and "quoting=true reads" in caplog.text
+    caplog.clear()
+    assert list(CsvFilePrompts(str(file), quoting=True).texts()) == ['a "red" cat', "a dog"] and caplog.text == ""
+    with file.open("a", newline="") as out:
+        csv.writer(out, csv.excel_tab).writerow(["tab\tin it", 3])
+    with pytest.raises(ValueError, match=r"line 4: 3 fields, expected 2 \(prompt, n\); quoting=true reads fields in"):
+        CsvFilePrompts(str(file))
+
+
+def test_long_fields_of_columns_that_nobody_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(f"prompt,page\na cat,{'x' * 140_000}\n\"a\ndog\",y\n")
+    assert list(CsvFilePrompts(str(file)).texts()) == ["a cat", "a\ndog"]
+
+
+def test_columns_of_one_name_are_refused_when_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("prompt,n,n\na cat,1,2\n")
+    assert len(CsvFilePrompts(str(tmp_path / "list.csv"))) == 1
+    with pytest.raises(ValueError, match=r"list\.csv: there are 2 columns 'n', expected one"):
+        CsvFilePrompts(str(tmp_path / "list.csv"), metadata_columns=["n"])
+
+
+def test_arrow_values_that_python_cannot_hold_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "times.parquet"
+    times = pa.array([0, None, 10**12], pa.timestamp("s"))
+    parquet.write_table(pa.table({"prompt": ["a", "b", "c"], "when": times, "n": [1, 2, 3]}), file)
+    assert len(ParquetFilePrompts(str(file), metadata_columns=["n"])) == 3
+    message = r"times\.parquet row 3: column 'when' holds the timestamp\[ms\] '<value out of .*', expected a value"
+    with pytest.raises(ValueError, match=message):
+        ParquetFilePrompts(str(file), metadata_columns="all")
+    with pytest.raises(ValueError, match=r"times\.parquet row 1: the prompt is 1, expected text in column 'n'"):
+        ParquetFilePrompts(str(file), prompt_column="n")
+
+
+def test_null_prompts_are_empty_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": null}\n{"prompt": "x"}\n')
+    assert items(JsonFilePrompts(str(tmp_path / "a.jsonl"), skip_empty=True)) == [("x", {})]
+    with pytest.raises(ValueError, match=r"a\.jsonl line 1: the prompt is null; skip_empty=true leaves such rows out"):
+        JsonFilePrompts(str(tmp_path / "a.jsonl"))
+    (tmp_path / "b.jsonl").write_text('{"prompt": "x\\u0000y"}\n')
+    with pytest.raises(ValueError, match=r"b\.jsonl line 1: the prompt 'x\\x00y' holds a NUL character"):
+        JsonFilePrompts(str(tmp_path / "b.jsonl"))
 
 
 def test_empty_prompts_are_left_out_when_asked(tmp_path: Path) -> None:

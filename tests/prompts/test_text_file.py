@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ def test_another_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"ab\nc\xff\n", r"bad\.txt is not UTF-8 text: line 2, byte 1 of it"),
-        ("cat\n".encode("utf-16"), r"bad\.txt is UTF-16 text, expected UTF-8"),
+        (b"ab\nc\xff\n", r"bad\.txt is not UTF-8 text: line 2, byte 4 of the file; encoding=\.\.\. names another"),
+        ("cat\n".encode("utf-16"), r"bad\.txt is UTF-16 text by .*, expected UTF-8; encoding=utf-16 reads it"),
         (b"", r"bad\.txt is empty"),
         (b"\n \n", r"bad\.txt holds no prompt"),
     ],
@@ -69,3 +70,51 @@ def test_paths_and_templates_that_are_refused(tmp_path: Path) -> None:
         TextFilePrompts([])
     with pytest.raises(ValueError, match="template is 'animal'"):
         TextFilePrompts(str(tmp_path / "animals.txt"), template="animal")
+
+
+def test_lines_end_as_python_reads_them_and_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "mac.txt"
+    file.write_bytes("cat\rdog\r\nbear\u2028in\x85a\x0ccave\nfox".encode())
+    assert list(TextFilePrompts(str(file)).texts()) == ["cat", "dog", "bear\u2028in\x85a\x0ccave", "fox"]
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "message"),
+    [
+        ("cat\ndog\n".encode("utf-16-le"), "utf-8", r"line 1 holds a NUL .*; encoding=utf-16-le reads UTF-16 without"),
+        ("cat\ndog\n".encode("utf-16-be"), "utf-8", r"line 1 holds a NUL .*; encoding=utf-16-be reads UTF-16 without"),
+        ("cät\n".encode("utf-16-le"), "utf-8", r"is not UTF-8 text: line 1, byte 2 .*; encoding=utf-16-le reads"),
+        (b"cat\nd\0g\n\0", "latin-1", r"odd\.txt line 2 holds a NUL"),
+        ("cat\n".encode("utf-8-sig"), "latin-1", r"is UTF-8 text by its first bytes, expected LATIN-1; encoding=utf-8"),
+        ("cat\n".encode("utf-32"), "utf-16", r"is UTF-32 text by its first bytes, expected UTF-16; encoding=utf-32"),
+        (b"cat\n", "utf-16", r"odd\.txt has no byte-order mark, .*; encoding=utf-16-le or utf-16-be reads it without"),
+        ("cat\n".encode("utf-16") + b"x", "utf-16", r"odd\.txt is not UTF-16 text: line 2, byte 10 of the file"),
+        (b"cat", "base64", "encoding is 'base64', which Python does not know"),
+    ],
+)
+def test_other_encodings_are_told(tmp_path: Path, content: bytes, encoding: str, message: str) -> None:
+    file = tmp_path / "odd.txt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        TextFilePrompts(str(file), encoding=encoding)
+
+
+def test_quotes_around_every_line_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "quoted.txt").write_text('"a cat"\n\n"a dog"\n')
+    assert TextFilePrompts(str(tmp_path / "quoted.txt"))[0][0] == '"a cat"'
+    assert "all 2 prompts stand in double quotes" in caplog.text
+    caplog.clear()
+    (tmp_path / "bare.txt").write_text('"a cat"\na "dog"\n')
+    assert len(TextFilePrompts(str(tmp_path / "bare.txt"))) == 2 and caplog.text == ""
+
+
+def test_what_is_no_plain_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path, message in (
+        (str(tmp_path / "pipe.txt"), r"pipe\.txt is a pipe, expected a file"),
+        ("/dev/zero", "/dev/zero is a device, expected a file"),
+        (f"{tmp_path}/{'a' * 300}.txt", "cannot be read: File name too long"),
+        (f"{tmp_path}/a\0b.txt", "cannot be read: embedded null byte"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TextFilePrompts(path)
