@@ -12,8 +12,14 @@ from typing import Any
 
 from prdp.errors import ConfigError
 from prdp.suggest import did_you_mean
+from prdp.user_code import own_frames
 
 TARGET = "_target_"
+_IMPORTING = (
+    SyntaxError, NameError, TypeError, AttributeError, LookupError, ValueError, ArithmeticError, AssertionError,
+    RuntimeError, OSError,
+)  # fmt: skip
+"""What a module of the user's raises when it is imported, if something is wrong with it."""
 
 
 def check_target(key: str, section: Any) -> None:
@@ -53,7 +59,7 @@ def locate(key: str, name: str) -> Any:
     """Import 'package.module.name'; modules of the current folder are found too.
 
     Raises:
-        ConfigError: naming the part that does not exist, with the nearest that does.
+        ConfigError: naming the part that does not exist, with the nearest that does, or what importing it raises.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
@@ -70,6 +76,14 @@ def locate(key: str, name: str) -> Any:
         raise ConfigError(f"{key}={name}: importing {module_name} needs '{missing}', which is not installed") from error
     except ImportError as error:
         raise ConfigError(f"{key}={name}: importing {module_name} fails: {error}") from error
+    except SystemExit as error:
+        raise ConfigError(
+            f"{key}={name}: importing {module_name} calls sys.exit({error.code!r}){own_frames(error)}"
+        ) from error
+    except _IMPORTING as error:
+        raise ConfigError(
+            f"{key}={name}: importing {module_name} raises {type(error).__name__}: {error}{own_frames(error)}"
+        ) from error
     if not hasattr(module, attribute):
         public = [entry for entry in vars(module) if not entry.startswith("_")]
         raise ConfigError(f"{key}={name}: module {module_name} has no '{attribute}'{did_you_mean(attribute, public)}")

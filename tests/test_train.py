@@ -19,6 +19,7 @@ from prdp.config import TrainConfig
 from prdp.configure import typed
 from prdp.errors import StartError, UserError
 from prdp.interruption import TerminatedError, interruptions_raised
+from prdp.rewards.names import taken
 from prdp.tracking.jsonl import read_metrics
 from prdp.train import Run, main
 
@@ -39,7 +40,7 @@ def plain(pipeline_folder: Path, output_dir: Path, **changes: Any) -> dict[str, 
             "heldout": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 4},
         },
         "learner": {"lora_rank": 4, "learning_rate": 1e-2, "ema_decay": 0.5},
-        "evaluation": {"every": 2, "prompts": 2, "images_per_prompt": 1, "final_prompts": 2, "grid_prompts": 1},
+        "evaluation": {"every": 2, "prompts": 2, "images_per_prompt": 2, "final_prompts": 2, "grid_prompts": 1},
         "tracking": {"console": False, "report": False},
         "checkpoint": {"every": 1, "keep": 10},
     }
@@ -79,6 +80,12 @@ def test_a_run_leaves_everything(straight: Path) -> None:
     assert (straight / "report.html").stat().st_size > 10_000
     assert (straight / "config.yaml").is_file()
     assert list((straight / "weights").glob("*.safetensors"))
+
+
+def test_every_name_that_logs_use_for_the_reward_is_refused_for_a_sub_score(straight: Path) -> None:
+    own = {name for line in read_metrics(straight) for name in line if name.startswith(("reward/", "eval/"))}
+    assert {"reward/group_std", "eval/score_low", "eval/diversity"} <= own
+    assert [name for name in own if not taken(name.partition("/")[2])] == []
 
 
 def test_on_policy_evidence_agrees_every_epoch(straight: Path) -> None:

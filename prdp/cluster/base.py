@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from prdp.errors import ResumableError, UserError
-from prdp.rewards.base import Reward, checked_scores, identity_of, waits_of
+from prdp.rewards.base import Reward, identity_of, waits_of
+from prdp.rewards.scoring import RewardUnavailableError, first_line, scored
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 OnChunk = Callable[[Rollout], None]
@@ -140,17 +141,13 @@ class WeightsMismatchError(ClusterError):
     """A sampler holds, or sampled with, other weights than were published."""
 
 
-class RewardError(ValueError):
-    """A reward raised; the message names the reward, the place and the original error."""
-
-
 class RewardWorker:
     """Scores images with one reward and checks every answer.
 
     Args:
         reward: the `reward` section of the configuration, for `prdp.rewards.build_reward`; or a reward already built.
-        retries: how often a call that raised is tried again, with growing pauses from `pause_seconds` on. Rewards that
-            set `retries_itself` are asked once.
+        retries: how often a call that raised what may pass is tried again, with growing pauses from `pause_seconds` on.
+            Rewards that set `retries_itself` are asked once.
     """
 
     def __init__(self, reward: Mapping[str, Any] | Reward, retries: int = 0, pause_seconds: float = 1.0) -> None:
@@ -169,22 +166,22 @@ class RewardWorker:
         """Score uint8 images [n, H, W, 3]: rewards float64 [n] and sub-scores {name: float64 [n]}.
 
         Raises:
-            RewardError: the reward raised, in every attempt.
-            ValueError: the answer has a wrong length, is not numeric or not finite; see `checked_scores`.
+            RewardFaultError: the reward raised, or answered with something else; see `prdp.rewards.scoring.scored`.
+            RewardUnavailableError: it raised what may pass, in every attempt.
         """
-        for attempt in range(self._retries + 1):
+        for attempt in range(1, self._retries + 2):
             try:
-                result = self.reward.score(images, prompts, metadata)
-                break
-            except Exception as error:
-                raised = f"reward '{self.reward.name}' ({where}) raised {type(error).__name__}: {error}"
-                if attempt == self._retries:
-                    times = f" (attempt {attempt + 1} of {attempt + 1})" if attempt else ""
-                    raise RewardError(raised + times) from error
-                pause = back_off(attempt + 1, self._pause_seconds)
-                _log.warning("%s; tried again in %.1f s (%d of %d)", raised, pause, attempt + 1, self._retries)
+                return scored(self.reward, images, prompts, metadata, where)
+            except RewardUnavailableError as error:
+                if attempt > self._retries:
+                    told, newline, lines = str(error).partition("\n")
+                    times = f" (attempt {attempt} of {attempt})" if attempt > 1 else ""
+                    raise RewardUnavailableError(f"{told}{times}{newline}{lines}") from error.__cause__
+                pause = back_off(attempt, self._pause_seconds)
+                told = first_line(error)
+                _log.warning("%s; tried again in %.1f s (%d of %d)", told, pause, attempt, self._retries)
                 time.sleep(pause)
-        return checked_scores(self.reward.name, result, len(images), where)
+        raise AssertionError("unreachable")
 
     @property
     def waits_seconds(self) -> float:

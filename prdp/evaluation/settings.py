@@ -60,6 +60,8 @@ class EvaluateConfig:
 _anything = Rule(lambda value: True, "anything")
 _count = at_least(1)
 _NAME = re.compile(r"\w[\w-]*")
+IMAGE_COLUMNS = ("model", "prompts", "seed", "prompt_index", "image", "prompt", "category", "file")
+"""Columns of images.csv besides those of the rewards."""
 
 EVALUATE_RULES: dict[str, Rule] = {
     "models": Rule(lambda value: bool(value) and all(value), "a list of at least one model"),
@@ -98,6 +100,9 @@ def check_evaluation(config: EvaluateConfig) -> None:
         for name in getattr(config, key):
             if not _NAME.fullmatch(str(name)):
                 problems.append(f"{key}.{name}: a name may hold letters, digits, _ and -")
+            elif key != "prompts" and name in IMAGE_COLUMNS:
+                own = ", ".join(IMAGE_COLUMNS)
+                problems.append(f"{key}.{name}: images.csv has a column of that name already; its own are {own}")
     for key, section in (("prompts", config.prompts), ("rewards", {**config.rewards, **config.watch})):
         if not section:
             problems.append(f"no {key}: give {key}=[...], or a run folder among models, whose {key} are then taken")

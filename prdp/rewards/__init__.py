@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from prdp.errors import ConfigError, start_up_checks
 from prdp.rewards.base import Reward
 from prdp.rewards.dependencies import are_elsewhere, dependencies_elsewhere
+from prdp.rewards.scoring import errors_named
 from prdp.targets import TARGET, build, check_target, locate
+
+_BUILDING = (ValueError, OSError, ImportError)
+"""What a reward raises when something that it needs is missing or wrong; the message is meant for people."""
 
 
 def build_reward(config: Mapping[str, Any]) -> Reward:
     """Build the reward of a configuration section {"_target_": dotted path, argument: value, ...}.
 
     Raises:
-        ValueError: the target lacks `name`, `version` or `score`; the builder's own errors pass through.
+        ValueError: the target lacks `name`, `version` or `score`.
+        ValueError, OSError, ImportError: the builder's own; others come as a `RewardError`.
     """
-    reward = build("reward", config)
+    with errors_named(f"reward {config.get(TARGET)}, being built,", but=_BUILDING):
+        reward = build("reward", config)
     missing = [part for part in ("name", "version", "score") if not hasattr(reward, part)]
     if missing:
         raise ValueError(f"reward {config.get('_target_')} has no {', '.join(missing)}: see prdp.rewards.base.Reward")
@@ -47,9 +54,6 @@ def check_reward(key: str, section: Mapping[str, Any], elsewhere: bool = False) 
     if check is None:
         return
     arguments = {name: value for name, value in section.items() if name != TARGET}
-    with start_up_checks(key):
-        if not elsewhere:
-            check(**arguments)
-            return
-        with dependencies_elsewhere():
-            check(**arguments)
+    passing = dependencies_elsewhere() if elsewhere else contextlib.nullcontext()
+    with start_up_checks(key), passing, errors_named(f"its check in {section[TARGET]}", but=_BUILDING):
+        check(**arguments)

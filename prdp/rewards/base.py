@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from prdp.rewards.names import check_names
 from prdp.types import Float64, UInt8
 
 
@@ -17,10 +20,12 @@ class Reward(Protocol):
         name: as it appears in logs and errors.
         version: changes whenever the same image and prompt would score differently.
 
+    What `score` gets is the reward's own: images are read-only, and changes to prompts and metadata reach nobody else.
+
     A reward may have four more members. The class method `check(**arguments) -> None` is called with the arguments of
     the constructor before anything long starts, and raises ValueError or FileNotFoundError for weights or packages that
     are missing. The method `identity()` answers what `identity_of` would, for a reward that is made of others.
-    `retries_itself = True` keeps a run from asking it again when it raises. `waits_seconds` is how long one call may
+    `retries_itself = True` keeps a run from asking it again after an error that may pass. `waits_seconds` is how long one call may
     wait for others, such as a server that is away, before it raises: so much longer before it counts as hung.
     """
 
@@ -43,33 +48,61 @@ def waits_of(reward: Reward) -> float:
     return float(getattr(reward, "waits_seconds", 0.0))
 
 
-def checked_scores(reward: str, result: Any, count: int, where: str = "") -> tuple[Float64, dict[str, Float64]]:
+def checked_scores(
+    reward: str, result: Any, count: int, where: str = "", composite: bool = False
+) -> tuple[Float64, dict[str, Float64]]:
     """Validate what a reward returned: an array [count], or a pair (array [count], {name: array [count]}).
 
+    Args:
+        reward: for messages, such as "reward 'mine'".
+        composite: see `prdp.rewards.names.check_names`.
+
     Raises:
-        ValueError: naming the reward, the place and what was wrong: shape, dtype, NaN or infinity in the rewards.
+        ValueError: naming the reward, the place and what was wrong: shape, dtype, NaN or infinity in the rewards, a
+            sub-score's name.
     """
     place = f" ({where})" if where else ""
     with_parts = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
     rewards, parts = result if with_parts else (result, {})
-    total = _score_array(f"reward '{reward}'{place}", rewards, count)
+    total = _score_array(f"{reward}{place}", rewards, count)
     bad = np.flatnonzero(~np.isfinite(total))
     if bad.size:
         raise ValueError(
-            f"reward '{reward}'{place} returned {total[bad[0]]} for image {bad[0]} of {count} "
+            f"{reward}{place} returned {total[bad[0]]} for image {bad[0]} of {count} "
             f"({bad.size} not finite): rewards must be finite numbers"
         )
+    check_names(f"{reward}{place}", parts, composite)
     return total, {
-        name: _score_array(f"sub-score '{name}' of reward '{reward}'{place}", values, count)
-        for name, values in parts.items()
+        name: _score_array(f"sub-score '{name}' of {reward}{place}", values, count) for name, values in parts.items()
     }
 
 
 def _score_array(what: str, values: Any, count: int) -> Float64:
+    expected = f"expected an array of {count} numbers, one per image"
+    if values is None:
+        raise ValueError(f"{what} returned None, {expected}")
+    if getattr(values, "requires_grad", False) is True:
+        raise ValueError(
+            f"{what} returned a tensor that requires grad, {expected}: score within torch.no_grad(), or return "
+            "scores.detach()"
+        )
     try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(values)
+        if array.dtype == object and all(isinstance(one, numbers.Real) for one in array.flat):
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{what} is not an array of numbers: {error}") from None
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{what} is not an array of numbers: it holds {_held(array)}; {expected}")
     if array.shape != (count,):
         raise ValueError(f"{what} has shape {array.shape}, expected ({count},): one number per image")
-    return array
+    return array.astype(np.float64)
+
+
+def _held(array: np.ndarray) -> str:
+    """What an array that is not of numbers is of, by its first odd entry."""
+    kinds = {"b": "booleans (return them as 0.0 and 1.0)", "c": "complex numbers", "U": "texts", "S": "bytes"}
+    if array.dtype.kind in kinds:
+        return kinds[array.dtype.kind]
+    odd = next((one for one in array.flat if not isinstance(one, numbers.Real)), None)
+    return f"entries such as {reprlib.repr(odd)}" if array.dtype == object else f"entries of type {array.dtype}"

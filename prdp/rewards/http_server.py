@@ -10,11 +10,11 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prdp.rewards.base import Reward, checked_scores, identity_of
+from prdp.rewards.base import Reward, identity_of
+from prdp.rewards.scoring import RewardError, RewardUnavailableError, first_line, root, scored
 from prdp.rewards.wire import FORMAT, Limits, WireError, decode_request, encode_answer
 
 SOCKET_SECONDS = 30.0
@@ -209,23 +209,23 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _scored(self, body: bytes) -> bytes:
-        # A batch is decoded while the one before is scored, but no third: memory is bounded by the size of two.
+        # A batch is decoded while the one before is scored, but no third: memory is bounded by the size of two
+        # and the copy that the reward gets.
         with contextlib.ExitStack() as stack:
             with self.server.decoding:
                 images, prompts, metadata = self._decoded(body)
                 stack.enter_context(self.server.scoring)
             reward = self.server.reward
             try:
-                result = reward.score(images, prompts, metadata)
-            except ValueError as error:
-                raise _Refused(422, f"reward '{reward.name}' refuses: {error}") from error
-            except Exception as error:
-                traceback.print_exc()
-                raise _Refused(500, f"reward '{reward.name}' raised {type(error).__name__}: {error}") from error
-        try:
-            rewards, sub_scores = checked_scores(reward.name, result, len(images))
-        except ValueError as error:
-            raise _Refused(500, str(error)) from error
+                rewards, sub_scores = scored(reward, images, prompts, metadata)
+            except RewardUnavailableError as error:
+                print(error, file=sys.stderr, flush=True)
+                raise _Refused(503, first_line(error), {"Retry-After": "1"}) from error
+            except RewardError as error:
+                if isinstance(root(error), ValueError):
+                    raise _Refused(422, f"reward '{reward.name}' refuses: {first_line(error.__cause__)}") from error
+                print(error, file=sys.stderr, flush=True)
+                raise _Refused(500, first_line(error)) from error
         return encode_answer(identity_of(reward), rewards, sub_scores)
 
     def _decoded(self, body: bytes) -> tuple[Any, list[str], list[dict[str, Any]]]:

@@ -41,6 +41,10 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 _log = logging.getLogger(__name__)
 
 
+class NoAnswerError(OSError, ValueError):
+    """A server that gave no answer, in all attempts; it may in a moment."""
+
+
 class RemoteReward:
     """Sends batches of images to a reward server; name and version are the server's.
 
@@ -143,7 +147,10 @@ class RemoteReward:
                 f"{self._server.url} now scores by '{name}' version '{version}'; the run began with '{self.name}' "
                 f"version '{self.version}'"
             )
-        yield checked_scores(self.name, (rewards, sub_scores), len(images), self._server.url)
+        composite = "terms" in self._identity
+        yield checked_scores(
+            f"reward '{self.name}'", (rewards, sub_scores), len(images), self._server.url, composite
+        )
 
 
 class _Server:
@@ -186,7 +193,8 @@ class _Server:
         """The body of a successful answer.
 
         Raises:
-            ValueError: no such answer, after the retries where they make sense; names the URL and the reason.
+            ValueError: no such answer, after the retries where they make sense; names the URL and the reason. A
+                `NoAnswerError` where it may come later.
         """
         for attempt in range(self._retries + 1):
             pause = min(MAX_BACKOFF_SECONDS, self._backoff * 2**attempt) * random.uniform(0.5, 1.0)
@@ -211,7 +219,7 @@ class _Server:
                 _log.warning("%s%s: %s; %s", self.url, path, reason, following)
                 time.sleep(pause)
         attempts = f"{self._retries + 1} attempts" if self._retries else "one attempt"
-        raise ValueError(f"{self.url}{path} gave no answer in {attempts} of {self._timeout:g} s; last: {reason}")
+        raise NoAnswerError(f"{self.url}{path} gave no answer in {attempts} of {self._timeout:g} s; last: {reason}")
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, float]:
         """Status, body and Retry-After in seconds (0 where absent) of one attempt."""

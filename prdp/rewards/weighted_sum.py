@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from prdp.rewards import build_reward, check_reward
-from prdp.rewards.base import Reward, checked_scores, identity_of, waits_of
+from prdp.rewards.base import Reward, identity_of, waits_of
+from prdp.rewards.names import LONGEST, RESERVED, taken
+from prdp.rewards.scoring import scored
 from prdp.suggest import did_you_mean
 from prdp.types import Float64, UInt8
 
 KEYS = ("weight", "watch", "reward")
 WATCHED = "watch/"
 """Put before the names of terms that are measured and not optimised."""
-RESERVED = ("mean", "std", "group_std", "score", "score_low", "score_high", "watch")
-"""Names that logs use for the reward itself."""
 
 _NAME = re.compile(r"\w[\w-]*")
 
@@ -111,16 +111,13 @@ class WeightedSum:
         """Rewards float64 [B] of uint8 images [B, H, W, 3], and the terms as sub-scores, float64 [B] each.
 
         Raises:
-            ValueError: a term raised, or answered with something else than B finite numbers; names the term.
+            RewardError: a term raised, or answered with something else than B finite numbers; names the term.
         """
         total = np.zeros(len(images))
         parts: dict[str, Float64] = {}
         for term in self._terms:
-            try:
-                result = self._rewards[term.name].score(images, prompts, metadata)
-            except Exception as error:
-                raise ValueError(f"term '{term.name}' raised {type(error).__name__}: {error}") from error
-            scores, own = checked_scores(term.name, result, len(images))
+            reward = self._rewards[term.name]
+            scores, own = scored(reward, images, prompts, metadata, what=f"term '{term.name}'")
             if not term.watch:
                 total += term.weight * scores
             parts[term.label] = scores
@@ -149,8 +146,8 @@ def _parsed(terms: Any) -> list[_Term]:
 
 def _problem(key: str, name: str, content: Any, names: Sequence[str]) -> str | None:
     """What is wrong with one term, or None."""
-    if name in RESERVED or not _NAME.fullmatch(name):
-        return f"{key}: a term is named by letters, digits, _ and -, and not {', '.join(RESERVED)}"
+    if taken(name) or len(name) > LONGEST or not _NAME.fullmatch(name):
+        return f"{key}: a term is named by letters, digits, _ and -, and not {', '.join(sorted(RESERVED))}"
     if not isinstance(content, Mapping):
         return f"{key}={content!r}: must be a mapping with weight and reward"
     for stray in content:

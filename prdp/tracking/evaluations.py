@@ -25,7 +25,6 @@ from prdp.tracking.strict_json import dump, from_strict_json, strict_json
 from prdp.types import Float64, Int64, PromptBatch, UInt8
 
 FOLDER = "evaluations"
-RESERVED = ("score", "score_low", "score_high", "diversity")
 _NAME = re.compile(r"epoch_(\d+)")
 
 
@@ -93,7 +92,7 @@ def save_evaluation(
         The metrics to log: eval/score, eval/score_low, eval/score_high, and eval/<name> for each sub-score.
 
     Raises:
-        ValueError: shapes that do not fit, a sub-score with a reserved name, or no prompts.
+        ValueError: shapes that do not fit, or no prompts.
         prdp.storage.StorageError: the disk is full; what was there before is untouched.
     """
     count = len(prompts) * images_per_prompt
@@ -112,10 +111,6 @@ def save_evaluation(
         )
     if len(grid_images) > count:
         raise ValueError(f"{len(grid_images)} grid images, but the evaluation has only {count} images")
-    for name in RESERVED:
-        if name in sub_scores:
-            raise ValueError(f"a sub-score may not be called '{name}': the metric eval/{name} is the reward's own")
-
     summary = _summary(epoch, prompts, images_per_prompt, rewards, sub_scores, confidence)
     summary["grid_prompts"] = len(grid_images) // images_per_prompt
     with atomic_directory(Path(run_dir) / FOLDER / f"epoch_{epoch:05d}") as folder:

@@ -10,9 +10,10 @@ import pytest
 from cluster_stubs import StubSampler, build_worker, differences, prompts, weights
 
 from prdp.cluster import build_workforce
-from prdp.cluster.base import RewardError, RewardWorker, WeightsMismatchError, Workforce, acknowledged, back_off
+from prdp.cluster.base import RewardWorker, WeightsMismatchError, Workforce, acknowledged, back_off
 from prdp.cluster.threads import planned_threads
 from prdp.config import ClusterConfig
+from prdp.rewards.scoring import RewardFaultError, RewardUnavailableError
 from prdp.types import Rollout, Weights
 
 
@@ -121,9 +122,9 @@ def test_rollout_with_missing_images_is_refused():
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        ("raise", RewardError, r"'brightness' \(epoch 3, prompts 2 to 3\) raised ZeroDivisionError: no such mood"),
-        ("nan", ValueError, r"'brightness' \(epoch 3, prompts 2 to 3\) returned nan for image 1 of 4"),
-        ("short", ValueError, r"'brightness' \(epoch 3, prompts 2 to 3\) has shape \(3,\), expected \(4,\)"),
+        ("raise", RewardFaultError, r"'brightness' \(epoch 3, prompts 2 to 3\) raised ZeroDivisionError: no such mood"),
+        ("nan", RewardFaultError, r"'brightness' \(epoch 3, prompts 2 to 3\) returned nan for image 1 of 4"),
+        ("short", RewardFaultError, r"'brightness' \(epoch 3, prompts 2 to 3\) has shape \(3,\), expected \(4,\)"),
     ],
 )
 def test_bad_rewards_name_reward_and_place(fault, error, message):
@@ -226,14 +227,14 @@ def test_a_reward_that_raises_is_asked_again_with_growing_pauses(monkeypatch, ca
     assert list(rewards) == [0, 0]
     assert pauses == [1.0, 2.0, 4.0]
     assert "reward 'moody' (here) raised TimeoutError: 2 to go; tried again in 1.0 s (1 of 3)" in caplog.text
-    with pytest.raises(RewardError, match=r"raised TimeoutError: 1 to go \(attempt 4 of 4\)"):
+    with pytest.raises(RewardUnavailableError, match=r"raised TimeoutError: 1 to go \(attempt 4 of 4\)"):
         RewardWorker(Moody(5), retries=3).score(np.zeros((2, 4, 4, 3), np.uint8), ["a"] * 2, [{}] * 2, "here")
 
 
 def test_a_reward_that_retries_itself_is_asked_once():
     reward = Moody(1)
     reward.retries_itself = True
-    with pytest.raises(RewardError, match=r"raised TimeoutError: 0 to go$"):
+    with pytest.raises(RewardUnavailableError, match=r"raised TimeoutError: 0 to go\n"):
         RewardWorker(reward, retries=3).score(np.zeros((1, 4, 4, 3), np.uint8), ["a"], [{}], "here")
 
 

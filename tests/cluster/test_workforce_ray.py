@@ -13,8 +13,9 @@ import pytest
 from cluster_stubs import StubSampler, ThreadReport, build_worker, differences, prompts, weights
 
 from prdp.cluster import build_workforce
-from prdp.cluster.base import ClusterError, ClusterSetupError, RewardError, WeightsMismatchError
+from prdp.cluster.base import ClusterError, ClusterSetupError, WeightsMismatchError
 from prdp.config import ClusterConfig
+from prdp.rewards.scoring import RewardFaultError
 from prdp.types import Rollout, Weights
 
 pytest.importorskip("ray")
@@ -248,9 +249,9 @@ def test_rollout_of_other_weights_is_refused(shared):
 @pytest.mark.parametrize(
     ("part", "fault", "error", "message"),
     [
-        ("reward", "raise", RewardError, rf"^{REWARD} raised ZeroDivisionError: no such mood\n"),
-        ("reward", "nan", ValueError, rf"^{REWARD} returned nan for image 1 of 4"),
-        ("reward", "short", ValueError, rf"^{REWARD} has shape \(3,\), expected \(4,\)"),
+        ("reward", "raise", RewardFaultError, rf"^{REWARD} raised ZeroDivisionError: no such mood\n"),
+        ("reward", "nan", RewardFaultError, rf"^{REWARD} returned nan for image 1 of 4"),
+        ("reward", "short", RewardFaultError, rf"^{REWARD} has shape \(3,\), expected \(4,\)"),
         ("sampler", "raise", ValueError, r"^latents of step 3 are not finite\n"),
         ("sampler", "raise_awkward", RuntimeError, r"^AwkwardError: unet broke\n"),
     ],
@@ -262,7 +263,10 @@ def test_errors_of_the_work_come_as_themselves(shared, part, fault, error, messa
         run(shared, {2: {part: fault}})
     assert type(caught.value) is error
     assert "epoch 3, prompts 2 to 3 (process " in caught.value.__notes__[0]
-    assert "Traceback" in caught.value.__notes__[0]
+    if part == "sampler":
+        assert "Traceback" in caught.value.__notes__[0]
+    elif fault == "raise":
+        assert 'cluster_stubs.py", line ' in str(caught.value)
     assert shared.process_ids == before
 
 

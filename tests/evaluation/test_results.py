@@ -14,6 +14,7 @@ from evaluation_folders import IDENTITY, batch, finished_work
 from prdp.evaluation import report
 from prdp.evaluation.features import Pixels
 from prdp.evaluation.results import Results, gather, prompt_changes
+from prdp.evaluation.settings import IMAGE_COLUMNS
 from prdp.evaluation.tables import alarms, paper_table, print_results, write_tables
 from prdp.evaluation.work import space_name
 
@@ -94,6 +95,7 @@ def test_files(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[s
     with (tmp_path / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 18
+    assert sorted({*rows[0]} - {*results.rewards}) == sorted(IMAGE_COLUMNS)
     assert all((tmp_path / row["file"]).is_file() for row in rows)
     assert [float(row["redness"]) for row in rows if row["model"] == "tuned"] == [1, 1, 4, 3, 3, 9]
     with (tmp_path / "results.csv").open(newline="") as file:

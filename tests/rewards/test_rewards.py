@@ -56,11 +56,11 @@ def test_a_target_that_is_no_reward_is_refused() -> None:
 )
 def test_bad_answers_are_named(result: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        checked_scores("r", result(), 2, "epoch 1")
+        checked_scores("reward 'r'", result(), 2, "epoch 1")
 
 
 def test_sub_scores_may_be_nan_and_two_numbers_are_two_images() -> None:
-    rewards, parts = checked_scores("r", (np.ones(2), {"relation": np.array([np.nan, 1.0])}), 2)
+    rewards, parts = checked_scores("reward 'r'", (np.ones(2), {"relation": np.array([np.nan, 1.0])}), 2)
     assert rewards.tolist() == [1.0, 1.0]
     assert np.isnan(parts["relation"][0])
-    assert checked_scores("r", (0.25, 0.5), 2)[0].tolist() == [0.25, 0.5]
+    assert checked_scores("reward 'r'", (0.25, 0.5), 2)[0].tolist() == [0.25, 0.5]

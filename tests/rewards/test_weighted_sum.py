@@ -144,7 +144,7 @@ def test_terms_that_cannot_run_fail_at_the_start_by_name(constant: str) -> None:
     ("fault", "message"),
     [
         ("raise", "term 'bad' raised KeyError: 'no such mood'"),
-        ("long", r"reward 'bad' has shape \(3,\), expected \(2,\)"),
+        ("long", r"term 'bad' has shape \(3,\), expected \(2,\)"),
     ],
 )
 def test_terms_that_misbehave_are_named(constant: str, fault: str, message: str) -> None:

@@ -105,7 +105,6 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     [
         ({"rewards": np.zeros(5)}, r"rewards has shape \(5,\), expected \(4,\): 2 prompts with 2 images"),
         ({"sub_scores": {"color": np.zeros(3)}}, "sub-score 'color' has shape"),
-        ({"sub_scores": {"score_low": np.zeros(4)}}, "may not be called 'score_low'"),
         ({"grid_images": np.zeros((3, 4, 4, 3), np.uint8)}, r"expected uint8 \[g \* 2"),
         ({"grid_images": np.zeros((2, 4, 4, 3))}, "float64"),
         ({"grid_images": np.zeros((6, 4, 4, 3), np.uint8)}, "6 grid images, but the evaluation has only 4"),
