@@ -25,8 +25,9 @@ class Reward(Protocol):
     A reward may have four more members. The class method `check(**arguments) -> None` is called with the arguments of
     the constructor before anything long starts, and raises ValueError or FileNotFoundError for weights or packages that
     are missing. The method `identity()` answers what `identity_of` would, for a reward that is made of others.
-    `retries_itself = True` keeps a run from asking it again after an error that may pass. `waits_seconds` is how long one call may
-    wait for others, such as a server that is away, before it raises: so much longer before it counts as hung.
+    `retries_itself = True` keeps a run from asking it again after an error that may pass. `waits_seconds` is how long
+    one call may wait for others, such as a server that is away, before it raises: so much longer before it counts as
+    hung.
     """
 
     name: str

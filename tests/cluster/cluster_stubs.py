@@ -94,6 +94,10 @@ class StubReward:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "raise":
             raise ZeroDivisionError("no such mood")
+        if fault == "write":
+            images[...] = 0
+        if fault == "exit":
+            sys.exit(0)
         if fault.startswith("tell:"):
             tell_pipe(fault.removeprefix("tell:"))
         if fault.startswith("hang:"):
