@@ -250,7 +250,7 @@ def test_rollout_of_other_weights_is_refused(shared):
     ("part", "fault", "error", "message"),
     [
         ("reward", "raise", RewardFaultError, rf"^{REWARD} raised ZeroDivisionError: no such mood\n"),
-        ("reward", "write", RewardFaultError, rf"^{REWARD} writes into its images, which are read-only: copy them first"),
+        ("reward", "write", RewardFaultError, rf"^{REWARD} writes into its images, which are read-only: copy"),
         ("reward", "exit", RewardFaultError, rf"^{REWARD} calls sys\.exit\(0\)"),
         ("reward", "nan", RewardFaultError, rf"^{REWARD} returned nan for image 1 of 4"),
         ("reward", "short", RewardFaultError, rf"^{REWARD} has shape \(3,\), expected \(4,\)"),
