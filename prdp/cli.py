@@ -1,12 +1,15 @@
 """`prdp <command> [arguments]`: finds the command, and turns its errors into messages and exit codes.
 
 Exit codes: 0 success, 1 a fault (with its traceback), 2 a mistake in what the user gave, 75 a cluster that was lost,
-130 interrupted, 143 ended by SIGTERM. After the last three a new start goes on where it ended.
+130 interrupted, 141 nobody reads the output any more (as in `prdp status | head`), 143 ended by SIGTERM. After the last
+four a new start goes on where it ended.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -27,10 +30,25 @@ COMMANDS = {
     "prompts": ("prdp.prompts_command:main", "inspect, clean, split and check prompt sets"),
 }
 """Name -> (function that takes the arguments and returns an exit code or None, one line of help)."""
+PIPE_EXIT_CODE = 141
+"""128 + SIGPIPE, as shells tell of commands that this signal ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. Faults of the program are raised."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_output_gone():
+            raise
+        return PIPE_EXIT_CODE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -60,6 +78,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TerminatedError as error:
         print("; ".join([f"prdp {name}: ended by SIGTERM", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return EXIT_CODE
+
+
+def _is_output_gone() -> bool:
+    """Whether nobody reads standard output or error any more; such a stream then leads nowhere, so that nothing fails
+    at the interpreter's end either.
+    """
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            file = stream.fileno()
+        except (AttributeError, OSError, ValueError):
+            continue  # replaced by something that is no file
+        poll = select.poll()
+        poll.register(file, select.POLLOUT)
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            gone = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, file)
+            os.close(nowhere)
+    return gone
 
 
 def help_text() -> str:

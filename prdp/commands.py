@@ -13,10 +13,11 @@ from prdp.bounds import check_family
 from prdp.cluster.environment import find_environment
 from prdp.compose import Composer, Job
 from prdp.config import TrainConfig
-from prdp.configure import conf_folder, config_yaml, groups
+from prdp.configure import conf_folder, config_yaml, groups, schema_keys
 from prdp.errors import ConfigError, StartError, UserError, start_up_checks
 from prdp.geometry import geometry_text
 from prdp.model_folder import check_model
+from prdp.override_words import OverrideParser
 from prdp.prompts import prompts_of_run
 from prdp.rewards import check_reward
 from prdp.threads import apply_threads, plan_threads
@@ -134,15 +135,13 @@ def options_text() -> str:
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
+        keys=[*groups([conf_folder()]), *schema_keys()],
         prog=f"prdp {command}",
         usage=f"prdp {command} [OVERRIDES] [options]",
         description=description,
         epilog=f"{_OVERRIDES}\n{options_text()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="a sweep: run all combinations of comma-separated values"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from prdp.configure import TRAIN, Root, conf_folder, explained, groups, schema_keys, typed, unknown_key
 from prdp.errors import ConfigError, UserError
+from prdp.override_words import as_typed, home_quoted, how_to_write, quoted
 from prdp.suggest import did_you_mean
 
 
@@ -98,8 +99,13 @@ class Composer:
             if not override.is_hydra_override():
                 self._check_key(override)
             if override.is_sweep_override() and not self._sweep:
-                raise ConfigError(f"{line}: several values are a sweep, which needs -m; a list is written {key}=[a,b]")
+                raise ConfigError(
+                    f"{line}: several values are a sweep, which needs -m; a list is written {key}=[a,b], and a name "
+                    f"with a comma in it {as_typed(key, line.partition('=')[2])}"
+                )
             plain = not (override.is_delete() or override.is_add() or override.is_force_add())
+            if key == "output_dir" and str(override.value()).startswith("~"):
+                line = f"{key}={quoted(os.path.expanduser(override.value()))}"  # Hydra makes this folder, too.
             adapted.append(f"++{line}" if plain and self._is_argument(key) else line)
             if key == "output_dir" and not self._sweep:
                 adapted.append("hydra.run.dir=${output_dir}")
@@ -159,12 +165,13 @@ class Composer:
         from hydra.errors import HydraException
 
         parsed = []
-        for line in lines:
+        for line in map(home_quoted, lines):
             try:
                 parsed += OverridesParser.create(self._hydra.config_loader).parse_overrides([line])
             except HydraException as error:
-                reason = " ".join(str(error).split("\nSee ")[0].split())
-                raise ConfigError(f"cannot read '{line}' as an override, key=value: {reason}") from None
+                reason = " ".join(str(error).split("\nSee ")[0].split()).removeprefix("LexerNoViableAltException: ")
+                hint = how_to_write(line, [*groups(self._folders, self._root), *schema_keys(self._root.schema)])
+                raise ConfigError(f"cannot read '{line}' as an override, key=value{hint or f': {reason}'}") from None
         return parsed
 
     def _check_key(self, override: Any) -> None:

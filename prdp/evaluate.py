@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prdp.cluster.environment import find_environment
 from prdp.compose import Composer
-from prdp.configure import conf_folder, groups, write_config
+from prdp.configure import conf_folder, groups, schema_keys, write_config
 from prdp.errors import ConfigError, StartError, start_up_checks
 from prdp.evaluation.command_line import EVALUATE, read_command_line
 from prdp.evaluation.exports import FOLDER as EXPORTS
@@ -18,6 +18,7 @@ from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
 from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import file_name
+from prdp.override_words import OverrideParser
 from prdp.threads import apply_threads
 from prdp.tracking.console import Progress
 
@@ -168,15 +169,13 @@ def _export(results: Results, work: Work) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OverrideParser(
+        keys=[*EVALUATE.groups, *schema_keys(EvaluateConfig)],
         prog="prdp evaluate",
         usage="prdp evaluate models=[...] [OVERRIDES] [options]",
         description="Judge models on the same prompts and the same noise.",
         epilog=f"{_HELP}\n{_options_text()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
     parser.add_argument(
         "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
     )

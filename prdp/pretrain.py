@@ -88,7 +88,7 @@ def run(config: PretrainConfig) -> Path:
     from prdp.shapes.tiny_pipeline import build_pipeline, build_vae
     from prdp.storage import atomic_directory
 
-    folder = Path(config.output_dir)
+    folder = Path(config.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
 

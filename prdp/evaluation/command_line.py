@@ -11,7 +11,7 @@ from typing import Any
 
 from prdp.configure import Root, groups
 from prdp.errors import ConfigError
-from prdp.evaluation.models import runs_among, split_name
+from prdp.evaluation.models import check_exists, runs_among, split_name
 from prdp.evaluation.runs import TrainedRun
 from prdp.evaluation.settings import EvaluateConfig, check_evaluation
 from prdp.evaluation.trust import check_trust, trusted_folders
@@ -71,6 +71,8 @@ def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandL
     lists, rest = _lists(words)
     if not lists.get("models"):
         raise ConfigError("which models? Give models=[base,runs/mine], for instance; see prdp evaluate --help")
+    for entry in lists["models"]:
+        check_exists(entry)
     runs = runs_among(lists["models"])
     available = groups(folders, dataclasses.replace(EVALUATE, groups=("prompts", "reward")))
     chosen = _Chosen()

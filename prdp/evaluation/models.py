@@ -88,6 +88,27 @@ def split_name(entry: str) -> tuple[str | None, str]:
     return (match[1], match[2]) if match and not Path(entry).exists() else (None, entry)
 
 
+def check_exists(entry: str) -> None:
+    """Refuse an entry of models that names nothing on this machine and cannot be a name on the hub.
+
+    Raises:
+        StartError: with names beside it that resemble it.
+    """
+    path = split_name(entry)[1]
+    folder = Path(path).expanduser()
+    if path == BASE or folder.exists() or _may_be_on_hub(path):
+        return
+    beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    raise StartError(f"models: {entry}: there is no {folder}{did_you_mean(folder.name, [*beside, BASE])}")
+
+
+def _may_be_on_hub(path: str) -> bool:
+    """Whether a path that is not there may be owner/name: not where a folder of the owner's name is."""
+    folder = Path(path).expanduser()
+    plain = _HUB_ID.fullmatch(path) is not None and not path.startswith(("runs/", "./", "../"))
+    return plain and not folder.exists() and not folder.parent.is_dir()
+
+
 def runs_among(entries: Iterable[str]) -> list[TrainedRun]:
     """The runs behind the entries, in order; those that name none are passed over."""
     runs = []
@@ -140,12 +161,10 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
         labels = sweep_labels([read_trained_run(one) for one in sweep])
         prefix = f"{name}/" if name else ""
         return [_of_run(entry, prefix + label, one) for label, one in zip(labels, sweep, strict=True)]
-    if not folder.exists() and path != "shapes" and _HUB_ID.fullmatch(path) and not path.startswith("runs/"):
+    if _may_be_on_hub(path):
         dtype = base or ModelConfig()
         return [EvaluatedModel(name or path, "pipeline", ModelConfig(path=path, dtype=dtype.dtype))]
-    if not folder.exists():
-        beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise StartError(f"models: {entry}: there is no {folder}{did_you_mean(folder.name, [*beside, BASE])}")
+    check_exists(entry)
     raise StartError(
         f"models: {entry}: {folder} is neither the folder of a run or sweep (config.yaml), nor a checkpoint "
         f"({STATE_FILE}), nor a diffusers folder ({INDEX}), nor a LoRA ({' or '.join(LORA_FILES)}, *.safetensors)"
