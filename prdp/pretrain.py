@@ -26,25 +26,37 @@ class PretrainConfig:
     """The defaults made the pipeline that ships with the package."""
 
     output_dir: str = "runs/pretrain"
+    """Holds the phases; those that are there are not done again."""
     seed: int = 0
+    """Of weights, scenes and noise."""
     threads: int = 1
+    """CPU threads; set before torch is imported."""
     vae_steps: list[int] = field(default_factory=lambda: [1800, 900, 3000])
     """Steps of each cosine cycle."""
     vae_learning_rates: list[float] = field(default_factory=lambda: [2e-3, 1.5e-3, 1.5e-3])
+    """Highest rate of each cycle."""
     vae_batch_size: int = 16
+    """Pictures a step."""
     vae_kl_weight: float = 5e-4
+    """Of the autoencoder's KL term."""
     scenes: int = 30_000
     """Rendered once; the UNet trains on their latents."""
     batch_size: int = 32
+    """Latents a step of the UNet."""
     caption_dropout: float = 0.1
+    """Share of empty captions, for classifier-free guidance."""
     ema_decay: float = 0.999
+    """Of the UNet's moving average, which is what is saved."""
     clean_steps: list[int] = field(default_factory=lambda: [4000, 1500, 4000])
+    """Steps of each cosine cycle on true captions."""
     clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3, 6e-4, 1e-3])
+    """Highest rate of each of these cycles."""
     clean_vae_cycles: list[int] = field(default_factory=lambda: [1, 1, 2])
     """The autoencoder cycle on whose latents each cycle learns: coarse ones first, then those that show stripes."""
     noisy_steps: int = 1000
     """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
     noisy_learning_rate: float = 3e-4
+    """Highest rate of the last phase."""
     caption_noise: float = 0.08
     """Rate at which each attribute of a caption is wrong."""
 

@@ -31,7 +31,9 @@ class ServerConfig:
     token_variable: str = "PRDP_REWARD_TOKEN"
     """Environment variable that holds the token that clients must show; not set: none is asked for."""
     max_request_mib: float = 64.0
+    """Larger bodies are refused."""
     max_images: int = 256
+    """Of one request; more are refused."""
     threads: int = 1
     """CPU threads."""
 

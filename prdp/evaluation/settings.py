@@ -32,6 +32,7 @@ class EvaluateConfig:
     prompts_per_set: int = 256
     """Prompts taken of each set, the same ones every time; sets with fewer are taken whole."""
     images_per_prompt: int = 4
+    """Of each prompt and seed; diversity needs at least 2 images of a prompt."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Noise seeds; every model gets the same noise."""
     prompt_seed: int = 1234
@@ -43,6 +44,7 @@ class EvaluateConfig:
     collapse_below: float = 0.5
     """The alarm goes off where a model's diversity is below this part of the base's."""
     confidence: float = 0.95
+    """Of the intervals."""
     grid_prompts: int = 12
     """Prompts in the report's grid."""
     extremes: int = 4
@@ -50,11 +52,14 @@ class EvaluateConfig:
     export: list[str] = field(default_factory=list)
     """Folders for others' scripts: geneval, hpsv2, t2i_compbench."""
     output_dir: str = MISSING
+    """The evaluation's folder: the same one again goes on, or adds what is missing."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model called 'base', which LoRA files are applied to; dtype and device hold for every model."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How every model draws; what the first run says unless given."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     features: dict[str, Any] = field(default_factory=lambda: {"_target_": "prdp.evaluation.features.Pixels"})
+    """`_target_` and its arguments: where diversity and drift are measured."""
 
 
 _anything = Rule(lambda value: True, "anything")
