@@ -1,20 +1,22 @@
 """`prdp <command> [arguments]`: finds the command, and turns its errors into messages and exit codes.
 
-Exit codes: 0 success, 1 a fault (with its traceback), 2 a mistake in what the user gave, 75 a cluster that was lost,
+Exit codes: 0 done, 1 a fault (with its traceback), 2 a mistake in what the user gave, 75 a cluster that was lost,
 130 interrupted, 141 nobody reads the output any more (as in `prdp status | head`), 143 ended by SIGTERM. After the last
-four a new start goes on where it ended.
+four a new start goes on where it ended. Nothing but work that is done ends with 0; docs/watching.md tells more.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import select
 import sys
+import traceback
 from collections.abc import Sequence
 
 from prdp import __version__
-from prdp.errors import ResumableError, UserError
+from prdp.errors import ResumableError, UnfinishedError, UserError
 from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE, TerminatedError
 
 COMMANDS = {
@@ -35,7 +37,11 @@ PIPE_EXIT_CODE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code. Faults of the program are raised."""
+    """Run a command; the exit code. Faults of the program are raised.
+
+    Raises:
+        UnfinishedError: somebody other than the parser of the arguments called `sys.exit`.
+    """
     try:
         try:
             return _run(arguments)
@@ -66,6 +72,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     module, _, function = COMMANDS[name][0].partition(":")
     try:
         return getattr(importlib.import_module(module), function)(rest) or 0
+    except SystemExit as error:
+        if _by_argparse(error):
+            raise
+        raise UnfinishedError(f"prdp {name}: sys.exit({error.code!r}) was called before the work was done") from error
     except UserError as error:
         print(f"prdp {name}: {error}", file=sys.stderr)
         return 2
@@ -98,6 +108,12 @@ def _is_output_gone() -> bool:
             os.dup2(nowhere, file)
             os.close(nowhere)
     return gone
+
+
+def _by_argparse(error: SystemExit) -> bool:
+    """Whether the arguments were refused, or asked for help."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_filename == argparse.__file__
 
 
 def help_text() -> str:

@@ -14,7 +14,7 @@ from prdp.cluster.environment import find_environment
 from prdp.compose import Composer, Job
 from prdp.config import TrainConfig
 from prdp.configure import conf_folder, config_yaml, groups, schema_keys
-from prdp.errors import ConfigError, StartError, UserError, start_up_checks
+from prdp.errors import ConfigError, StartError, UnfinishedError, UserError, start_up_checks
 from prdp.geometry import geometry_text
 from prdp.model_folder import check_model
 from prdp.override_words import OverrideParser
@@ -183,7 +183,13 @@ def _check_all(jobs: Sequence[Job]) -> list[str]:
 
 
 def _run(config: TrainConfig) -> None:
-    importlib.import_module("prdp.train").main(config)
+    try:
+        importlib.import_module("prdp.train").main(config)
+    except SystemExit as error:
+        unfinished = UnfinishedError(f"sys.exit({error.code!r}) was called before the run was finished")
+        for note in getattr(error, "__notes__", []):
+            unfinished.add_note(note)
+        raise unfinished from error
 
 
 def _run_in_sweep(config: TrainConfig, number: int) -> None:

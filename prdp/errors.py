@@ -18,6 +18,10 @@ class StartError(UserError, ValueError):
     """Something the run needs is missing or unusable, found before the first epoch."""
 
 
+class UnfinishedError(RuntimeError):
+    """Somebody called `sys.exit` before the work was done: a fault, whatever code was given."""
+
+
 class ResumableError(Exception):
     """Marks an error that may pass, such as a lost cluster: what is finished is kept, and a new start goes on."""
 

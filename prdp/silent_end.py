@@ -1,4 +1,4 @@
-"""A word about a process that cannot speak for itself any more, such as a driver whose own Ray node is gone."""
+"""Processes that end without leaving their work in any way: a word about them, and no success for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
+from typing import NoReturn
 
 # Waits for a line; at the end of its input without one, whoever held the other end is dead.
 _WATCH = 'read -r left || printf "%s\\n" "$1" >&2'
@@ -34,3 +35,21 @@ def told_when_silent(text: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             watcher.communicate(b"left\n")
+
+
+@contextlib.contextmanager
+def no_silent_success() -> Iterator[None]:
+    """Within the block, have `os._exit(0)` end this process with 1: whoever called it, the work is not done.
+
+    Forked children keep their exit codes. Native code that ends the process is not seen here.
+    """
+    plain, process = os._exit, os.getpid()
+
+    def end(code: int) -> NoReturn:
+        plain(1 if code == 0 and os.getpid() == process else code)
+
+    os._exit = end  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = plain

@@ -28,7 +28,8 @@ LOG_FILE = "supervise.log"
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
 _MISTAKE = 2
 """Exit code of a mistake in the command; once that command has worked, something around it has changed instead."""
-_SILENT = "ended with 1 and without a word, as when its Ray node is lost,"
+_SILENT = "ended without a word, as when its Ray node is lost,"
+_UNFINISHED = "ended with exit code 0 although the run is not finished"
 _OPTIONS_FIRST = "usage: prdp supervise [options] train [OVERRIDES]; `prdp supervise --help` tells more"
 
 
@@ -144,7 +145,7 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code: the child's when it was not to be started again, 128 + n when signal n ended it after this
-        process was told to stop, 1 after too many failures.
+        process was told to stop, 1 after too many failures. 0 only when the run's status is 'finished'.
         """
         reached, failures = finished_epochs(self._run_dir), 0
         worked = False
@@ -152,12 +153,15 @@ class Supervisor:
             while True:
                 code = self._one()
                 if self._stopped_by:
-                    return _shell_code(code)
+                    return _shell_code(code) or self._unless_finished()
                 status = read_status(self._run_dir)
                 silent = self._silent(code, status)
                 at_work = status.get("pid") == self._pid
                 kept_out = code == _MISTAKE and worked and not at_work
                 worked = worked or at_work
+                if code == 0 and not silent and status.get("status") != "finished":
+                    self._say(f"{_UNFINISHED}, its status is {status.get('status', 'missing')}: not started again")
+                    return 1
                 if not (silent or kept_out or _worth_another(code)):
                     if code:
                         self._say(f"{_cause(code)}: not started again")
@@ -174,9 +178,16 @@ class Supervisor:
                 if self._told_to_stop(pause):
                     return 128 + self._stopped_by
 
+    def _unless_finished(self) -> int:
+        """Exit code of a child that was told to stop and ended with 0: it may have been done just then."""
+        return 0 if read_status(self._run_dir).get("status") == "finished" else 128 + self._stopped_by
+
     def _silent(self, code: int, status: Mapping[str, Any]) -> bool:
-        """Whether the child is gone although its status says that it runs: Ray ends a driver whose node dies so."""
-        return code == 1 and status.get("status") == "running" and status.get("pid") == self._pid
+        """Whether the child is gone although its status says that it runs.
+
+        Ray ends a driver whose node dies so, by 1, and so does whatever calls `_exit` in it.
+        """
+        return code in (0, 1) and status.get("status") == "running" and status.get("pid") == self._pid
 
     def _one(self) -> int:
         # In a process group of its own, or the terminal would interrupt the child a second time.

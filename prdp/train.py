@@ -32,7 +32,7 @@ from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
 from prdp.resume_checks import check_compatible, check_logs, check_same_prompts, check_same_reward
 from prdp.rollout_queue import RolloutQueue
-from prdp.silent_end import told_when_silent
+from prdp.silent_end import no_silent_success, told_when_silent
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers, check_trackers
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 def main(config: TrainConfig) -> Path:
     """Run or resume a training run; returns its folder with logs, checkpoints, weights and report."""
-    with interruptions_raised(), _spoken_for(config):
+    with interruptions_raised(), _spoken_for(config), no_silent_success():
         with start_up_checks():
             run = Run(config)
         try:
@@ -327,12 +327,11 @@ class Run:
 
 
 def _spoken_for(config: TrainConfig) -> contextlib.AbstractContextManager[None]:
-    """Ray ends the learner's process at once, and in silence, when the Ray node that it belongs to is lost."""
-    if config.cluster.kind != "ray":
-        return contextlib.nullcontext()
+    """A last word for a process that is ended at once: by SIGKILL, by native code, or by Ray when its node is lost."""
+    lost = "its Ray node, or the head, is lost, or it" if config.cluster.kind == "ray" else "it"
     return told_when_silent(
-        "prdp train: the process was ended without a word: its Ray node, or the head, is lost, or it was killed by "
-        "SIGKILL; the checkpoints are whole, go on by the same command with checkpoint.resume=auto "
+        f"prdp train: the process was ended without a word: {lost} was killed by SIGKILL, or something in it called "
+        "os._exit; the checkpoints are whole, go on by the same command with checkpoint.resume=auto "
         f"output_dir={config.output_dir}"
     )
 

@@ -13,7 +13,7 @@ import pytest
 from prdp import model_folder as models
 from prdp.cli import COMMANDS, main
 from prdp.config import TrainConfig
-from prdp.errors import StartError, start_up_checks
+from prdp.errors import StartError, UnfinishedError, start_up_checks
 
 ROOT = Path(__file__).parent.parent
 Train = Callable[[TrainConfig], object]
@@ -215,6 +215,38 @@ def test_sweep_goes_on_after_a_failed_job(
     assert main(["train", "-m", "experiment=shapes_smoke", "seed=0,1"]) == 2
     assert done == [1]
     assert "job 1 failed: seed 0 is unlucky" in capsys.readouterr().err
+
+
+def test_work_that_calls_sys_exit_is_not_done(
+    here: Path, install: Callable[[Train], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a run, not in a job of a sweep, and not in another command."""
+    done = []
+
+    def leaves(config: TrainConfig) -> None:
+        if config.seed:
+            done.append(config.seed)
+            return
+        error = SystemExit(0)
+        error.add_note("3 finished epochs are kept")
+        raise error
+
+    install(leaves)
+    for words in (["experiment=shapes_smoke"], ["-m", "experiment=shapes_smoke", "seed=0,1"]):
+        with pytest.raises(UnfinishedError, match=r"sys\.exit\(0\) was called before the run was finished") as caught:
+            main(["train", *words])
+        assert caught.value.__notes__ == ["3 finished epochs are kept"]
+    assert done == [1]
+    monkeypatch.setattr("prdp.evaluate.main", lambda words: sys.exit())
+    with pytest.raises(UnfinishedError, match=r"prdp evaluate: sys\.exit\(None\) was called"):
+        main(["evaluate"])
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["status", "--no-such-option"]])
+def test_the_parser_may_exit(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == (0 if "--help" in words else 2)
 
 
 def test_validate_runs_nothing(here: Path, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ import pytest
 SCRIPT = """\
 import os, signal, sys
 sys.path[:0] = sys.argv[1:2]
-from prdp.silent_end import told_when_silent
-with told_when_silent("gone: it's $HOME %s"):
+from prdp.silent_end import no_silent_success, told_when_silent
+with told_when_silent("gone: it's $HOME %s"), no_silent_success():
     exec(sys.argv[2])
 """
 
@@ -20,6 +20,8 @@ with told_when_silent("gone: it's $HOME %s"):
     ("end", "code", "told"),
     [
         ("os._exit(1)", 1, True),
+        ("os._exit(0)", 1, True),
+        ("child = os.fork(); child or os._exit(0); sys.exit(os.waitpid(child, 0)[1])", 0, False),
         ("os.kill(os.getpid(), signal.SIGKILL)", -9, True),
         ("pass", 0, False),
         ("sys.exit(3)", 3, False),

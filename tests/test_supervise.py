@@ -32,6 +32,12 @@ if ending.startswith("epoch"):
 if ending.startswith("worked"):
     (starts.parent / "status.json").write_text(f'{{"status": "failed", "pid": {os.getpid()}}}')
     ending = ending.removeprefix("worked")
+if ending.startswith("done"):
+    (starts.parent / "status.json").write_text(f'{{"status": "finished", "pid": {os.getpid()}}}')
+    ending = ending.removeprefix("done")
+if ending.startswith("running"):
+    (starts.parent / "status.json").write_text(f'{{"status": "running", "pid": {os.getpid()}}}')
+    ending = ending.removeprefix("running")
 if ending.startswith("-"):
     if ending != "-9":
         signal.signal(-int(ending), signal.SIG_DFL)
@@ -56,14 +62,14 @@ def supervised(tmp_path: Path) -> Callable[[str], tuple[int, int, str]]:
 
 @pytest.mark.parametrize("ending", ["-9", "-15", "-11", "143", "75"])
 def test_what_can_be_mended_is_started_again(supervised: Callable[[str], tuple[int, int, str]], ending: str) -> None:
-    code, starts, log = supervised(f"{ending},{ending},0")
+    code, starts, log = supervised(f"{ending},{ending},done0")
     assert (code, starts) == (0, 3)
     assert "failure 1 of 4" in log and "failure 2 of 4" in log
     names = {"-9": "SIGKILL (out of memory?)", "-15": "SIGTERM", "-11": "SIGSEGV"}
     assert names.get(ending, ending) in log
 
 
-@pytest.mark.parametrize(("ending", "expected"), [("0", 0), ("1", 1), ("2", 2), ("130", 130), ("-2", 130)])
+@pytest.mark.parametrize(("ending", "expected"), [("done0", 0), ("1", 1), ("2", 2), ("130", 130), ("-2", 130)])
 def test_what_cannot_is_not(supervised: Callable[[str], tuple[int, int, str]], ending: str, expected: int) -> None:
     code, starts, log = supervised(ending)
     assert (code, starts) == (expected, 1)
@@ -77,7 +83,8 @@ def test_a_child_that_ended_without_a_word_is_started_again(tmp_path: Path, stat
         "import json, os, sys; from pathlib import Path\n"
         "here = Path(sys.argv[1]); again = (here / 'starts').exists()\n"
         "(here / 'starts').open('a').write('x')\n"
-        "(here / 'status.json').write_text(json.dumps({'status': sys.argv[2], 'pid': os.getpid()}))\n"
+        "status = 'finished' if again else sys.argv[2]\n"
+        "(here / 'status.json').write_text(json.dumps({'status': status, 'pid': os.getpid()}))\n"
         "sys.exit(0 if again else 1)"
     )
     code = Supervisor([sys.executable, "-S", "-E", "-c", child, str(tmp_path), status], tmp_path, AT_ONCE).run()
@@ -86,13 +93,30 @@ def test_a_child_that_ended_without_a_word_is_started_again(tmp_path: Path, stat
 
 @pytest.mark.parametrize(
     ("endings", "expected", "starts"),
-    [("worked-9,2,2,0", 0, 4), ("-9,2,0", 2, 2), ("worked-9,worked2,0", 2, 2), ("worked75,2,2,2,0", 1, 4)],
+    [("worked-9,2,2,done0", 0, 4), ("-9,2,0", 2, 2), ("worked-9,worked2,0", 2, 2), ("worked75,2,2,2,0", 1, 4)],
 )
 def test_a_refused_start_is_tried_again_once_one_has_worked(
     supervised: Callable[[str], tuple[int, int, str]], endings: str, expected: int, starts: int
 ) -> None:
     """The same command cannot have become a mistake: its cluster's head is being restarted, for instance."""
     assert supervised(endings)[:2] == (expected, starts)
+
+
+@pytest.mark.parametrize(
+    ("endings", "starts", "said"),
+    [
+        ("running0", 4, "ended without a word"),
+        ("worked0", 1, "exit code 0 although the run is not finished, its status is failed: not started again"),
+        ("0", 1, "exit code 0 although the run is not finished, its status is missing: not started again"),
+    ],
+)
+def test_exit_0_of_an_unfinished_run_is_no_success(
+    supervised: Callable[[str], tuple[int, int, str]], endings: str, starts: int, said: str
+) -> None:
+    """As when a scorer calls `os._exit(0)`."""
+    code, begun, log = supervised(endings)
+    assert (code, begun) == (1, starts)
+    assert said in log
 
 
 def test_failures_in_a_row_end_it_with_the_last_cause(supervised: Callable[[str], tuple[int, int, str]]) -> None:
@@ -105,7 +129,7 @@ def test_failures_in_a_row_end_it_with_the_last_cause(supervised: Callable[[str]
 def test_a_new_epoch_restores_patience_and_an_old_one_does_not(
     supervised: Callable[[str], tuple[int, int, str]], tmp_path: Path
 ) -> None:
-    code, starts, _ = supervised("epoch-9,-9,-9,epoch-9,-9,-9,epoch-9,0")
+    code, starts, _ = supervised("epoch-9,-9,-9,epoch-9,-9,-9,epoch-9,done0")
     assert (code, starts) == (0, 8)
     start_status(tmp_path, epoch=5)
     assert finished_epochs(tmp_path) == 7

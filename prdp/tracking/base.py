@@ -38,7 +38,7 @@ class Trackers:
     A required tracker's error stops the run. An optional one that fails is named in a warning, once, and left out from
     then on: a broken dashboard must not cost a night of training.
 
-    As a context manager it finishes with 'finished', 'interrupted' (KeyboardInterrupt, SystemExit) or 'failed'.
+    As a context manager it finishes with 'finished', 'interrupted' (Ctrl-C, SIGTERM) or 'failed'.
     """
 
     def __init__(self, required: Sequence[Tracker], optional: Mapping[str, Tracker] | None = None) -> None:
@@ -98,7 +98,7 @@ class Trackers:
             self.finish("finished")
             return
         try:
-            self.finish("failed" if issubclass(kind, Exception) else "interrupted")
+            self.finish("failed" if issubclass(kind, (Exception, SystemExit)) else "interrupted")
         except OSError as second:
             log.warning("the log could not be closed: %s", second)  # the error on its way matters more
 
