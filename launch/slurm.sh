@@ -58,7 +58,7 @@ export RAY_ADDRESS="$ip:$((20000 + SLURM_JOB_ID % 10000))"
 
 # A run takes what the nodes that it finds cannot hold for a mistake, so all have to be there first.
 wait_for_nodes() {
-    python - "$1" <<'PYTHON'
+    python -P - "$1" <<'PYTHON'
 import sys, time, ray
 deadline, answer = time.monotonic() + 600, ""
 while time.monotonic() < deadline:

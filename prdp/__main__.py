@@ -2,6 +2,11 @@
 
 import sys
 
+if not sys.flags.safe_path:
+    # Python looks into the current folder first: a `queue.py` there would be taken for the real one from here on.
+    sys.path.append(sys.path.pop(0))
+
 from prdp.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

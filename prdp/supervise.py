@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import prdp
 from prdp.checkpoint import FOLDER as CHECKPOINTS
 from prdp.errors import ConfigError, StartError
 from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE
@@ -30,6 +31,7 @@ _MISTAKE = 2
 """Exit code of a mistake in the command; once that command has worked, something around it has changed instead."""
 _SILENT = "ended without a word, as when its Ray node is lost,"
 _UNFINISHED = "ended with exit code 0 although the run is not finished"
+_START = "import sys; sys.path.append(sys.argv.pop(1)); from prdp.cli import main; sys.exit(main())"
 _OPTIONS_FIRST = "usage: prdp supervise [options] train [OVERRIDES]; `prdp supervise --help` tells more"
 
 
@@ -91,7 +93,12 @@ def main(arguments: Sequence[str]) -> int:
     if status.get("status") == "running" and is_alive(status, time.time()):
         raise StartError(f"{folder}: pid {status.get('pid')} on {status.get('host')} is at work on this run")
     patience = Patience(options.failures, options.first_pause, options.longest_pause)
-    return Supervisor([sys.executable, "-m", "prdp", *words], folder, patience).run()
+    return Supervisor(own_command(words), folder, patience).run()
+
+
+def own_command(words: Sequence[str]) -> list[str]:
+    """`prdp WORDS` by this interpreter and package, so that modules of the current folder are not taken for others."""
+    return [sys.executable, "-P", "-c", _START, str(Path(prdp.__file__).parents[1]), *words]
 
 
 def settled(command: Sequence[str]) -> tuple[Path, list[str]]:

@@ -16,7 +16,7 @@ from prdp.checkpoint import load_checkpoint
 from prdp.cli import main
 from prdp.compose import Composer
 from prdp.errors import ConfigError
-from prdp.supervise import LOG_FILE, Patience, Supervisor, finished_epochs, settled
+from prdp.supervise import LOG_FILE, Patience, Supervisor, finished_epochs, own_command, settled
 from prdp.tracking.status_file import start_status
 
 CHILD = """\
@@ -228,6 +228,15 @@ def test_a_run_at_work_is_not_started_twice(tmp_path: Path, capsys: pytest.Captu
     assert f"pid {os.getpid()} on" in capsys.readouterr().err
     assert main(["supervise", "--failures", "0", "train", "experiment=shapes_smoke"]) == 2
     assert "--failures 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_modules_of_the_current_folder_are_not_taken_for_others(tmp_path: Path) -> None:
+    """Neither by the supervised process nor by `python -m prdp`, as they would by `python -m` alone."""
+    for name in ("queue", "argparse", "random", "traceback", "hydra"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken over')")
+    for command in (own_command(["--version"]), [sys.executable, "-m", "prdp", "validate", "--help"]):
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+        assert done.returncode == 0 and "taken over" not in done.stderr, done.stderr
 
 
 REWARD = """\

@@ -87,17 +87,32 @@ def find_environment(value: str) -> RewardEnvironment:
 
 
 def import_paths(environment: RewardEnvironment | None) -> list[str]:
-    """Folders that actors look for modules in, besides those of their interpreter.
+    """Folders that actors look for modules in, after those of their interpreter.
 
     What the driver can import, a reward of the user's for instance, an actor can import; but an interpreter of its own
-    gets no package of the driver's installation except this one.
+    gets no package of the driver's installation. They come last, so that a `queue.py` or `torch.py` of the user's, or
+    of whoever else may write into the folder that one works in, is not taken for the real one.
     """
-    own = [sys.prefix, sys.base_prefix]
+    return list(dict.fromkeys(path for path in map(os.path.abspath, sys.path) if not _of_driver(path, environment)))
+
+
+def python_path(environment: RewardEnvironment | None) -> str:
+    """The PYTHONPATH of an actor's process: a folder with this package alone, where the process could not find it by
+    itself, and what the user has set.
+    """
     alone = environment is not None and environment.python is not None
-    if alone:
+    missing = alone or not _of_driver(os.path.abspath(prdp.__file__), None)
+    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = [*([_package_alone()] if missing else []), *(path for path in given if not _of_driver(path, environment))]
+    return os.pathsep.join(dict.fromkeys(paths))
+
+
+def _of_driver(path: str, environment: RewardEnvironment | None) -> bool:
+    """Whether a path belongs to the installation that the driver runs in."""
+    own = [sys.prefix, sys.base_prefix]
+    if environment is not None and environment.python is not None:
         own.append(site.getusersitepackages())
-    paths = [path for path in map(os.path.abspath, sys.path) if not path.startswith(tuple(own))]
-    return list(dict.fromkeys([*([_package_alone()] if alone else []), *paths]))
+    return path.startswith(tuple(own))
 
 
 @cache

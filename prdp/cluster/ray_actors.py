@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -45,8 +45,9 @@ class SamplerActor:
         self._sampler: SamplerLike | None = None
         self._receiver: Receiver | None = None
 
-    def build(self, factory: bytes) -> Built:
-        """Build the sampler from its pickled factory."""
+    def build(self, factory: bytes, paths: Sequence[str]) -> Built:
+        """Build the sampler from its pickled factory, which may import from the folders `paths` too."""
+        _import_from(paths)
         with _errors_of(self._name), Messages() as messages:
             self._sampler = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
@@ -99,8 +100,9 @@ class RewardActor:
         self._name, self._threads = name, threads
         self._reward: RewardLike | None = None
 
-    def build(self, factory: bytes) -> Built:
-        """Build the reward worker from its pickled factory."""
+    def build(self, factory: bytes, paths: Sequence[str]) -> Built:
+        """Build the reward worker from its pickled factory, which may import from the folders `paths` too."""
+        _import_from(paths)
         with _errors_of(self._name), Messages() as messages:
             self._reward = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
@@ -143,6 +145,11 @@ def _errors_of(where: str) -> Iterator[None]:
             substitute.add_note(error.__notes__[-1])
             raise substitute from None
         raise
+
+
+def _import_from(paths: Sequence[str]) -> None:
+    """Behind everything else: what is installed comes first."""
+    sys.path.extend(path for path in paths if path not in sys.path)
 
 
 def _hold_torch_to(threads: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from prdp.cluster.base import ClusterSetupError, Identity
 from prdp.cluster.direct_weights import TransferError
-from prdp.cluster.environment import KEY, RewardEnvironment, import_paths
+from prdp.cluster.environment import KEY, RewardEnvironment, import_paths, python_path
 from prdp.cluster.patience import Work
 from prdp.cluster.placement import Demand
 from prdp.cluster.ray_actors import Built, RewardActor, SamplerActor
@@ -120,7 +119,7 @@ class Crew:
     ) -> None:
         # Unpickled in the actor's own hands, so that a module it cannot import is an error like any other there.
         self._factory = cloudpickle.dumps(factory)
-        self._threads, self._seats = threads, seats
+        self._threads, self._seats, self._paths = threads, seats, import_paths(environment)
         self.start_timeout = start_timeout
         self.installs = environment is not None and bool(environment.packages)
         self.identity: dict[str, Any] | None = None
@@ -146,7 +145,7 @@ class Crew:
         member.handle = self._actor.options(**self._options, **seated).remote(member.name, self._threads)
         member.state, member.bound, member.bind_seconds = "starting", None, 0.0
         member.done, member.waits = set(), 0.0
-        return member.handle.begin.remote(), member.handle.build.remote(self._factory)
+        return member.handle.begin.remote(), member.handle.build.remote(self._factory, self._paths)
 
     def enter(self, member: Member, built: Built) -> None:
         """Take a new actor on.
@@ -223,6 +222,6 @@ def _variables(threads: int, gpu: bool, environment: RewardEnvironment | None) -
     return {
         **PATIENCE,
         **thread_environment(threads),
-        "PYTHONPATH": os.pathsep.join(import_paths(environment)),
+        "PYTHONPATH": python_path(environment),
         **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}),
     }

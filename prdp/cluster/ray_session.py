@@ -10,10 +10,12 @@ import secrets
 import signal
 import socket
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import ray_constants, services
+from ray.job_config import JobConfig
 
 from prdp.cluster.base import ClusterError, ClusterSetupError
 from prdp.cluster.threads import usable_cores
@@ -79,6 +81,7 @@ def _start(config: ClusterConfig) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address=None if _is_anywhere(config.host) else config.host,
+                job_config=_job(),
             )
             break
         except Exception as error:
@@ -99,7 +102,7 @@ def _start(config: ClusterConfig) -> None:
 def _join(config: ClusterConfig) -> None:
     try:
         _find(config.address)
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job())
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterSetupError(
             f"cluster.address={config.address}: could not join a running Ray ({error}). Start one with "
@@ -127,6 +130,23 @@ def _find(address: str) -> None:
             continue
         return
     raise ConnectionError(f"nothing answers at {first}")
+
+
+class _NoFolders(list[str]):
+    """Stays empty."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Nothing is added."""
+
+
+def _job() -> JobConfig:
+    """Ray would put the current folder before all else that workers import from: a `torch.py` there would be theirs.
+
+    Crews tell their actors where to look, after what is installed.
+    """
+    job = JobConfig()
+    job._py_driver_sys_path = _NoFolders()
+    return job
 
 
 def free_resources() -> str:

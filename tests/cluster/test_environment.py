@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cluster_stubs import StubSampler, prompts
 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import ClusterError, ClusterSetupError, RewardWorker
-from prdp.cluster.environment import REQUIREMENTS_FOLDER, find_environment, import_paths
+from prdp.cluster.environment import REQUIREMENTS_FOLDER, find_environment, import_paths, python_path
 from prdp.config import ClusterConfig
 from prdp.errors import ConfigError
 from prdp.rewards import check_reward
@@ -97,9 +98,27 @@ def test_own_interpreter_gets_no_package_of_the_trainer(environment: Path) -> No
     found = find_environment(str(environment))
     assert found.python == str(environment / "bin" / "python")
     assert find_environment(found.python).python == found.python
-    paths = import_paths(found)
-    assert not [path for path in paths if path.startswith((sys.prefix, sys.base_prefix))]
-    assert os.listdir(paths[0]) == ["prdp"]
+    assert not [path for path in import_paths(found) if path.startswith((sys.prefix, sys.base_prefix))]
+    assert os.listdir(python_path(found).split(os.pathsep)[0]) == ["prdp"]
+
+
+def test_the_current_folder_comes_last_and_only_what_the_user_put_first_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["mine", sys.prefix]))
+    assert str(tmp_path) in import_paths(None)
+    *package, mine = python_path(None).split(os.pathsep)
+    assert mine == str(tmp_path / "mine")
+    assert all(os.listdir(folder) == ["prdp"] for folder in package)
+
+
+def test_workers_find_the_current_folder_behind_the_standard_library_if_at_all(private_ray: Any) -> None:
+    """Unless PYTHONPATH names it; an editable installation has the checkout at the end."""
+    paths = private_ray.get(private_ray.remote(lambda: __import__("sys").path).remote())
+    before = paths[: paths.index(sysconfig.get_path("stdlib"))]
+    assert os.getcwd() not in set(before) - set(os.environ.get("PYTHONPATH", "").split(os.pathsep))
 
 
 def test_reward_actor_imports_what_the_driver_lacks(
