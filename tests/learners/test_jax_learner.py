@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from averages import DECAY, check_average
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler, transitions_of
@@ -142,6 +144,18 @@ def test_checkpoints_are_interchangeable_and_exported(model: ModelConfig, tmp_pa
     del tensors["optimizer/exp_avg/" + next(iter(straight.weights().tensors))]
     with pytest.raises(ValueError, match="no tensor 'optimizer/exp_avg/"):
         back.load_state(tensors, scalars)
+
+
+def test_the_moving_average_is_its_formula(model: ModelConfig) -> None:
+    def set_gradient(learner: Any, update: int) -> None:
+        rng = np.random.default_rng(update)
+        learner._gradient = {
+            name: jnp.asarray(rng.normal(size=value.shape), jnp.float32)
+            for name, value in sorted(learner._state.tensors.items())
+        }
+
+    config = learner_config(framework="jax", ema_decay=DECAY, lora_targets=["to_q"])
+    check_average(lambda: build(model, config), set_gradient, rtol=2e-4)
 
 
 def test_the_ratio_guard_stops_before_the_step(model: ModelConfig) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from averages import DECAY, check_average
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
 from prdp.config import LearnerConfig
@@ -206,3 +207,18 @@ def test_step_weights_divide_by_the_sensitivity() -> None:
     np.testing.assert_allclose(learner._step_weights, weights / weights.mean())
     with pytest.raises(ValueError, match=r"objective\.step_weighting=kappa: must be one of 'uniform', 'inverse"):
         TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(), {**config, "step_weighting": "kappa"})
+
+
+def test_the_moving_average_is_its_formula() -> None:
+    def set_gradient(learner: Any, update: int) -> None:
+        rng = np.random.default_rng(update)
+        for value in learner._parameters.values():
+            value.grad = torch.from_numpy(rng.normal(size=value.shape))
+
+    check_average(lambda: build(StubPolicy(), ema_decay=DECAY), set_gradient, rtol=1e-12)
+
+
+def test_without_a_moving_average_the_weights_are_evaluated() -> None:
+    learner = build(policy := StubPolicy())
+    learner.update(stub_rollout(policy, TRANSITIONS))
+    assert learner.evaluation_weights().checksum == learner.weights().checksum
