@@ -37,7 +37,7 @@ class SamplerConfig:
     eta: float = 1.0
     """Noise of a DDIM step as a part of the DDPM posterior's; above 0, since a step without noise has no log-prob."""
     guidance_scale: float = 5.0
-    """Classifier-free guidance, in sampling, learning and the reference alike; 1 turns it off."""
+    """Classifier-free guidance, in sampling, learning and the reference alike; up to 1 it is off, as in diffusers."""
     timestep_spacing: str | None = None
     """leading, trailing or linspace; null keeps the checkpoint's. With linspace, or trailing and steps that do not
     divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps beside its list of timesteps."""

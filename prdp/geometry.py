@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from prdp.config import TrainConfig
+from prdp.diffusion.guidance import guided
 from prdp.objectives import OBJECTIVES, Trajectory
 from prdp.threads import plan_threads
 
@@ -12,20 +13,23 @@ from prdp.threads import plan_threads
 def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
-    A network pass is one latent through the denoising network once, forward; guidance takes two. For objectives on
-    trajectories, sampling evaluates the policy and the reference; the first update after sampling takes the stored
-    log-probs, and each further one recomputes them first, unless the loss is linear in them. Objectives on denoising
-    errors need no reference while sampling, and leave images out that they do not use: theirs are the most that may be.
+    A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. For
+    objectives on trajectories, sampling evaluates the policy and the reference; the first update after sampling takes
+    the stored log-probs, and each further one recomputes them first, unless the loss is linear in them. Objectives on
+    denoising errors need no reference while sampling, and leave images out that they do not use: theirs are the most
+    that may be.
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
     method = OBJECTIVES[config.objective["name"]]
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
-    branches = 2 if config.sampler.guidance_scale > 1 else 1
+    branches = 2 if guided(config.sampler.guidance_scale) else 1
     steps = config.sampler.steps
+    # The last step of the ancestral sampler has no variance.
+    without_noise = max(config.sampler.deterministic_final_steps, int(config.sampler.kind == "ddpm"))
     blind = set(method.channels) <= set(method.linear)
     if isinstance(method.evidence, Trajectory):
-        networks, columns = 2, steps - config.sampler.deterministic_final_steps
+        networks, columns = 2, steps - without_noise
         passes = updates if blind else 2 * updates - 1
     else:
         networks, columns = 1, config.objective.get("draws", method.evidence.draws)

@@ -318,8 +318,11 @@ def test_geometry() -> None:
     assert size["learning_backwards_per_epoch"] == 24 * 4 * 2 * 3
     assert (size["evaluations"], size["evaluation_images"]) == (3, (7 + 3 + 7) * 2)
     assert (size["samplers"], size["threads"]) == (3, 2)
-    unguided = geometry(compose("sampler.guidance_scale=1"))
-    assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * 8 * 2
+    for scale in ("1", "0.5", "0"):
+        unguided = geometry(compose(f"sampler.guidance_scale={scale}"))
+        assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * 8 * 2
+    ancestral = geometry(compose("sampler.kind=ddpm", "sampler.deterministic_final_steps=0"))
+    assert ancestral["cells_per_update"] == ancestral["images_per_epoch"] * 7, "its last step draws no noise"
     for name, columns, passes, networks in (("reinforce", 4, 3, 2), ("best_of_n", 5, 3, 1), ("diffusion_dpo", 5, 9, 1)):
         draws = {} if networks == 2 else {"draws": columns}
         other = geometry(dataclasses.replace(config, objective={"name": name, **draws}))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.guidance import guided
 from prdp.diffusion.transitions import alphas_cumprod
 from prdp.diffusion.weights import TrainableWeights
 from prdp.mixtures.coordinates import encode_points
@@ -141,11 +142,11 @@ class GaussianMixturesPolicy:
         """Epsilon, float32 [B, 2, 1, 1]; there is no unconditional branch to guide with.
 
         Raises:
-            ValueError: guidance_scale is not 1.
+            ValueError: guidance_scale is above 1.
         """
-        if guidance_scale != 1.0:
+        if guided(guidance_scale):
             raise ValueError(
-                f"sampler.guidance_scale is {guidance_scale}, expected 1 for model.family=gaussian_mixtures"
+                f"sampler.guidance_scale is {guidance_scale}, expected at most 1 for model.family=gaussian_mixtures"
             )
         return (network or self.network)(latents.flatten(1), timesteps, states[:, 0]).view_as(latents)
 

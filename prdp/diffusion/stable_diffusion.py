@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.guidance import guided
 from prdp.diffusion.weights import TrainableWeights
 from prdp.types import UInt8
 
@@ -87,19 +88,19 @@ class StableDiffusionPolicy:
             latents: float32 [B, C, h, w].
             timesteps: int64 [B]; images of different steps go through in one call.
             states: of `encode_prompts`, [B, tokens, width].
-            guidance_scale: w; at 1 the unconditional branch is not computed.
+            guidance_scale: w; up to 1 the output is c, and the unconditional branch is not computed; see `guided`.
             network: the reference, when it is not the learning one.
         """
         network = network or self.unet
-        guided = guidance_scale != 1.0
-        if guided:
+        with_guidance = guided(guidance_scale)
+        if with_guidance:
             latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
             states = torch.cat([self._empty_state().expand_as(states), states])
         with self._precision():
             output = network(
                 latents.to(self.unet.dtype), timesteps, encoder_hidden_states=states, return_dict=False
             )[0].float()
-        if not guided:
+        if not with_guidance:
             return output
         unconditional, conditional = output.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)

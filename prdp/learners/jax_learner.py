@@ -14,6 +14,7 @@ import optax
 import torch
 
 from prdp.config import LearnerConfig
+from prdp.diffusion.guidance import guided
 from prdp.diffusion.jax_unet import UNet, check_adapters
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
@@ -99,7 +100,7 @@ class JaxLearner(Learner):
             for name, value in network.named_parameters()
             if name not in learning
         }
-        self._empty = _array(policy.encode_prompts([""])) if guidance_scale != 1.0 else None
+        self._empty = _array(policy.encode_prompts([""])) if guided(guidance_scale) else None
         unet = UNet(
             dict(network.config),
             lora_scale=config.lora_alpha / config.lora_rank,

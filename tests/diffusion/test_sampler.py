@@ -36,7 +36,7 @@ def moved(weights: Weights) -> Weights:
     return Weights.of(1, tensors)
 
 
-@pytest.mark.parametrize(("guidance_scale", "spacing", "steps"), [(3.0, None, 6), (1.0, "trailing", 5)])
+@pytest.mark.parametrize(("guidance_scale", "spacing", "steps"), [(3.0, None, 6), (1.0, "trailing", 5), (0.5, None, 3)])
 def test_images_equal_those_of_diffusers(
     pipeline_folder: Path, guidance_scale: float, spacing: str | None, steps: int
 ) -> None:

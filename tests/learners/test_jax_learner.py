@@ -108,6 +108,21 @@ def test_two_channels_equal_torch(model: ModelConfig) -> None:
         assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-6), name
 
 
+@pytest.mark.parametrize(("guidance_scale", "branches"), [(0.0, 1), (0.5, 1), (1.0, 1), (1.5, 2)])
+def test_guidance_is_off_up_to_one(model: ModelConfig, guidance_scale: float, branches: int) -> None:
+    config = learner_config(framework="jax", lora_targets=["to_q"])
+    policy: Any = build_policy(model, config, seed=0, keep_reference=False)
+    learner = build_learner(policy, transitions_of(policy, SAMPLER), guidance_scale, config, OBJECTIVE)
+    assert (learner._empty is not None) == (branches == 2)  # type: ignore[attr-defined]
+    seen = []
+    policy.unet.register_forward_pre_hook(lambda unet, inputs: seen.append(len(inputs[0])))
+    latents, states = torch.zeros(1, *policy.latent_shape), policy.encode_prompts(["two stars"])
+    with torch.no_grad():
+        outputs = [policy.output(latents, torch.tensor([500]), states, scale) for scale in (guidance_scale, 1.0)]
+    assert seen == [branches, 1]
+    assert torch.equal(*outputs) == (branches == 1)
+
+
 def test_denoising_objectives_are_refused(model: ModelConfig) -> None:
     with pytest.raises(ValueError, match=r"objective\.name=best_of_n .* use learner\.framework=torch"):
         build(model, learner_config(framework="jax"), {"name": "best_of_n"})
