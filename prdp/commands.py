@@ -16,8 +16,8 @@ from prdp.config import TrainConfig
 from prdp.configure import conf_folder, config_yaml, groups, schema_keys
 from prdp.errors import ConfigError, StartError, UnfinishedError, UserError, start_up_checks
 from prdp.geometry import geometry_text
-from prdp.model_folder import check_model
 from prdp.override_words import OverrideParser
+from prdp.preconditions import check_preconditions
 from prdp.prompts import prompts_of_run
 from prdp.rewards import check_reward
 from prdp.threads import apply_threads, plan_threads
@@ -104,7 +104,7 @@ def check_start(config: TrainConfig) -> str:
     check_reward("reward", config.reward, elsewhere=environment is not None)
     note = prompts_of_run(config.prompts, config.evaluation).note
     check_family(config)
-    check_model(config.model.path, config.model.variant, config.model.revision)
+    check_preconditions(config)
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir={folder}: is a file, must be a folder")

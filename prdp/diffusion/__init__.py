@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
@@ -37,10 +38,19 @@ def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_
 
 def transitions_of(policy: Policy, sampler: SamplerConfig) -> Transitions:
     """The transition table that a sampler section asks of a policy's scheduler."""
+    return build_transitions_of(policy.scheduler_config, sampler)
+
+
+def build_transitions_of(scheduler: Mapping[str, Any], sampler: SamplerConfig) -> Transitions:
+    """The transition table that a sampler section asks of a scheduler's configuration.
+
+    Raises:
+        ValueError: they make no chain; names the key, its value and what was expected.
+    """
     from prdp.diffusion.transitions import build_transitions
 
     return build_transitions(
-        policy.scheduler_config,
+        scheduler,
         kind=sampler.kind,
         steps=sampler.steps,
         eta=sampler.eta,

@@ -184,7 +184,7 @@ def _resnet(unet: UNet, name: str, tensors: Tensors, x: jax.Array, time: jax.Arr
     y = jax.nn.silu(unet._group_norm(tensors, f"{name}.norm2", y, epsilon))
     y = unet._conv(tensors, f"{name}.conv2", y)
     shortcut = f"{name}.conv_shortcut"
-    return y + (unet._conv(tensors, shortcut, x) if f"{shortcut}.weight" in tensors else x)
+    return y + (unet._conv(tensors, shortcut, x) if _below(tensors, shortcut) else x)
 
 
 def _transformer(

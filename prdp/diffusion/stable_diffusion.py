@@ -24,7 +24,7 @@ class StableDiffusionPolicy:
     """Text encoder, UNet and VAE with one learning part, the UNet.
 
     Attributes:
-        scheduler_config: of the checkpoint; the transitions are built from it.
+        scheduler_config: of the DDIM scheduler that diffusers makes of the checkpoint's; transitions are built from it.
         latent_shape: (C, h, w).
         weights: the learning tensors and the reference.
     """
@@ -36,8 +36,9 @@ class StableDiffusionPolicy:
         self.unet = pipeline.unet.eval()
         self.device: torch.device = self.unet.device
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
-        size = int(self.unet.config.sample_size)
-        self.latent_shape: tuple[int, ...] = (int(self.unet.config.in_channels), size, size)
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.latent_shape: tuple[int, ...] = (int(self.unet.config.in_channels), int(height), int(width))
         self._autocast = DTYPES[learner.autocast] if learner.autocast else None
         pipeline.vae.eval().requires_grad_(False)
         pipeline.text_encoder.eval().requires_grad_(False)
@@ -64,15 +65,17 @@ class StableDiffusionPolicy:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Text states [B, tokens, width]; longer prompts are cut at the text encoder's length."""
-        tokenizer = self.pipeline.tokenizer
+        tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         tokens = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=_text_length(tokenizer, text_encoder),
             truncation=True,
             return_tensors="pt",
-        ).input_ids.to(self.device)
-        return self.pipeline.text_encoder(tokens).last_hidden_state
+        ).to(self.device)
+        masked = getattr(text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask if masked else None
+        return text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
 
     def output(
         self,
@@ -149,35 +152,44 @@ class StableDiffusionPolicy:
 def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
     """The diffusers pipeline of `model`, on its device and in its precision.
 
+    Its scheduler is the DDIM scheduler that samples it here, whatever class the folder names, so that a folder saved
+    from it says all of how it is sampled.
+
     Raises:
-        FileNotFoundError: no such folder, or files missing in it; names them.
-        ValueError: a folder that holds another pipeline, or a file that is not what its name says.
+        ValueError: no such folder, files missing in it, or a component that is not computed exactly; names them.
     """
-    from transformers.utils import logging as transformers_logging
+    from prdp.diffusion.libraries import quiet
 
-    # Its advice on image processors, which this policy does not use, would come once per actor.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet()
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
 
-    from prdp.model_folder import check_model, model_location
+    from prdp.diffusion.effective_scheduler import effective_scheduler
+    from prdp.model_components import check_components
+    from prdp.model_folder import check_model, fetch_model, read_component
 
-    diffusers_logging.disable_progress_bar()
-    check_model(model.path, model.variant)
-    path = model_location(model.path)
+    where = f"model.path={model.path}"
+    # What is refused is refused before a download of gigabytes.
+    check_model(model.path, model.variant, model.revision)
+    folder = fetch_model(model.path, model.variant, model.revision)
+    check_model(str(folder), model.variant)
+    check_components(where, folder, model.variant)
     device = model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            path,
-            revision=model.revision,
+            folder,
             variant=model.variant,
             dtype=DTYPES[model.dtype],
+            scheduler=effective_scheduler(read_component(folder, "scheduler")),
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"model.path: {path} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
+        raise ValueError(f"{where}: {folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _text_length(tokenizer: Any, text_encoder: Any) -> int:
+    """Tokens of a prompt: the tokenizer's length, bounded by the text encoder's, as a tokenizer may name none."""
+    return min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))

@@ -59,16 +59,11 @@ class TrainableWeights:
     def _add_lora(self, rank: int, alpha: float, targets: list[str], seed: int) -> None:
         from peft import LoraConfig
 
+        from prdp.diffusion.lora_targets import lora_target_problems
+
         # A target that names nothing would train fewer layers than asked for, in silence.
-        names = [name for name, _ in self.network.named_modules()]
-        missing = [target for target in targets if not any(n == target or n.endswith("." + target) for n in names)]
-        if missing or not targets:
-            modules = self.network.named_modules()
-            linear = sorted({name.rsplit(".", 1)[-1] for name, part in modules if isinstance(part, torch.nn.Linear)})
-            raise ValueError(
-                f"learner.lora_targets {missing or targets} match no layer of {type(self.network).__name__}; "
-                f"its linear layers end in: {', '.join(linear)}"
-            )
+        if problems := lora_target_problems(self.network, targets):
+            raise ValueError("\n".join(problems))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network.add_adapter(

@@ -16,7 +16,7 @@ from prdp.configure import typed
 from prdp.errors import StartError
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
-from prdp.model_folder import INDEX, check_model, model_location
+from prdp.model_folder import INDEX, check_model, fetch_model
 from prdp.suggest import did_you_mean
 
 BASE = "base"
@@ -239,7 +239,7 @@ def _short(path: Path) -> str:
 
 @cache
 def _pipeline_digest(path: str, revision: str | None, variant: str | None) -> str:
-    folder = pipeline_folder(path, revision, variant)
+    folder = fetch_model(path, variant, revision)
     digest = hashlib.blake2b(digest_size=12)
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
@@ -248,16 +248,6 @@ def _pipeline_digest(path: str, revision: str | None, variant: str | None) -> st
             digest.update(f"{inside.as_posix()}|{_file_digest(file)}|".encode())
     digest.update(str(variant).encode())
     return digest.hexdigest()
-
-
-def pipeline_folder(path: str, revision: str | None, variant: str | None) -> Path:
-    """The folder with a pipeline's files; fetches those of a hub repository that are not in its cache."""
-    folder = Path(model_location(path))
-    if folder.is_dir():
-        return folder
-    from diffusers import DiffusionPipeline
-
-    return Path(DiffusionPipeline.download(path, revision=revision, variant=variant, use_safetensors=True))
 
 
 @cache

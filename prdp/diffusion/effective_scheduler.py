@@ -1,0 +1,89 @@
+"""What a checkpoint's scheduler configuration comes to for the samplers here, as diffusers' own classes read it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+BETA_SCHEDULES = ("linear", "scaled_linear")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# Of the classes that diffusers lists as interchangeable, those with a preconditioning of their own.
+_OTHER_PROCESSES = ("EDMEulerScheduler",)
+_BETAS = ("beta_start", "beta_end", "beta_schedule")
+
+
+def effective_scheduler(config: Mapping[str, Any]) -> DDIMScheduler:
+    """The DDIM scheduler that samples a checkpoint whose scheduler has this configuration.
+
+    Keys that the configuration lacks get the defaults of `DDIMScheduler.from_config`, whatever class it names; then the
+    constructor of `StableDiffusionPipeline` sets steps_offset to 1 and clip_sample to false, as it does for every
+    checkpoint.
+
+    Args:
+        config: content of scheduler/scheduler_config.json.
+
+    Raises:
+        ValueError: a scheduler that is not computed, see `scheduler_problems`.
+    """
+    problems = scheduler_problems(config)
+    if problems:
+        raise ValueError("\n".join(f"scheduler: {problem}" for problem in problems))
+    return _as_pipeline_takes_it(config)
+
+
+def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
+    """Why a scheduler's configuration cannot be sampled from exactly: the key, its value and what is expected."""
+    from diffusers import DDIMScheduler
+
+    name = config.get("_class_name", "DDIMScheduler")
+    known = sorted(name for name in DDIMScheduler._compatibles if name not in _OTHER_PROCESSES)
+    if name not in known:
+        return [f"_class_name={name}: must be a scheduler of the process that Stable Diffusion denoises: "
+                f"{', '.join(known)}"]
+    betas = config.get("trained_betas")
+    missing = [key for key in _BETAS if config.get(key) is None] if betas is None else []
+    if missing:
+        return [f"{missing[0]} is missing: must be given, with {', '.join(_BETAS)}, or trained_betas"]
+    wanted: dict[str, tuple[Any, ...]] = {
+        "beta_schedule": BETA_SCHEDULES if betas is None else (config.get("beta_schedule"),),
+        "prediction_type": PREDICTIONS,
+        "timestep_spacing": ("leading", "trailing", "linspace"),
+        "thresholding": (False,),
+        "rescale_betas_zero_snr": (False,),
+    }
+    reasons = {
+        "thresholding": ": pixels are not thresholded here, and latents never should be",
+        "rescale_betas_zero_snr": ": the first step would have no finite mean",
+    }
+    problems = [
+        f"{key}={config[key]}: must be {' or '.join(map(_plain, allowed))}{reasons.get(key, '')}"
+        for key, allowed in wanted.items()
+        if config.get(key) is not None and config[key] not in allowed
+    ]
+    if config.get("use_flow_sigmas"):
+        problems.append("use_flow_sigmas=true: must be false: flow matching is another process")
+    total = config.get("num_train_timesteps", 1000)
+    if betas is not None and len(betas) != total:
+        problems.append(f"trained_betas holds {len(betas)} numbers: must be num_train_timesteps={total}")
+    return problems
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_pipeline_takes_it(config: Mapping[str, Any]) -> DDIMScheduler:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
+    with warnings.catch_warnings():
+        # It calls such configurations outdated, and mends them.
+        warnings.simplefilter("ignore", FutureWarning)
+        pipeline = StableDiffusionPipeline(
+            **absent, scheduler=DDIMScheduler.from_config(dict(config)), requires_safety_checker=False
+        )
+    return pipeline.scheduler

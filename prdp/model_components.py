@@ -1,0 +1,164 @@
+"""Whether a pipeline's components are ones whose images are computed exactly as diffusers' own pipeline does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prdp.errors import StartError
+from prdp.model_folder import read_component, weight_files
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+_UNET_NEEDS = {
+    "time_cond_proj_dim": "it is distilled to take the guidance as an input, as latent consistency models do",
+    "class_embed_type": "it takes class labels beside the prompt",
+    "num_class_embeds": "it takes class labels beside the prompt",
+    "addition_embed_type": "it takes a second condition beside the prompt, as Stable Diffusion XL does",
+    "encoder_hid_dim": "it takes the states of another kind of text encoder",
+    "encoder_hid_dim_type": "it takes the states of another kind of text encoder, or of images",
+}
+_VAE_NEEDS = ("shift_factor", "latents_mean", "latents_std")
+_IGNORED = "StableDiffusionPipeline leaves it out, so that pictures would be wrong"
+_SHOWN = 3
+
+
+def check_components(where: str, folder: Path, variant: str | None = None) -> None:
+    """Refuse a folder, whole according to `check_model`, whose components are not computed exactly.
+
+    Args:
+        where: put before each problem, such as 'model.path=/models/sd'.
+        folder, variant: of the pipeline.
+
+    Raises:
+        StartError: all problems, a line each.
+    """
+    problems = component_problems(folder, variant)
+    if problems:
+        raise StartError("\n".join(f"{where}: {problem}" for problem in problems))
+
+
+def component_problems(folder: Path, variant: str | None = None) -> list[str]:
+    """What of a pipeline's folder is not computed exactly: the file, the key, its value and what is expected.
+
+    Reads configurations and the headers of weights, where these are there.
+    """
+    from prdp.diffusion.effective_scheduler import scheduler_problems
+    from prdp.diffusion.libraries import quiet
+
+    quiet()
+    unet = read_component(folder, "unet")
+    found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
+    vae = _vae_config(folder)
+    try:
+        text = _text_config(folder)
+    except (ValueError, TypeError) as error:
+        return [f"{folder / 'text_encoder'}: transformers makes no CLIPTextModel of it: {error}"]
+    found["vae"] = [f"{key}={vae[key]}: must be null: {_IGNORED}" for key in _VAE_NEEDS if vae.get(key)]
+    if vae["out_channels"] != 3:
+        found["vae"].append(f"out_channels={vae['out_channels']}: must be 3, red, green and blue")
+    found["tokenizer"] = _tokenizer_problems(folder / "tokenizer", text)
+    if not found["unet"]:
+        try:
+            network = empty_unet(folder)
+        except (ValueError, TypeError) as error:
+            found["unet"].append(f"diffusers makes no network of it: {error}")
+        else:
+            found["unet"] += _unet_problems(network.config, vae, text)
+            if not found["unet"]:
+                found["unet weights"] = _weight_problems(network, weight_files(folder, "unet", variant))
+    return [f"{folder / name.partition(' ')[0]}: {problem}" for name, each in found.items() for problem in each]
+
+
+def empty_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet of a pipeline's folder on the meta device, from its configuration alone."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(read_component(folder, "unet"))
+
+
+def _needs(config: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
+    return [f"{key}={config[key]}: must be null: {why}" for key, why in reasons.items() if config.get(key) is not None]
+
+
+def _vae_config(folder: Path) -> dict[str, Any]:
+    from diffusers import AutoencoderKL
+
+    parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    return {**defaults, **read_component(folder, "vae")}
+
+
+def _text_config(folder: Path) -> Mapping[str, Any]:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(**read_component(folder, "text_encoder")).to_dict()
+
+
+def _unet_problems(unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
+    problems = []
+    channels = vae["latent_channels"]
+    for key in ("in_channels", "out_channels"):
+        if unet[key] != channels:
+            problems.append(
+                f"{key}={unet[key]}: must be {channels}, the VAE's latent_channels; networks that also take a masked "
+                "image, a depth map or an image to change are not computed"
+            )
+    widths = unet["cross_attention_dim"]
+    widths = {widths} if isinstance(widths, int) else set(widths)
+    if widths != {text["hidden_size"]}:
+        problems.append(
+            f"cross_attention_dim={unet['cross_attention_dim']}: must be {text['hidden_size']}, the hidden_size of the "
+            "text encoder"
+        )
+    size = unet["sample_size"]
+    pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not isinstance(size, int) and not pair:
+        problems.append(f"sample_size={size}: must be the side of the latents, or their height and width")
+    return problems
+
+
+def _tokenizer_problems(folder: Path, text: Mapping[str, Any]) -> list[str]:
+    """A tokenizer with tokens that the text encoder has no embedding of."""
+    whole, plain = folder / "tokenizer.json", folder / "vocab.json"
+    try:
+        if whole.is_file():
+            content = json.loads(whole.read_text(encoding="utf-8"))
+            numbers = [*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])]
+        else:
+            numbers = list(json.loads(plain.read_text(encoding="utf-8")).values())
+        largest = max(int(number) for number in numbers)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"its vocabulary cannot be read: {error!r}"]
+    if largest >= text["vocab_size"]:
+        return [
+            f"it has a token of number {largest}: must be below {text['vocab_size']}, the text encoder's vocab_size"
+        ]
+    return []
+
+
+def _weight_problems(network: UNet2DConditionModel, files: list[Path]) -> list[str]:
+    """Tensors that the files lack or have in another shape: diffusers would leave such weights random."""
+    from safetensors import safe_open
+
+    if not files:
+        return []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="numpy") as content:
+            shapes.update({name: tuple(content.get_slice(name).get_shape()) for name in list(content.keys())})
+    wrong = [
+        f"{name} {list(value.shape)}" + (f", found {list(shapes[name])}" if name in shapes else "")
+        for name, value in network.state_dict().items()
+        if shapes.get(name) != tuple(value.shape)
+    ]
+    if not wrong:
+        return []
+    rest = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return [f"the weights do not fit config.json, which asks for {'; '.join(wrong[:_SHOWN])}{rest}"]
