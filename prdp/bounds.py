@@ -73,7 +73,7 @@ RULES: dict[str, Rule] = {
     "model.dtype": one_of(*PRECISIONS),
     "model.device": Rule(lambda value: bool(_DEVICE.fullmatch(value)), "auto, cpu, mps, cuda or cuda:<number>"),
     "sampler.kind": one_of("ddim", "ddpm"),
-    "sampler.steps": Rule(lambda value: 1 <= value <= 1000, "from 1 to 1000, the steps the model was trained with"),
+    "sampler.steps": _count,
     "sampler.eta": Rule(lambda value: 0 <= value <= 1, "from 0 to 1"),
     "sampler.guidance_scale": at_least(0),
     "sampler.timestep_spacing": optional(one_of("leading", "trailing", "linspace")),
@@ -218,6 +218,13 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     if sampler.kind == "ddim" and sampler.eta == 0:
         found.append(
             "sampler.eta=0: must be above 0 for sampler.kind=ddim: without noise a step has no log-prob to learn from"
+        )
+    if sampler.kind == "ddpm" and sampler.eta != 1 and "sampler.eta" not in wrong:
+        found.append(f"sampler.eta={sampler.eta:g}: must be 1 for sampler.kind=ddpm, whose noise is fixed")
+    if sampler.kind == "ddpm" and sampler.deterministic_final_steps > 1:
+        found.append(
+            f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be 0 or 1 for "
+            "sampler.kind=ddpm, whose last step alone draws no noise"
         )
     steps_known = not wrong.keys() & {"sampler.steps", "sampler.deterministic_final_steps"}
     if steps_known and sampler.deterministic_final_steps >= sampler.steps:

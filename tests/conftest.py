@@ -1,7 +1,7 @@
 """One thread a process and no network, set before anything imports torch, Ray or wandb."""
 
-import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,22 +27,57 @@ def prompt_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PRDP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
-    """A folder with the files of a Stable Diffusion pipeline, whole but with next to nothing in them."""
-    import numpy as np
-    from safetensors.numpy import save_file
+@pytest.fixture(scope="session")
+def _model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded pipeline with smaller networks, whose files take no time to copy."""
+    import torch
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder = tmp_path / "model"
-    parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    for part in parts:
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text("{}")
-    for part in parts[:3]:
-        save_file({"weight": np.zeros(100, np.float32)}, folder / part / "model.safetensors")
-    index = {"_class_name": "StableDiffusionPipeline", **{part: ["library", "Class"] for part in parts}}
-    (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": [None, None]}))
+    from prdp.shapes.tiny_pipeline import build_scheduler, build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=32,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        ),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def model_folder(_model_folder: Path, tmp_path: Path) -> Path:
+    """A folder with a whole Stable Diffusion pipeline of a few thousand weights, to be harmed."""
+    return Path(shutil.copytree(_model_folder, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_mistyped_overrides_are_named(override: str, says: list[str]) -> None:
         ("model.dtype=float64", "float32, bfloat16, float16"),
         ("model.device=gpu", "cuda"),
         ("sampler.kind=dim", "'ddim'"),
-        ("sampler.steps=0", "from 1 to 1000"),
+        ("sampler.steps=0", "at least 1"),
         ("sampler.eta=1.5", "from 0 to 1"),
         ("sampler.eta=0", "no log-prob"),
         ("sampler.guidance_scale=-1", "at least 0"),
@@ -124,6 +124,19 @@ def test_values_out_of_bounds_are_named(override: str, says: str) -> None:
         typed(OmegaConf.merge(MINIMAL, OmegaConf.from_dotlist([override])))
     assert str(caught.value).startswith(f"{override}: ")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sampler.eta=0.5", "must be 1 for sampler.kind=ddpm"),
+        ("sampler.deterministic_final_steps=2", "must be 0 or 1 for sampler.kind=ddpm"),
+    ],
+)
+def test_the_noise_of_ddpm_is_fixed(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        typed(OmegaConf.merge(MINIMAL, OmegaConf.from_dotlist(["sampler.kind=ddpm", override])))
+    assert str(caught.value).startswith(f"{override}: {says}")
 
 
 def test_limits_themselves_are_allowed() -> None:

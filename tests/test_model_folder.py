@@ -13,13 +13,16 @@ from prdp.errors import StartError
 from prdp.model_folder import check_model
 
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
 
 
 def rename_to_variant(folder: Path) -> None:
-    for file in folder.glob("*/model.safetensors"):
-        file.rename(file.with_name("model.fp16.safetensors"))
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
@@ -29,10 +32,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no unet named": (lambda f: (f / "model_index.json").write_text("{}"), ["names no unet"]),
     "no tokenizer": (lambda f: (f / "tokenizer").rename(f / "elsewhere"), ["no folder tokenizer/"]),
     "no unet config": (lambda f: (f / "unet" / "config.json").unlink(), ["unet/config.json is missing"]),
-    "no vae weights": (lambda f: (f / "vae" / "model.safetensors").unlink(), ["vae holds no weights"]),
-    "half the unet": (lambda f: cut(f / "unet" / "model.safetensors"), ["unet/model.safetensors", "half-written"]),
-    "text as weights": (lambda f: (f / "vae" / "model.safetensors").write_text("weights"), ["vae/model.safetensors"]),
-    "empty weights": (lambda f: (f / "vae" / "model.safetensors").write_bytes(b""), ["is empty"]),
+    "no vae weights": (lambda f: (f / "vae" / WEIGHTS).unlink(), ["vae holds no weights"]),
+    "half the unet": (lambda f: cut(f / "unet" / WEIGHTS), ["unet/diffusion_pytorch_model.safetensors", "half-written"]),
+    "text as weights": (lambda f: (f / "vae" / WEIGHTS).write_text("weights"), ["vae/diffusion_pytorch_model.safetensors"]),
+    "empty weights": (lambda f: (f / "vae" / WEIGHTS).write_bytes(b""), ["is empty"]),
 }
 
 
@@ -68,6 +71,6 @@ def test_not_a_folder(tmp_path: Path) -> None:
 def test_embedded_pipeline_goes_through_the_same_checks(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EMBEDDED_FOLDER", model_folder)
     check_model("shapes")
-    cut(model_folder / "unet" / "model.safetensors")
+    cut(model_folder / "unet" / WEIGHTS)
     with pytest.raises(StartError, match=r"model\.path=shapes"):
         check_model("shapes")

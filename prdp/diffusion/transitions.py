@@ -58,14 +58,22 @@ def train_timesteps(scheduler: Mapping[str, Any], steps: int, spacing: str | Non
         spacing: leading, trailing or linspace; None takes the configuration's.
 
     Raises:
-        ValueError: unknown spacing, or more steps than training timesteps.
+        ValueError: unknown spacing, or more steps than there are training timesteps to take.
     """
     total = int(scheduler["num_train_timesteps"])
     spacing = spacing or scheduler.get("timestep_spacing", "leading")
     if not 1 <= steps <= total:
         raise ValueError(f"sampler.steps is {steps}, expected 1 to {total}, the number of training timesteps")
     if spacing == "leading":
-        return np.arange(steps, dtype=np.int64)[::-1] * (total // steps) + int(scheduler.get("steps_offset", 0))
+        offset = int(scheduler.get("steps_offset", 0))
+        timesteps = np.arange(steps, dtype=np.int64)[::-1] * (total // steps) + offset
+        if timesteps[0] >= total:
+            raise ValueError(
+                f"sampler.steps is {steps}: with leading spacing and steps_offset {offset} the first timestep would be "
+                f"{timesteps[0]}, and {total - 1} is the last that was trained; take fewer steps, or "
+                "sampler.timestep_spacing=trailing"
+            )
+        return timesteps
     if spacing == "trailing":
         # Cut, because the range overshoots to timestep -1 where total / steps is rounded down.
         return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int64) - 1
@@ -121,7 +129,7 @@ def build_transitions(
         steps: T.
         eta: noise level of DDIM, above 0.
         spacing: overrides the configuration's timestep_spacing.
-        deterministic_final_steps: number of last steps taken with eta = 0.
+        deterministic_final_steps: number of last steps taken with eta = 0; 0 and 1 are the same for 'ddpm'.
 
     Raises:
         ValueError: names the key, its value and what was expected.
@@ -134,8 +142,11 @@ def build_transitions(
             f"sampler.deterministic_final_steps is {deterministic_final_steps}, expected 0 to {steps - 1} for {steps} "
             "steps: at least one step must draw noise"
         )
-    if kind == "ddpm" and (eta != 1.0 or deterministic_final_steps):
-        raise ValueError("sampler.eta and sampler.deterministic_final_steps belong to sampler.kind=ddim")
+    if kind == "ddpm" and (eta != 1.0 or deterministic_final_steps > 1):
+        raise ValueError(
+            f"sampler.eta is {eta} and sampler.deterministic_final_steps is {deterministic_final_steps}, expected 1 and "
+            "0 or 1 for sampler.kind=ddpm, whose last step alone draws no noise"
+        )
     abar_all = alphas_cumprod(scheduler)
     final = 1.0 if kind == "ddpm" or scheduler.get("set_alpha_to_one", True) else float(abar_all[0])
     abar = abar_all[timesteps]
@@ -161,8 +172,16 @@ def build_transitions(
         raise ValueError(
             f"scheduler prediction_type is {prediction!r}, expected epsilon, v_prediction or sample"
         )
-    if not sigma.any() or np.any(np.diff((sigma == 0).astype(int)) < 0):
-        raise ValueError(f"sigma is zero before the last steps: {sigma.tolist()}")
+    if not sigma.any():
+        raise ValueError(
+            f"sampler.steps is {steps}: no step would draw noise, as the last one does not; take more steps"
+        )
+    if np.any(np.diff((sigma == 0).astype(int)) < 0):
+        first = int(np.argmin(sigma != 0))
+        raise ValueError(
+            f"sampler.steps is {steps}: step {first + 1} of them would draw no noise, and later ones would; take another "
+            "number of steps or another sampler.timestep_spacing"
+        )
     return Transitions(timesteps, sample_coef, output_coef, sigma)
 
 
