@@ -240,4 +240,6 @@ class Composer:
         return typed(composed, self._root)
 
     def _is_argument(self, key: str) -> bool:
-        return any(key.startswith(f"{section}.") for section in self._root.open_sections)
+        """Whether a key is below a section that takes any, or is, or is below, a mapping of amounts by name."""
+        amounts = [name for name, kind in schema_keys(self._root.schema).items() if kind == dict[str, float]]
+        return key in amounts or any(key.startswith(f"{section}.") for section in (*self._root.open_sections, *amounts))

@@ -19,6 +19,7 @@ from prdp.evaluation.models import BASE, find_models
 from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import file_name
 from prdp.override_words import OverrideParser
+from prdp.preconditions import check_evaluation_preconditions
 from prdp.threads import apply_threads
 from prdp.tracking.console import Progress
 
@@ -93,6 +94,7 @@ def check_start(
         if not model_is_given:
             raise StartError("against=base: which model is it? Give model.path=..., against=<its name> or against=null")
         models = [*find_models([BASE], config.model), *models]
+    check_evaluation_preconditions(config, [model.model for model in models])
     environment = config.cluster.reward_environment
     if environment is not None:
         find_environment(environment)

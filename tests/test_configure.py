@@ -150,8 +150,6 @@ def test_limits_themselves_are_allowed() -> None:
             "sampler.deterministic_final_steps=7",
             "learner.ema_decay=0",
             "evaluation.every=0",
-            "sampler.kind=ddpm",
-            "sampler.eta=0",
         ]
     )
     config = typed(OmegaConf.merge(MINIMAL, limits))

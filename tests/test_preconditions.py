@@ -1,0 +1,286 @@
+"""What would not start, or would be computed wrongly, is refused by validate and train alike, before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from prdp.cli import main
+from prdp.config import ModelConfig
+from prdp.diffusion.stable_diffusion import load_pipeline
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+Harm = Callable[[Path], object]
+
+
+def edit(file: str, **values: Any) -> Harm:
+    """Sets keys of a JSON file of the folder."""
+
+    def harm(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**content, **values}))
+
+    return harm
+
+
+def unet(**values: Any) -> Harm:
+    return edit("unet/config.json", **values)
+
+
+def scheduler(without: str = "", **values: Any) -> Harm:
+    def harm(folder: Path) -> None:
+        file = folder / "scheduler" / "scheduler_config.json"
+        content = {**json.loads(file.read_text()), **values}
+        file.write_text(json.dumps({key: value for key, value in content.items() if not without or without not in key}))
+
+    return harm
+
+
+def variant(folder: Path) -> None:
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+
+
+def pickled(folder: Path) -> None:
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+
+
+def lacking(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "unet" / WEIGHTS
+    save_file({name: value for name, value in load_file(file).items() if name != "conv_in.weight"}, file)
+
+
+def of_class(name: str) -> Harm:
+    return edit("model_index.json", _class_name=name)
+
+
+FAULTS: dict[str, tuple[Harm, list[str]]] = {
+    **{
+        name: (of_class(name), [f"is of a {name}", "only StableDiffusionPipeline"])
+        for name in (
+            "StableDiffusionXLPipeline",
+            "StableDiffusion3Pipeline",
+            "FluxPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "LatentConsistencyModelPipeline",
+        )
+    },
+    "another VAE": (edit("model_index.json", vae=["diffusers", "AutoencoderTiny"]), ["AutoencoderTiny", "AutoencoderKL"]),
+    "another encoder": (
+        edit("model_index.json", text_encoder=["transformers", "CLIPTextModelWithProjection"]),
+        ["CLIPTextModelWithProjection: must be CLIPTextModel"],
+    ),
+    "fp16 alone": (variant, ["set model.variant=fp16"]),
+    "pickled": (pickled, ["diffusion_pytorch_model.bin", "never read", "save_pretrained"]),
+    "a tensor missing": (lacking, ["the weights do not fit config.json", "conv_in.weight"]),
+    "inpainting": (unet(in_channels=9), ["in_channels=9: must be 4"]),
+    "variance learned": (unet(out_channels=8), ["out_channels=8: must be 4"]),
+    "other latents": (edit("vae/config.json", latent_channels=16), ["in_channels=4: must be 16"]),
+    "no size": (unet(sample_size=None), ["sample_size=None"]),
+    "another width": (unet(cross_attention_dim=768), ["cross_attention_dim=768: must be 16"]),
+    "widths": (unet(cross_attention_dim=[16, 32]), ["cross_attention_dim=", "must be 16"]),
+    "unknown block": (unet(down_block_types=["NewBlock2D", "DownBlock2D"]), ["unet", "NewBlock2D"]),
+    "LCM": (unet(time_cond_proj_dim=32), ["time_cond_proj_dim=32: must be null", "latent consistency"]),
+    "classes": (unet(class_embed_type="timestep"), ["class_embed_type=timestep: must be null"]),
+    "SDXL's condition": (unet(addition_embed_type="text_time"), ["addition_embed_type=text_time: must be null"]),
+    "other states": (unet(encoder_hid_dim=64), ["encoder_hid_dim=64: must be null"]),
+    "VAE shift": (edit("vae/config.json", shift_factor=0.1), ["shift_factor=0.1: must be null"]),
+    "VAE mean": (edit("vae/config.json", latents_mean=[0.1] * 4), ["latents_mean=", "must be null"]),
+    "grey VAE": (edit("vae/config.json", out_channels=1), ["out_channels=1: must be 3"]),
+    "another vocabulary": (edit("text_encoder/config.json", vocab_size=100), ["token of number 303: must be below 100"]),
+    "flow matching": (
+        scheduler("beta", _class_name="FlowMatchEulerDiscreteScheduler"),
+        ["_class_name=FlowMatchEulerDiscreteScheduler", "DDIMScheduler"],
+    ),
+    "EDM": (scheduler("beta", _class_name="EDMEulerScheduler"), ["_class_name=EDMEulerScheduler"]),
+    "LCM's scheduler": (scheduler(_class_name="LCMScheduler"), ["_class_name=LCMScheduler"]),
+    "no betas": (scheduler("beta", _class_name="EulerDiscreteScheduler"), ["scheduler: beta_start is missing"]),
+    "cosine betas": (scheduler(beta_schedule="squaredcos_cap_v2"), ["beta_schedule=squaredcos_cap_v2"]),
+    "zero SNR": (scheduler(rescale_betas_zero_snr=True), ["rescale_betas_zero_snr=True: must be false"]),
+    "thresholding": (scheduler(thresholding=True), ["thresholding=True: must be false"]),
+    "flow prediction": (scheduler(prediction_type="flow_prediction"), ["prediction_type=flow_prediction"]),
+    "flow sigmas": (
+        scheduler(_class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True),
+        ["use_flow_sigmas=true: must be false"],
+    ),
+    "few betas": (scheduler(trained_betas=[0.1] * 5), ["trained_betas holds 5 numbers"]),
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, where no training starts."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def start(config: object) -> None:
+        raise AssertionError("training starts")
+
+    monkeypatch.setitem(sys.modules, "prdp.train", types.SimpleNamespace(main=start))
+    return folder
+
+
+def refusals(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of validate, which is train's too; both exit with 2 and leave nothing behind."""
+    messages = []
+    for command in ("validate", "train"):
+        assert main([command, *words]) == 2
+        shown = capsys.readouterr().err
+        assert "Traceback" not in shown
+        messages.append(shown.removeprefix(f"prdp {command}: "))
+    assert messages[0] == messages[1]
+    assert list(Path.cwd().glob("runs")) == []
+    return messages[0]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_model_that_would_not_be_computed_rightly(
+    here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    harm, says = FAULTS[name]
+    harm(model_folder)
+    message = refusals(capsys, f"model.path={model_folder}")
+    for text in (f"model.path={model_folder}: ", *says):
+        assert text in message
+    with pytest.raises(ValueError, match=r"model\.path=") as caught:
+        load_pipeline(ModelConfig(path=str(model_folder)))
+    assert str(caught.value).strip() == message.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["learner.lora_targets=[attn1]"], ["'attn1' matches Attention", "linear layers or convolutions", "to_out.0"]),
+        (["learner.lora_targets=[norm1,to_q]"], ["'norm1' matches GroupNorm", "LayerNorm"]),
+        (["learner.lora_targets=[to_out]"], ["'to_out' matches ModuleList"]),
+        (["learner.lora_targets=[to_qq]"], ["'to_qq' matches no layer"]),
+        (["sampler.steps=1001"], ["sampler.steps is 1001, expected 1 to 1000"]),
+        (["sampler.steps=1000", "sampler.timestep_spacing=leading"], ["sampler.steps is 1000", "1000, and 999"]),
+        (["sampler=ddpm50", "sampler.deterministic_final_steps=0", "sampler.steps=1"], ["sampler.steps is 1"]),
+        (["model.device=cuda"], ["model.device=cuda: torch", "no CUDA"]),
+        (["model.device=cuda:7"], ["model.device=cuda:7: torch"]),
+        (["model.device=mps"], ["model.device=mps: this machine has none"]),
+        (["reward=clipscore", "reward.device=cuda", "reward.path={clip}"], ["reward.device=cuda: torch"]),
+        (["cluster=ray", "cluster.learner_gpus=1"], ["asks for 1 GPUs", "this machine has none"]),
+        (["cluster=ray", "cluster.sampler_gpus=0.5"], ["asks for 1 GPUs", "samplers=2 x sampler_gpus=0.5"]),
+        (["cluster=ray", "cluster.sampler_gpus=1", "model.device=cuda:1"], ["cuda:1: an actor sees the 1 GPU"]),
+        (["cluster=ray", "cluster.sampler_resources={a100:1}"], ["cluster.sampler_resources", "has no 'a100'"]),
+        (["cluster=ray", "cluster.reward_resources.a100=1"], ["cluster.reward_resources", "has no 'a100'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_what_this_machine_or_this_network_cannot_do(
+    here: Path,
+    model_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    says: list[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    clip = here / "clip"
+    if any("{clip}" in word for word in words):
+        monkeypatch.setattr("prdp.rewards.clipscore.CLIPScore.check", lambda **arguments: None)
+    message = refusals(capsys, f"model.path={model_folder}", *(word.replace("{clip}", str(clip)) for word in words))
+    for text in says:
+        assert text in message
+
+
+@pytest.mark.parametrize(
+    ("word", "missing", "says"),
+    [
+        ("tracking.tensorboard=true", "tensorboard", "pip install 'prdp[tensorboard]'"),
+        ("tracking.wandb=offline", "wandb", "pip install 'wandb'"),
+        ("learner.framework=jax", "jax", "pip install 'prdp[jax]'"),
+        ("learner.framework=jax", "flax", "pip install 'prdp[jax]'"),
+        ("learner.framework=jax", "optax", "pip install 'prdp[jax]'"),
+        ("cluster=ray", "ray", "pip install 'ray'"),
+    ],
+)
+def test_packages_that_are_not_installed(
+    here: Path,
+    model_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    missing: str,
+    says: str,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
+    message = refusals(capsys, f"model.path={model_folder}", word)
+    assert f"needs {missing}, which is not installed: {says}" in message
+
+
+def test_a_mistyped_path_is_told_from_a_hub_id(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "models" / "sdxl").mkdir(parents=True)
+    message = refusals(capsys, "model.path=models/sdx")
+    assert "there is no such folder" in message
+    assert "Did you mean models/sdxl?" in message
+    assert "models holds sdxl" in refusals(capsys, "model.path=models/other")
+    assert "not in the local cache" in refusals(capsys, "model.path=owner/name")
+
+
+def test_a_hub_repository_is_checked_in_the_cache(
+    here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def cached(repository: str, file: str, revision: str | None = None) -> str:
+        asked.append((repository, file, revision))
+        return str(model_folder / file)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    words = ["model.path=owner/name", "model.revision=v2"]
+    assert main(["validate", *words]) == 0
+    assert set(asked) == {("owner/name", "model_index.json", "v2")}
+    unet(in_channels=9)(model_folder)
+    capsys.readouterr()
+    assert "in_channels=9: must be 4" in refusals(capsys, *words)
+    unet(in_channels=4)(model_folder)
+    variant(model_folder)
+    assert "set model.variant=fp16" in refusals(capsys, *words)
+
+
+def test_a_hub_repository_that_may_be_downloaded_is_checked_by_its_small_files(
+    here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = []
+
+    def download(repository: str, revision: str | None = None, allow_patterns: list[str] | None = None) -> str:
+        if repository != "owner/name":
+            answer = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+            raise HfHubHTTPError("404: no such repository\nand more", response=answer)
+        patterns.append(allow_patterns)
+        return str(model_folder)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for file in model_folder.glob("*/*.safetensors"):
+        file.unlink()
+    assert main(["validate", "model.path=owner/name"]) == 0
+    assert patterns
+    assert all(pattern == ["*.json", "*.txt"] for pattern in patterns)
+    capsys.readouterr()
+    of_class("FluxPipeline")(model_folder)
+    assert "is of a FluxPipeline" in refusals(capsys, "model.path=owner/name")
+    message = refusals(capsys, "model.path=models/sdx")
+    assert "the hub does not give a repository of that name: 404: no such repository" in message
