@@ -12,7 +12,6 @@ from prdp import model_folder as module
 from prdp.errors import StartError
 from prdp.model_folder import check_model
 
-
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -33,8 +32,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no tokenizer": (lambda f: (f / "tokenizer").rename(f / "elsewhere"), ["no folder tokenizer/"]),
     "no unet config": (lambda f: (f / "unet" / "config.json").unlink(), ["unet/config.json is missing"]),
     "no vae weights": (lambda f: (f / "vae" / WEIGHTS).unlink(), ["vae holds no weights"]),
-    "half the unet": (lambda f: cut(f / "unet" / WEIGHTS), ["unet/diffusion_pytorch_model.safetensors", "half-written"]),
-    "text as weights": (lambda f: (f / "vae" / WEIGHTS).write_text("weights"), ["vae/diffusion_pytorch_model.safetensors"]),
+    "half the unet": (lambda f: cut(f / "unet" / WEIGHTS), [f"unet/{WEIGHTS}", "half-written"]),
+    "text as weights": (lambda f: (f / "vae" / WEIGHTS).write_text("weights"), [f"vae/{WEIGHTS}"]),
     "empty weights": (lambda f: (f / "vae" / WEIGHTS).write_bytes(b""), ["is empty"]),
 }
 

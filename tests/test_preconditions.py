@@ -78,7 +78,7 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
             "LatentConsistencyModelPipeline",
         )
     },
-    "another VAE": (edit("model_index.json", vae=["diffusers", "AutoencoderTiny"]), ["AutoencoderTiny", "AutoencoderKL"]),
+    "another VAE": (edit("model_index.json", vae=["diffusers", "AutoencoderTiny"]), ["AutoencoderTiny: must be"]),
     "another encoder": (
         edit("model_index.json", text_encoder=["transformers", "CLIPTextModelWithProjection"]),
         ["CLIPTextModelWithProjection: must be CLIPTextModel"],
@@ -100,7 +100,7 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
     "VAE shift": (edit("vae/config.json", shift_factor=0.1), ["shift_factor=0.1: must be null"]),
     "VAE mean": (edit("vae/config.json", latents_mean=[0.1] * 4), ["latents_mean=", "must be null"]),
     "grey VAE": (edit("vae/config.json", out_channels=1), ["out_channels=1: must be 3"]),
-    "another vocabulary": (edit("text_encoder/config.json", vocab_size=100), ["token of number 303: must be below 100"]),
+    "another vocabulary": (edit("text_encoder/config.json", vocab_size=100), ["number 303: must be below 100"]),
     "flow matching": (
         scheduler("beta", _class_name="FlowMatchEulerDiscreteScheduler"),
         ["_class_name=FlowMatchEulerDiscreteScheduler", "DDIMScheduler"],

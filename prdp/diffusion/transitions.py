@@ -144,8 +144,8 @@ def build_transitions(
         )
     if kind == "ddpm" and (eta != 1.0 or deterministic_final_steps > 1):
         raise ValueError(
-            f"sampler.eta is {eta} and sampler.deterministic_final_steps is {deterministic_final_steps}, expected 1 and "
-            "0 or 1 for sampler.kind=ddpm, whose last step alone draws no noise"
+            f"sampler.eta is {eta} and sampler.deterministic_final_steps is {deterministic_final_steps}, expected 1 "
+            "and 0 or 1 for sampler.kind=ddpm, whose last step alone draws no noise"
         )
     abar_all = alphas_cumprod(scheduler)
     final = 1.0 if kind == "ddpm" or scheduler.get("set_alpha_to_one", True) else float(abar_all[0])
@@ -179,8 +179,8 @@ def build_transitions(
     if np.any(np.diff((sigma == 0).astype(int)) < 0):
         first = int(np.argmin(sigma != 0))
         raise ValueError(
-            f"sampler.steps is {steps}: step {first + 1} of them would draw no noise, and later ones would; take another "
-            "number of steps or another sampler.timestep_spacing"
+            f"sampler.steps is {steps}: step {first + 1} of them would draw no noise, and later ones would; take "
+            "another number of steps or another sampler.timestep_spacing"
         )
     return Transitions(timesteps, sample_coef, output_coef, sigma)
 
