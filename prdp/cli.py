@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from prdp import __version__
 from prdp.errors import ResumableError, UnfinishedError, UserError
 from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE, TerminatedError
+from prdp.printable import make_faults_printable, printable
 
 COMMANDS = {
     "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
@@ -62,12 +63,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"prdp {__version__}")
         return 0
+    make_faults_printable()
     name, *rest = words
     if name not in COMMANDS:
         from prdp.suggest import did_you_mean
 
         known = ", ".join(COMMANDS)
-        print(f"prdp: there is no command '{name}'; commands: {known}{did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        _tell(f"prdp: there is no command '{name}'; commands: {known}{did_you_mean(name, COMMANDS)}")
         return 2
     module, _, function = COMMANDS[name][0].partition(":")
     try:
@@ -77,16 +79,16 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         raise UnfinishedError(f"prdp {name}: sys.exit({error.code!r}) was called before the work was done") from error
     except UserError as error:
-        print(f"prdp {name}: {error}", file=sys.stderr)
+        _tell(f"prdp {name}: {error}")
         return 2
     except ResumableError as error:
-        print("\n".join([f"prdp {name}: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        _tell("\n".join([f"prdp {name}: {error}", *getattr(error, "__notes__", [])]))
         return LOST_EXIT_CODE
     except KeyboardInterrupt:
-        print(f"prdp {name}: interrupted", file=sys.stderr)
+        _tell(f"prdp {name}: interrupted")
         return 130
     except TerminatedError as error:
-        print("; ".join([f"prdp {name}: ended by SIGTERM", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        _tell("; ".join([f"prdp {name}: ended by SIGTERM", *getattr(error, "__notes__", [])]))
         return EXIT_CODE
 
 
@@ -114,6 +116,11 @@ def _by_argparse(error: SystemExit) -> bool:
     """Whether the arguments were refused, or asked for help."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_code.co_filename == argparse.__file__
+
+
+def _tell(text: str) -> None:
+    """Errors quote prompts, names and files of others."""
+    print(printable(text, lines=True), file=sys.stderr)
 
 
 def help_text() -> str:

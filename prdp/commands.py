@@ -18,6 +18,7 @@ from prdp.errors import ConfigError, StartError, UnfinishedError, UserError, sta
 from prdp.geometry import geometry_text
 from prdp.override_words import OverrideParser
 from prdp.preconditions import check_preconditions
+from prdp.printable import printable
 from prdp.prompts import prompts_of_run
 from prdp.rewards import check_reward
 from prdp.threads import apply_threads, plan_threads
@@ -197,10 +198,11 @@ def _run_in_sweep(config: TrainConfig, number: int) -> None:
     try:
         _run(config)
     except UserError as error:
-        print(f"job {number} failed: {error}", file=sys.stderr, flush=True)
+        print(printable(f"job {number} failed: {error}", lines=True), file=sys.stderr, flush=True)
         raise
     except Exception:
-        print(f"job {number} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        shown = printable(f"job {number} failed:\n{traceback.format_exc()}", lines=True)
+        print(shown, file=sys.stderr, flush=True)
         raise
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prdp.errors import start_up_checks
+from prdp.printable import printable, printable_values
 
 if TYPE_CHECKING:
     from prdp.prompts.duplicates import Match
@@ -37,9 +38,9 @@ def inspect(options: argparse.Namespace) -> int:
     print(f"{len(source):,} prompts, fingerprint {source.fingerprint}, read from {source.path}")
     for index in range(min(options.rows, len(source))):
         text, metadata = source[index]
-        print(f"{index:>8}  {text}")
+        print(f"{index:>8}  {printable(text)}")
         for name, value in metadata.items():
-            print(f"{'':>8}    {name}: {value}")
+            print(f"{'':>8}    {printable(f'{name}: {value}')}")
     return 0
 
 
@@ -61,12 +62,12 @@ def stats(options: argparse.Namespace) -> int:
         print(f"tokens      {quantiles_text(quantiles(tokens.counts.tolist()))}")
         print(f"            {tokens.sentence('the prompts')}")
     for name, count in found.metadata.items():
-        print(f"metadata    {name}: {count:,} prompts")
+        print(f"metadata    {printable(name)}: {count:,} prompts")
     if found.questions:
         print(f"questions   {found.questions:,}")
     for name, values in found.values.items():
         shown = ", ".join(f"{value} {count:,}" for value, count in list(values.items())[:_SHOWN])
-        print(f"{name:<11} {len(values)} different: {shown}{', ...' if len(values) > _SHOWN else ''}")
+        print(f"{name:<11} {len(values)} different: {printable(shown)}{', ...' if len(values) > _SHOWN else ''}")
     return 0
 
 
@@ -162,7 +163,7 @@ def _drop(options: argparse.Namespace, source: PromptTable, dropped: Mapping[int
 
     rows = sorted(dropped)
     for row in rows[:_SHOWN]:
-        text, why = explained(row)
+        text, why = printable_values(explained(row))
         print(f"row {row}: {text}\n  {why['reason']} {why['similarity']:g}, row {why['repeats_row']}: {why['repeats']}")
     if len(rows) > _SHOWN:
         print(f"... and {len(rows) - _SHOWN:,} more{'' if options.dropped else '; --dropped FILE lists all'}")

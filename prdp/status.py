@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.errors import StartError
+from prdp.printable import printable, printable_values
 from prdp.supervise import last_words
 from prdp.tracking.console import format_seconds
 from prdp.tracking.status_file import STATUS_FILE, is_alive, load_status, seconds_since
@@ -61,6 +62,8 @@ def told(status: Mapping[str, Any], now: float) -> str:
         status: of `load_status`, with "folder" and "alive".
         now: seconds since 1970.
     """
+    supervised = last_words(Path(status["folder"]))
+    status = printable_values(status)
     metrics = _mapping(status, "metrics")
     lines = [f"{status['folder']}: {_state(status)}, {_epochs(status, now)}"]
     facts = {
@@ -70,7 +73,7 @@ def told(status: Mapping[str, Any], now: float) -> str:
         "silent": "; ".join(_silent(status, now)),
         "pace": _pace(status, metrics),
         "reward": _rewards(status, metrics),
-        "supervisor": last_words(Path(status["folder"])),
+        "supervisor": printable(supervised),
     }
     lines += [f"  {name:<10} {text}" for name, text in facts.items() if text]
     if actors := _actors(status):
@@ -94,6 +97,7 @@ _LINE_COLUMNS = ("folder", "state", "epoch", "left", "reward", "held-out", "last
 
 
 def _line(status: Mapping[str, Any], now: float) -> list[str]:
+    status = printable_values(status)
     metrics, progress = _mapping(status, "metrics"), _mapping(status, "progress")
     return [
         str(status["folder"]),

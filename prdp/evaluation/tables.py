@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from prdp.evaluation.results import ALL, Cell, Results, Spread
+from prdp.evaluation.spreadsheet import csv_text
+from prdp.printable import printable
 from prdp.storage import write_atomically
 from prdp.tracking.console import format_seconds
 from prdp.tracking.report_text import MINUS, interval, score, signed
@@ -27,8 +27,8 @@ def write_tables(results: Results) -> None:
     folder = Path(results.work.config.output_dir)
     text = json.dumps(strict_json(as_json(results)), allow_nan=False, ensure_ascii=False, indent=1)
     write_atomically(folder / RESULTS_FILE, (text + "\n").encode())
-    write_atomically(folder / TABLE_FILE, _csv(_cell_rows(results)).encode())
-    write_atomically(folder / IMAGES_FILE, _csv(_image_rows(results)).encode())
+    write_atomically(folder / TABLE_FILE, csv_text(list(_cell_rows(results))).encode())
+    write_atomically(folder / IMAGES_FILE, csv_text(list(_image_rows(results))).encode())
     write_atomically(folder / MARKDOWN_FILE, markdown(results).encode())
 
 
@@ -114,16 +114,20 @@ def alarms(results: Results) -> list[str]:
 
 def markdown(results: Results) -> str:
     """The tables as a Markdown document."""
-    parts = ["# Evaluation\n", *[f"- {note}\n" for note in results.notes]]
-    parts += [f"\n> **{alarm}**\n" for alarm in alarms(results)]
+    parts = ["# Evaluation\n", *[f"- {printable(note)}\n" for note in results.notes]]
+    parts += [f"\n> **{printable(alarm)}**\n" for alarm in alarms(results)]
     for title, (header, rows) in (
         ("Mean scores", paper_table(results)),
         ("Intervals, differences and win rates", comparison_table(results)),
         ("Diversity, drift and time", spread_table(results)),
     ):
-        parts.append(f"\n## {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}\n")
-        parts += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows]
+        parts.append(f"\n## {title}\n\n{_markdown_row(header)}|{'---|' * len(header)}\n")
+        parts += map(_markdown_row, rows)
     return "".join(parts) + f"\n{legend(results)}\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(printable(cell).replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
 def legend(results: Results) -> str:
@@ -147,9 +151,9 @@ def print_results(results: Results) -> None:
     _print(console, "Mean scores", paper_table(results))
     _print(console, "", comparison_table(results))
     _print(console, "", spread_table(results))
-    console.print(legend(results), style="dim", markup=False, highlight=False)
+    console.print(printable(legend(results)), style="dim", markup=False, highlight=False)
     for alarm in alarms(results):
-        console.print(alarm, style="bold red", markup=False, highlight=False)
+        console.print(printable(alarm), style="bold red", markup=False, highlight=False)
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -242,39 +246,27 @@ def _image_rows(results: Results) -> Iterator[dict[str, Any]]:
             }
 
 
-def _csv(rows: Iterator[dict[str, Any]]) -> str:
-    listed = list(rows)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(listed[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(listed)
-    return buffer.getvalue()
-
-
 def _print(console: Any, title: str, table: tuple[Sequence[str], Sequence[Sequence[str]]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     header, rows = table
     shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     words = {"reward", "model", "prompts"}
     for name in header:
-        shown.add_column(name, justify="left" if name in words else "right", overflow="fold", no_wrap=name not in words)
+        # As `Text`, nothing in a name is taken for markup.
+        label, left = Text(printable(name)), name in words
+        shown.add_column(label, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     before: Sequence[str] = ()
     for row in rows:
         # A repeated first word is left blank, as in the paper's tables.
         first = "" if before and before[0] == row[0] else row[0]
         if before and first:
             shown.add_section()
-        shown.add_row(*(_escaped(cell) for cell in (first, *row[1:])))
+        shown.add_row(*(Text(printable(cell)) for cell in (first, *row[1:])))
         before = row
     console.print(shown)
     console.print()
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _mean(cell: Cell) -> str:

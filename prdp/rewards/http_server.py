@@ -13,6 +13,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from prdp.printable import printable
 from prdp.rewards.base import Reward, identity_of
 from prdp.rewards.scoring import RewardError, RewardUnavailableError, first_line, root, scored
 from prdp.rewards.wire import FORMAT, Limits, WireError, decode_request, encode_answer
@@ -173,8 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """One line without headers, where the token stands, and without what a terminal would act on."""
-        line = "".join(one if one.isprintable() else "?" for one in format % arguments)
-        print(f"{self.address_string()} {line}", file=sys.stderr, flush=True)
+        print(f"{self.address_string()} {printable(format % arguments)}", file=sys.stderr, flush=True)
 
     def _check_token(self) -> None:
         if not self.server.token:
@@ -219,12 +219,12 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 rewards, sub_scores = scored(reward, images, prompts, metadata)
             except RewardUnavailableError as error:
-                print(error, file=sys.stderr, flush=True)
+                print(printable(str(error), lines=True), file=sys.stderr, flush=True)
                 raise _Refused(503, first_line(error), {"Retry-After": "1"}) from error
             except RewardError as error:
                 if isinstance(root(error), ValueError):
                     raise _Refused(422, f"reward '{reward.name}' refuses: {first_line(error.__cause__)}") from error
-                print(error, file=sys.stderr, flush=True)
+                print(printable(str(error), lines=True), file=sys.stderr, flush=True)
                 raise _Refused(500, first_line(error)) from error
         return encode_answer(identity_of(reward), rewards, sub_scores)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from prdp.printable import printable
 from prdp.tracking.status_file import HEARTBEAT_SECONDS, read_status, update_status
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class Progress:
             self._file = None
 
     def message(self, text: str) -> None:
-        """Print a line above the bars, and keep it in the file."""
+        """Print a line above the bars, and keep it in the file; control characters become visible."""
+        text = printable(text, lines=True)
         self._record(text)
         self._show(text)
 

@@ -13,6 +13,7 @@ import pytest
 
 from prdp.cli import main as prdp
 from prdp.configure import typed
+from prdp.evaluation.spreadsheet import from_cell
 from prdp.log_archive import evaluation_names, pack_evaluation, pack_logs, restore_evaluation, restore_logs
 from prdp.prompts.usage import check_usage
 from prdp.status import told
@@ -89,9 +90,9 @@ def test_its_logs_travel(run: Path, tmp_path: Path) -> None:
 
 
 def test_models_are_judged_on_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"models=[{run}]", f"output_dir={tmp_path / 'compare'}", "sampler.steps=2", "images_per_prompt=1"]
+    words = [f"models=[{run}]", f"trust=[{run}]", f"output_dir={tmp_path / 'compare'}", "images_per_prompt=1"]
     assert prdp(["evaluate", *words]) == 0
     with (tmp_path / "compare" / "images.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     base = [row["prompt"] for row in rows if row["model"] == rows[0]["model"]]
-    assert sorted(text.lstrip("'") for text in base) == sorted(HELD_OUT)
+    assert sorted(map(from_cell, base)) == sorted(HELD_OUT)
