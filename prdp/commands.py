@@ -16,6 +16,7 @@ from prdp.config import TrainConfig
 from prdp.configure import conf_folder, config_yaml, groups, schema_keys
 from prdp.errors import ConfigError, StartError, UnfinishedError, UserError, start_up_checks
 from prdp.geometry import geometry_text
+from prdp.key_help import documented, first_comment, topics_among, topics_help
 from prdp.override_words import OverrideParser
 from prdp.preconditions import check_preconditions
 from prdp.printable import printable
@@ -30,12 +31,16 @@ OVERRIDES are words of three kinds:
   group.key=value   sets an argument of a reward or prompt source:  reward.path=my_module.my_reward
 Lists are written key=[a,b], nothing is written null. With -m, commas make a sweep over all combinations:
   prdp train -m experiment=shapes_demo reward=shapes_judge,redness prompts=shapes,shapes_small
-Keys, their meaning and defaults: prdp validate --print, and prdp/config.py. Unknown keys are refused.
+Unknown keys are refused. More of a section, a key, a group or one of its options, such as a reward:
+  prdp train --help learner        prdp train --help evaluation.every        prdp train --help reward.hpsv2
 """
 
 
 def train(arguments: Sequence[str]) -> int:
     """Run the jobs of a command line, after all of them have been checked."""
+    if topics := topics_among(arguments):
+        print(topics_help(topics))
+        return 0
     options = _parser("train", "Fine-tune a model on a reward.").parse_intermixed_args(arguments)
     with Composer(options.overrides, options.multirun, options.config_dir) as composer:
         jobs = composer.jobs()
@@ -58,6 +63,9 @@ def train(arguments: Sequence[str]) -> int:
 
 def validate(arguments: Sequence[str]) -> int:
     """Check what can be checked without running: keys, values, targets, prompts, the model's files, what to resume."""
+    if topics := topics_among(arguments):
+        print(topics_help(topics))
+        return 0
     parser = _parser("validate", "Check a configuration and show its size, without running it.")
     parser.add_argument("--print", action="store_true", help="print the whole configuration as YAML")
     options = parser.parse_intermixed_args(arguments)
@@ -130,8 +138,12 @@ def options_text() -> str:
     experiments = available.pop("experiment")
     width = max(len(name) for name in (*experiments, *available))
     lines = ["experiments:"]
-    lines += [f"  {name:<{width}}  {_first_comment(folder / 'experiment' / f'{name}.yaml')}" for name in experiments]
+    lines += [f"  {name:<{width}}  {first_comment(folder / 'experiment' / f'{name}.yaml')}" for name in experiments]
     lines += ["groups:", *(f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items())]
+    keys = list(documented(TrainConfig))
+    plain = [key.name for key in keys if "." not in key.name and not key.is_section and key.name not in available]
+    sections = [key.name for key in keys if key.is_section]
+    lines += ["sections:", f"  {', '.join(sections)}", "keys of no section:", f"  {', '.join(plain)}"]
     return "\n".join(lines)
 
 
@@ -204,8 +216,3 @@ def _run_in_sweep(config: TrainConfig, number: int) -> None:
         shown = printable(f"job {number} failed:\n{traceback.format_exc()}", lines=True)
         print(shown, file=sys.stderr, flush=True)
         raise
-
-
-def _first_comment(file: Path) -> str:
-    lines = (line.lstrip("# ").rstrip() for line in file.read_text(encoding="utf-8").splitlines())
-    return next((line for line in lines if line and not line.startswith("@package")), "")

@@ -190,7 +190,7 @@ def unknown_key(key: str, others: Iterable[str] = (), root: Root = TRAIN) -> str
     if not hint and section:
         inside = [name for name in keys if name.rpartition(".")[0] == section]
         hint = f"; {section} takes {', '.join(name.rpartition('.')[2] for name in inside)}" if inside else ""
-    return f"unknown key '{key}'{hint or f'; `prdp {root.name} --help` tells where the keys are listed'}"
+    return f"unknown key '{key}'{hint or f'; `prdp {root.name} --help` tells how to list the keys'}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

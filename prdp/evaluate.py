@@ -16,8 +16,9 @@ from prdp.evaluation.command_line import EVALUATE, read_command_line
 from prdp.evaluation.exports import FOLDER as EXPORTS
 from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
-from prdp.evaluation.settings import EvaluateConfig
+from prdp.evaluation.settings import EVALUATE_RULES, EvaluateConfig
 from prdp.evaluation.store import file_name
+from prdp.key_help import topics_among, topics_help
 from prdp.override_words import OverrideParser
 from prdp.preconditions import check_evaluation_preconditions
 from prdp.threads import apply_threads
@@ -56,9 +57,17 @@ Without a run, say all of it:
   prdp evaluate models=[base,my_lora.safetensors] model.path=/models/sd prompts=[./my.txt] rewards=[my_rewards.mine]
 """
 
+_ALL_GROUPS = dataclasses.replace(EVALUATE, groups=(*EVALUATE.groups, "prompts", "reward"))
+_MORE = """\
+More of a key, a section, a group or one of its options:
+  prdp evaluate --help seeds        prdp evaluate --help sampler        prdp evaluate --help reward.pickscore"""
+
 
 def main(arguments: Sequence[str]) -> int:
     """The command."""
+    if topics := topics_among(arguments):
+        print(topics_help(topics, _ALL_GROUPS, EVALUATE_RULES))
+        return 0
     options = _parser().parse_intermixed_args(arguments)
     folders = [conf_folder(), *options.config_dir]
     line = read_command_line(options.overrides, folders)
@@ -186,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options_text() -> str:
     """The options of every group that an evaluation takes."""
-    available = groups([conf_folder()], dataclasses.replace(EVALUATE, groups=(*EVALUATE.groups, "prompts", "reward")))
+    available = groups([conf_folder()], _ALL_GROUPS)
     width = max(map(len, available))
     lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items()]
-    return "\n".join(["groups:", *lines, "Keys, their meaning and defaults: prdp/evaluation/settings.py"])
+    return "\n".join(["groups:", *lines, _MORE])

@@ -73,8 +73,9 @@ def main(overrides: Sequence[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     if {"-h", "--help"} & set(overrides):
-        print("usage: prdp pretrain [key=value ...]\n\nkeys and their defaults:")
-        print(OmegaConf.to_yaml(OmegaConf.structured(PretrainConfig)))
+        from prdp.key_help import flat_help
+
+        print(f"usage: prdp pretrain [key=value ...]\n\n{PretrainConfig.__doc__}\n\n{flat_help(PretrainConfig)}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

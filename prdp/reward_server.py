@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from prdp.errors import ConfigError, StartError, start_up_checks
+from prdp.key_help import flat_help
 from prdp.rewards.base import Reward
 from prdp.rewards.http_server import RewardServer
 from prdp.rewards.wire import MIB, Limits
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         prog="prdp reward-server",
         usage="prdp reward-server reward=<option> [reward.argument=value ...] [port=8080] [host=127.0.0.1]",
         description="Serve a reward over HTTP, for reward=remote.",
-        epilog=f"Keys besides those of the reward: {', '.join(ServerConfig.__dataclass_fields__)}.",
+        epilog=f"keys besides those of the reward:\n{flat_help(ServerConfig)}\n\n"
+        "Of a reward, its arguments: prdp train --help reward.hpsv2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="+", metavar="key=value")

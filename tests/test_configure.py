@@ -45,7 +45,7 @@ def header_commands(file: Path) -> list[list[str]]:
         ("+learner.momentum=0.9", ["'learner.momentum'", "adam_beta1"]),
         ("prompts.trian.size=4", ["'prompts.trian.size'", "'prompts.train'"]),
         ("rewrd=redness", ["'rewrd'", "'reward'"]),
-        ("zzzz=1", ["unknown key 'zzzz'; `prdp train --help` tells where the keys are listed"]),
+        ("zzzz=1", ["unknown key 'zzzz'; `prdp train --help` tells how to list the keys"]),
         ("experiment=shapes_dmo", ["experiment=shapes_dmo", "'shapes_demo'", "paper_small_scale"]),
         ("reward=beauty", ["reward=beauty", "available: aesthetic, callable, clipscore"]),
         ("experiment=null", ["experiment=null", "shapes_demo"]),

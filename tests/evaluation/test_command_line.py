@@ -210,7 +210,7 @@ SHAPES = ["models=[base]", "model=shapes", "prompts=[shapes]", "rewards=[redness
         ([*SHAPES, "rewards.redness.colour=blue"], "takes no argument 'colour'"),
         ([*SHAPES, "rewards.rednes.colour=blue"], "'rednes' is not among rewards (redness). Did you mean 'redness'?"),
         ([*SHAPES, "sampler.step=5"], "Did you mean 'sampler.steps'?"),
-        ([*SHAPES, "zzzz=5"], "`prdp evaluate --help` tells where the keys are listed"),
+        ([*SHAPES, "zzzz=5"], "`prdp evaluate --help` tells how to list the keys"),
         ([*SHAPES, "models=[Red one:base,red_one:base]"], "two are called alike (Red one: shapes, red_one: shapes)"),
         ([*SHAPES, "features=clip", "features.path=nowhere"], "features: path=nowhere: there is no such folder"),
         ([*SHAPES, "images_per_promt=5"], "Did you mean 'images_per_prompt'?"),
