@@ -35,6 +35,8 @@ _LOGS = (METRICS_FILE, PROMPTS_FILE)
 _SCORES = ("scores.jsonl", "summary.json")
 _EVALUATION = re.compile(r"epoch_(\d{5,})-[0-9a-f]{16}")
 _PICTURE = re.compile(r"grid/\d{3,}_\d+\.png")
+_PLAIN_BYTES, _RATIO = 64 * 2**20, 200
+"""Unpacked, an archive may have so many bytes, or so many for each of its own; logs have 5 to 30."""
 _TIME = (1980, 1, 1, 0, 0, 0)
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -188,8 +190,13 @@ def _packed(contents: Mapping[str, bytes]) -> bytes:
 
 
 def _unpacked(archive: bytes) -> dict[str, bytes]:
+    limit = max(_PLAIN_BYTES, _RATIO * len(archive))
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            # Reading stops at the declared size.
+            size = sum(info.file_size for info in opened.infolist())
+            if size > limit:
+                raise ValueError(f"{len(archive)} bytes would become {size}, more than the {limit} of any log")
             return {info.filename: opened.read(info) for info in opened.infolist()}
     except _DAMAGE as error:
         raise ValueError(f"not a whole zip archive: {error}") from None

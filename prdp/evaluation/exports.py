@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prdp.errors import ConfigError
+from prdp.picture_files import opened_picture
 from prdp.storage import atomic_directory
 
 if TYPE_CHECKING:
@@ -103,8 +104,6 @@ def _geneval(folder: Path, groups: list[Group]) -> None:
 
 def _hpsv2(folder: Path, groups: list[Group]) -> None:
     """The first image of each prompt, numbered within its style: the benchmark scores one image a prompt."""
-    from PIL import Image
-
     counts: dict[str, int] = {}
     for _, _, metadata, images in groups:
         style = _style(metadata)
@@ -112,7 +111,7 @@ def _hpsv2(folder: Path, groups: list[Group]) -> None:
         number = counts.get(style, 0)
         counts[style] = number + 1
         (folder / style).mkdir(exist_ok=True)
-        with Image.open(images[0]) as image:
+        with opened_picture(images[0]) as image:
             image.convert("RGB").save(folder / style / f"{number:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
 
 

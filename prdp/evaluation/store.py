@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.picture_files import opened_picture
 from prdp.storage import atomic_directory, load_tensors, save_tensors, write_atomically
 from prdp.tracking.strict_json import from_strict_json, strict_json
 from prdp.types import Float32, Float64, PromptBatch, Rollout, UInt8
@@ -99,15 +100,13 @@ class Chunk:
         Raises:
             ValueError: a file that is no whole picture.
         """
-        from PIL import Image
-
         pictures = []
         for name in self.names():
             try:
-                with Image.open(self.folder / name) as image:
+                with opened_picture(self.folder / name) as image:
                     pictures.append(np.asarray(image.convert("RGB")))
-            except OSError as error:
-                raise ValueError(f"{self.folder / name} is not a whole picture: {error}; remove its folder") from error
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{error}; remove its folder") from error
         return np.stack(pictures)
 
     def sampling(self) -> tuple[float, Float64]:

@@ -22,6 +22,10 @@ _MARKS = (
 )
 """Byte-order marks; that of UTF-32 begins with that of UTF-16."""
 _CHUNK = 2**18
+LONGEST_LINE = 64_000_000
+"""Characters. A gzip file may unpack to a thousand times its size, and a line has to fit into memory."""
+LONGEST_TEXT = 2**30
+"""Characters of a file that is read as a whole."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -67,22 +71,34 @@ def text_lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
     Gzip goes by the name's ending; a byte-order mark is left out.
 
     Raises:
-        ValueError: not readable, not of the encoding (by line), with a NUL character (by line), or empty.
+        ValueError: not readable, not of the encoding (by line), with a NUL character (by line), with a line beyond
+            `LONGEST_LINE`, or empty.
     """
     parts: list[str] = []
+    held = 0
     for text in _decoded(file, encoding):
         parts.append(text)
+        held += len(text)
         if "\n" in text or "\r" in text:
             *lines, last = io.StringIO("".join(parts), newline="")
             yield from lines
             # A last '\r' may be the first half of an end.
-            parts = [last]
+            parts, held = [last], len(last)
+        if held > LONGEST_LINE:
+            raise ValueError(f"prompts file {file} has a line of more than {LONGEST_LINE} characters")
     yield from io.StringIO("".join(parts), newline="")
 
 
 def whole_text(file: Path, encoding: str = "utf-8") -> str:
-    """The content of a text file. Raises as `text_lines`."""
-    return "".join(_decoded(file, encoding))
+    """The content of a text file of at most `LONGEST_TEXT`. Raises as `text_lines`."""
+    parts: list[str] = []
+    held = 0
+    for text in _decoded(file, encoding):
+        parts.append(text)
+        held += len(text)
+        if held > LONGEST_TEXT:
+            raise ValueError(f"prompts file {file} has more than {LONGEST_TEXT} characters, too many for one document")
+    return "".join(parts)
 
 
 def stem(file: Path) -> str:

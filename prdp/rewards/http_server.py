@@ -9,21 +9,15 @@ import json
 import socket
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prdp.printable import printable
 from prdp.rewards.base import Reward, identity_of
+from prdp.rewards.connections import CONNECTIONS, REQUEST_SECONDS, SOCKET_SECONDS, Arriving, Connections
 from prdp.rewards.scoring import RewardError, RewardUnavailableError, first_line, root, scored
 from prdp.rewards.wire import FORMAT, Limits, WireError, decode_request, encode_answer
 
-SOCKET_SECONDS = 30.0
-"""How long a client may be silent in the middle of its request."""
-REQUEST_SECONDS = 300.0
-"""How long a whole request may take to arrive, however steadily it drips."""
-CONNECTIONS = 64
-"""Connections at a time; further ones are told to come back before anything of them is read."""
 WAITING = 8
 """Requests read or scored at a time; one more is told to come back."""
 
@@ -33,6 +27,8 @@ class RewardServer(ThreadingHTTPServer):
 
     `GET /health` answers {"status": "ok"} to anybody; `GET /identity` and `POST /score` ask for the token, if there is
     one, as `Authorization: Bearer <token>`.
+
+    Who shows the token is served, however many connections others hold; see `prdp.rewards.connections`.
 
     Args:
         reward: what scores.
@@ -52,7 +48,7 @@ class RewardServer(ThreadingHTTPServer):
         self.scoring = threading.Lock()
         self.decoding = threading.Lock()
         self.places = threading.BoundedSemaphore(WAITING)
-        self.connections = threading.BoundedSemaphore(CONNECTIONS)
+        self.connections = Connections()
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
@@ -65,11 +61,11 @@ class RewardServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or turn it away where there are too many already."""
-        if self.connections.acquire(blocking=False):
+        if self.connections.enter(request, str(client_address[0])):
             try:
                 super().process_request(request, client_address)
             except BaseException:
-                self.connections.release()
+                self.connections.leave(request)
                 raise
             return
         with contextlib.suppress(OSError):
@@ -82,7 +78,7 @@ class RewardServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.connections.release()
+            self.connections.leave(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in the middle is no fault of the server."""
@@ -98,23 +94,6 @@ class _Refused(Exception):
         self.status, self.headers = status, headers or {}
 
 
-class _Arriving(io.RawIOBase):
-    """A request as it arrives: each piece within `SOCKET_SECONDS`, all of it within `REQUEST_SECONDS`."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._end = connection, time.monotonic() + REQUEST_SECONDS
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(min(left, SOCKET_SECONDS))
-        return self._connection.recv_into(buffer)
-
-
 class _Handler(BaseHTTPRequestHandler):
     """One connection with one request."""
 
@@ -127,7 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Read the request against the clock."""
         super().setup()
         self.rfile.close()
-        self.rfile = io.BufferedReader(_Arriving(self.connection))
+        self._arriving = Arriving(self.connection)
+        self.rfile = io.BufferedReader(self._arriving)
 
     def do_GET(self) -> None:
         """/health and /identity."""
@@ -177,11 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
         print(f"{self.address_string()} {printable(format % arguments)}", file=sys.stderr, flush=True)
 
     def _check_token(self) -> None:
-        if not self.server.token:
-            return
+        """Let the client in, or refuse it before anything of its body is read."""
         shown = self.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(shown, f"Bearer {self.server.token}".encode()):
+        if self.server.token and not hmac.compare_digest(shown, f"Bearer {self.server.token}".encode()):
             raise _Refused(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
+        self.server.connections.let_in(self.request)
 
     def _body(self) -> bytes:
         kind = self.headers.get_content_type()
@@ -198,6 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         limit = self.server.limits.request_bytes
         if len(lengths[0]) > 18 or int(lengths[0]) > limit:
             raise _Refused(413, f"the body has {lengths[0][:18]} bytes, at most {limit} are taken")
+        self._arriving.expect(int(lengths[0]))
         try:
             body = self.rfile.read(int(lengths[0]))
         except TimeoutError:
@@ -242,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: dict[str, Any] | bytes, headers: dict[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.close_connection = True
+        self.connection.settimeout(SOCKET_SECONDS)
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Connection": "close", **(headers or {})}.items():
             self.send_header(name, value)

@@ -26,11 +26,16 @@ from typing import Any
 
 import numpy as np
 
+from prdp.rewards.names import MOST
 from prdp.types import Float64, UInt8
 
 FORMAT = 1
 ENCODINGS = ("png", "raw")
 MIB = 2**20
+VALUES = 1_000_000
+"""Lists, objects and their entries in one body."""
+MAX_ERROR = 2**16
+"""Bytes of an answer that tells of an error."""
 MAX_NAME = 4096
 """Characters of the name or version of a reward, or of a sub-score's name, that come from elsewhere."""
 
@@ -54,7 +59,7 @@ class Limits:
     request_bytes: int = 64 * MIB
     images: int = 256
     decoded_bytes: int = 512 * MIB
-    values: int = 1_000_000
+    values: int = VALUES
 
 
 def encode_request(
@@ -89,10 +94,7 @@ def decode_request(body: bytes, limits: Limits) -> tuple[UInt8, list[str], list[
     Raises:
         WireError: the body does not follow the format, or goes beyond the limits.
     """
-    values = sum(body.count(mark) for mark in (b"[", b"{", b","))
-    if values > limits.values:
-        raise WireError(f"the body holds {values} lists, objects and commas, at most {limits.values} are taken")
-    document = _document(body)
+    document = _document(body, limits.values)
     count, height, width = _shape(document.get("shape"), limits)
     encoding = document.get("encoding")
     if encoding not in ENCODINGS:
@@ -137,6 +139,8 @@ def decode_answer(body: bytes) -> tuple[str, str, list[float], dict[str, list[fl
     sub_scores = document.get("sub_scores")
     if not isinstance(sub_scores, dict):
         raise WireError(f"sub_scores is {_short(sub_scores)}, expected an object of lists of numbers")
+    if len(sub_scores) > MOST:
+        raise WireError(f"sub_scores has {len(sub_scores)} entries, at most {MOST} are taken")
     parts = {
         _name(part, "a sub-score's name"): _numbers(values, f"sub_scores[{part!r}]", null=True)
         for part, values in sub_scores.items()
@@ -161,6 +165,8 @@ def decode_identity(body: bytes) -> dict[str, Any]:
     identity["version"] = _name(document.get("version"), "version")
     identity["limits"] = {key: limits[key] for key in known if key in limits}
     if isinstance(document.get("terms"), dict):
+        if len(document["terms"]) > MOST:
+            raise WireError(f"terms has {len(document['terms'])} entries, at most {MOST} are taken")
         identity["terms"] = _told(document["terms"], "terms", depth=5)
     return identity
 
@@ -168,7 +174,7 @@ def decode_identity(body: bytes) -> dict[str, Any]:
 def error_of(body: bytes) -> str:
     """The text of {"error": text}, or the start of whatever came instead; cut short, and fit to stand in a line."""
     try:
-        document = json.loads(body)
+        document = json.loads(body if len(body) <= MAX_ERROR else b"")
         text = str(document["error"])
     except (ValueError, TypeError, KeyError, RecursionError):
         text = body[:200].decode("utf-8", "replace")
@@ -176,7 +182,12 @@ def error_of(body: bytes) -> str:
     return shown if len(text) <= 500 else f"{shown}..."
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def _document(body: bytes, limit: int = VALUES) -> dict[str, Any]:
+    """The object in a body, unless it would become many times its size in memory."""
+    values = sum(body.count(mark) for mark in (b"[", b"{", b","))
+    if values > limit:
+        raise WireError(f"the body holds {values} lists, objects and commas, at most {limit} are taken")
+
     def refuse(constant: str) -> Any:
         raise WireError(f"the body holds {constant}, which JSON does not know")
 

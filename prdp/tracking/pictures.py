@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prdp.picture_files import opened_picture
 from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation
 
 SHOWN_SIZE = 256
@@ -26,17 +27,14 @@ def data_uri(path: Path) -> tuple[str, int]:
     from PIL import Image
 
     content = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            width = image.width
-            if max(image.size) > SHOWN_SIZE:
-                small = image.convert("RGB")
-                small.thumbnail((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS)
-                buffer = io.BytesIO()
-                small.save(buffer, format="PNG")
-                content = buffer.getvalue()
-    except OSError as error:
-        raise ValueError(f"{path} is not a whole picture: {error}") from error
+    with opened_picture(path) as image:
+        width = image.width
+        if max(image.size) > SHOWN_SIZE:
+            small = image.convert("RGB")
+            small.thumbnail((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS)
+            buffer = io.BytesIO()
+            small.save(buffer, format="PNG")
+            content = buffer.getvalue()
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width
 
 
@@ -127,7 +125,7 @@ def comparison_picture(
         low = shots[start][key][1]
         for side, (name, evaluation) in enumerate(evaluations.items()):
             x = left + side * (_WIDTH + _GAP)
-            with Image.open(evaluation.image_path(*key)) as image:
+            with opened_picture(evaluation.image_path(*key)) as image:
                 way = Image.Resampling.NEAREST if image.width < _WIDTH else Image.Resampling.LANCZOS
                 canvas.paste(image.convert("RGB").resize((_WIDTH, _WIDTH), way), (x, top))
             draw.rectangle((x, top, x + _WIDTH - 1, top + _WIDTH - 1), outline=_LINE)

@@ -19,9 +19,10 @@ import pytest
 from http_rewards import batch, serving
 from mutations import JUNK, deep, flipped, mutations
 
-from prdp.rewards import http_server
+from prdp.rewards import connections
 from prdp.rewards.base import identity_of
-from prdp.rewards.http_server import CONNECTIONS, RewardServer
+from prdp.rewards.connections import CONNECTIONS
+from prdp.rewards.http_server import RewardServer
 from prdp.rewards.remote import RemoteReward
 from prdp.rewards.wire import (
     FORMAT,
@@ -174,7 +175,8 @@ def test_what_clients_send_cannot_act_on_the_terminal(server: RewardServer, capf
     ids=["request line", "headers", "body"],
 )
 def test_clients_that_drip_meet_the_end_of_patience(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.5)
     with serving(Fixed()) as server, socket.create_connection(server.server_address[:2], timeout=30) as connection:
         connection.sendall(sent)
         while not select.select([connection], [], [], 0.02)[0]:
@@ -184,21 +186,75 @@ def test_clients_that_drip_meet_the_end_of_patience(monkeypatch: pytest.MonkeyPa
         assert post(server, REQUESTS[0])[0] == 200
 
 
-def test_connections_beyond_the_limit_are_turned_away_and_places_come_back() -> None:
+def ended(connection: socket.socket) -> bool:
+    """Wait for the server to close a connection without a word."""
+    return connection.recv(65536) == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /score HTTP/1.0\r\nX: "], ids=["silent", "half a header"])
+def test_strangers_who_hold_connections_keep_nobody_out(sent: bytes) -> None:
+    """From the client's own address, and long before anybody's time is up."""
+    with serving(Fixed(), "secret") as server, contextlib.ExitStack() as stack:
+        held = []
+        for _ in range(CONNECTIONS + 6):
+            held.append(stack.enter_context(socket.create_connection(server.server_address[:2], timeout=30)))
+            held[-1].sendall(sent)
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("PRDP_REWARD_TOKEN", "secret")
+        client = RemoteReward(server.url, retries=0)
+        assert client.score(*batch(2))[0].shape == (2,)
+        assert all(ended(connection) for connection in held[:6])
+
+
+def test_a_stranger_has_seconds_for_its_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.05)
+    with serving(Fixed()) as server, socket.create_connection(server.server_address[:2], timeout=30) as connection:
+        assert ended(connection)
+
+
+def test_headers_are_bounded_altogether(server: RewardServer) -> None:
+    address = server.server_address[:2]
+    with socket.create_connection(address, timeout=30) as connection, contextlib.suppress(OSError):
+        connection.sendall(b"GET /health HTTP/1.0\r\n" + (b"X: " + b"x" * 60_000 + b"\r\n") * 90 + b"\r\n")
+        assert b" 200 " not in connection.recv(65536)
+    assert post(server, REQUESTS[0])[0] == 200
+
+
+class Line:
+    """Stands for a socket; tells whether it was ended."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def shutdown(self, how: int) -> None:
+        self.ended = True
+
+
+def test_a_place_is_taken_from_the_oldest_stranger_of_the_busiest_address() -> None:
+    places: Any = connections.Connections()
+    alone, member, *crowd = (Line() for _ in range(CONNECTIONS))
+    assert places.enter(alone, "192.0.2.1")
+    assert places.enter(member, "2001:db8::1")
+    places.let_in(member)
+    for number, line in enumerate(crowd):
+        assert places.enter(line, f"2001:db8::{number + 2:x}")  # a machine may have any of these
+    assert places.enter(Line(), "192.0.2.9")
+    assert [line.ended for line in (alone, member, *crowd)] == [False, False, True, *[False] * (len(crowd) - 1)]
+    places.leave(crowd[1])
+    assert places.enter(Line(), "192.0.2.9")
+    assert not crowd[2].ended
+
+
+def test_connections_that_were_let_in_keep_their_places_and_one_more_is_told_to_come_back() -> None:
     with serving(Fixed()) as server:
-        held = [socket.create_connection(server.server_address[:2], timeout=30) for _ in range(CONNECTIONS)]
-        for connection in held:
-            connection.sendall(b"GET /health HTTP/1.0\r\n")
+        held: list[Any] = [Line() for _ in range(CONNECTIONS)]
+        for line in held:
+            assert server.connections.enter(line, "192.0.2.1")
+            server.connections.let_in(line)
         with socket.create_connection(server.server_address[:2], timeout=30) as further:
             assert b" 503 " in further.recv(65536)
-        for connection in held:
-            connection.sendall(b"\r\n")
-            assert b" 200 " in connection.recv(65536)
-            while connection.recv(65536):
-                pass
-            connection.close()
-        client = RemoteReward(server.url, backoff_seconds=0.001, retries=20)
-        assert client.score(*batch(2))[0].shape == (2,)
+        server.connections.leave(held[0])
+        assert post(server, REQUESTS[0])[0] == 200
+        assert not any(line.ended for line in held)
 
 
 ANSWER = encode_answer(
@@ -237,6 +293,8 @@ def test_thousands_of_damaged_answers_and_identities_decode_or_are_refused() -> 
             assert all(type(limit) is int and limit >= 1 for limit in identity["limits"].values())
             json.dumps(identity, ensure_ascii=False, allow_nan=False).encode()
     assert refused > 3000
+
+MANY = b"".join(b'"%d": [], ' % i for i in range(20_000))
 
 
 class Liar:
@@ -336,6 +394,12 @@ def _scores(honest: RemoteReward, liar: Liar) -> bool:
         (http_answer(ANSWER.replace(b"0.5", b'"0.5"')), "rewards is .*expected a list of numbers"),
         (http_answer(ANSWER.replace(b"0.5", b"9" * 4000)), "rewards is .*expected a list of numbers"),
         (http_answer(ANSWER.replace(b"0.5", b"1e999")), "must be finite numbers"),
+        (
+            http_answer(ANSWER.replace(b'{"part"', b"{" + MANY + b'"part"')),
+            "sub_scores has 20002 entries, at most 256 are taken",
+        ),
+        (http_answer(b'{"format": 1, "a": [' + b"[]," * 1_000_000 + b"1]}"), "lists, objects and commas, at most"),
+        (http_answer(ANSWER.replace(b'"part"', b'"mean"')), "gives a sub-score 'mean': the name is taken"),
         (http_answer(ANSWER.replace(b'"part"', b'"a\\nb"')), "a sub-score's name is 'a.*b', expected a line"),
         (http_answer(ANSWER.replace(b'"part"', b'"\\ud800"')), "a sub-score's name is .*, expected a line"),
         (

@@ -1,0 +1,36 @@
+"""Pictures from files that somebody else may have made: PNG alone, and of a bounded size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 64_000_000
+"""A small file can declare any size, and takes that much memory once it is decoded."""
+
+
+@contextlib.contextmanager
+def opened_picture(path: Path) -> Iterator[Image]:
+    """A PNG file as a Pillow image; decoding it within the block is covered by the errors, too.
+
+    Raises:
+        ValueError: no whole picture, or one of more than `MAX_PIXELS`.
+        FileNotFoundError: there is none.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"it declares {width} x {height} pixels, at most {MAX_PIXELS} are taken")
+            yield image
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a whole picture: {error}") from error
