@@ -193,10 +193,13 @@ def _unpacked(archive: bytes) -> dict[str, bytes]:
     limit = max(_PLAIN_BYTES, _RATIO * len(archive))
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-            # Reading stops at the declared size.
             size = sum(info.file_size for info in opened.infolist())
             if size > limit:
                 raise ValueError(f"{len(archive)} bytes would become {size}, more than the {limit} of any log")
-            return {info.filename: opened.read(info) for info in opened.infolist()}
+            contents = {}
+            for info in opened.infolist():
+                with opened.open(info) as file:
+                    contents[info.filename] = file.read(info.file_size)  # read() unpacks all there is first
+            return contents
     except _DAMAGE as error:
         raise ValueError(f"not a whole zip archive: {error}") from None

@@ -10,6 +10,9 @@ from prdp.prompts.files import source_files
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
 
+_ROWS = 1024
+"""Read at a time: a text that many rows share stands in the file once, and in memory once for each of these."""
+
 
 class ParquetFilePrompts(PromptTable):
     """One prompt a row of Parquet files; only the columns asked for are read.
@@ -51,7 +54,7 @@ class ParquetFilePrompts(PromptTable):
                     raise ValueError(f"{file} is no whole Parquet file: {reason}") from None
                 with opened:
                     choice.check(str(file), names)
-                    batches = opened.iter_batches(columns=choice.wanted(names))
+                    batches = opened.iter_batches(batch_size=_ROWS, columns=choice.wanted(names))
                     for record, place in arrow_records(str(file), batches):
                         yield choice.row(record, place)
 
