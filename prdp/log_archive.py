@@ -36,7 +36,7 @@ _SCORES = ("scores.jsonl", "summary.json")
 _EVALUATION = re.compile(r"epoch_(\d{5,})-[0-9a-f]{16}")
 _PICTURE = re.compile(r"grid/\d{3,}_\d+\.png")
 _PLAIN_BYTES, _RATIO = 64 * 2**20, 200
-"""Unpacked, an archive may have so many bytes, or so many for each of its own; logs have 5 to 30."""
+"""Unpacked, an archive may have so many bytes, or so many for each of its own; logs have 3 to 10."""
 _TIME = (1980, 1, 1, 0, 0, 0)
 _DAMAGE = (
     zipfile.BadZipFile,

@@ -32,6 +32,8 @@ def check_names(reward: str, names: Iterable[object], composite: bool = False) -
     if len(listed) > MOST:
         raise ValueError(f"{reward} gives {len(listed)} sub-scores, at most {MOST} are logged")
     for name in listed:
+        if composite and isinstance(name, str) and f"watch/{name}" in listed:
+            raise ValueError(f"{reward} gives a sub-score {shown(name)} as well as one that is only watched")
         problem = _problem(name, composite)
         if problem:
             raise ValueError(f"{reward} gives a sub-score {shown(name)}: {problem}")

@@ -287,12 +287,14 @@ def _single_skills(run: RunData) -> str:
     if not run.evaluations:
         return ""
     summary = run.evaluations[-1].summary
-    named = {"score": summary["score"], **summary.get("sub_scores", {}), **summary.get("categories", {})}
+    # Pairs: a category may be called as a sub-score is.
+    named = [("score", summary["score"]), *summary.get("sub_scores", {}).items()]
+    named += summary.get("categories", {}).items()
     rows = "".join(
-        f'<tr class="{"total" if name == "score" else ""}"><td>{escape(label(name))}</td><td class="num">'
+        f'<tr class="{"" if place else "total"}"><td>{escape(label(name))}</td><td class="num">'
         f'{score(part["mean"])} <span class="ci">{interval((part["mean"], part["low"], part["high"]))}</span></td>'
         f'<td class="num">{part["images"]}</td></tr>'
-        for name, part in named.items()
+        for place, (name, part) in enumerate(named)
     )
     return (
         '<h2>Skill by skill</h2><p class="lead">With 95% intervals.</p><div class="panel scroll"><table>'

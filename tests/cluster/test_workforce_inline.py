@@ -132,6 +132,13 @@ def test_bad_rewards_name_reward_and_place(fault, error, message):
         inline().sample(prompts(4, {2: {"reward": fault}}), images_per_prompt=2, seed=1)
 
 
+def test_a_reward_that_writes_by_force_harms_no_picture_that_is_kept():
+    plain = inline().sample(prompts(4), images_per_prompt=2, seed=1)
+    forced = inline().sample(prompts(4, {2: {"reward": "insist"}}), images_per_prompt=2, seed=1)
+    np.testing.assert_array_equal(forced.images, plain.images)
+    assert forced.images.any()
+
+
 def test_empty_requests_are_refused():
     with pytest.raises(ValueError, match="epoch 3 has no prompts"):
         inline().sample(prompts(0), images_per_prompt=2, seed=1)

@@ -313,6 +313,8 @@ def test_paths_are_for_rewards_made_of_others() -> None:
     for name in ("a//b", "/a", "a/", "mean/a", "watch/mean", "watch/", "watch"):
         with pytest.raises(ValueError, match="gives a sub-score"):
             checked_scores("r", (np.zeros(2), {name: np.zeros(2)}), 2, composite=True)
+    with pytest.raises(ValueError, match="'a' as well as one that is only watched"):
+        checked_scores("r", (np.zeros(2), {"a": np.zeros(2), "watch/a": np.zeros(2)}), 2, composite=True)
 
 
 def test_sub_scores_are_so_many_and_no_more() -> None:

@@ -140,6 +140,17 @@ def test_one_part_of_a_run_is_enough(tmp_path: Path, kept: str) -> None:
     assert ("Training" in page.text) == (kept == METRICS_FILE)
 
 
+def test_a_category_that_is_called_as_a_sub_score_has_a_row_of_its_own(tmp_path: Path) -> None:
+    prompts = PromptBatch(0, 0, ("a", "b"), ({"category": "color"}, {"category": "score"}))
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    save_evaluation(tmp_path, 3, prompts, 1, np.array([0.125, 0.375]), {"color": np.array([0.75, 1.0])}, pictures)
+    page = write_report(tmp_path).read_text()
+    rows = re.findall(r'<tr class="(\w*)"><td>(color|score)</td><td class="num">([\d.]+)', page)
+    assert [(tone, name, float(value)) for tone, name, value in rows] == [
+        ("total", "score", 0.25), ("", "color", 0.875), ("", "color", 0.125), ("", "score", 0.375),
+    ]  # fmt: skip
+
+
 def test_missing_and_odd_metrics_do_no_harm(tmp_path: Path) -> None:
     lines = ['{"epoch": 0, "loss": "NaN", "reward/mean": 0.5}', '{"epoch": 1, "loss": "Infinity"}', '{"epoch": 2, "lo']
     (tmp_path / METRICS_FILE).write_text("\n".join(lines))
