@@ -16,11 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from study import Method, Study, score
 from study_figures import Line
 
+from prdp.tracking.statistics import mean_interval
+
 _SHARPEST_TILT = 0.25
 """Least kl_weight for which the error of the chain is told."""
-
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""0.975 quantiles of Student's t with 1 to 9 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,10 @@ def search_rows(study: Study, results: Sequence[dict[str, Any]], finals: Sequenc
 
 def interval(values: Sequence[float], digits: int = 3) -> str:
     """Mean and 95% Student interval over seeds; a single value alone."""
-    good = [value for value in values if math.isfinite(value)]
-    if not good:
+    mean, _, high = mean_interval([value for value in values if math.isfinite(value)])
+    if math.isnan(mean):
         return ""
-    mean = float(np.mean(good))
-    if len(good) == 1:
-        return number(mean, digits)
-    half = _STUDENT[len(good) - 2] * float(np.std(good, ddof=1)) / math.sqrt(len(good))
-    return f"{number(mean, digits)} ± {number(half, digits)}"
+    return number(mean, digits) if math.isnan(high) else f"{number(mean, digits)} ± {number(high - mean, digits)}"
 
 
 def number(value: float, digits: int) -> str:

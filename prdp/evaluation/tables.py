@@ -133,10 +133,13 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def legend(results: Results) -> str:
     """What the columns mean, in a few words."""
     confidence = f"{results.work.config.confidence:.0%}"
+    single = [name for name, prompts in results.work.prompts.items() if len(prompts) == 1]
+    alone = f" One prompt gives no interval: {', '.join(single)}." if single else ""
     return (
-        f"Brackets are {confidence} bootstrap intervals over prompts. {STAR} marks the reward that a model was trained "
-        "on. Differences and win rates pair images of the same prompt and noise; a tie is half a win. Diversity is the "
-        f"mean distance of a prompt's images from each other, drift that from the base's image, in {results.features}."
+        f"Brackets are {confidence} intervals over prompts, Student's of means and Wilson's of win rates.{alone} "
+        f"{STAR} marks the reward that a model was trained on. Differences and win rates pair images of the same "
+        "prompt and noise; a tie is half a win. Diversity is the mean distance of a prompt's images from each other, "
+        f"drift that from the base's image, in {results.features}."
     )
 
 

@@ -86,7 +86,7 @@ def save_evaluation(
         rewards: float64 [n].
         sub_scores: name -> float64 [n], NaN where one does not apply.
         grid_images: uint8 [g * images_per_prompt, H, W, 3], the images of the first g prompts.
-        confidence: share of the intervals, which resample whole prompts.
+        confidence: share of the intervals, whose independent units are the prompts.
 
     Returns:
         The metrics to log: eval/score, eval/score_low, eval/score_high, and eval/<name> for each sub-score.

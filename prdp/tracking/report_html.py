@@ -123,7 +123,7 @@ def _headline(run: RunData, overall: Change | None) -> str:
             f"{_number(sections.when(last), overall.after)}"
             f"{_number('paired difference', overall.difference, tone, signed)}</div>"
             f'<p class="note">Mean score of {overall.images} images of {prompts} prompts that were never trained on, '
-            "the same prompts and the same noise both times. Brackets are 95% bootstrap intervals that resample whole "
+            "the same prompts and the same noise both times. Brackets are 95% t intervals over "
             f"prompts. {verdict}</p></div>{sections.heldout_score(run)}</section>"
         )
     if run.evaluations:

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from prdp.evaluation import report
 from prdp.evaluation.features import Pixels
 from prdp.evaluation.results import Results, gather, prompt_changes
 from prdp.evaluation.settings import IMAGE_COLUMNS
-from prdp.evaluation.tables import alarms, paper_table, print_results, write_tables
+from prdp.evaluation.tables import alarms, legend, paper_table, print_results, write_tables
 from prdp.evaluation.work import space_name
+from prdp.tracking.statistics import wilson_interval
 
 PROMPTS = batch(["a | b", "c <d>", "e"], [{"category": "x"}, {"category": "x"}, {"category": "y"}])
 
@@ -47,10 +50,18 @@ def test_scores_differences_and_win_rates_by_hand(results: Results) -> None:
     same = results.cell("same", "set", "redness")
     assert same is not None
     assert same.difference == pytest.approx((0, 0, 0))
-    assert same.win_rate == pytest.approx((0.5, 0.5, 0.5))
+    assert same.win_rate == pytest.approx((0.5, *wilson_interval(0.5, 3)))
     base = results.cell("base", "set", "redness")
     assert base is not None
     assert np.isnan(base.difference[0])
+
+
+def test_the_legend_names_sets_that_have_no_interval() -> None:
+    config = SimpleNamespace(confidence=0.9)
+    work = SimpleNamespace(config=config, prompts={"one": [0], "two": [0, 1]})
+    results: Any = SimpleNamespace(work=work, features="pixels")
+    assert "90% intervals over prompts" in legend(results)
+    assert "One prompt gives no interval: one." in legend(results)
 
 
 def test_categories_and_sub_scores(results: Results) -> None:
