@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prdp.json_lines import json_line, read_json_lines
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8")), max_size=5))
 def test_any_text_comes_back_from_any_reader(texts: list[str]) -> None:
     written = "".join(json_line({"text": text}) for text in texts)

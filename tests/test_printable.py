@@ -11,7 +11,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -30,6 +30,7 @@ def harmless(text: str) -> bool:
     return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not set(text) & set("\u202e\u202c\u200f")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters()))
 def test_what_is_shown_acts_on_nothing(text: str) -> None:
     assert harmless(printable(text, lines=True)) and "\n" not in printable(text)

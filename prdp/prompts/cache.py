@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prdp.prompts.options import check_flag, check_text
 from prdp.prompts.table import BUILDER_VERSION, DamagedTableError, PromptTable, Row, write_table
 from prdp.storage import StorageError, write_atomically
 
@@ -35,6 +36,9 @@ class Cleaning:
     skip_empty: bool = False
 
     def __post_init__(self) -> None:
+        check_text("template", self.template, optional=False)
+        check_flag("unique", self.unique)
+        check_flag("skip_empty", self.skip_empty)
         if "{}" not in self.template:
             raise ValueError(f"prompts template is {self.template!r}, expected it to contain {{}}")
 

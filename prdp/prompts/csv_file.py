@@ -10,6 +10,7 @@ from typing import Any
 
 from prdp.prompts.cache import Cleaning, cached_table
 from prdp.prompts.files import source_files, text_lines
+from prdp.prompts.options import check_flag, check_text, check_texts
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
 
@@ -50,6 +51,10 @@ class CsvFilePrompts(PromptTable):
         skip_empty: bool = False,
         encoding: str = "utf-8",
     ) -> None:
+        check_flag("quoting", quoting, optional=True)
+        check_text("delimiter", delimiter)
+        if columns is not None:
+            check_texts("columns", columns)
         files = source_files(path)
         choice = Columns(prompt_column, category_column, metadata_columns)
         key = {

@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from prdp.prompts.options import check_texts
+
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -41,15 +43,16 @@ def source_files(path: str | Sequence[str]) -> list[Path]:
     Raises:
         ValueError: one that does not exist or cannot be reached, is a folder, a pipe or a device, or matches nothing.
     """
-    patterns = [path] if isinstance(path, str) else list(path)
+    patterns = [path] if isinstance(path, str) else path
+    check_texts("path", patterns)
     found: list[Path] = []
     for pattern in patterns:
-        plain = Path(str(pattern)).expanduser()
+        plain = Path(pattern).expanduser()
         try:
             mode = plain.stat().st_mode
         except (OSError, ValueError) as error:
             matches = [Path(match) for match in sorted(glob.glob(str(plain))) if Path(match).is_file()]
-            if not matches and glob.has_magic(str(pattern)):
+            if not matches and glob.has_magic(pattern):
                 raise ValueError(f"prompts file {pattern} matches no file") from None
             if not matches:
                 reason = getattr(error, "strerror", None) or error

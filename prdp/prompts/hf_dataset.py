@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prdp.prompts.arrow_records import arrow_records
 from prdp.prompts.cache import Cleaning, cached_table
+from prdp.prompts.options import check_text
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
 
@@ -53,6 +54,9 @@ class HfDatasetPrompts(PromptTable):
         unique: bool = False,
         skip_empty: bool = False,
     ) -> None:
+        check_text("path", path, optional=False)
+        for option, value in (("split", split), ("name", name), ("revision", revision)):
+            check_text(option, value)
         choice = Columns(prompt_column, category_column, metadata_columns)
         folder = Path(path).expanduser()
         files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []

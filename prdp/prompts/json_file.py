@@ -9,6 +9,7 @@ from typing import Any
 
 from prdp.prompts.cache import Cleaning, cached_table
 from prdp.prompts.files import source_files, stem, text_lines, whole_text
+from prdp.prompts.options import check_flag
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
 
@@ -43,6 +44,7 @@ class JsonFilePrompts(PromptTable):
         skip_empty: bool = False,
         encoding: str = "utf-8",
     ) -> None:
+        check_flag("file_as_category", file_as_category)
         files = source_files(path)
         choice = Columns(prompt_column, category_column, metadata_columns)
         key = {"columns": choice.key, "file_as_category": file_as_category, "encoding": encoding}

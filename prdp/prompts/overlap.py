@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from prdp.errors import ConfigError
 from prdp.prompts.duplicates import text_digest
-from prdp.prompts.stream import PromptSource, source_texts
+from prdp.prompts.stream import PromptSource, fingerprint, source_texts
 
 MOST = 5_000_000
 """Training prompts that are looked at; each costs some microseconds."""
@@ -58,6 +58,10 @@ def check_overlap(train: PromptSource, heldout: PromptSource, judged: Sequence[s
     return f"warning: {told}; `prdp prompts leakage` removes them"
 
 
+_counted: dict[tuple[str, str, tuple[str, ...]], Overlap] = {}
+"""By the fingerprints: the check before a start and the start itself, and the jobs of a sweep, count once."""
+
+
 def count_overlap(train: PromptSource, heldout: PromptSource, judged: Sequence[str]) -> Overlap:
     """The overlap of two sources, equal texts after `normalise`; of more than `MOST` training prompts, the first.
 
@@ -66,6 +70,16 @@ def count_overlap(train: PromptSource, heldout: PromptSource, judged: Sequence[s
     """
     if hasattr(heldout, "is_disjoint") and heldout.is_disjoint(train):
         return Overlap(len(heldout), 0, len(judged), 0, "")
+    key = fingerprint(train), fingerprint(heldout), tuple(judged)
+    if key in _counted:
+        return _counted[key]
+    found = _count(train, heldout, judged)
+    if all(key[:2]):
+        _counted[key] = found
+    return found
+
+
+def _count(train: PromptSource, heldout: PromptSource, judged: Sequence[str]) -> Overlap:
     known: Counter[int] = Counter()
     texts: dict[int, str] = {}
     for text in source_texts(heldout):

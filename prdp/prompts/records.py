@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prdp.prompts.options import check_text, check_texts
 from prdp.prompts.table import Row
 from prdp.suggest import did_you_mean
 
@@ -24,12 +25,16 @@ class Columns:
         metadata: columns that travel along under their own names; 'all' takes every column but the prompt's.
 
     Raises:
-        ValueError: `metadata` is text other than 'all'.
+        ValueError: names that are no text, or `metadata` that is neither a list of them nor 'all'.
     """
 
     def __init__(self, prompt: str | None, category: str | None, metadata: str | Sequence[str]) -> None:
+        check_text("prompt_column", prompt)
+        check_text("category_column", category)
         if isinstance(metadata, str) and metadata != "all":
             raise ValueError(f"metadata_columns is {metadata!r}, expected a list of columns, or all")
+        if not isinstance(metadata, str):
+            check_texts("metadata_columns", metadata)
         self.prompt, self.category = prompt, category
         self.metadata: str | tuple[str, ...] = metadata if isinstance(metadata, str) else tuple(metadata)
         self._unseen = {self.category, *(() if self.metadata == "all" else self.metadata)} - {None}
@@ -82,7 +87,13 @@ class Columns:
         """
         prompt = self.find_prompt(place, list(record))
         names = [name for name in record if name != prompt] if self.metadata == "all" else self.metadata
-        metadata = {name: plain(record[name], f"{place}: column '{name}'") for name in names if name in record}
+        metadata = {}
+        for name in names:
+            if name in record:
+                try:
+                    metadata[name] = plain(record[name], f"{place}: column '{name}'")
+                except RecursionError:
+                    raise ValueError(f"{place}: column '{name}' is nested too deeply to travel as metadata") from None
         if self.category is not None and record.get(self.category) is not None:
             metadata["category"] = str(record[self.category])
         if self._unseen:

@@ -160,5 +160,5 @@ def _batch(schema: pyarrow.Schema, texts: list[str], metadata: list[str]) -> pya
 def _packed(row: Row) -> str:
     try:
         return json.dumps(row.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{row.place}: its metadata does not fit into JSON: {error}") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from prdp.prompts.cache import Cleaning, cached_table
 from prdp.prompts.files import source_files, stem, text_lines
+from prdp.prompts.options import check_flag
 from prdp.prompts.table import PromptTable, Row
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class TextFilePrompts(PromptTable):
         unique: bool = False,
         encoding: str = "utf-8",
     ) -> None:
+        check_flag("file_as_category", file_as_category)
         files = source_files(path)
 
         def rows() -> Iterator[Row]:

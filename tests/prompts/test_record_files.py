@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,27 @@ def test_null_prompts_are_empty_ones(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "x\\u0000y"}\n')
     with pytest.raises(ValueError, match=r"b\.jsonl line 1: the prompt 'x\\x00y' holds a NUL character"):
         JsonFilePrompts(str(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"template": 5}, {"unique": "yes"}, {"skip_empty": None}, {"prompt_column": 3}, {"category_column": ["n"]},
+        {"metadata_columns": None}, {"metadata_columns": [1]}, {"columns": "prompt"}, {"delimiter": 5}, {"quoting": 1},
+        {"encoding": 8},
+    ],
+)  # fmt: skip
+def test_options_of_another_kind_are_named(tmp_path: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "a.csv").write_text("prompt,n\na,1\n")
+    [(name, value)] = options.items()
+    with pytest.raises(ValueError, match=f"{name} is {re.escape(repr(value))}"):
+        open_prompts(str(tmp_path / "a.csv"), **options)
+
+
+def test_metadata_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "m": ' + "[" * 800 + "]" * 800 + "}\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl line 1: column 'm' is nested too deeply"):
+        open_prompts(str(tmp_path / "a.jsonl"), metadata_columns="all")
 
 
 def test_empty_prompts_are_left_out_when_asked(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_paths_and_templates_that_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             TextFilePrompts(str(tmp_path / path))
+    with pytest.raises(ValueError, match=r"path is 5 \(int\), expected a list of texts"):
+        TextFilePrompts(5)
     with pytest.raises(ValueError, match="empty list"):
         TextFilePrompts([])
     with pytest.raises(ValueError, match="template is 'animal'"):
