@@ -96,7 +96,7 @@ def score_missing(work: Work, name: str, section: Mapping[str, Any], say: Say) -
     workforce = build_workforce(
         config.cluster,
         partial(StoredImages, places),
-        partial(RewardWorker, dict(section)),
+        partial(RewardWorker, dict(section), config.cluster.reward_retries),
         config.sampler.prompts_per_chunk,
     )
     try:

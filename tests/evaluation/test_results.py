@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 from evaluation_folders import IDENTITY, batch, finished_work
 
+from prdp.errors import ConfigError
 from prdp.evaluation import report
 from prdp.evaluation.features import Pixels
 from prdp.evaluation.results import Results, gather, prompt_changes
-from prdp.evaluation.settings import IMAGE_COLUMNS
+from prdp.evaluation.settings import IMAGE_COLUMNS, check_evaluation
 from prdp.evaluation.tables import alarms, legend, paper_table, print_results, write_tables
-from prdp.evaluation.work import space_name
+from prdp.evaluation.work import score_missing, space_name
 from prdp.tracking.statistics import wilson_interval
+from prdp.types import UInt8
 
 PROMPTS = batch(["a | b", "c <d>", "e"], [{"category": "x"}, {"category": "x"}, {"category": "y"}])
 
@@ -134,3 +138,42 @@ def test_no_comparison_without_a_base(tmp_path: Path) -> None:
     write_tables(results)
     assert "Rewards beside" not in report.page(results)
     assert not alarms(results)
+
+
+class Tired:
+    """A reward whose service is away the first time it is asked, and that writes into its images afterwards."""
+
+    name, version, asked = "tired", "1", 0
+
+    def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Any:
+        Tired.asked += 1
+        if Tired.asked == 1:
+            raise ConnectionError("the service is away")
+        scores = images.mean((1, 2, 3))
+        images.setflags(write=True)
+        images[...] = 0
+        return scores
+
+
+def test_evaluations_ask_again_as_training_does_and_keep_their_pictures(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prdp.cluster.base.time.sleep", lambda seconds: None)
+    section = {"_target_": f"{__name__}.Tired"}
+    before = [chunk.images() for _, chunk in results.work.all_chunks()]
+    identity = score_missing(results.work, "tired", section, print)
+    key = {"identity": identity, "section": section}
+    for (_, chunk), images in zip(results.work.all_chunks(), before, strict=True):
+        np.testing.assert_array_equal(chunk.images(), images)
+        scores = chunk.scores("tired", key)
+        assert scores is not None
+        np.testing.assert_array_equal(scores.rewards, images.mean((1, 2, 3)))
+    assert Tired.asked == 1 + len(before)
+
+
+@pytest.mark.parametrize("key", ["rewards", "watch"])
+@pytest.mark.parametrize("name", IMAGE_COLUMNS)
+def test_rewards_are_not_called_as_columns_of_the_images_are(results: Results, key: str, name: str) -> None:
+    config = dataclasses.replace(results.work.config, **{key: {name: {"_target_": f"{__name__}.Tired"}}})
+    with pytest.raises(ConfigError, match=rf"{key}\.{name}: images\.csv has a column of that name"):
+        check_evaluation(config)

@@ -124,6 +124,7 @@ def test_a_reward_that_writes_into_its_images_is_told_so_wherever_it_runs(module
         RemoteReward(server.url).score(images, prompts, metadata)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_what_a_reward_does_to_its_arguments_reaches_nobody_else(module: Callable[[str], Any]) -> None:
     """Also past numpy, where nothing is refused."""
     images, prompts, _ = batch(3)
@@ -230,7 +231,8 @@ def test_errors_of_building_and_importing_name_the_authors_line(
             build_reward({"_target_": CALLABLE, "path": f"{name}.reward"})
 
 
-def test_the_server_asks_to_come_back_for_what_may_pass() -> None:
+def test_the_server_asks_to_come_back_for_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prdp.rewards.remote.time.sleep", lambda seconds: None)
     images, prompts, metadata = batch(2)
     reward = Answering(ConnectionError("the judge is away"))
     with serving(reward) as server:
