@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from prdp import __version__
 from prdp.errors import ResumableError, UnfinishedError, UserError
 from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE, TerminatedError
-from prdp.printable import make_faults_printable, printable
+from prdp.printable import make_output_printable, printable
 
 COMMANDS = {
     "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
@@ -63,7 +63,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"prdp {__version__}")
         return 0
-    make_faults_printable()
+    make_output_printable()
     name, *rest = words
     if name not in COMMANDS:
         from prdp.suggest import did_you_mean

@@ -6,6 +6,7 @@ and carriage returns show other text than is there. What is shown are escapes in
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import traceback
@@ -60,8 +61,12 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record), lines=True)
 
 
-def make_faults_printable() -> None:
-    """Show this process's warnings and uncaught errors as `printable` does, unless logging has handlers of its own."""
+def make_output_printable() -> None:
+    """Show this process's warnings and uncaught errors as `printable` does, unless logging has handlers of its own;
+    letters that the encoding of standard output has not become escapes, as they do on standard error.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(PrintableFormatter())
     if sys.excepthook is sys.__excepthook__:

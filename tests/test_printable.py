@@ -17,7 +17,7 @@ from rich.console import Console
 
 from prdp.cli import main as prdp
 from prdp.evaluation.tables import _markdown_row, _print
-from prdp.printable import PrintableFormatter, make_faults_printable, printable, printable_values
+from prdp.printable import PrintableFormatter, make_output_printable, printable, printable_values
 from prdp.status import told
 from prdp.tracking.console import LOG_FILE, Progress
 
@@ -107,11 +107,19 @@ def test_tables_of_an_evaluation() -> None:
     assert _markdown_row(["a|b", "c\nd"]) == "| a\\|b | c\\nd |\n"
 
 
+def test_letters_that_the_output_has_not_are_escapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.txt").write_text("a füchs 猫\n", encoding="utf-8")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    assert prdp(["prompts", "inspect", str(tmp_path / "list.txt")]) == 0
+    assert raw.getvalue().decode("latin-1").endswith("a füchs \\u732b\n")
+
+
 def test_warnings_and_uncaught_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     record = logging.LogRecord("prdp", logging.WARNING, "", 0, "odd: %s", (HOSTILE,), None)
     assert PrintableFormatter().format(record) == f"odd: {SHOWN}"
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    make_faults_printable()
+    make_output_printable()
     error = RuntimeError(HOSTILE)
     sys.excepthook(RuntimeError, error, None)
     assert capsys.readouterr().err == f"RuntimeError: {SHOWN}\n"
