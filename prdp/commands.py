@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prdp.bounds import check_family
 from prdp.cluster.environment import find_environment
+from prdp.cluster.sockets import check_socket_paths
 from prdp.compose import Composer, Job
 from prdp.config import TrainConfig
 from prdp.configure import conf_folder, config_yaml, groups, schema_keys
@@ -110,6 +111,8 @@ def check_start(config: TrainConfig) -> str:
     environment = config.cluster.reward_environment
     if environment is not None:
         find_environment(environment)
+    if config.cluster.kind == "ray" and config.cluster.address == "local":
+        check_socket_paths()
     check_reward("reward", config.reward, elsewhere=environment is not None)
     note = prompts_of_run(config.prompts, config.evaluation).note
     check_family(config)

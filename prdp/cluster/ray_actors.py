@@ -19,6 +19,7 @@ from ray import cloudpickle
 from prdp.cluster.base import RewardLike, SamplerLike, identity_of_worker, place, sampled, waits_of_worker
 from prdp.cluster.direct_weights import Manifest, Meeting, Receiver
 from prdp.cluster.messages import Messages
+from prdp.errors import UnfinishedError
 from prdp.rewards.scoring import RewardError
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
@@ -129,10 +130,15 @@ class RewardActor:
 def _errors_of(where: str) -> Iterator[None]:
     """Let an error travel: with its traceback as a note, and as a RuntimeError when its own type cannot be pickled.
 
-    Errors of a reward say themselves where in its author's code they come from.
+    Errors of a reward say themselves where in its author's code they come from. `sys.exit` is an error like others:
+    Ray would take it for a wish of the actor's.
     """
     try:
         yield
+    except SystemExit as error:
+        left = UnfinishedError(f"sys.exit({error.code!r}) was called before the work was done")
+        left.add_note(f"in {where} (process {os.getpid()}):\n{traceback.format_exc()}")
+        raise left from None
     except RewardError as error:
         error.add_note(f"in {where} (process {os.getpid()})")
         raise

@@ -18,6 +18,7 @@ from ray._private import ray_constants, services
 from ray.job_config import JobConfig
 
 from prdp.cluster.base import ClusterError, ClusterSetupError
+from prdp.cluster.sockets import check_socket_paths
 from prdp.cluster.threads import usable_cores
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def connect(config: ClusterConfig) -> bool:
     Raises:
         ClusterSetupError: no cluster at the address, or ports that would be open to the network although `config.host`
             is a loopback address.
+        ConfigError: a folder for temporary files whose name is too long for Ray.
         ClusterError: a private Ray does not start, which a machine without other work may mend.
     """
     local = config.address == "local"
@@ -62,6 +64,7 @@ def connect(config: ClusterConfig) -> bool:
 
 
 def _start(config: ClusterConfig) -> None:
+    check_socket_paths()
     if config.dashboard and importlib.util.find_spec("aiohttp") is None:
         raise ClusterSetupError(
             "cluster.dashboard=true needs packages that plain Ray lacks: pip install 'prdp[dashboard]', or "

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prdp.cluster.base import RewardWorker, waits_of_worker
 from prdp.cluster.patience import TimeLimit, Watch, limits_of
 from prdp.compose import Composer
 from prdp.config import ClusterConfig
@@ -47,6 +48,14 @@ def test_a_number_stands_and_0_is_no_limit() -> None:
     assert limit.of(8, first=True, extra=5.0, attempts=3) == 3.0
     assert limit.told(8, 3.0) == "key=3"
     assert TimeLimit("key", 0.0, 900.0).of(8, first=False) == math.inf
+
+
+def test_a_reward_that_may_wait_for_a_server_has_that_time_too() -> None:
+    class Patient:
+        name, version, waits_seconds = "patient", "1", 7.0
+
+    assert waits_of_worker(RewardWorker(Patient(), retries=2)) == 3 * 7.0 + 1.0 + 2.0
+    assert waits_of_worker(object()) == 0.0  # type: ignore[arg-type]
 
 
 def test_keys_of_the_limits() -> None:

@@ -15,6 +15,7 @@ from cluster_stubs import StubSampler, ThreadReport, build_worker, differences, 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import ClusterError, ClusterSetupError, WeightsMismatchError
 from prdp.config import ClusterConfig
+from prdp.errors import UnfinishedError
 from prdp.rewards.scoring import RewardFaultError
 from prdp.types import Rollout, Weights
 
@@ -229,9 +230,11 @@ def test_an_urgent_request_overtakes(shared, tmp_path):
         os.close(held_open)
 
 
-def test_chunk_that_kills_every_sampler_ends_the_run_with_the_cause(shared):
+@pytest.mark.parametrize("fault", ["kill", "vanish"])
+def test_chunk_that_kills_every_sampler_ends_the_run_with_the_cause(shared, fault):
+    """Also when the process ends by itself, with 0."""
     with pytest.raises(ClusterError, match=r"epoch 3, prompts 4 to 5: sampler \d died .* attempt 3 of 3.*Actor"):
-        run(shared, {4: {"sampler": "kill"}})
+        run(shared, {4: {"sampler": fault}})
 
 
 def test_wrong_binding_is_refused(shared):
@@ -254,6 +257,7 @@ def test_rollout_of_other_weights_is_refused(shared):
         ("reward", "exit", RewardFaultError, rf"^{REWARD} calls sys\.exit\(0\)"),
         ("reward", "nan", RewardFaultError, rf"^{REWARD} returned nan for image 1 of 4"),
         ("reward", "short", RewardFaultError, rf"^{REWARD} has shape \(3,\), expected \(4,\)"),
+        ("sampler", "exit", UnfinishedError, r"^sys\.exit\(0\) was called before the work was done\n"),
         ("sampler", "raise", ValueError, r"^latents of step 3 are not finite\n"),
         ("sampler", "raise_awkward", RuntimeError, r"^AwkwardError: unet broke\n"),
     ],
