@@ -2,11 +2,13 @@
 
     python benchmarks/chaos.py                           # five minutes or so on two cores
     python benchmarks/chaos.py --epochs 200 --every 10
+    python benchmarks/chaos.py --targets 'hung sampler' --every 60
 
 A Ray of two nodes runs on this machine. `prdp supervise train ... cluster=ray` joins it; sampler actors, reward actors,
 the second node (replaced by a fresh one) and, when it has finished an epoch since the last time, the learner's process
-are killed by SIGKILL, in turns at random moments. The run has to end by itself, with the same weights as one process
-that nobody disturbed, and every prompt used once.
+are killed by SIGKILL, in turns at random moments. A 'hung sampler' is stopped by SIGSTOP instead, and has 20 s for a
+chunk. The run has to end by itself, with the same weights as one process that nobody disturbed, and every prompt used
+once.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from prdp.supervise import finished_epochs
 from prdp.tracking.jsonl import read_metrics
 
 TARGETS = ("sampler", "reward actor", "learner", "node")
-TITLES = {"sampler": "ray::SamplerActor", "reward actor": "ray::RewardActor"}
+HUNG = "hung sampler"
+TITLES = {"sampler": "ray::SamplerActor", "reward actor": "ray::RewardActor", HUNG: "ray::SamplerActor"}
 
 
 def main() -> int:
@@ -42,7 +45,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--every", type=float, default=6.0, metavar="SECONDS", help="between kills, on average")
     parser.add_argument("--kills", type=int, default=0, help="stop killing after so many; 0 for no limit")
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=(*TARGETS, HUNG))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overrides", nargs="*", default=[], help="of both runs, after those of this script")
     options = parser.parse_args()
@@ -100,6 +103,8 @@ def disturbed(folder: Path, overrides: list[str], options: argparse.Namespace) -
     command = [sys.executable, "-m", "prdp", "supervise", "--first-pause", "0.1", "train", *overrides, "cluster=ray"]
     command += ["cluster.samplers=3", "cluster.placement=spread", f"cluster.address={cluster.address}"]
     command += [f"output_dir={folder / 'chaotic'}"]
+    if HUNG in options.targets:
+        command += ["cluster.sample_timeout_seconds=20"]
     with open(folder / "chaotic.log", "w") as log:
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     turns, reached = turns_of(options.targets, chance), -1
@@ -119,7 +124,7 @@ def disturbed(folder: Path, overrides: list[str], options: argparse.Namespace) -
                 cluster.remove_node(second, allow_graceful=False)
                 second = cluster.add_node(node_ip_address="127.0.0.2", **store)
             elif victim := victim_of(target, run.pid, chance):
-                os.kill(victim, signal.SIGKILL)
+                os.kill(victim, signal.SIGSTOP if target == HUNG else signal.SIGKILL)
             else:
                 continue
             kills[target] += 1

@@ -11,13 +11,20 @@ import argparse
 import importlib
 import os
 import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 from prdp import __version__
 from prdp.errors import ResumableError, UnfinishedError, UserError
-from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE, TerminatedError
+from prdp.interruption import (
+    EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    LOST_EXIT_CODE,
+    TerminatedError,
+    interruptions_raised,
+)
 from prdp.printable import make_output_printable, printable
 
 COMMANDS = {
@@ -45,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _run(arguments)
+            code = _run(arguments)
+            if arguments is None and code in (INTERRUPTED_EXIT_CODE, EXIT_CODE):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends; nothing is left to interrupt
+            return code
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -71,9 +81,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         known = ", ".join(COMMANDS)
         _tell(f"prdp: there is no command '{name}'; commands: {known}{did_you_mean(name, COMMANDS)}")
         return 2
+    with interruptions_raised():
+        return _run_command(name, rest)
+
+
+def _run_command(name: str, words: Sequence[str]) -> int:
     module, _, function = COMMANDS[name][0].partition(":")
     try:
-        return getattr(importlib.import_module(module), function)(rest) or 0
+        return getattr(importlib.import_module(module), function)(words) or 0
     except SystemExit as error:
         if _by_argparse(error):
             raise
@@ -86,7 +101,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return LOST_EXIT_CODE
     except KeyboardInterrupt:
         _tell(f"prdp {name}: interrupted")
-        return 130
+        return INTERRUPTED_EXIT_CODE
     except TerminatedError as error:
         _tell("; ".join([f"prdp {name}: ended by SIGTERM", *getattr(error, "__notes__", [])]))
         return EXIT_CODE

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from typing import NoReturn
 
+from prdp.interruption import last_act
+
 # Waits for a line; at the end of its input without one, whoever held the other end is dead.
 _WATCH = 'read -r left || printf "%s\\n" "$1" >&2'
 
@@ -30,11 +32,16 @@ def told_when_silent(text: str) -> Iterator[None]:
     except OSError:
         yield
         return
-    try:
-        yield
-    finally:
+
+    def leave() -> None:
         with contextlib.suppress(OSError):
             watcher.communicate(b"left\n")
+
+    try:
+        with last_act(leave):
+            yield
+    finally:
+        leave()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from prdp.interruption import TerminatedError, interruptions_raised, uninterrupted
+from prdp.interruption import TerminatedError, interruptions_raised, last_act, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +67,25 @@ def test_other_threads_leave_the_handlers_alone():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_the_second_is_told_and_the_third_ends_it_at_once(monkeypatch, capfd):
+    done = []
+    monkeypatch.setattr("prdp.interruption.os._exit", lambda code: done.append(code))
+    with pytest.raises(KeyboardInterrupt), interruptions_raised(), last_act(lambda: done.append("last act")):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert capfd.readouterr().err == ""
+            os.kill(os.getpid(), signal.SIGINT)
+            assert "is stopping, and keeps what is finished; Ctrl-C once more ends it at once" in capfd.readouterr().err
+            assert done == []
+            os.kill(os.getpid(), signal.SIGINT)
+    assert done == ["last act", 130]
+
+
+def test_the_next_command_of_a_process_begins_anew():
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), interruptions_raised(), interruptions_raised():
+            os.kill(os.getpid(), signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import ipaddress
 import logging
@@ -11,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +22,7 @@ from ray.job_config import JobConfig
 from prdp.cluster.base import ClusterError, ClusterSetupError
 from prdp.cluster.sockets import check_socket_paths
 from prdp.cluster.threads import usable_cores
+from prdp.interruption import always_last
 
 if TYPE_CHECKING:
     from prdp.config import ClusterConfig
@@ -65,6 +68,7 @@ def connect(config: ClusterConfig) -> bool:
 
 def _start(config: ClusterConfig) -> None:
     check_socket_paths()
+    always_last(end_ray)
     if config.dashboard and importlib.util.find_spec("aiohttp") is None:
         raise ClusterSetupError(
             "cluster.dashboard=true needs packages that plain Ray lacks: pip install 'prdp[dashboard]', or "
@@ -150,6 +154,29 @@ def _job() -> JobConfig:
     job = JobConfig()
     job._py_driver_sys_path = _NoFolders()
     return job
+
+
+def end_ray() -> None:
+    """Kill the processes of a private Ray of this process, and what they have started, without waiting for any."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return
+    own = {one.process.pid for processes in list(node.all_processes.values()) for one in processes}
+    for pid in _family(own):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _family(roots: set[int]) -> set[int]:
+    """Processes, and those that they have started, as far as /proc tells."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(stat.parent.name)] = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+    family = set(roots)
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
 
 
 def free_resources() -> str:
