@@ -39,14 +39,14 @@ def start_status(run_dir: Path, **fields: Any) -> None:
 
 
 def update_status(run_dir: Path, **fields: Any) -> None:
-    """Replace fields of a status that was begun, safely from any thread; one that was not begun is left alone.
+    """Replace fields of a status that this process began, safely from any thread; that of another is left alone.
 
     Raises:
         StorageError: it cannot be written.
     """
     with _lock:
         current = read_status(run_dir)
-        if current:
+        if current and all(current.get(key) == value for key, value in this_process().items()):
             _write(run_dir, {**current, **fields})
 
 
@@ -94,6 +94,11 @@ def is_alive(status: Mapping[str, Any], now: float) -> bool:
     if status.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         age = seconds_since(status.get("updated"), now)
         return age is not None and age < SILENT_SECONDS
+    return is_running(pid, status.get("process_start"))
+
+
+def is_running(pid: int, process_start: Any = None) -> bool:
+    """Whether a process of this machine runs, and is the one that began at `process_start`, where that is known."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -101,8 +106,8 @@ def is_alive(status: Mapping[str, Any], now: float) -> bool:
     except OSError:
         return True
     # The number may have gone to another process since.
-    begun, known = _process_start(pid), status.get("process_start")
-    return begun != 0 and (begun is None or known is None or begun == known)
+    begun = _process_start(pid)
+    return begun != 0 and (begun is None or process_start is None or begun == process_start)
 
 
 def seconds_since(moment: Any, now: float) -> float | None:
