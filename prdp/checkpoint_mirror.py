@@ -4,6 +4,7 @@
 <url>/checkpoints/epoch_00010/logs.zip               the logs as of this checkpoint (prdp/log_archive.py)
 <url>/checkpoints/epoch_00010/state.json             uploaded last and removed first: without it there is no checkpoint
 <url>/evaluations/epoch_00010-<digest>.zip           uploaded once, before the first checkpoint that lists it
+<url>/owner.json                                     the process that writes here, as prdp/run_lock.py names it
 
 A URL belongs to one run. Whatever fsspec opens will do, such as s3://bucket/run, gs://bucket/run or file:///shared/run;
 credentials come from the environment.
@@ -31,6 +32,7 @@ from prdp.log_archive import (
     restore_evaluation,
     restore_logs,
 )
+from prdp.run_lock import LockLostError, Owner
 from prdp.storage import atomic_directory
 from prdp.tracking.evaluations import FOLDER as EVALUATIONS
 
@@ -38,6 +40,7 @@ PAUSES = (1.0, 4.0, 16.0)
 """Seconds between the attempts at a transfer."""
 
 _PROBE = ".write-check"
+_OWNER = "owner.json"
 _WAITING = "logs-to-restore"
 """An empty file in a fetched checkpoint whose logs are not in the run's folder yet."""
 _LASTING = (PermissionError, FileNotFoundError, NotADirectoryError, ImportError, ValueError)
@@ -73,7 +76,17 @@ def check_writable(url: str, takes_over: bool) -> None:
         )
 
 
-def push(folder: Path, url: str, keep: int) -> bool:
+def claim(url: str, owner: Owner) -> None:
+    """Note in the mirror which process writes to it from now on; an earlier one notices at its next checkpoint.
+
+    Raises:
+        MirrorError: it cannot be written.
+    """
+    mirror = _Mirror(url)
+    mirror.attempt("be written", lambda: mirror.fs.pipe_file(f"{mirror.root}/{_OWNER}", owner.content()))
+
+
+def push(folder: Path, url: str, keep: int, owner: Owner | None = None) -> bool:
     """Copy a saved checkpoint, and the evaluations that it lists, to the mirror, then remove the oldest beyond `keep`;
     whether it arrived.
 
@@ -84,10 +97,17 @@ def push(folder: Path, url: str, keep: int) -> bool:
         url: one that `check_url` has passed.
         keep: how many checkpoints stay there, this one included. Those saved later, which stem from an attempt that
             this one replaces, go too.
+        owner: that has claimed the mirror.
+
+    Raises:
+        LockLostError: another process has claimed the mirror since; nothing is copied.
     """
     start = time.monotonic()
     try:
         mirror = _Mirror(url)
+        now = mirror.attempt("be read", mirror.owner)
+        if owner is not None and now is not None and now.token != owner.token:
+            raise LockLostError(f"{url} was taken over by {now}: this process copies no more to it")
         mirror.attempt(f"take {folder.name}", lambda: mirror.upload(folder))
     except MirrorError as error:
         _log.warning("%s is not copied: %s; the next checkpoint is tried again", folder, error)
@@ -200,6 +220,14 @@ class _Mirror:
 
     def evaluation(self, name: str) -> str:
         return f"{self.root}/{EVALUATIONS}/{name}.zip"
+
+    def owner(self) -> Owner | None:
+        """Who claimed the mirror last; None when nobody did."""
+        self.fs.invalidate_cache()
+        try:
+            return Owner.read(self.fs.cat_file(f"{self.root}/{_OWNER}"))
+        except FileNotFoundError:
+            return None
 
     def folders(self) -> list[str]:
         """Names of what stands where checkpoints do, whole or not."""

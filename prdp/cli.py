@@ -94,13 +94,13 @@ def _run_command(name: str, words: Sequence[str]) -> int:
             raise
         raise UnfinishedError(f"prdp {name}: sys.exit({error.code!r}) was called before the work was done") from error
     except UserError as error:
-        _tell(f"prdp {name}: {error}")
+        _tell("\n".join([f"prdp {name}: {error}", *getattr(error, "__notes__", [])]))
         return 2
     except ResumableError as error:
         _tell("\n".join([f"prdp {name}: {error}", *getattr(error, "__notes__", [])]))
         return LOST_EXIT_CODE
-    except KeyboardInterrupt:
-        _tell(f"prdp {name}: interrupted")
+    except KeyboardInterrupt as error:
+        _tell("; ".join([f"prdp {name}: interrupted", *getattr(error, "__notes__", [])]))
         return INTERRUPTED_EXIT_CODE
     except TerminatedError as error:
         _tell("; ".join([f"prdp {name}: ended by SIGTERM", *getattr(error, "__notes__", [])]))

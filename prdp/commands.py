@@ -23,6 +23,7 @@ from prdp.preconditions import check_preconditions
 from prdp.printable import printable
 from prdp.prompts import prompts_of_run
 from prdp.rewards import check_reward
+from prdp.run_folder import check_unused, check_writable
 from prdp.threads import apply_threads, plan_threads
 
 _OVERRIDES = """\
@@ -118,19 +119,15 @@ def check_start(config: TrainConfig) -> str:
     check_family(config)
     check_preconditions(config)
     folder = Path(config.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir={folder}: is a file, must be a folder")
+    check_writable(folder)
     _check_mirror(config)
     if config.checkpoint.resume == "never":
-        if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
-            raise ConfigError(
-                f"output_dir={folder}: holds a run; continue it by checkpoint.resume=auto, or name another folder"
-            )
-        return note
-    from prdp.checkpoint import resolve_resume
+        check_unused(folder)
+    elif config.checkpoint.mirror is None:  # what lies there may be replaced by the mirror's
+        from prdp.checkpoint import resolve_resume
 
-    with start_up_checks():
-        resolve_resume(config.checkpoint.resume, folder)
+        with start_up_checks():
+            resolve_resume(config.checkpoint.resume, folder)
     return note
 
 

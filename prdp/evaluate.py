@@ -21,6 +21,9 @@ from prdp.evaluation.store import file_name
 from prdp.key_help import topics_among, topics_help
 from prdp.override_words import OverrideParser
 from prdp.preconditions import check_evaluation_preconditions
+from prdp.run_folder import check_writable
+from prdp.run_lock import hold
+from prdp.storage import remove_leftovers
 from prdp.threads import apply_threads
 from prdp.tracking.console import Progress
 
@@ -118,8 +121,7 @@ def check_start(
         for tool in config.export:
             check_export(tool, name, prompts[name])
     folder = Path(config.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir={folder}: is a file, must be a folder")
+    check_writable(folder)
     if (folder / "checkpoints").exists():
         raise ConfigError(f"output_dir={folder}: holds a run; an evaluation needs a folder of its own")
     return models, prompts
@@ -139,10 +141,10 @@ def evaluate(
     from prdp.targets import build
 
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder / "config.yaml")
-    with Progress(1, run_dir=folder, interactive=False) as progress:
+    with hold(folder), Progress(1, run_dir=folder, interactive=False) as progress:
         say = progress.message
+        remove_leftovers(folder, deep=True)
+        write_config(config, folder / "config.yaml")
         for note in (str(folder), *notes):
             say(note)
         if len(config.seeds) * config.images_per_prompt < 2:

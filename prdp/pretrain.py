@@ -84,10 +84,14 @@ def main(overrides: Sequence[str]) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(f"prdp pretrain: {error}") from None
     assert isinstance(config, PretrainConfig)
+    from prdp.run_lock import hold
+    from prdp.storage import remove_leftovers
     from prdp.threads import apply_threads
 
     apply_threads(config.threads)
-    run(config)
+    with hold(config.output_dir):
+        remove_leftovers(config.output_dir)
+        run(config)
 
 
 def run(config: PretrainConfig) -> Path:
@@ -99,7 +103,7 @@ def run(config: PretrainConfig) -> Path:
     from prdp.shapes.pretrain_unet import LatentData, train_unet
     from prdp.shapes.pretrain_vae import train_vae
     from prdp.shapes.tiny_pipeline import build_pipeline, build_vae
-    from prdp.storage import atomic_directory
+    from prdp.storage import append, atomic_directory
 
     folder = Path(config.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +111,7 @@ def run(config: PretrainConfig) -> Path:
 
     def report(step: int, metrics: dict[str, float]) -> None:
         line = {"step": step, "seconds": round(time.monotonic() - start, 1), **metrics}
-        with (folder / "curve.jsonl").open("a") as file:
-            file.write(json_line(line))
+        append(folder / "curve.jsonl", json_line(line))
         log.info("%s", line)
 
     def save(name: str, pipeline: StableDiffusionPipeline) -> None:

@@ -49,9 +49,9 @@ class RolloutQueue:
         self._workforce, self._stream = workforce, stream
         self._prompts_per_epoch, self._images_per_prompt, self._seed = prompts_per_epoch, images_per_prompt, seed
         self._epochs, self._ahead, self._online = epochs, max_staleness, online
-        self._under_way: deque[tuple[int, Pending]] = deque()
+        self._under_way: deque[Pending] = deque()
         self._published: dict[int, Weights] = {}
-        self._cursor = 0
+        self._begins: dict[int, int] = {}
 
     def fill(self, epoch: int, weights: Weights) -> None:
         """Ask for every rollout up to `epoch + max_staleness` that was not asked for yet.
@@ -64,21 +64,20 @@ class RolloutQueue:
         last = min(epoch + self._ahead, self._epochs - 1)
         for wanted in range(epoch + len(self._under_way), last + 1):
             self._workforce.publish(self._published[self._due(wanted)])
-            cursor = self._stream.cursor
+            # Noted before the stream moves on: whenever the run is ended, it knows where its epoch begins.
+            self._begins.setdefault(wanted, self._stream.cursor)
             pending = self._workforce.submit(
                 self._stream.next(self._prompts_per_epoch, wanted),
                 images_per_prompt=self._images_per_prompt,
                 seed=self._seed,
             )
-            self._under_way.append((cursor, pending))
+            self._under_way.append(pending)
         self._forget(epoch)
 
     def next(self, on_chunk: OnChunk | None = None) -> Rollout:
         """Wait for the rollout of the epoch at hand; see `Pending.result`."""
-        cursor, pending = self._under_way[0]
-        rollout = pending.result(on_chunk)
+        rollout = self._under_way[0].result(on_chunk)
         self._under_way.popleft()
-        self._cursor = cursor
         return rollout
 
     def state(self, epoch: int, begun: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -96,7 +95,7 @@ class RolloutQueue:
             for name, array in weights.tensors.items()
         }
         versions = {str(made): weights.version for made, weights in earlier.items()}
-        cursor = self._cursor if begun else self._next_cursor()
+        cursor = self._begins.get(epoch, self._stream.cursor)
         return tensors, {"prompt_cursor": cursor, "published": versions}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
@@ -107,9 +106,6 @@ class RolloutQueue:
             arrays = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
             self._published[int(made)] = Weights.of(version, arrays)
 
-    def _next_cursor(self) -> int:
-        return self._under_way[0][0] if self._under_way else self._stream.cursor
-
     def _forget(self, epoch: int) -> None:
         """Drop the weights that neither a rollout nor a checkpoint can ask for again."""
         self._published = {
@@ -117,6 +113,7 @@ class RolloutQueue:
             for made, weights in self._published.items()
             if (made >= self._due(epoch) if self._online else made == 0)
         }
+        self._begins = {made: cursor for made, cursor in self._begins.items() if made >= epoch}
 
     def _due(self, epoch: int) -> int:
         """The epoch at whose start the learner had the weights that an epoch is sampled under."""

@@ -109,6 +109,11 @@ class Owner:
         """Whether its pid means to this process what it means to it."""
         return self.is_on_this_kernel and self.space == _space() and self.host == this_process()["host"]
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process of a neighbour runs."""
+        return is_running(self.pid, self.process_start)
+
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}, since {self.started}"
 
@@ -225,6 +230,12 @@ def _try(path: Path, made: bool) -> RunLock | Owner:
                 raise OSError(errno.EINVAL, "not a plain file", str(path))
             locked = _kernel_lock(descriptor)
             owner = Owner.read(_content(descriptor))
+            orphaned = locked is False and owner is not None and owner.is_a_neighbour and not owner.is_running
+            if orphaned:  # by a child that was forked past Python, or just now: its hold on this file tells nothing
+                with _claimed(path, owner) as claimed:
+                    if claimed and _is_still(path, descriptor) and Owner.read(_content(descriptor)) == owner:
+                        path.unlink()
+                continue
             if owner is not None and (locked is False or _is_alive(owner, path, kernel=locked is True)):
                 return owner
             if locked is not False:
@@ -260,7 +271,7 @@ def _is_alive(owner: Owner, path: Path, kernel: bool) -> bool:
     if owner.is_on_this_kernel and kernel:
         return False
     if owner.is_a_neighbour:
-        return is_running(owner.pid, owner.process_start)
+        return owner.is_running
     return _clock(path.parent) - path.stat().st_mtime < SILENT_SECONDS
 
 

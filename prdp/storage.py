@@ -11,10 +11,12 @@ import errno
 import os
 import re
 import shutil
+import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
@@ -99,19 +101,71 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(directory: str | os.PathLike[str]) -> list[str]:
+def remove_leftovers(
+    directory: str | os.PathLike[str], *, files_older_than: float = 0.0, deep: bool = False
+) -> list[str]:
     """Remove what killed processes left half-written in `directory`; the names removed.
 
     Only for a directory with a single writer: what another process is writing at this moment would go too.
+
+    Args:
+        directory: nothing is done when it is missing.
+        files_older_than: seconds that a file, other than a folder, has to be old: where others write files, too.
+        deep: look into its folders, too.
     """
     root = Path(directory)
-    leftovers = sorted(entry for entry in root.iterdir() if entry.name.startswith(TEMPORARY)) if root.is_dir() else []
-    for entry in leftovers:
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-    return [entry.name for entry in leftovers]
+    found = root.rglob(f"{TEMPORARY}*") if deep else root.glob(f"{TEMPORARY}*")
+    removed = []
+    for entry in sorted(found) if root.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif time.time() - entry.lstat().st_mtime >= files_older_than:
+                entry.unlink()
+            else:
+                continue
+            removed.append(entry.name)
+    return removed
+
+
+def open_to_append(path: str | os.PathLike[str]) -> TextIO:
+    """A text file, opened to add lines at its end; it is made when missing. Links and devices are not followed.
+
+    Raises:
+        StorageError: it cannot be opened, or is no plain file.
+    """
+    target = Path(path)
+    with _translated(target):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            descriptor = os.open(target, flags, 0o666)
+        except OSError as error:
+            if target.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link, which is not followed; remove it") from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no plain file; remove it")
+        return os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
+
+
+def append(path: str | os.PathLike[str], text: str) -> None:
+    """Add text at the end of a file, which is made when missing: all of it or nothing. Links are not followed.
+
+    Raises:
+        StorageError: a full disk, for instance; names the file.
+    """
+    target, content = Path(path), text.encode()
+    with open_to_append(target) as file, _translated(target, needed=len(content)):
+        descriptor = file.fileno()
+        before = os.fstat(descriptor).st_size
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(descriptor, left) :]
+        except BaseException:
+            os.ftruncate(descriptor, before)
+            raise
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
@@ -200,7 +254,9 @@ def _temporary_beside(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _translated(target: Path, temporary: Path, needed: int | None = None, only_full: bool = False) -> Iterator[None]:
+def _translated(
+    target: Path, temporary: Path | None = None, needed: int | None = None, only_full: bool = False
+) -> Iterator[None]:
     """Turn an OSError into a StorageError that says how much room was needed and how much there is.
 
     With `only_full`, around code of others, errors that do not speak of a full disk pass as they are.
@@ -213,7 +269,7 @@ def _translated(target: Path, temporary: Path, needed: int | None = None, only_f
         full = error.errno in _FULL
         if only_full and not full:
             raise
-        written = _size(temporary)
+        written = _size(temporary) if temporary is not None else 0
         need = f"{needed:,} bytes needed" if needed is not None else f"more than {written:,} bytes needed"
         translated = StorageError(
             f"could not write {target}: {error.strerror or error} ({need}, {_free(target) + written:,} bytes free)"

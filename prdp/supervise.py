@@ -22,6 +22,7 @@ import prdp
 from prdp.checkpoint import FOLDER as CHECKPOINTS
 from prdp.errors import ConfigError, StartError
 from prdp.interruption import EXIT_CODE, LOST_EXIT_CODE
+from prdp.storage import append
 from prdp.tracking.status_file import is_alive, read_status
 
 LOG_FILE = "supervise.log"
@@ -241,8 +242,7 @@ class Supervisor:
         stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         try:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            with (self._run_dir / LOG_FILE).open("a", encoding="utf-8") as file:
-                file.write(f"{stamp} {text}\n")
+            append(self._run_dir / LOG_FILE, f"{stamp} {text}\n")
         except OSError as error:
             print(f"prdp supervise: {self._run_dir / LOG_FILE} cannot be written: {error}", file=sys.stderr, flush=True)
 

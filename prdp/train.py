@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prdp.checkpoint import Checkpoint, load_checkpoint, resolve_resume, save_checkpoint
-from prdp.checkpoint_mirror import fetch_latest, push, restore_fetched
+from prdp.checkpoint_mirror import claim, fetch_latest, push, restore_fetched
 from prdp.cluster import build_workforce, reserve_learner
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
@@ -32,6 +32,8 @@ from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
 from prdp.resume_checks import check_compatible, check_logs, check_same_prompts, check_same_reward
 from prdp.rollout_queue import RolloutQueue
+from prdp.run_folder import WEIGHTS, check_unused, last_words, sweep
+from prdp.run_lock import LockLostError, hold
 from prdp.silent_end import no_silent_success, told_when_silent
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
@@ -62,11 +64,25 @@ class Run:
         self.config = config
         self.folder = Path(config.output_dir)
         self.plain = dataclasses.asdict(config)
+        self._held = contextlib.ExitStack()
+        self.lock = self._held.enter_context(hold(self.folder))
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        """Build and check everything; the folder is written to when nothing refuses the start any more."""
+        config = self.config
+        if config.checkpoint.resume == "never":
+            check_unused(self.folder)
         check_trackers(config.tracking)
         source, heldout, self.heldout, self.overlap = prompts_of_run(config.prompts, config.evaluation)
         self.learner_seat = reserve_learner(config.cluster)
         model = config.model
         if self.learner_seat is not None:
+            self._held.callback(self.learner_seat.close)
             model = dataclasses.replace(model, device=self.learner_seat.device)
         policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False)
         transitions = transitions_of(policy, config.sampler)
@@ -79,8 +95,11 @@ class Run:
         self.epoch = 0
         self.wall_seconds = 0.0
         self.saved_version = 0
+        self.saved_epoch: int | None = None
         self.reward_identity: Mapping[str, Any] = {}
+        self.drawn: Sequence[int] | None = None
         self.unlogged: dict[str, float] = {}
+        self.epoch_start = 0.0
         checkpoint = self._checkpoint()
         self.workforce: Workforce = build_workforce(
             config.cluster,
@@ -91,41 +110,42 @@ class Run:
             config.sampler.prompts_per_chunk,
             model.device,
         )
-        try:
-            self.rollouts = RolloutQueue(
-                self.workforce,
-                self.stream,
-                prompts_per_epoch=config.prompts_per_epoch,
-                images_per_prompt=config.images_per_prompt,
-                seed=config.seed,
-                epochs=config.epochs,
-                max_staleness=config.cluster.max_staleness,
-                online=config.rollout_policy == "current",
-            )
-            if checkpoint is not None:
-                self._resume(checkpoint)
-            identity = self.workforce.reward_identity
-            check_same_reward(self.reward_identity, identity)
-            self.reward_identity = identity
-            self._enter_folder(source, checkpoint)
-        except BaseException:
-            self.close()
-            raise
+        self._held.callback(self.workforce.close)
+        self.rollouts = RolloutQueue(
+            self.workforce,
+            self.stream,
+            prompts_per_epoch=config.prompts_per_epoch,
+            images_per_prompt=config.images_per_prompt,
+            seed=config.seed,
+            epochs=config.epochs,
+            max_staleness=config.cluster.max_staleness,
+            online=config.rollout_policy == "current",
+        )
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        identity = self.workforce.reward_identity
+        check_same_reward(self.reward_identity, identity)
+        self.reward_identity = identity
+        self._enter_folder(source, checkpoint)
 
     def _enter_folder(self, source: PromptSource, checkpoint: Checkpoint | None) -> None:
         """The first that is written into the run's folder: by now nothing refuses the start any more."""
         config, resumed = self.config, None if checkpoint is None else checkpoint.epoch
+        self.lock.check()
+        if config.checkpoint.mirror is not None:
+            claim(config.checkpoint.mirror, self.lock.owner)
+        sweep(self.folder)
         if checkpoint is not None:
             restore_fetched(checkpoint.path, self.folder, config.checkpoint.mirror)
             check_logs(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_config(config, self.folder / "config.yaml")
         self.prompt_log = PromptLog(self.folder, source, config.seed, config.prompts.shuffle, resumed)
         run_id = choose_run_id(self.folder, resumed)
         self.trackers: Trackers = build_trackers(
             config.tracking, self.folder, self.plain, run_id, resumed, {"reward_identity": self.reward_identity}
         )
-        self.progress = Progress(config.epochs, self.epoch, self.folder, enabled=config.tracking.console)
+        logged = self.epoch - ("time/epoch" in self.unlogged)
+        self.progress = Progress(config.epochs, logged, self.folder, enabled=config.tracking.console)
 
     def train(self) -> Path:
         """The loop of Algorithm 1."""
@@ -136,33 +156,44 @@ class Run:
             if self.overlap:
                 self.progress.message(self.overlap)
             self.progress.message(cut_prompts_report(config.model.path, self.stream, self.heldout.texts))
-            if self.epoch == 0:
-                self.trackers.log(self._evaluate(), 0)
-            elif self._due(config.evaluation.every) and self.epoch not in evaluations.list_evaluations(self.folder):
-                self.trackers.log(self._evaluate(), self.epoch)
+            self._evaluate_missing()
             while self.epoch < config.epochs:
-                start = time.monotonic()
-                metrics = self._publish()
-                rollout = self._sample(metrics)
-                for _ in range(self._updates_begun(), config.updates_per_epoch):
-                    _merge(metrics, self._update(rollout))
-                self._count_epoch(rollout, metrics, start)
-                del rollout  # gigabytes, at true size: the next one is being made
+                self._learn_epoch()
                 if self._due(config.evaluation.every):
-                    metrics |= self._evaluate()
-                self._log(metrics, start)
+                    self._evaluate()
+                self._log()
                 if self._due(config.checkpoint.every):
                     self._save()
             self._export()
         if config.tracking.report:
+            self.lock.check()
             self.progress.message(f"report: {write_report(self.folder)}")
         return self.folder
 
     def close(self) -> None:
-        """Let go of actors."""
-        self.workforce.close()
-        if self.learner_seat is not None:
-            self.learner_seat.close()
+        """Let go of actors and of the folder."""
+        self._held.close()
+
+    def _evaluate_missing(self) -> None:
+        """Log what a run that was ended did not come to log; judge weights that are due and were not judged yet."""
+        if self.unlogged:
+            self._log()
+        elif self._updates_begun():
+            return  # the weights at the start of the epoch are gone
+        known = evaluations.list_evaluations(self.folder)
+        if self.epoch == 0 or (self._due(self.config.evaluation.every) and self.epoch not in known):
+            self._evaluate()
+            self._log()
+
+    def _learn_epoch(self) -> None:
+        """Sample, score, update; the rollout, gigabytes at true size, goes when this returns."""
+        self.epoch_start = time.monotonic()
+        metrics = self._publish()
+        rollout = self._sample(metrics)
+        for _ in range(self._updates_begun(), self.config.updates_per_epoch):
+            self._update(rollout, metrics)
+        if self._updates_begun():  # all were done before a restart
+            self._count_epoch(rollout, metrics)
 
     def _publish(self) -> dict[str, float]:
         """Ask for the rollouts that may be under way now, under the weights that they are due."""
@@ -185,27 +216,11 @@ class Run:
         metrics["images_per_second/sample"] = len(rollout) / max(metrics["time/sample"], 1e-9)
         metrics["images_per_second/score"] = len(rollout) / max(metrics["time/score"], 1e-9)
         metrics["weights_version"] = rollout.weights_version
-        metrics["staleness"] = self.learner.version - rollout.weights_version
+        metrics["staleness"] = self.epoch * config.updates_per_epoch - rollout.weights_version
         return rollout
 
-    def _count_epoch(self, rollout: Rollout, metrics: dict[str, float], start: float) -> None:
-        """The updates of an epoch are done: from here on it may be saved."""
-        with uninterrupted():
-            self.epoch += 1
-            self.prompt_log.write(self.epoch, rollout.prompts.indices)
-            metrics["time/epoch"] = time.monotonic() - start
-            metrics["images_per_second/epoch"] = len(rollout) / metrics["time/epoch"]
-            self.unlogged = metrics
-
-    def _log(self, metrics: dict[str, float], start: float) -> None:
-        with uninterrupted():
-            self.unlogged = {}
-            self.wall_seconds += time.monotonic() - start
-            self.trackers.log(metrics | {"wall_seconds": self.wall_seconds}, self.epoch)
-            self.workforce.export_metrics(self.folder.name, metrics, self.epoch)
-            self.progress.epoch_done(metrics)
-
-    def _update(self, rollout: Rollout) -> dict[str, float]:
+    def _update(self, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """One update into `metrics`; the last one of an epoch counts it, as one with its step."""
         cells = math.prod(self.learner.cells(rollout))
         with self.progress.stage("learn", cells, unit="cells") as stage:
             done = 0
@@ -215,15 +230,44 @@ class Run:
                 stage.advance(total - done)
                 done = total
 
-            metrics = self.learner.update(rollout, advance)
-        metrics["images_per_second/learn"] = len(rollout) / metrics["time/learn"]
-        return metrics
+            def stepped(update: dict[str, float]) -> None:
+                update["images_per_second/learn"] = len(rollout) / update["time/learn"]
+                _merge(metrics, update)
+                if self._updates_begun() == self.config.updates_per_epoch:
+                    self._count_epoch(rollout, metrics)
+
+            self.learner.update(rollout, advance, stepped)
+
+    def _count_epoch(self, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """The updates of an epoch are done: from here on it may be saved."""
+        metrics["time/epoch"] = time.monotonic() - self.epoch_start
+        metrics["images_per_second/epoch"] = len(rollout) / metrics["time/epoch"]
+        with uninterrupted():
+            self.epoch += 1
+            self.drawn, self.unlogged = rollout.prompts.indices, metrics
+
+    def _log(self) -> None:
+        """Write what is known and not logged yet: of an epoch that was counted, of an evaluation, or of both."""
+        with uninterrupted():
+            self.lock.check()
+            if self.drawn is not None:
+                self.prompt_log.write(self.epoch, self.drawn)
+                self.drawn = None
+            metrics = self.unlogged
+            if "time/epoch" in metrics and "wall_seconds" not in metrics:
+                self.wall_seconds += time.monotonic() - self.epoch_start
+                metrics["wall_seconds"] = self.wall_seconds
+            self.trackers.log(metrics, self.epoch)
+            self.unlogged = {}
+            if "time/epoch" in metrics:
+                self.workforce.export_metrics(self.folder.name, metrics, self.epoch)
+                self.progress.epoch_done(metrics)
 
     def _due(self, every: int) -> bool:
         return self.epoch == self.config.epochs or bool(every and self.epoch % every == 0)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Judge the evaluation weights on the same held-out prompts and noise as ever."""
+    def _evaluate(self) -> None:
+        """Judge the evaluation weights on the same held-out prompts and noise as ever; `_log` tells of it."""
         config, start = self.config.evaluation, time.monotonic()
         ends = self.epoch in (0, self.config.epochs)
         count = config.final_prompts if ends else config.prompts
@@ -240,15 +284,17 @@ class Run:
         assert rollout.rewards is not None
         grid = min(config.grid_prompts, len(prompts))
         shown = rollout.images[: grid * config.images_per_prompt]
-        metrics = evaluations.save_evaluation(
-            self.folder, self.epoch, prompts, config.images_per_prompt, rollout.rewards, rollout.sub_scores, shown
-        )
-        firsts = slice(0, len(shown), config.images_per_prompt)
-        self.trackers.images("heldout", shown[firsts], list(prompts.texts[:grid]), self.epoch)
-        if config.images_per_prompt > 1:
-            metrics["eval/diversity"] = group_diversity(rollout.images, config.images_per_prompt)
-        metrics["time/evaluate"] = time.monotonic() - start
-        return metrics
+        diversity = group_diversity(rollout.images, config.images_per_prompt) if config.images_per_prompt > 1 else None
+        with uninterrupted():
+            self.lock.check()
+            self.unlogged |= evaluations.save_evaluation(
+                self.folder, self.epoch, prompts, config.images_per_prompt, rollout.rewards, rollout.sub_scores, shown
+            )
+            if diversity is not None:
+                self.unlogged["eval/diversity"] = diversity
+            self.unlogged["time/evaluate"] = time.monotonic() - start
+            firsts = slice(0, len(shown), config.images_per_prompt)
+            self.trackers.images("heldout", shown[firsts], list(prompts.texts[:grid]), self.epoch)
 
     @contextlib.contextmanager
     def _finished_epochs_kept(self) -> Iterator[None]:
@@ -267,17 +313,17 @@ class Run:
     def _keep(self, error: BaseException) -> None:
         try:
             if self.unlogged:
-                self.trackers.log(self.unlogged, self.epoch)
+                with contextlib.suppress(OSError):  # a checkpoint keeps the line
+                    self._log()
             if self.learner.version > self.saved_version:
                 self._save()
-        except OSError as second:
-            _log.warning("epoch %d could not be saved: %s", self.epoch, second)  # the error on its way matters more
-        else:
-            error.add_note(
-                f"{self.epoch} finished epochs are kept; go on by checkpoint.resume=auto output_dir={self.folder}"
-            )
+        except (OSError, LockLostError) as second:
+            # The error on its way matters more.
+            _log.warning("epoch %d could not be saved: %s", self.epoch, second)
+        error.add_note(last_words(error, self.folder, self.saved_epoch))
 
     def _save(self) -> None:
+        self.lock.check()
         tensors, scalars = self.learner.state()
         published, queue = self.rollouts.state(self.epoch, begun=self._updates_begun() > 0)
         state: dict[str, Any] = {
@@ -288,15 +334,17 @@ class Run:
             "wall_seconds": self.wall_seconds,
             "reward": self.reward_identity,
             "config": self.plain,
+            "unlogged": self.unlogged,
+            "drawn": self.drawn,
         }
         mirror, keep, logs = self.config.checkpoint.mirror, self.config.checkpoint.keep, {}
         if mirror is not None:
             state["evaluations"] = evaluation_names(self.folder)
             logs[LOGS_FILE] = pack_logs(self.folder)
         saved = save_checkpoint(self.folder, self.epoch, {**tensors, **published}, state, keep, logs)
+        self.saved_version, self.saved_epoch = self.learner.version, self.epoch
         if mirror is not None:
-            push(saved, mirror, keep)
-        self.saved_version = self.learner.version
+            push(saved, mirror, keep, self.lock.owner)
 
     def _checkpoint(self) -> Checkpoint | None:
         """The checkpoint that the configuration asks for, if it is of such a run; None for a fresh run."""
@@ -317,12 +365,15 @@ class Run:
         self.rollouts.load_state(checkpoint.tensors, state)
         self.wall_seconds = float(state["wall_seconds"])
         self.reward_identity = state.get("reward", {})
+        self.unlogged, self.drawn = dict(state.get("unlogged") or {}), state.get("drawn")
         self.epoch, self.saved_version = checkpoint.epoch, self.learner.version
+        self.saved_epoch = checkpoint.epoch
 
     def _export(self) -> None:
         """Write the evaluation weights in diffusers format, for `StableDiffusionPipeline` to load."""
+        self.lock.check()
         self.policy.weights.bind(self.learner.evaluation_weights())
-        with atomic_directory(self.folder / "weights") as temporary:
+        with atomic_directory(self.folder / WEIGHTS) as temporary:
             self.policy.save(temporary)
 
 

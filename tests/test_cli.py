@@ -162,7 +162,7 @@ def test_folder_of_another_run_is_refused(
     here: Path, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "mine").mkdir()
-    (here / "mine" / "metrics.jsonl").write_text("{}\n")
+    (here / "mine" / "metrics.jsonl").write_text('{"epoch": 1}\n')
     words = ["train", "experiment=shapes_smoke", "output_dir=mine"]
     assert main(words) == 2
     assert "checkpoint.resume=auto" in capsys.readouterr().err

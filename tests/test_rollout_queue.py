@@ -147,7 +147,7 @@ def test_an_epoch_that_was_begun_is_asked_for_again_under_its_own_weights():
 def test_a_rollout_that_failed_is_not_counted():
     rollouts, _, _ = queue(1)
     rollouts.fill(0, weights(0))
-    rollouts._under_way[0][1].told = None
+    rollouts._under_way[0].told = None
     with pytest.raises(OSError, match="scorer gone"):
         rollouts.next()
     assert rollouts.state(0)[1]["prompt_cursor"] == 0

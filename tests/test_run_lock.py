@@ -187,6 +187,16 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path: Path, place: str) -
         hold(tmp_path / place)
 
 
+def test_a_kernel_lock_that_outlives_its_owner_keeps_nobody_out(tmp_path: Path) -> None:
+    """As of a child that was forked without Python's knowledge."""
+    with hold(tmp_path) as orphan:
+        (tmp_path / LOCK_FILE).write_bytes(dataclasses.replace(orphan.owner, **GONE).content())
+        with hold(tmp_path) as lock:
+            lock.check()
+            with pytest.raises(LockLostError):
+                orphan.check()
+
+
 HOLDER = """
 import os, sys
 from prdp.run_lock import hold

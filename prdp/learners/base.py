@@ -19,6 +19,7 @@ from prdp.objectives import Coefficients, Trajectory, build_objective
 from prdp.types import Float64, Int64, Rollout, Weights
 
 Progress = Callable[[int], None]
+Stepped = Callable[[dict[str, float]], None]
 Evidence = dict[str, Float64]
 """Channel -> evidence of every cell, [n, T] or [n, draws]; 0 at cells that were left out."""
 
@@ -124,7 +125,9 @@ class Learner(ABC):
             ValueError: the gradient is not finite; names a tensor. Nothing is stepped.
         """
 
-    def update(self, rollout: Rollout, progress: Progress | None = None) -> dict[str, float]:
+    def update(
+        self, rollout: Rollout, progress: Progress | None = None, stepped: Stepped | None = None
+    ) -> dict[str, float]:
         """One optimizer step on the full batch.
 
         Coefficients need the evidence, which takes a pass over the cells, and the gradient takes another. The first
@@ -134,6 +137,7 @@ class Learner(ABC):
         Args:
             rollout: scored, and holding what `keep` says.
             progress: called with the number of cells done after each microbatch.
+            stepped: called with the metrics once the step is taken, as one with it: no interruption comes between.
 
         Raises:
             RatioError: on an on-policy rollout the recomputed log-ratio is not the stored one; nothing is stepped.
@@ -184,11 +188,13 @@ class Learner(ABC):
             metrics |= self._step()
             if self._history is not None:
                 self._history.remember(*history_of_epoch)
-        metrics |= result.metrics | self._policy_metrics(now, data, cells)
-        metrics["loss"] = result.loss
-        if stored:
-            metrics["ratio_error"] = max(float(np.abs(recomputed[name] - stored[name]).max()) for name in stored)
-        metrics["time/learn"] = time.perf_counter() - start
+            metrics |= result.metrics | self._policy_metrics(now, data, cells)
+            metrics["loss"] = result.loss
+            if stored:
+                metrics["ratio_error"] = max(float(np.abs(recomputed[name] - stored[name]).max()) for name in stored)
+            metrics["time/learn"] = time.perf_counter() - start
+            if stepped is not None:
+                stepped(metrics)
         return metrics
 
     def _coefficients(self, channels: Evidence, data: Mapping[str, np.ndarray]) -> Coefficients:

@@ -15,7 +15,7 @@ import numpy as np
 
 from prdp.json_lines import json_line, read_json_lines
 from prdp.prompts.stream import PromptSource, fingerprint, pass_length, pass_order
-from prdp.storage import write_atomically
+from prdp.storage import append, write_atomically
 from prdp.types import Int64
 
 PROMPTS_FILE = "prompts.jsonl"
@@ -57,9 +57,12 @@ class PromptLog:
         write_atomically(self._path, "".join(map(json_line, lines)).encode())
 
     def write(self, epoch: int, indices: Sequence[int]) -> None:
-        """Note the prompts of an epoch; on disk when this returns."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json_line({"epoch": epoch, "indices": list(indices)}))
+        """Note the prompts of an epoch; on disk when this returns.
+
+        Raises:
+            prdp.storage.StorageError: it cannot be written, on a full disk for instance; nothing of it is.
+        """
+        append(self._path, json_line({"epoch": epoch, "indices": list(indices)}))
 
 
 @dataclass(frozen=True)

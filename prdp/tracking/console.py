@@ -5,6 +5,7 @@ A run that keeps a `status.json` has its progress there, too.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from prdp.printable import printable
+from prdp.storage import open_to_append
 from prdp.tracking.status_file import HEARTBEAT_SECONDS, read_status, update_status
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ class Progress:
     def __enter__(self) -> Self:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+            self._file = open_to_append(self._path)
         if self._interactive:
             self._start_bars()
         self._last_end = time.monotonic()
@@ -128,7 +130,8 @@ class Progress:
             self._bars.stop()
             self._bars = None
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
 
     def message(self, text: str) -> None:
@@ -226,9 +229,14 @@ class Progress:
         return format_seconds(self.seconds_left())
 
     def _record(self, text: str) -> None:
-        if self._file is not None:
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        if self._file is None:
+            return
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
             self._file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
+        except OSError as error:
+            # As with the status: the log, which is required, tells of a disk that stays full.
+            log.warning("%s could not be written: %s", self._path, error)
 
     def _show(self, text: str) -> None:
         if self._console is not None:

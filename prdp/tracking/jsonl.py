@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.json_lines import read_json_lines
-from prdp.storage import write_atomically
+from prdp.storage import append, write_atomically
 from prdp.tracking.status_file import read_status, start_status, update_status
 from prdp.tracking.strict_json import dump, from_strict_json
 from prdp.types import UInt8
@@ -53,7 +53,7 @@ class JsonlTracker:
             write_atomically(self.path, "".join(map(dump, kept)).encode())
         self._facts = dict(facts or {})
         self._start = time.monotonic() - earlier
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        append(self.path, "")
         self._epoch = resumed_epoch or 0
         start_status(run_dir, status="running", run_id=run_id, epoch=self._epoch, **self._latest)
 
@@ -62,26 +62,22 @@ class JsonlTracker:
 
         Raises:
             TypeError: a metric is not a number.
-            OSError: the line could not be written, e.g. on a full disk.
+            prdp.storage.StorageError: the line could not be written, e.g. on a full disk; nothing of it is.
         """
         line = {"epoch": int(epoch), "wall_seconds": round(time.monotonic() - self._start, 3)}
         line.update({name: _number(name, value) for name, value in metrics.items()})
         line.update(self._facts)
-        self._facts = {}
         self._epoch = max(int(epoch), self._epoch)
         self._note(line)
-        try:
-            self._file.write(dump(line))
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write epoch {epoch} to the log: {error.strerror}", self.path) from error
+        append(self.path, dump(line))
+        self._facts = {}
         update_status(self._run_dir, epoch=self._epoch, **self._latest)
 
     def images(self, name: str, images: UInt8, captions: Sequence[str], epoch: int) -> None:
         """Nothing: pictures of a run lie in its evaluations."""
 
     def finish(self, status: str) -> None:
-        """Close the log and note how the run ended."""
-        self._file.close()
+        """Note how the run ended."""
         update_status(self._run_dir, status=status)
 
     def _note(self, line: Mapping[str, Any]) -> None:

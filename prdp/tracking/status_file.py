@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,18 +82,18 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": pid, "process_start": _process_start(pid)}
 
 
-def is_alive(status: Mapping[str, Any], now: float) -> bool:
+def is_alive(status: Mapping[str, Any], now: float | None = None) -> bool:
     """Whether the process that wrote a status still runs.
 
     On this machine the process table tells; of another machine, the age of the last word.
 
     Args:
         status: as `read_status` gives it.
-        now: seconds since 1970.
+        now: seconds since 1970; by the clock when left out.
     """
     pid = status.get("pid")
     if status.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
-        age = seconds_since(status.get("updated"), now)
+        age = seconds_since(status.get("updated"), time.time() if now is None else now)
         return age is not None and age < SILENT_SECONDS
     return is_running(pid, status.get("process_start"))
 

@@ -114,9 +114,7 @@ def make_run(
         if epoch in scores:
             metrics |= {**scores[epoch], "time/evaluate": 4.0}
         tracker.log(metrics, epoch)
-    if status is None:
-        tracker._file.close()
-    else:
+    if status is not None:
         tracker.finish(status)
     return run_dir
 

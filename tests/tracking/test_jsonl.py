@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from synthetic_run import strict_lines
 
+from prdp.storage import StorageError
 from prdp.tracking.jsonl import METRICS_FILE, JsonlTracker, choose_run_id, read_metrics
 from prdp.tracking.status_file import read_status
 
@@ -87,16 +89,38 @@ def test_a_fresh_run_keeps_an_older_log_aside(tmp_path: Path) -> None:
     assert strict_lines(tmp_path / "metrics.jsonl.2")[0]["number"] == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_an_error_that_names_the_log(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_names_the_log_and_leaves_no_half_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = JsonlTracker(tmp_path)
-    tracker._file.close()
-    tracker._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115 - replaces the tracker's own
-    with pytest.raises(OSError, match="cannot write epoch 7 to the log") as caught:
-        tracker.log({"loss": 1.0}, 7)
-    with contextlib.suppress(OSError):
-        tracker._file.close()
-    assert caught.value.errno == errno.ENOSPC and caught.value.filename == tmp_path / METRICS_FILE
+    tracker.log({"loss": 1.0}, 1)
+    before, write = (tmp_path / "metrics.jsonl").read_bytes(), os.write
+
+    def full(descriptor: int, content: Any) -> int:
+        write(descriptor, bytes(content)[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StorageError, match=r"could not write .*metrics\.jsonl: No space left on device"):
+            tracker.log({"loss": 2.0}, 2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    tracker.log({"loss": 2.0}, 2)
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 2.0]
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    """One that leads to a file is kept aside, one that leads nowhere makes none."""
+    (tmp_path / "mine").write_text("mine\n")
+    log = tmp_path / "metrics.jsonl"
+    log.symlink_to(tmp_path / "mine")
+    JsonlTracker(tmp_path).log({"loss": 1.0}, 1)
+    assert (tmp_path / "mine").read_text() == "mine\n"
+    log.unlink()
+    log.symlink_to(tmp_path / "none")
+    with pytest.raises(StorageError, match=r"metrics\.jsonl: it is a link, which is not followed"):
+        JsonlTracker(tmp_path)
+    assert not (tmp_path / "none").exists()
 
 
 def test_status_says_how_the_run_stands(tmp_path: Path) -> None:
