@@ -114,7 +114,7 @@ def reference_rows(finals: Sequence[dict[str, Any]]) -> list[list[str]]:
     for name, end, kl, between in (("reference", "", "0", distances[0]), ("optimum", "_optimum", "", distances[1])):
         sides = [[one[f"objective{end}"], one[f"reward{end}"]] for one in (start, seen)]
         cells = [f"the {name}", "", "", *sides[0], kl, str(int(name == "optimum")), *between, *sides[1], ""]
-        rows.append([cell if isinstance(cell, str) else f"{cell:.3f}" for cell in cells])
+        rows.append([cell if isinstance(cell, str) else f"{cell:z.3f}" for cell in cells])
     return rows
 
 
@@ -163,7 +163,7 @@ def interval(values: Sequence[float], digits: int = 3) -> str:
 
 def number(value: float, digits: int) -> str:
     """With so many digits after the point, or as a power of ten from a million on."""
-    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.1e}"
+    return f"{value:z.{digits}f}" if abs(value) < 1e6 else f"{value:.1e}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

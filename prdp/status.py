@@ -262,7 +262,7 @@ def _clock(moment: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "-"
+    return f"{value:z.4f}" if isinstance(value, int | float) else "-"
 
 
 def _mapping(status: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from prdp.evaluation.tables import (
 )
 from prdp.storage import write_atomically
 from prdp.tracking.report_html import document
-from prdp.tracking.report_text import interval, label, score, signed
+from prdp.tracking.report_text import interval, label, score, signed, tone
 
 REPORT_FILE = "report.html"
 _STYLE = """
@@ -35,6 +35,7 @@ td.best{font-weight:650}
 .cards.wide.large .row{grid-template-columns:repeat(auto-fill,minmax(150px,240px))}
 .row .head{font-size:12px;color:var(--muted);overflow-wrap:anywhere;margin-bottom:3px}
 th.text,td.text{text-align:left}
+.dots{max-width:760px}
 .dots text{fill:var(--ink);font-size:12px}.dots .axis text,.dots text.axis{fill:var(--muted);font-size:11px}
 .dots .zero{stroke:var(--muted);stroke-dasharray:3 3}.dots .whisker{stroke-width:2}
 .dots .watched{stroke-dasharray:2 2}.dots .hollow{fill:var(--paper);stroke-width:2}
@@ -197,11 +198,11 @@ def _cells_table(results: Results, reward: str, prompt_set: str) -> str:
 
 def _cell_row(results: Results, cell: Cell) -> str:
     base = cell.model == results.against
-    tone = {1: "up", -1: "down", 0: ""}[cell.sign]
+    style = tone(cell.sign, cell.difference[0])
     change = (
         f"<td>{DASH}</td><td>{DASH}</td>"
         if base
-        else f'<td class="num"><span class="change num {tone}">{signed(cell.difference[0])}</span> '
+        else f'<td class="num"><span class="change num {style}">{signed(cell.difference[0])}</span> '
         f'<span class="ci">{interval(cell.difference, signed)}</span></td>'
         f'<td class="num">{percent(cell.win_rate[0])} <span class="ci">{percent_interval(cell)}</span></td>'
     )

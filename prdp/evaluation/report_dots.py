@@ -10,8 +10,11 @@ import numpy as np
 
 from prdp.evaluation.results import Results
 from prdp.tracking.charts import short_number, ticks
+from prdp.tracking.report_text import interval, signed
 
-_LEFT, _RIGHT, _TOP, _LINE, _GAP, _WIDTH = 250, 20, 8, 22, 12, 900
+_LEFT, _RIGHT, _TOP, _LINE, _GAP, _WIDTH = 160, 20, 8, 22, 8, 520
+_MODEL, _REWARD = 64, 22
+"""Most characters of a name that are shown; the tooltip has all."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ def dots_svg(results: Results, prompt_set: str) -> str:
         if dot.model != model:
             y += _GAP if model else 0
             model = dot.model
-            parts.append(f'<text x="0" y="{y + 15:.0f}" font-weight="600">{escape(_cut(model, 20))}</text>')
+            name = escape(_cut(model, _MODEL))
+            parts.append(f'<text x="0" y="{y + 15:.0f}" font-weight="600">{name}<title>{escape(model)}</title></text>')
+            y += _LINE
         middle, color = y + _LINE / 2, rewards.index(dot.reward) % 4
-        name = escape(_cut(dot.reward, 16))
-        tip = f"{dot.model}, {dot.reward}: {dot.value:+.2f} [{dot.low:+.2f}, {dot.high:+.2f}]"
+        name = escape(_cut(dot.reward, _REWARD))
+        tip = f"{dot.model}, {dot.reward}: {signed(dot.value)} {interval((dot.value, dot.low, dot.high), signed)}"
         parts.append(f"<g><title>{escape(tip)}</title>")
         parts.append(f'<text class="axis" x="{_LEFT - 12}" y="{middle + 4:.0f}" text-anchor="end">{name}</text>')
         if math.isfinite(dot.low) and math.isfinite(dot.high):
@@ -61,7 +66,7 @@ def dots_svg(results: Results, prompt_set: str) -> str:
     axis = [
         f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{_TOP}" y2="{foot:.0f}"/>'
         f'<text class="axis" x="{x(tick):.1f}" y="{foot + 15:.0f}" text-anchor="middle">{short_number(tick)}</text>'
-        for tick in ticks(low, high, 7)
+        for tick in ticks(low, high, 5)
     ]
     zero = f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{_TOP}" y2="{foot:.0f}"/>'
     return (

@@ -275,12 +275,12 @@ def _print(console: Any, title: str, table: tuple[Sequence[str], Sequence[Sequen
 def _mean(cell: Cell) -> str:
     """With four decimals, as the paper prints cosines; large scores with fewer."""
     value = cell.score[0]
-    return f"{value:.4f}".replace("-", MINUS) if abs(value) < 10 else score(value)
+    return f"{value:z.4f}".replace("-", MINUS) if abs(value) < 10 else score(value)
 
 
 def percent(value: float) -> str:
     """'53%', a dash for NaN."""
-    return DASH if value != value else f"{value:.0%}"
+    return DASH if value != value else f"{value:z.0%}"
 
 
 def percent_interval(cell: Cell) -> str:

@@ -42,7 +42,10 @@ CHART_STYLE = """
 .chart g:hover>.rule{opacity:.5}
 """ + "".join(f".chart .c{n}{{stroke:var(--s{n})}}.chart .f{n}{{fill:var(--s{n})}}" for n in range(len(LIGHT)))
 _BESIDE_TITLE, _IN_A_ROW = 4, 3
-"""Curves that the legend names beside the title; of more, so many in a row under it."""
+"""Most curves that the legend names beside the title, where they fit; and in a row under it."""
+_LEFT, _RIGHT, _ROW = 58, 14, 18
+_KEY = 28
+"""What a legend takes beside its names: a square, and the room around it."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,16 @@ def curve_svg(
         raise ValueError(f"a chart takes 1 to {len(LIGHT)} series, got {len(series)}")
     drawn = [(index, _clean(item)) for index, item in enumerate(series)]
     drawn = [(index, arrays) for index, arrays in drawn if arrays.shape[1]]
-    rows = math.ceil(len(series) / _IN_A_ROW) if len(series) > _BESIDE_TITLE else 0
-    left, right, bottom = 58, 14, 36 if x_label else 22
-    top = (34 if title or len(series) > 1 else 12) + 18 * rows
-    frame = _Frame(drawn, left, top, width - left - right, height - top - bottom)
+    left, bottom, across = _LEFT, 36 if x_label else 22, width - _LEFT - _RIGHT
+    widest = max(text_width(item.name) for item in series) + _KEY
+    beside = sum(text_width(item.name) + _KEY for item in series) + (text_width(title, 13) if title.strip() else 0)
+    columns = max(1, min(_IN_A_ROW, int(across / widest)))
+    below = len(series) > 1 and (len(series) > _BESIDE_TITLE or beside > across)
+    rows = math.ceil(len(series) / columns) if below else 0
+    # The curves keep their height where long names take more rows.
+    height += _ROW * max(0, rows - math.ceil(len(series) / _IN_A_ROW))
+    top = (34 if title or len(series) > 1 else 12) + _ROW * rows
+    frame = _Frame(drawn, left, top, across, height - top - bottom)
 
     parts = [_axes(frame, x_label, height)]
     if not drawn:
@@ -95,9 +104,9 @@ def curve_svg(
     if title:
         parts.append(f'<text class="name" x="{left}" y="18">{escape(title)}</text>')
     if rows:
-        parts.append(_legend_below(series, left, (width - left - right) / _IN_A_ROW))
+        parts.append(_legend_below(series, left, across / columns, columns))
     elif len(series) > 1:
-        parts.append(_legend(series, width - right))
+        parts.append(_legend(series, width - _RIGHT))
     name = escape(title or ", ".join(item.name for item in series), quote=True)
     head = f'class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{name}"'
     if not standalone:
@@ -129,6 +138,11 @@ def short_number(value: float) -> str:
     mantissa, exponent = f"{value:.2e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
     return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")
+
+
+def text_width(text: str, size: float = 11) -> float:
+    """About how wide a text is, in the units of its font size; the fonts of readers differ."""
+    return size * (0.56 * len(text) + 0.18 * sum(map(str.isupper, text)))
 
 
 class _Frame:
@@ -185,10 +199,13 @@ def _axes(frame: _Frame, x_label: str, height: int) -> str:
         )
         parts.append(f'<text x="{frame.left - 8}" y="{y + 4:.1f}" text-anchor="end">{short_number(value)}</text>')
     foot = frame.top + frame.height
-    for value in ticks(frame.x0, frame.x1, 6):
+    widest = max(text_width(short_number(value)) for value in (frame.x0, frame.x1))
+    for value in ticks(frame.x0, frame.x1, max(1, min(6, int(frame.width / (widest + 16))))):
         if frame.x1 - frame.x0 < 1 or value == round(value):
-            x = frame.x(value)
-            parts.append(f'<text x="{x:.1f}" y="{foot + 15:.1f}" text-anchor="middle">{short_number(value)}</text>')
+            text = short_number(value)
+            # A label at the right edge would be cut off where it is wider than the margin.
+            x = min(frame.x(value), frame.left + frame.width + _RIGHT - text_width(text) / 2)
+            parts.append(f'<text x="{x:.1f}" y="{foot + 15:.1f}" text-anchor="middle">{text}</text>')
     if x_label:
         middle = frame.left + frame.width / 2
         parts.append(f'<text x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
@@ -245,18 +262,18 @@ def _legend(series: Sequence[Series], right: float) -> str:
     for index in reversed(range(len(series))):
         name = series[index].name
         parts.append(f'<text x="{right:.0f}" y="18" text-anchor="end">{escape(name)}</text>')
-        right -= 6.2 * len(name) + 2.0 * sum(map(str.isupper, name)) + 14
+        right -= text_width(name) + 14
         parts.append(f'<rect class="f{index}" x="{right:.0f}" y="9" width="10" height="10" rx="2"/>')
         right -= 14
     return "".join(parts)
 
 
-def _legend_below(series: Sequence[Series], left: float, width: float) -> str:
+def _legend_below(series: Sequence[Series], left: float, width: float, columns: int) -> str:
     """In rows under the title."""
     parts = []
     for index, item in enumerate(series):
-        row, column = divmod(index, _IN_A_ROW)
-        x, y = left + column * width, 36 + 18 * row
+        row, column = divmod(index, columns)
+        x, y = left + column * width, 36 + _ROW * row
         parts.append(f'<rect class="f{index}" x="{x:.0f}" y="{y - 9}" width="10" height="10" rx="2"/>')
         parts.append(f'<text x="{x + 14:.0f}" y="{y}">{escape(item.name)}</text>')
     return "".join(parts)

@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 LOG_FILE = "progress.log"
 _RECENT = 20
 _COLUMNS = (
-    ("reward/mean", "reward", "{:.4f}"),
-    ("eval/score", "eval", "{:.4f}"),
-    ("loss", "loss", "{:.4g}"),
+    ("reward/mean", "reward", "{:z.4f}"),
+    ("eval/score", "eval", "{:z.4f}"),
+    ("loss", "loss", "{:z.4g}"),
     ("approx_kl", "kl", "{:.2e}"),
     ("clipfrac", "clip", "{:.0%}"),
     ("images_per_second/epoch", "img/s", "{:.1f}"),

@@ -12,7 +12,7 @@ from prdp.tracking import report_sections as sections
 from prdp.tracking.console import format_seconds
 from prdp.tracking.report_data import Change, Interval, RunData, changes
 from prdp.tracking.report_style import STYLE
-from prdp.tracking.report_text import interval, score, signed
+from prdp.tracking.report_text import interval, score, shown_as_zero, signed, tone
 
 # Nothing but inline styles and embedded pictures may load: the page is proof of being self-contained.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -108,12 +108,14 @@ def _headline(run: RunData, overall: Change | None) -> str:
     if overall is not None:
         first, last = run.evaluations[0], run.evaluations[-1]
         prompts = len(set(first.prompt_index.tolist()) & set(last.prompt_index.tolist()))
-        tone = {1: "up", -1: "down", 0: ""}[overall.sign]
+        style = tone(overall.sign, overall.difference[0])
         verdict = {
             1: "The difference is paired, so its interval is narrower; it lies above zero.",
             -1: "The paired difference lies below zero: the model got worse.",
             0: "The interval of the paired difference contains zero: no change can be told from noise.",
         }[overall.sign]
+        if shown_as_zero(overall.difference[0]):
+            verdict = "Rounded, the paired difference is zero."
         if any(map(math.isnan, overall.difference)):
             verdict = "With a single prompt there is no interval."
         return (
@@ -121,7 +123,7 @@ def _headline(run: RunData, overall: Change | None) -> str:
             f"{_number(f'Held-out score {sections.when(first)}', overall.before)}"
             '<div class="arrow" aria-hidden="true">\N{RIGHTWARDS ARROW}</div>'
             f"{_number(sections.when(last), overall.after)}"
-            f"{_number('paired difference', overall.difference, tone, signed)}</div>"
+            f"{_number('paired difference', overall.difference, style, signed)}</div>"
             f'<p class="note">Mean score of {overall.images} images of {prompts} prompts that were never trained on, '
             "the same prompts and the same noise both times. Brackets are 95% t intervals over "
             f"prompts. {verdict}</p></div>{sections.heldout_score(run)}</section>"
@@ -141,9 +143,9 @@ def _headline(run: RunData, overall: Change | None) -> str:
     return '<section class="panel empty" style="margin-top:26px">No evaluation has been saved yet.</section>'
 
 
-def _number(label: str, value: Interval, tone: str = "", style: Any = score) -> str:
+def _number(label: str, value: Interval, colour: str = "", style: Any = score) -> str:
     return (
-        f'<div><div class="label">{escape(label)}</div><div class="big num {tone}">{style(value[0])}</div>'
+        f'<div><div class="label">{escape(label)}</div><div class="big num {colour}">{style(value[0])}</div>'
         f'<div class="ci num">{interval(value, style)}</div></div>'
     )
 

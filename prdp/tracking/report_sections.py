@@ -11,7 +11,7 @@ from prdp.tracking.console import format_seconds
 from prdp.tracking.evaluations import Evaluation
 from prdp.tracking.pictures import data_uri, grid_scores
 from prdp.tracking.report_data import Change, RunData, heldout_curves, takes_turns, timings
-from prdp.tracking.report_text import interval, label, score, signed
+from prdp.tracking.report_text import interval, label, score, signed, tone
 
 _PIXELS = 160
 """Pictures narrower than this are shown pixel by pixel instead of smoothed."""
@@ -227,11 +227,11 @@ def _shot(
 ) -> tuple[str, bool]:
     uri, width = data_uri(evaluation.image_path(*key))
     alike = before is None or score(value) == score(before)
-    tone = "" if before is None or alike else "up" if value > before else "down"
+    style = "" if before is None or alike else "up" if value > before else "down"
     pixels = ' class="pixels"' if width < _PIXELS else ""
     alt = escape(f"{text}, epoch {evaluation.epoch}, score {score(value)}", quote=True)
     return (
-        f'<div class="shot"><img{pixels} src="{uri}" alt="{alt}"><span class="num {tone}">{score(value)}</span></div>',
+        f'<div class="shot"><img{pixels} src="{uri}" alt="{alt}"><span class="num {style}">{score(value)}</span></div>',
         width >= _PIXELS,
     )
 
@@ -256,12 +256,12 @@ def _from_to(series: Series) -> str:
 
 
 def _skill_row(change: Change, kind: str = "") -> str:
-    tone = {1: "up", -1: "down", 0: ""}[change.sign]
+    style = tone(change.sign, change.difference[0])
     cells = "".join(
         f'<td class="num">{score(value[0])} <span class="ci">{interval(value)}</span></td>'
         for value in (change.before, change.after)
     )
-    chip = f'<span class="change num {tone}">{signed(change.difference[0])}</span>'
+    chip = f'<span class="change num {style}">{signed(change.difference[0])}</span>'
     return (
         f'<tr class="{kind}"><td>{escape(label(change.name))}</td>{cells}'
         f'<td class="num">{chip} <span class="ci">{interval(change.difference, signed)}</span></td>'
@@ -273,13 +273,13 @@ def _dumbbell(change: Change) -> str:
     before, after = change.before[0], change.after[0]
     if math.isnan(before) or math.isnan(after) or not (0 <= before <= 1 and 0 <= after <= 1):
         return ""
-    tone = {1: "up", -1: "down", 0: "flat"}[change.sign]
+    style = tone(change.sign, change.difference[0]) or "flat"
     a, b = 7 + 146 * before, 7 + 146 * after
     return (
         '<svg class="dumbbell" viewBox="0 0 160 14" aria-hidden="true">'
         '<line class="axis" x1="7" x2="153" y1="7" y2="7"/>'
-        f'<line class="{tone}" x1="{a:.1f}" x2="{b:.1f}" y1="7" y2="7"/>'
-        f'<circle class="from" cx="{a:.1f}" cy="7" r="4"/><circle class="to {tone}" cx="{b:.1f}" cy="7" r="5"/></svg>'
+        f'<line class="{style}" x1="{a:.1f}" x2="{b:.1f}" y1="7" y2="7"/>'
+        f'<circle class="from" cx="{a:.1f}" cy="7" r="4"/><circle class="to {style}" cx="{b:.1f}" cy="7" r="5"/></svg>'
     )
 
 

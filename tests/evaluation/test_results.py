@@ -18,6 +18,7 @@ from evaluation_folders import IDENTITY, batch, finished_work
 from prdp.errors import ConfigError
 from prdp.evaluation import report
 from prdp.evaluation.features import Pixels
+from prdp.evaluation.report_dots import dots_svg
 from prdp.evaluation.results import Results, gather, prompt_changes
 from prdp.evaluation.settings import IMAGE_COLUMNS, check_evaluation
 from prdp.evaluation.tables import alarms, legend, paper_table, print_results, write_tables
@@ -177,3 +178,13 @@ def test_rewards_are_not_called_as_columns_of_the_images_are(results: Results, k
     config = dataclasses.replace(results.work.config, **{key: {name: {"_target_": f"{__name__}.Tired"}}})
     with pytest.raises(ConfigError, match=rf"{key}\.{name}: images\.csv has a column of that name"):
         check_evaluation(config)
+
+
+def test_names_of_the_dots_can_be_read_on_a_phone(results: Results) -> None:
+    svg = dots_svg(results, "set")
+    box = re.search(r'viewBox="0 0 (\d+) ', svg)
+    assert box is not None
+    size = re.search(r"\.dots text\.axis\{[^}]*font-size:(\d+)px", report._STYLE)
+    assert size is not None
+    assert int(size[1]) * 440 / int(box[1]) >= 9, "pixels of the smallest label in a picture of 440"
+    assert all(model in svg for model in ("tuned", "same"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from prdp.tracking.charts import Series, curve_svg, short_number, ticks
+from prdp.tracking.charts import Series, curve_svg, short_number, text_width, ticks
 
 
 def points_of(svg: str) -> list[tuple[float, float]]:
@@ -112,3 +113,38 @@ def test_what_cannot_be_drawn_is_named() -> None:
         curve_svg([])
     with pytest.raises(ValueError, match=r"series 's' has columns of \[2, 1, 1, 1\]"):
         curve_svg([Series("s", [0, 1], [1.0])])
+
+
+def labels(svg: str) -> list[tuple[float, float, float, str]]:
+    """(left, right, y, text) of every label, by the estimate of its width."""
+    found = []
+    pattern = r'<text(?: class="name")? x="([^"]+)" y="([^"]+)"(?: text-anchor="(\w+)")?>([^<]*)'
+    for x, y, anchor, text in re.findall(pattern, svg):
+        width = text_width(text)
+        left = float(x) - {"": 0.0, "middle": width / 2, "end": width}[anchor]
+        found.append((left, left + width, float(y), text))
+    return found
+
+
+@pytest.mark.parametrize("last", [9, 1_000, 120_000, 3_000_000])
+@pytest.mark.parametrize("width", [300, 440, 640])
+def test_labels_of_the_axes_are_whole_and_apart(last: int, width: int) -> None:
+    x = [last * i / 5 for i in range(6)]
+    drawn = labels(curve_svg([Series("a", x, [-123456.0, 1, 2, 3, 4, 5])], width=width, height=180))
+    assert all(left >= -1 and right <= width for left, right, _, _ in drawn)
+    for row in {y for _, _, y, _ in drawn}:
+        spans = sorted((left, right) for left, right, y, _ in drawn if y == row)
+        assert all(before[1] < after[0] for before, after in pairwise(spans))
+    assert len([1 for _, _, _, text in drawn if text not in ("", "epoch")]) > 3
+
+
+def test_a_legend_that_does_not_fit_beside_the_title_goes_below() -> None:
+    names = ["reward weighted regression", "a very long name of a curve", "best_of_n", "reinforce"]
+    curves = [Series(name, [0, 1], [0, 1]) for name in names]
+    for count in (2, 4):
+        drawn = labels(curve_svg(curves[:count], "held-out score", width=440, height=190))
+        assert {text for *_, text in drawn} >= set(names[:count])
+        assert all(right <= 440 for _, right, _, _ in drawn)
+        for row in {y for _, _, y, _ in drawn}:
+            spans = sorted((left, right) for left, right, y, _ in drawn if y == row)
+            assert all(before[1] < after[0] for before, after in pairwise(spans))

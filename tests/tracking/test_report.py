@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +25,7 @@ from prdp.tracking.pictures import comparison_picture, grid_scores
 from prdp.tracking.report import NotARunError, main, write_report
 from prdp.tracking.report_data import changes, heldout_curves, read_run, timings
 from prdp.tracking.report_sections import timing
-from prdp.tracking.report_text import label
+from prdp.tracking.report_text import interval, label, score, signed, tone
 from prdp.types import PromptBatch
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
@@ -300,3 +302,23 @@ def test_long_names_under_pictures_end_before_the_next_picture(whole_run: Path, 
 def test_labels_say_what_is_only_watched() -> None:
     assert label("clip_score/raw") == "clip score/raw"
     assert label("watch/image_quality") == "image quality (watched, not optimised)"
+
+
+def test_what_rounds_to_zero_has_neither_sign_nor_colour(tmp_path: Path) -> None:
+    assert [score(-0.0004), score(-0.0), score(-0.0006)] == ["0.000", "0.000", "\N{MINUS SIGN}0.001"]
+    assert [signed(value) for value in (0.0004, -0.0004, 0.0, 0.0006)] == ["0.000", "0.000", "0.000", "+0.001"]
+    assert interval((0.0, -1e-17, 1e-17), signed) == "[0.000, 0.000]"
+    assert [tone(1, 1e-5), tone(-1, -1e-5), tone(0, 0.3), tone(1, 0.3), tone(-1, -0.3)] == ["", "", "", "up", "down"]
+    make_run(tmp_path, evaluations=[(0, 0.0)])
+    path = tmp_path / "evaluations" / "epoch_00000"
+    shutil.copytree(path, tmp_path / "evaluations" / "epoch_00020")
+    scores = tmp_path / "evaluations" / "epoch_00020" / "scores.jsonl"
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    lines = [{**line, "score": line["score"] - 1e-7} for line in lines]
+    scores.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    summary = tmp_path / "evaluations" / "epoch_00020" / "summary.json"
+    summary.write_text(summary.read_text().replace('"epoch": 0', '"epoch": 20'))
+    page = Page(write_report(tmp_path))
+    assert "Rounded, the paired difference is zero" in page.text
+    assert not re.search(r"[-+\N{MINUS SIGN}]0\.000", page.text)
+    assert not [value for _, name, value in page.attributes if name == "class" and {"up", "down"} & set(value.split())]
