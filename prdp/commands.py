@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 import traceback
@@ -24,6 +25,7 @@ from prdp.printable import printable
 from prdp.prompts import prompts_of_run
 from prdp.rewards import check_reward
 from prdp.run_folder import check_unused, check_writable
+from prdp.secret_values import check_no_secrets
 from prdp.threads import apply_threads, plan_threads
 
 _OVERRIDES = """\
@@ -109,6 +111,7 @@ def check_start(config: TrainConfig) -> str:
     Raises:
         ConfigError, StartError: naming the key and what is wrong.
     """
+    check_no_secrets(dataclasses.asdict(config))
     environment = config.cluster.reward_environment
     if environment is not None:
         find_environment(environment)

@@ -23,6 +23,7 @@ from prdp.override_words import OverrideParser
 from prdp.preconditions import check_evaluation_preconditions
 from prdp.run_folder import check_writable
 from prdp.run_lock import hold
+from prdp.secret_values import check_no_secrets
 from prdp.storage import remove_leftovers
 from prdp.threads import apply_threads
 from prdp.tracking.console import Progress
@@ -98,6 +99,7 @@ def check_start(
     from prdp.prompts.stream import fixed_prompts
     from prdp.rewards import check_reward
 
+    check_no_secrets(dataclasses.asdict(config))
     models = find_models(config.models, config.model if model_is_given else None)
     names = [model.name for model in models]
     if config.against is not None and config.against not in names:

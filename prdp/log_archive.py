@@ -101,7 +101,7 @@ def _logs(archive: bytes) -> tuple[dict[str, bytes], str, int]:
         run_id, step = str(run["run_id"]), int(run["wandb_step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{_RUN} in {LOGS_FILE} is damaged: {error!r}") from None
-    if re.fullmatch(r"[\w.-]*", run_id) is None:
+    if re.fullmatch(r"[\w-]{0,64}", run_id) is None:
         raise ValueError(f"{_RUN} in {LOGS_FILE} has the run_id {run_id!r}, expected letters and digits")
     return contents, run_id, step
 

@@ -21,6 +21,8 @@ COMPONENTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_enco
 """The parts that have weights, and the classes that are computed."""
 CONFIGS = {**dict.fromkeys(COMPONENTS, "config.json"), "scheduler": "scheduler_config.json"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+"""Where components may come from; the last is a module of diffusers, with the safety checker."""
 _NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 _PICKLED = (".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx")
 
@@ -128,6 +130,19 @@ def _check_classes(where: str, file: Path, index: dict[str, Any]) -> None:
     for name, expected in COMPONENTS.items():
         if index[name][-1] != expected:
             raise StartError(f"{where}: {file} says that {name} is of class {index[name][-1]}: must be {expected}")
+    for name, entry in index.items():
+        # diffusers imports whatever module is named; transformers' Auto classes look for code in the folder.
+        if isinstance(entry, list) and any(part is not None for part in entry) and not _is_of_a_library(entry):
+            raise StartError(
+                f"{where}: {file} takes {name} from {' '.join(map(str, entry))}: must be a class of "
+                f"{', '.join(_LIBRARIES)}, since the code of a model's folder is never run"
+            )
+
+
+def _is_of_a_library(entry: list[Any]) -> bool:
+    library, name = entry if len(entry) == 2 else (None, None)
+    automatic = library == "transformers" and str(name).startswith("Auto")
+    return library in _LIBRARIES and isinstance(name, str) and not automatic
 
 
 def _check_weights(where: str, folder: Path, name: str, variant: str | None) -> None:

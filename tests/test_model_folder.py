@@ -24,11 +24,24 @@ def rename_to_variant(folder: Path) -> None:
         file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
 
 
+def take_from(name: str, library: str, kind: str) -> Callable[[Path], None]:
+    """Write another origin of a component into the index."""
+
+    def write(folder: Path) -> None:
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, name: [library, kind]}))
+
+    return write
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), ["model_index.json is missing"]),
     "half an index": (lambda f: cut(f / "model_index.json"), ["model_index.json", "half-written"]),
     "another index": (lambda f: (f / "model_index.json").write_text("[]"), ["JSON object"]),
     "no unet named": (lambda f: (f / "model_index.json").write_text("{}"), ["names no unet"]),
+    "code of its own": (take_from("unet", "my_unet", "UNet2DConditionModel"), ["takes unet from my_unet", "never run"]),
+    "any module": (take_from("feature_extractor", "os", "system"), ["takes feature_extractor from os system"]),
+    "an Auto class": (take_from("tokenizer", "transformers", "AutoTokenizer"), ["transformers AutoTokenizer"]),
     "no tokenizer": (lambda f: (f / "tokenizer").rename(f / "elsewhere"), ["no folder tokenizer/"]),
     "no unet config": (lambda f: (f / "unet" / "config.json").unlink(), ["unet/config.json is missing"]),
     "no vae weights": (lambda f: (f / "vae" / WEIGHTS).unlink(), ["vae holds no weights"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,8 @@ def choose_run_id(run_dir: Path, resumed_epoch: int | None) -> str:
     status = read_status(run_dir)
     same = resumed_epoch is not None or status.get("status") != "finished"
     earlier = str(status.get("run_id", "")) if same else ""
+    # It becomes the name of a file, and a status may have been written by anybody.
+    earlier = earlier if re.fullmatch(r"[\w-]{1,64}", earlier) else ""
     return earlier or uuid.uuid4().hex[:12]
 
 

@@ -14,7 +14,7 @@ from synthetic_run import strict_lines
 
 from prdp.storage import StorageError
 from prdp.tracking.jsonl import METRICS_FILE, JsonlTracker, choose_run_id, read_metrics
-from prdp.tracking.status_file import read_status
+from prdp.tracking.status_file import read_status, start_status
 
 
 def test_lines_are_strict_json_and_come_back_with_nan_and_infinities(tmp_path: Path) -> None:
@@ -69,6 +69,8 @@ def test_a_run_keeps_its_id_when_it_resumes(tmp_path: Path) -> None:
     JsonlTracker(tmp_path, first).finish("finished")
     assert choose_run_id(tmp_path, None) not in ("", first)
     assert choose_run_id(tmp_path / "elsewhere", 3)
+    start_status(tmp_path, status="running", run_id="../../up")
+    assert choose_run_id(tmp_path, 3).isalnum()  # it becomes the name of a file
 
 
 def test_wall_seconds_go_on_after_a_resume(tmp_path: Path) -> None:
