@@ -19,7 +19,6 @@ import binascii
 import io
 import json
 import math
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from prdp.rewards.names import MOST
+from prdp.rewards.wire_values import WireError, name_of, numbers_of, short, told
 from prdp.types import Float64, UInt8
 
 FORMAT = 1
@@ -36,12 +36,6 @@ VALUES = 1_000_000
 """Lists, objects and their entries in one body."""
 MAX_ERROR = 2**16
 """Bytes of an answer that tells of an error."""
-MAX_NAME = 4096
-"""Characters of the name or version of a reward, or of a sub-score's name, that come from elsewhere."""
-
-
-class WireError(ValueError):
-    """A body that does not follow the format; the message names the field, what it holds and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ def decode_request(body: bytes, limits: Limits) -> tuple[UInt8, list[str], list[
     count, height, width = _shape(document.get("shape"), limits)
     encoding = document.get("encoding")
     if encoding not in ENCODINGS:
-        raise WireError(f"encoding is {_short(encoding)}, expected one of {', '.join(ENCODINGS)}")
+        raise WireError(f"encoding is {short(encoding)}, expected one of {', '.join(ENCODINGS)}")
     images = _list(document, "images", count, str)
     prompts = _list(document, "prompts", count, str)
     metadata = _list(document, "metadata", count, dict)
@@ -134,15 +128,15 @@ def decode_answer(body: bytes) -> tuple[str, str, list[float], dict[str, list[fl
         WireError: the body does not follow the format.
     """
     document = _document(body)
-    name, version = _name(document.get("name"), "name"), _name(document.get("version"), "version")
-    rewards = _numbers(document.get("rewards"), "rewards")
+    name, version = name_of(document.get("name"), "name"), name_of(document.get("version"), "version")
+    rewards = numbers_of(document.get("rewards"), "rewards")
     sub_scores = document.get("sub_scores")
     if not isinstance(sub_scores, dict):
-        raise WireError(f"sub_scores is {_short(sub_scores)}, expected an object of lists of numbers")
+        raise WireError(f"sub_scores is {short(sub_scores)}, expected an object of lists of numbers")
     if len(sub_scores) > MOST:
         raise WireError(f"sub_scores has {len(sub_scores)} entries, at most {MOST} are taken")
     parts = {
-        _name(part, "a sub-score's name"): _numbers(values, f"sub_scores[{part!r}]", null=True)
+        name_of(part, "a sub-score's name"): numbers_of(values, f"sub_scores[{part!r}]", null=True)
         for part, values in sub_scores.items()
     }
     return name, version, rewards, parts
@@ -160,14 +154,14 @@ def decode_identity(body: bytes) -> dict[str, Any]:
     if not isinstance(limits, dict) or not all(
         type(limits.get(key, 1)) is int and limits.get(key, 1) >= 1 for key in known
     ):
-        raise WireError(f"limits is {_short(limits)}, expected an object of whole numbers from 1")
-    identity: dict[str, Any] = {"name": _name(document.get("name"), "name")}
-    identity["version"] = _name(document.get("version"), "version")
+        raise WireError(f"limits is {short(limits)}, expected an object of whole numbers from 1")
+    identity: dict[str, Any] = {"name": name_of(document.get("name"), "name")}
+    identity["version"] = name_of(document.get("version"), "version")
     identity["limits"] = {key: limits[key] for key in known if key in limits}
     if isinstance(document.get("terms"), dict):
         if len(document["terms"]) > MOST:
             raise WireError(f"terms has {len(document['terms'])} entries, at most {MOST} are taken")
-        identity["terms"] = _told(document["terms"], "terms", depth=5)
+        identity["terms"] = told(document["terms"], "terms", depth=5)
     return identity
 
 
@@ -200,14 +194,14 @@ def _document(body: bytes, limit: int = VALUES) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise WireError(f"the body is a JSON {type(document).__name__}, expected an object")
     if document.get("format") != FORMAT or isinstance(document.get("format"), bool):
-        raise WireError(f"format is {_short(document.get('format'))}, expected {FORMAT}")
+        raise WireError(f"format is {short(document.get('format'))}, expected {FORMAT}")
     return document
 
 
 def _shape(shape: Any, limits: Limits) -> tuple[int, int, int]:
     numbers = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
     if not numbers or shape[3] != 3:
-        raise WireError(f"shape is {_short(shape)}, expected [B, H, W, 3]")
+        raise WireError(f"shape is {short(shape)}, expected [B, H, W, 3]")
     if shape[0] > limits.images:
         raise WireError(f"shape asks for {shape[0]} images, at most {limits.images} are taken at once")
     if math.prod(shape) > limits.decoded_bytes:
@@ -219,7 +213,7 @@ def _list(document: Mapping[str, Any], key: str, count: int, kind: type) -> list
     values = document.get(key)
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         words = "texts" if kind is str else "objects"
-        raise WireError(f"{key} is {_short(values)}, expected a list of {words}")
+        raise WireError(f"{key} is {short(values)}, expected a list of {words}")
     if len(values) != count:
         raise WireError(f"{key} has {len(values)} entries, expected {count} as in shape")
     return values
@@ -264,48 +258,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | set | frozenset):
         return list(value)
     raise TypeError(f"a {type(value).__name__}")
-
-
-def _name(value: Any, what: str) -> str:
-    """A text that logs and metric names can hold."""
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_NAME:
-        raise WireError(f"{what} is {_short(value)}, expected a line of at most {MAX_NAME} printable characters")
-    return value
-
-
-def _numbers(values: Any, what: str, null: bool = False) -> list[float]:
-    if not isinstance(values, list):
-        raise WireError(f"{what} is {_short(values)}, expected a list of numbers")
-    try:
-        return [math.nan if null and value is None else _number(value) for value in values]
-    except (TypeError, OverflowError):
-        raise WireError(f"{what} is {_short(values)}, expected a list of numbers") from None
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError
-    return float(value)
-
-
-def _told(value: Any, where: str, depth: int) -> Any:
-    """Plain values that logs and checkpoints can hold."""
-    if isinstance(value, dict) and depth:
-        return {_name(key, f"a key of {where}"): _told(one, f"{where}.{key}", depth - 1) for key, one in value.items()}
-    if isinstance(value, list) and depth:
-        return [_told(one, f"{where}[{index}]", depth - 1) for index, one in enumerate(value)]
-    if isinstance(value, str) and value:
-        return _name(value, where)
-    if value is None or value == "" or (isinstance(value, int | float) and abs(value) < 1e300):
-        return value
-    raise WireError(f"{where} is {_short(value)}, expected a short text or a number, not too deep")
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict = 3, 60, 60, 8, 4
-
-
-def _short(value: Any) -> str:
-    """The start of a value's repr, at bounded cost however large or deep it is."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -172,12 +172,14 @@ def test_evaluations_ask_again_as_training_does_and_keep_their_pictures(
     assert Tired.asked == 1 + len(before)
 
 
-@pytest.mark.parametrize("key", ["rewards", "watch"])
-@pytest.mark.parametrize("name", IMAGE_COLUMNS)
-def test_rewards_are_not_called_as_columns_of_the_images_are(results: Results, key: str, name: str) -> None:
-    config = dataclasses.replace(results.work.config, **{key: {name: {"_target_": f"{__name__}.Tired"}}})
-    with pytest.raises(ConfigError, match=rf"{key}\.{name}: images\.csv has a column of that name"):
-        check_evaluation(config)
+def test_rewards_are_not_called_as_columns_of_the_images_are(results: Results) -> None:
+    sections = {name: {"_target_": f"{__name__}.Tired"} for name in IMAGE_COLUMNS}
+    for key in ("rewards", "watch"):
+        config = dataclasses.replace(results.work.config, **{key: sections})
+        with pytest.raises(ConfigError) as caught:
+            check_evaluation(config)
+        for name in IMAGE_COLUMNS:
+            assert f"{key}.{name}: images.csv has a column of that name" in str(caught.value)
 
 
 def test_names_of_the_dots_can_be_read_on_a_phone(results: Results) -> None:
