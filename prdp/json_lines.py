@@ -33,8 +33,8 @@ def read_json_lines(path: Path, parse: Callable[[Any], T], cut_off: bool = False
 
     Args:
         path: UTF-8 text.
-        parse: from the JSON value of a line to what is wanted of it; raises ValueError, KeyError, TypeError or
-            AttributeError for what it does not expect.
+        parse: from the JSON value of a line to what is wanted of it; raises ValueError, KeyError, TypeError,
+            AttributeError or OverflowError for what it does not expect.
         cut_off: whether a last line that is damaged is left out, as a killed writer may leave it.
 
     Raises:
@@ -50,7 +50,7 @@ def read_json_lines(path: Path, parse: Callable[[Any], T], cut_off: bool = False
             found.append(parse(json.loads(line)))
         except KeyError as error:
             problem = f"it lacks {error}"
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             problem = str(error)
         else:
             continue

@@ -102,6 +102,11 @@ def read_prompt_log(run_dir: Path | str) -> tuple[dict[str, Any], list[dict[str,
         missing = expected - line.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        for name in expected - {"every_prompt_once"}:
+            values = line[name] if name == "indices" else [line[name]]
+            least = 1 if name in ("rows", "pass_length") else 0
+            if not isinstance(values, list) or not all(type(value) is int and value >= least for value in values):
+                raise ValueError(f"{name} is {line[name]!r:.80}, expected whole numbers of at least {least}")
         expected = _OF_EPOCH
         return dict(line)
 

@@ -158,9 +158,12 @@ def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
     rows = read_json_lines(folder / "scores.jsonl", _parsed)
     try:
         summary = from_strict_json(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    except ValueError as error:
+        order = list(summary.get("sub_scores", {}))
+        int(summary.get("grid_prompts", 0))
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{folder / 'summary.json'} is damaged: {error}") from None
-    names = sorted({name for row in rows for name in row[5]}, key=list(summary.get("sub_scores", {})).index)
+    found = {name for row in rows for name in row[5]}
+    names = [name for name in order if name in found] + sorted(found.difference(order))
     return Evaluation(
         folder=folder,
         epoch=epoch,
@@ -176,8 +179,10 @@ def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
 
 def _parsed(row: Any) -> tuple[int, int, str, str, float, Mapping[str, float]]:
     """The columns of a line; of texts that read as numbers, such as the prompt 'NaN', none becomes one."""
-    score, sub_scores = from_strict_json(row["score"]), from_strict_json(row["sub_scores"])
-    return int(row["prompt_index"]), int(row["image"]), str(row["prompt"]), str(row["category"]), score, sub_scores
+    score = float(from_strict_json(row["score"]))
+    sub_scores = {name: float(value) for name, value in from_strict_json(row["sub_scores"]).items()}
+    place, image = np.array([row["prompt_index"], row["image"]], np.int64).tolist()
+    return place, image, str(row["prompt"]), str(row["category"]), score, sub_scores
 
 
 def clear_later_evaluations(run_dir: Path, resumed_epoch: int | None) -> None:

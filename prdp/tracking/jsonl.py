@@ -100,7 +100,10 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     def parse(row: Any) -> dict[str, Any]:
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError("not an object with an integer 'epoch'")
-        return dict(from_strict_json(row))
+        row = dict(from_strict_json(row))
+        if not isinstance(row.get("wall_seconds", 0.0), int | float):
+            raise ValueError(f"'wall_seconds' is {row['wall_seconds']!r:.80}, expected a number")
+        return row
 
     return read_json_lines(Path(run_dir) / METRICS_FILE, parse, cut_off=True)
 

@@ -91,6 +91,13 @@ def test_missing_epochs_and_damaged_lines(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("[]\n")
     with pytest.raises(ValueError, match=r"prompts\.jsonl line 1 is damaged"):
         check_usage(tmp_path)
+    for line, message in (
+        (lines[0].replace('"pass_length": 4', '"pass_length": 0'), "line 1 is damaged or missing"),
+        (f'{lines[0]}\n{{"epoch": 1, "indices": ["a"]}}\n{lines[2]}', "line 2 is damaged: indices is"),
+    ):
+        (tmp_path / "prompts.jsonl").write_text(f"{line}\n")
+        with pytest.raises(ValueError, match=message):
+            check_usage(tmp_path)
     with pytest.raises(ValueError, match="names prompts outside of the 4"):
         check_usage(written(tmp_path, [0, 4]))
     with pytest.raises(FileNotFoundError, match="no log of prompts"):

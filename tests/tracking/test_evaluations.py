@@ -101,6 +101,25 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("scores.jsonl", {"image": 10**30}, r"scores\.jsonl line 1 is damaged: "),
+        ("scores.jsonl", {"score": "high"}, r"scores\.jsonl line 1 is damaged: could not convert string"),
+        ("scores.jsonl", {"sub_scores": [1]}, r"scores\.jsonl line 1 is damaged: "),
+        ("summary.json", {"sub_scores": 5}, r"summary\.json is damaged: "),
+        ("summary.json", {"grid_prompts": None}, r"summary\.json is damaged: "),
+    ],
+)
+def test_values_of_another_kind_are_named(tmp_path: Path, file: str, change: dict, message: str) -> None:
+    add_evaluation(tmp_path, 0, 0.0)
+    path = tmp_path / "evaluations" / "epoch_00000" / file
+    first, _, rest = path.read_text().partition("\n" if file == "scores.jsonl" else "\0")
+    path.write_text("\n".join([json.dumps({**json.loads(first), **change}), rest]))
+    with pytest.raises(ValueError, match=message):
+        load_evaluation(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"rewards": np.zeros(5)}, r"rewards has shape \(5,\), expected \(4,\): 2 prompts with 2 images"),
