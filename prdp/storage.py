@@ -25,6 +25,8 @@ from prdp.errors import UserError
 TEMPORARY = ".partial-"
 """Marks what is being written: `.partial-<random>-<name>` beside the destination; leftovers are of killed processes."""
 
+_LEFTOVER = re.compile(rf"{re.escape(TEMPORARY)}|\.tmp\w{{6}}$")
+"""The second kind is of safetensors, which writes aside, too."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_HEADER = 100_000_000
 _FORMAT_NAMES = {
@@ -90,6 +92,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         with _translated(target, temporary, only_full=True):
             yield temporary
         with _translated(target, temporary):
+            _open_tree(temporary)
             _sync_tree(temporary)
             _move_into_place(temporary, target)
             _sync_directory(target.parent)
@@ -114,10 +117,12 @@ def remove_leftovers(
         deep: look into its folders, too.
     """
     root = Path(directory)
-    found = root.rglob(f"{TEMPORARY}*") if deep else root.glob(f"{TEMPORARY}*")
+    found = root.rglob(".*") if deep else root.glob(".*")
     removed = []
     for entry in sorted(found) if root.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError):
+        if _LEFTOVER.match(entry.name) is None:
+            continue
+        with contextlib.suppress(OSError):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             elif time.time() - entry.lstat().st_mtime >= files_older_than:
@@ -183,11 +188,14 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]
     temporary = _temporary_beside(target)
     try:
         with _translated(target, temporary, sum(array.nbytes for array in plain.values())):
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode & 0o666
             try:
                 save_file(plain, temporary)
             except SafetensorError as error:
                 code = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+            _open_to(temporary, mode)
             _sync_file(temporary)
             os.replace(temporary, target)
             _sync_directory(target.parent)
@@ -301,7 +309,21 @@ def _move_into_place(source: Path, target: Path) -> None:
     except OSError:
         os.rename(aside, target)
         raise
-    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+    shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+
+
+def _open_tree(root: Path) -> None:
+    """Files and folders that a library made for its owner alone get the mode that others get here, by the umask."""
+    mode = root.stat().st_mode & 0o777
+    for path in root.rglob("*"):
+        if not path.is_symlink() and path.stat().st_mode & 0o077 == 0:
+            _open_to(path, mode if path.is_dir() else mode & 0o666)
+
+
+def _open_to(path: Path, mode: int) -> None:
+    """Add permissions; some network disks have none."""
+    with contextlib.suppress(PermissionError):
+        path.chmod(path.stat().st_mode | mode)
 
 
 def _sync_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -17,9 +18,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prdp import checkpoint_mirror
 from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint, sealed
-from prdp.checkpoint_mirror import MirrorError, check_writable, fetch_latest, push
+from prdp.checkpoint_mirror import MirrorError, check_writable, claim, fetch_latest, push
 from prdp.errors import ConfigError
 from prdp.mirror_url import check_url, url_problem
+from prdp.run_lock import LockLostError, Owner
 
 
 @pytest.fixture(autouse=True)
@@ -354,3 +356,16 @@ def test_a_secret_in_the_configuration_is_refused_without_showing_it(
     assert "user, password or query" in output.err
     assert "geheim" not in output.err + output.out + caplog.text
     assert not (tmp_path / "run").exists()
+
+
+def test_who_claims_a_mirror_last_writes_to_it(url: str, tmp_path: Path) -> None:
+    """Two machines that go on with one run: the earlier one notices, and its checkpoint does not arrive."""
+    first, second = Owner.this(), dataclasses.replace(Owner.this(), host="node-7", pid=1)
+    claim(url, first)
+    assert push(save(tmp_path / "first", 1), url, 2, first)
+    claim(url, second)
+    assert fetch_latest(url, tmp_path / "second") is not None
+    assert push(save(tmp_path / "second", 2), url, 2, second)
+    with pytest.raises(LockLostError, match=r"was taken over by pid 1 on node-7"):
+        push(save(tmp_path / "first", 3), url, 2, first)
+    assert held(url).keys() == {"epoch_00001", "epoch_00002"}

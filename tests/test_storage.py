@@ -19,8 +19,10 @@ from prdp.errors import UserError
 from prdp.storage import (
     StorageError,
     TensorFileError,
+    append,
     atomic_directory,
     load_tensors,
+    open_to_append,
     remove_leftovers,
     save_tensors,
     write_atomically,
@@ -253,3 +255,68 @@ def test_absent_files_and_folders_are_named(tmp_path):
         load_tensors(tmp_path / "nothing")
     with pytest.raises(TensorFileError, match="is a folder"):
         load_tensors(tmp_path)
+
+
+def test_an_appended_text_is_there_as_a_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "log"
+    append(target, "one\n")
+    append(target, "zwölf\n")
+    with largest_file(target.stat().st_size + 4), pytest.raises(StorageError, match=r"could not write .*log: File too"):
+        append(target, "x" * 100)
+    assert target.read_text() == "one\nzwölf\n"
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nowhere", "pipe", "folder"])
+def test_what_is_no_plain_file_is_not_appended_to(tmp_path, kind):
+    target, other = tmp_path / "log", tmp_path / "other"
+    if kind == "pipe":
+        os.mkfifo(target)
+    elif kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to(other)
+        if kind == "link":
+            other.write_text("mine")
+    with pytest.raises(StorageError, match=f"could not write {target}: "):
+        open_to_append(target)
+    assert not other.exists() or other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask):
+    """Also those that libraries make for their owner alone, as safetensors does."""
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "alone.safetensors", {"a": np.zeros(3, np.float32)})
+        append(tmp_path / "log", "line\n")
+        with atomic_directory(tmp_path / "weights") as folder:
+            save_tensors(folder / "a.safetensors", {"a": np.zeros(3, np.float32)})
+            (folder / "private").mkdir(mode=0o700)
+            (folder / "private" / "b").touch(mode=0o600)
+            (folder / "script").touch(mode=0o711)
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    script = modes.pop("weights/script")
+    assert script == 0o711 & ~umask | (0o666 & ~umask if umask == 0o077 else 0)
+    folders = {"weights", "weights/private"}
+    assert modes == {name: (0o777 if name in folders else 0o666) & ~umask for name in modes}
+
+
+def test_a_link_to_a_folder_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    (tmp_path / "weights").symlink_to(tmp_path / "other")
+    with atomic_directory(tmp_path / "weights") as folder:
+        (folder / "file").write_text("new")
+    assert content(tmp_path) == {"other/file": b"mine", "weights/file": b"new"}
+
+
+def test_leftovers_of_all_depths_and_ages(tmp_path):
+    for name in ("a/.partial-1-x/file", "a/b/.partial-2-y", ".tmpAb3xYz", "a/.tmpAb3xYz", ".temporary", ".tmp", "keep"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    os.utime(tmp_path / "a" / ".tmpAb3xYz", (1, 1))
+    assert remove_leftovers(tmp_path / "a", files_older_than=60) == [".partial-1-x", ".tmpAb3xYz"]
+    assert sorted(remove_leftovers(tmp_path, deep=True)) == [".partial-2-y", ".tmpAb3xYz"]
+    assert content(tmp_path).keys() == {".temporary", ".tmp", "keep"}

@@ -16,8 +16,10 @@ from typing import Any
 
 from prdp.prompts.options import check_flag, check_text
 from prdp.prompts.table import BUILDER_VERSION, DamagedTableError, PromptTable, Row, write_table
-from prdp.storage import StorageError, write_atomically
+from prdp.storage import StorageError, remove_leftovers, write_atomically
 
+_LEFTOVER_SECONDS = 86_400.0
+"""After so long nobody writes a file any more that was not finished."""
 _log = logging.getLogger(__name__)
 
 
@@ -114,6 +116,7 @@ def cached_table(
         if not write_table(file, cleaning.apply(rows())):
             raise ValueError(f"{_named(files, name)} holds no prompt")
 
+    remove_leftovers(path.parent, files_older_than=_LEFTOVER_SECONDS)
     try:
         write_atomically(path, build)
     except StorageError as error:

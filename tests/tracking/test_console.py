@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prdp.storage import StorageError
 from prdp.tracking import console
 from prdp.tracking.console import Progress, format_seconds
 from prdp.tracking.status_file import read_status, start_status
@@ -164,3 +165,13 @@ def test_a_status_that_cannot_be_written_costs_no_run(
     with Progress(1, 0, tmp_path, enabled=False) as progress:
         progress.epoch_done({})
     assert "the status could not be written: no space" in caplog.text
+
+
+def test_the_file_is_no_link_that_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "progress.log").symlink_to(tmp_path / "mine")
+    with pytest.raises(StorageError, match=r"progress\.log: it is a link, which is not followed"), Progress(
+        1, run_dir=tmp_path
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
