@@ -139,7 +139,7 @@ def _arguments(node: ast.ClassDef | ast.FunctionDef, nodes: Mapping[str, ast.AST
         made = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
         bases = [nodes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in nodes]
         if not made:
-            [base] = bases[:1] or [None]
+            base = bases[0] if bases else None
             return _arguments(base, nodes) if isinstance(base, ast.ClassDef) else []
         node = made[0]
     given = node.args

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prdp.errors import StartError
-from prdp.tracking.wandb_tracker import has_credentials
+from prdp.tracking.wandb_tracker import PROJECT, has_credentials
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ def main(arguments: Sequence[str]) -> int:
         prog="prdp wandb-layout",
         description="Lay the panels of a W&B project out: held-out score, reward, policy, learning, speed, pictures.",
     )
-    parser.add_argument("--entity", required=True, help="the user or team that the project belongs to")
-    parser.add_argument("--project", default="prdp", help="tracking.wandb_project of the runs (%(default)s)")
+    owner, project = os.environ.get("WANDB_ENTITY"), os.environ.get("WANDB_PROJECT") or PROJECT
+    whose = "the user or team that the project belongs to; default WANDB_ENTITY"
+    parser.add_argument("--entity", default=owner, required=not owner, help=whose)
+    parser.add_argument("--project", default=project, help="tracking.wandb_project of the runs (%(default)s)")
     parser.add_argument("--name", default="PRDP", help="of the saved view (%(default)s)")
     parser.add_argument("--print", action="store_true", help="print the view as JSON; nothing is sent")
     options = parser.parse_args(arguments)
