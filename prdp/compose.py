@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.configure import TRAIN, Root, conf_folder, explained, groups, schema_keys, typed, unknown_key
-from prdp.errors import ConfigError, UserError
+from prdp.errors import ConfigError, ResumableError, UserError
 from prdp.override_words import as_typed, home_quoted, how_to_write, quoted
 from prdp.suggest import did_you_mean
 
@@ -142,17 +142,17 @@ class Composer:
         if self._sweep:
             self._hydra.multirun(self._root.name, lambda composed: task(self._typed(composed)), self.overrides)
             return
-        mistakes: list[UserError] = []
+        told: list[UserError | ResumableError] = []
 
         def on_composed(composed: Any) -> None:
             try:
                 task(self._typed(composed))
-            except UserError as error:
-                mistakes.append(error)  # Hydra would print its own line about it first.
+            except (UserError, ResumableError) as error:
+                told.append(error)  # Hydra would print its own line about it first.
 
         self._hydra.run(self._root.name, on_composed, self.overrides)
-        if mistakes:
-            raise mistakes[0]
+        if told:
+            raise told[0]
 
     def _run_name(self) -> str:
         """The experiment's name, else that of the root; the folders of the runs are named after it."""

@@ -14,6 +14,7 @@ from prdp import model_folder as models
 from prdp.cli import COMMANDS, main
 from prdp.config import TrainConfig
 from prdp.errors import StartError, UnfinishedError, start_up_checks
+from prdp.rewards.scoring import RewardUnavailableError
 
 ROOT = Path(__file__).parent.parent
 Train = Callable[[TrainConfig], object]
@@ -180,6 +181,20 @@ def test_mistake_found_while_starting(
     install(start)
     assert main(["train", "experiment=shapes_smoke"]) == 2
     assert capsys.readouterr().err == "prdp train: no scorer weights in the usual place\n"
+
+
+def test_what_may_pass_is_told_with_its_notes_and_nothing_else(
+    here: Path, install: Callable[[Train], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(config: TrainConfig) -> None:
+        error = RewardUnavailableError("reward 'far' raised ConnectionError: away")
+        error.add_note("3 finished epochs are kept")
+        raise error
+
+    install(start)
+    assert main(["train", "experiment=shapes_smoke"]) == 75
+    told = "prdp train: reward 'far' raised ConnectionError: away\n3 finished epochs are kept\n"
+    assert capsys.readouterr().err == told
 
 
 def test_fault_keeps_its_traceback(here: Path, install: Callable[[Train], None]) -> None:
