@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prdp.config import ClusterConfig, TrainConfig
+from prdp.diffusion.precision import precision_problem
 from prdp.errors import ConfigError
 from prdp.learners import FRAMEWORKS
 from prdp.objectives import OBJECTIVES, Trajectory, objective_mistakes
@@ -177,6 +178,8 @@ def check_family(config: TrainConfig) -> None:
         ("sampler.guidance_scale", config.sampler.guidance_scale, 1.0),
         ("learner.mode", config.learner.mode, "full"),
         ("learner.framework", config.learner.framework, "torch"),
+        ("model.dtype", config.model.dtype, "float32"),
+        ("learner.autocast", config.learner.autocast, None),
     )
     problems = [
         f"{key}={_shown(value)}: must be {_shown(expected)} for model.family={config.model.family}"
@@ -226,6 +229,9 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
             f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be 0 or 1 for "
             "sampler.kind=ddpm, whose last step alone draws no noise"
         )
+    if not wrong.keys() & {"model.dtype", "learner.autocast"}:
+        problem = precision_problem("model.dtype", config.model.dtype, "learner.autocast", config.learner.autocast)
+        found += [] if problem is None else [problem]
     steps_known = not wrong.keys() & {"sampler.steps", "sampler.deterministic_final_steps"}
     if steps_known and sampler.deterministic_final_steps >= sampler.steps:
         found.append(

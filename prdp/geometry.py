@@ -6,6 +6,7 @@ import math
 
 from prdp.config import TrainConfig
 from prdp.diffusion.guidance import guided
+from prdp.learners.precision import spot_check_size
 from prdp.objectives import OBJECTIVES, Trajectory
 from prdp.threads import plan_threads
 
@@ -18,6 +19,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     the stored log-probs, and each further one recomputes them first, unless the loss is linear in them. Objectives on
     denoising errors need no reference while sampling, and leave images out that they do not use: theirs are the most
     that may be.
+    In half precision a few cells of the trajectories are evaluated twice more, to check them and to measure their noise.
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
     method = OBJECTIVES[config.objective["name"]]
@@ -27,14 +29,17 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     steps = config.sampler.steps
     # The last step of the ancestral sampler has no variance.
     without_noise = max(config.sampler.deterministic_final_steps, int(config.sampler.kind == "ddpm"))
-    blind = set(method.channels) <= set(method.linear)
-    if isinstance(method.evidence, Trajectory):
+    half = (config.learner.autocast or config.model.dtype) != "float32"
+    trajectory = isinstance(method.evidence, Trajectory)
+    blind = set(method.channels) <= set(method.linear) - ({"log_ratio"} if half and trajectory else set())
+    if trajectory:
         networks, columns = 2, steps - without_noise
         passes = updates if blind else 2 * updates - 1
     else:
         networks, columns = 1, config.objective.get("draws", method.evidence.draws)
         passes = updates * (1 + (not blind) + ("denoising_ref" in method.arrays))
     cells = images * columns
+    checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and trajectory else 0
     evaluation = config.evaluation
     between = (config.epochs - 1) // evaluation.every if evaluation.every else 0
     ray = config.cluster.kind == "ray"
@@ -49,7 +54,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
         "cells_per_update": cells,
         "sampling_passes_per_epoch": images * steps * networks * branches,
-        "learning_passes_per_epoch": cells * branches * passes,
+        "learning_passes_per_epoch": (cells * passes + checked) * branches,
         "learning_backwards_per_epoch": cells * branches * updates,
         "evaluations": 2 + between,
         "evaluation_images": (2 * evaluation.final_prompts + between * evaluation.prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ class GaussianMixturesPolicy:
         self.device = torch.device("cpu" if model.device == "auto" else model.device)
         self.latent_shape: tuple[int, ...] = (2, 1, 1)
         self.scheduler_config: Mapping[str, Any] = SCHEDULER
+        self.precision = "float32"
         self.network = CorrectedMixtures(seed).to(self.device)
         self.weights = TrainableWeights(self.network, learner.mode, keep_reference=keep_reference)
 
@@ -149,6 +150,10 @@ class GaussianMixturesPolicy:
                 f"sampler.guidance_scale is {guidance_scale}, expected at most 1 for model.family=gaussian_mixtures"
             )
         return (network or self.network)(latents.flatten(1), timesteps, states[:, 0]).view_as(latents)
+
+    def float32(self) -> AbstractContextManager[None]:
+        """Nothing to do: this family computes in float32 alone."""
+        return nullcontext()
 
     @contextmanager
     def reference(self) -> Iterator[torch.nn.Module]:

@@ -218,10 +218,12 @@ def _attention(
 ) -> jax.Array:
     def split(part: str, source: jax.Array) -> jax.Array:
         projected = unet._linear(tensors, f"{name}.{part}", source)
-        return projected.reshape(*projected.shape[:2], heads, -1)
+        # XLA on a CPU has no products of half precision that add up in float32, which JAX asks for.
+        wide = jax.default_backend() == "cpu"
+        return projected.astype(jnp.float32 if wide else unet.dtype).reshape(*projected.shape[:2], heads, -1)
 
     attended = jax.nn.dot_product_attention(split("to_q", x), split("to_k", context), split("to_v", context))
-    return unet._linear(tensors, f"{name}.to_out.0", attended.reshape(*x.shape[:2], -1))
+    return unet._linear(tensors, f"{name}.to_out.0", attended.astype(unet.dtype).reshape(*x.shape[:2], -1))
 
 
 def _convolve(x: jax.Array, weight: jax.Array, stride: int, padding: int) -> jax.Array:

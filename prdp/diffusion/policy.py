@@ -20,7 +20,7 @@ class Policy(Protocol):
     latent_shape: tuple[int, ...]
     scheduler_config: Mapping[str, Any]
     weights: TrainableWeights
-
+    precision: str
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor: ...
 
@@ -32,6 +32,8 @@ class Policy(Protocol):
         guidance_scale: float,
         network: torch.nn.Module | None = None,
     ) -> torch.Tensor: ...
+
+    def float32(self) -> AbstractContextManager[None]: ...
 
     def reference(self) -> AbstractContextManager[torch.nn.Module]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Literal
 
 import numpy as np
@@ -55,7 +56,8 @@ class Sampler:
 
         With `trajectory`, what is learned from is stored: the stochastic transitions with their log-probs under this
         policy and under the reference, which costs one more network pass a step (none for version 0, which is the
-        reference); or, by a sampler that keeps final latents, these alone.
+        reference); or, by a sampler that keeps final latents, these alone. Trajectories are drawn in float32 whatever
+        the policy's precision, so that their log-probs are those of the policy that drew them.
         """
         start = time.perf_counter()
         keep_final = trajectory and self._keep == "final_latents"
@@ -65,13 +67,14 @@ class Sampler:
         numbers = np.tile(np.arange(images_per_prompt), len(prompts))
         states = self._policy.encode_prompts(prompts.texts)
         parts = []
-        for begin in range(0, count, self._microbatch):
-            rows = slice(begin, min(begin + self._microbatch, count))
-            noise = ImageNoise(
-                seed, prompts.epoch, prompts.offset + groups[rows], numbers[rows], self._policy.latent_shape
-            )
-            of_images = states[torch.from_numpy(groups[rows]).to(states.device)]
-            parts.append(self._sample_batch(of_images, noise, trajectory))
+        with self._policy.float32() if trajectory else nullcontext():
+            for begin in range(0, count, self._microbatch):
+                rows = slice(begin, min(begin + self._microbatch, count))
+                noise = ImageNoise(
+                    seed, prompts.epoch, prompts.offset + groups[rows], numbers[rows], self._policy.latent_shape
+                )
+                of_images = states[torch.from_numpy(groups[rows]).to(states.device)]
+                parts.append(self._sample_batch(of_images, noise, trajectory))
         latents, outputs, log_probs, ratios, images, final = (
             np.concatenate(arrays) for arrays in zip(*parts, strict=True)
         )

@@ -11,6 +11,7 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.weights import TrainableWeights
 from prdp.types import UInt8
 
@@ -27,6 +28,10 @@ class StableDiffusionPolicy:
         scheduler_config: of the DDIM scheduler that diffusers makes of the checkpoint's; transitions are built from it.
         latent_shape: (C, h, w).
         weights: the learning tensors and the reference.
+        precision: of the network's arithmetic outside `float32`: float32, bfloat16 or float16.
+
+    Raises:
+        ValueError: weights stored in one half precision, and autocast to the other.
     """
 
     def __init__(
@@ -39,7 +44,15 @@ class StableDiffusionPolicy:
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape: tuple[int, ...] = (int(self.unet.config.in_channels), int(height), int(width))
-        self._autocast = DTYPES[learner.autocast] if learner.autocast else None
+        stored = str(self.unet.dtype).removeprefix("torch.")
+        problem = precision_problem("model.dtype", stored, "learner.autocast", learner.autocast)
+        if problem is not None:
+            raise ValueError(problem)
+        self.precision: str = learner.autocast or stored
+        self._in_float32 = self.precision == "float32"
+        if self.device.type == "cuda":
+            # TF32, which convolutions take by default, keeps no more digits than float16.
+            torch.backends.cudnn.allow_tf32 = False
         pipeline.vae.eval().requires_grad_(False)
         pipeline.text_encoder.eval().requires_grad_(False)
         self.weights = TrainableWeights(
@@ -75,7 +88,9 @@ class StableDiffusionPolicy:
         ).to(self.device)
         masked = getattr(text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask if masked else None
-        return text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
+        # Half precision would give a prompt other states in another batch, and so another log-ratio.
+        with upcast(text_encoder):
+            return text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state
 
     def output(
         self,
@@ -86,6 +101,9 @@ class StableDiffusionPolicy:
         network: torch.nn.Module | None = None,
     ) -> torch.Tensor:
         """Guided network output u + w (c - u), float32 [B, C, h, w], differentiable in both branches.
+
+        Weights that are stored in half precision, or that learn in float32, compute by autocast to `precision`; in the
+        context of `float32` everything computes in float32.
 
         Args:
             latents: float32 [B, C, h, w].
@@ -99,14 +117,22 @@ class StableDiffusionPolicy:
         if with_guidance:
             latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
             states = torch.cat([self._empty_state().expand_as(states), states])
-        with self._precision():
-            output = network(
-                latents.to(self.unet.dtype), timesteps, encoder_hidden_states=states, return_dict=False
-            )[0].float()
+        with self._arithmetic():
+            output = network(latents, timesteps, encoder_hidden_states=states, return_dict=False)[0].float()
         if not with_guidance:
             return output
         unconditional, conditional = output.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
+
+    @contextmanager
+    def float32(self) -> Iterator[None]:
+        """Let the network and its reference compute in float32: a log-ratio is a difference far below half precision."""
+        before, self._in_float32 = self._in_float32, True
+        try:
+            with upcast(*self.weights.networks()):
+                yield
+        finally:
+            self._in_float32 = before
 
     @contextmanager
     def reference(self) -> Iterator[torch.nn.Module]:
@@ -143,10 +169,8 @@ class StableDiffusionPolicy:
             self._empty = self.encode_prompts([""])
         return self._empty
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._autocast)
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._in_float32 else torch.autocast(self.device.type, DTYPES[self.precision])
 
 
 def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:

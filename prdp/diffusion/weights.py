@@ -75,6 +75,10 @@ class TrainableWeights:
         if self.mode == "full" and self._frozen is None:
             self._frozen = copy.deepcopy(self.network).requires_grad_(False)
 
+    def networks(self) -> list[torch.nn.Module]:
+        """The network, and the frozen copy of it where one is kept."""
+        return [self.network] if self._frozen is None else [self.network, self._frozen]
+
     @contextmanager
     def reference(self) -> Iterator[torch.nn.Module]:
         """The network as it was before any training, for the time of the context."""

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from prdp.bounds import RULES, Rule, at_least, broken_rules
 from prdp.config import ClusterConfig, ModelConfig, SamplerConfig
+from prdp.diffusion.precision import precision_problem
 from prdp.errors import ConfigError
 from prdp.evaluation.exports import TOOLS
 from prdp.suggest import did_you_mean
@@ -98,6 +99,14 @@ def check_evaluation(config: EvaluateConfig) -> None:
         ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
     """
     _, problems = broken_rules(config, EVALUATE_RULES)
+    mismatch = precision_problem("model.dtype", config.model.dtype, "autocast", config.autocast)
+    problems += [] if mismatch is None else [mismatch]
+    if config.kl and (config.autocast or config.model.dtype) != "float32":
+        problems.append(
+            "kl=true: log-ratios are those of pictures drawn in float32, and the models are to be compared in one "
+            f"precision: set autocast=null model.dtype=float32 (given autocast={config.autocast} "
+            f"model.dtype={config.model.dtype}), or kl=false"
+        )
     for tool in config.export:
         if tool not in TOOLS:
             problems.append(f"export={tool}: must be one of {', '.join(TOOLS)}{did_you_mean(tool, TOOLS)}")

@@ -15,6 +15,14 @@ from prdp.diffusion.transitions import Transitions
 from prdp.interruption import uninterrupted
 from prdp.learners.guards import check_ratio, check_rollout
 from prdp.learners.history import RewardHistory
+from prdp.learners.precision import (
+    ATTEMPTS,
+    BACK_OFF,
+    NUDGE,
+    check_noise,
+    gradient_scale,
+    spot_cells,
+)
 from prdp.objectives import Coefficients, Trajectory, build_objective
 from prdp.types import Float64, Int64, Rollout, Weights
 
@@ -31,13 +39,19 @@ class Learner(ABC):
         transitions: the table that the rollouts were sampled with.
         config: optimizer, moving average, microbatch.
         objective: name and knobs, see `prdp.objectives`.
+        precision: of the pass with gradient: float32, bfloat16 or float16. Passes without are float32 in any case.
 
     Raises:
         ValueError: an unknown objective, or knobs that it does not take.
     """
 
-    def __init__(self, transitions: Transitions, config: LearnerConfig, objective: Mapping[str, Any]) -> None:
+    def __init__(
+        self, transitions: Transitions, config: LearnerConfig, objective: Mapping[str, Any], precision: str = "float32"
+    ) -> None:
         self._transitions = transitions
+        self._precision = precision
+        self._noise: float | None = None
+        self._noise_told = False
         self._config = config
         self._objective = build_objective(objective)
         self._updates = 0
@@ -106,13 +120,20 @@ class Learner(ABC):
 
     @abstractmethod
     def _evidence(self, rollout: Rollout, states: Any, cells: Int64, *, reference: bool = False) -> Evidence:
-        """The objective's channels at the given flat cells, without gradient; denoising also for the reference."""
+        """The objective's channels at the given flat cells, without gradient, computed in float32.
+
+        Denoising evidence also for the reference.
+        """
 
     @abstractmethod
     def _accumulate(
         self, rollout: Rollout, states: Any, cells: Int64, tables: Evidence, progress: Progress | None
     ) -> Evidence:
         """Gradient of sum(table * evidence) over channels and cells, by microbatches; the evidence seen on the way."""
+
+    @abstractmethod
+    def _unscale(self, scale: float) -> bool:
+        """Divide the accumulated gradient by a power of two; whether all of it is finite."""
 
     @abstractmethod
     def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
@@ -134,6 +155,9 @@ class Learner(ABC):
         pass is left out where the coefficients are known without: for the first update after an on-policy rollout,
         whose log-ratios the sampler has stored, and for channels that the loss is linear in.
 
+        In half precision the gradient alone is computed in it; what coefficients, clips and metrics are computed from
+        is float32 evidence, whose error is measured on a few cells of every on-policy rollout.
+
         Args:
             rollout: scored, and holding what `keep` says.
             progress: called with the number of cells done after each microbatch.
@@ -141,6 +165,7 @@ class Learner(ABC):
 
         Raises:
             RatioError: on an on-policy rollout the recomputed log-ratio is not the stored one; nothing is stepped.
+            UserError: a clip acts, and its range is below the error of the evidence.
             ValueError: the rollout is not scored, has no group with a pair, or the loss or gradient is not finite.
         """
         start = time.perf_counter()
@@ -167,20 +192,23 @@ class Learner(ABC):
             if "denoising_ref" in self._objective.method.arrays:
                 data["denoising_ref"] = self._evidence(rollout, states, cells, reference=True)["denoising"]
 
+        half, on_policy = self._precision != "float32", rollout.weights_version == self._updates
+        checked: dict[str, float] = {}
+        if half and self.keep == "trajectory":
+            if on_policy:
+                checked = self._spot_check(rollout, states, data["log_ratio_old"])
+            else:
+                self._check_clip()
+            # The pass with gradient would tell a drift that is rounding.
+            linear = tuple(name for name in linear if name != "log_ratio")
         if all(name in stored or name in linear for name in channels):
             now = unknown | stored
         else:
             now = stored = self._evidence(rollout, states, cells)
         result = self._coefficients(now, data)
-        recomputed = self._accumulate(rollout, states, cells, result.tables, progress)
-        if rollout.weights_version == self._updates and "log_ratio" in recomputed:
-            check_ratio(
-                data["log_ratio_old"],
-                recomputed["log_ratio"],
-                tolerance=self._config.ratio_tolerance,
-                update=self._updates,
-                timesteps=self._transitions.timesteps,
-            )
+        recomputed, scale = self._accumulate_scaled(rollout, states, cells, result.tables, progress)
+        if on_policy and not half and "log_ratio" in recomputed:
+            self._check_ratio(data["log_ratio_old"], recomputed["log_ratio"])
         if stored.keys() < set(channels):
             now = recomputed | stored
             result = self._coefficients(now, data)
@@ -190,12 +218,63 @@ class Learner(ABC):
                 self._history.remember(*history_of_epoch)
             metrics |= result.metrics | self._policy_metrics(now, data, cells)
             metrics["loss"] = result.loss
-            if stored:
+            metrics |= checked | ({"gradient_scale": scale} if scale != 1.0 else {})
+            if stored and not half:
                 metrics["ratio_error"] = max(float(np.abs(recomputed[name] - stored[name]).max()) for name in stored)
             metrics["time/learn"] = time.perf_counter() - start
             if stepped is not None:
                 stepped(metrics)
         return metrics
+
+    def _check_ratio(self, stored: Float64, recomputed: Float64) -> None:
+        check_ratio(
+            stored,
+            recomputed,
+            tolerance=self._config.ratio_tolerance,
+            update=self._updates,
+            timesteps=self._transitions.timesteps,
+        )
+
+    def _spot_check(self, rollout: Rollout, states: Any, stored: Float64) -> dict[str, float]:
+        """Recompute a few cells of an on-policy rollout: against what is stored, and with all roundings otherwise."""
+        cells = spot_cells(*stored.shape, self._config.microbatch)
+        rows = np.unravel_index(cells, stored.shape)
+        seen = np.zeros_like(stored)
+        seen[rows] = stored[rows]
+        again = self._evidence(rollout, states, cells)
+        nudged = self._evidence(rollout, states * NUDGE, cells)["log_ratio"]
+        self._check_ratio(seen, again["log_ratio"])
+        error, rounding = np.abs(again["log_ratio"] - seen), np.abs(again["log_ratio"] - nudged)
+        weights = 1.0 if self._step_weights is None else self._step_weights
+        self._noise = float((np.maximum(error, rounding) * weights).max())
+        metrics = {"ratio_error": float(error.max()), "evidence_noise": self._noise}
+        # Rounding of the pass with gradient adds up in a square, so that it would tell a KL that is not there.
+        return metrics | ({"kl_ref": float(again["kl_ref"][rows].mean())} if "kl_ref" in again else {})
+
+    def _check_clip(self) -> None:
+        """Clips act on rollouts of another policy: compare their range with the error last measured."""
+        clip_range = self._objective.knobs.get("clip_range")
+        if self._noise is not None and clip_range is not None and not self._noise_told:
+            self._noise_told = check_noise(
+                self._noise, clip_range, precision=self._precision, update=self._updates
+            )
+
+    def _accumulate_scaled(
+        self, rollout: Rollout, states: Any, cells: Int64, tables: Evidence, progress: Progress | None
+    ) -> tuple[Evidence, float]:
+        """The gradient and the evidence seen on the way; and by how much it was scaled, lest float16 underflow."""
+        if self._precision != "float16":
+            return self._accumulate(rollout, states, cells, tables, progress), 1.0
+        latents = rollout.latents[:1, 0] if self.keep == "trajectory" else rollout.final_latents
+        assert latents is not None
+        scale = gradient_scale(tables, int(np.prod(latents.shape[1:])))
+        for attempt in range(ATTEMPTS):
+            scale *= BACK_OFF if attempt else 1.0
+            scaled = {name: table * scale for name, table in tables.items()}
+            recomputed = self._accumulate(rollout, states, cells, scaled, progress)
+            if self._unscale(scale):
+                break
+        return recomputed, scale
 
     def _coefficients(self, channels: Evidence, data: Mapping[str, np.ndarray]) -> Coefficients:
         result = self._objective.coefficients(channels, data, self._step_weights)

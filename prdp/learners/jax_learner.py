@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,7 +25,7 @@ from prdp.learners.guards import gradient_error, unlearned
 from prdp.types import Int64, Rollout, Weights
 
 Tensors = dict[str, jax.Array]
-DTYPES = {None: jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 class LearnerState(flax.struct.PyTreeNode):
@@ -85,7 +87,7 @@ class JaxLearner(Learner):
         config: LearnerConfig,
         objective: Mapping[str, Any],
     ) -> None:
-        super().__init__(transitions, config, objective)
+        super().__init__(transitions, config, objective, policy.precision)
         if self.keep != "trajectory":
             raise ValueError(
                 f"objective.name={self._objective.name} learns from denoising errors, which learner.framework=jax does "
@@ -104,10 +106,11 @@ class JaxLearner(Learner):
         unet = UNet(
             dict(network.config),
             lora_scale=config.lora_alpha / config.lora_rank,
-            dtype=DTYPES[config.autocast],
+            dtype=DTYPES[policy.precision],
             remat=config.gradient_checkpointing,
         )
         self._network = (unet, guidance_scale, self._objective.method.channels)
+        self._float32_network = (dataclasses.replace(unet, dtype=jnp.float32), *self._network[1:])
         self._adam = optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
         tensors = {name: jnp.asarray(value.detach().cpu().numpy()) for name, value in learning.items()}
         # JAX never writes into an array, so that the average may start as the tensors themselves.
@@ -193,7 +196,7 @@ class JaxLearner(Learner):
         assert not reference
         evidence = {name: np.zeros(self.cells(rollout)) for name in self._objective.method.channels}
         for images, steps, batch in self._batches(rollout, states, cells):
-            values = _evidence(*self._network, self._state.tensors, self._frozen, self._empty, batch)
+            values = _evidence(*self._float32_network, self._state.tensors, self._frozen, self._empty, batch)
             _fill(evidence, images, steps, values)
         return evidence
 
@@ -213,6 +216,10 @@ class JaxLearner(Learner):
         assert gradient is not None
         self._gradient = gradient
         return evidence
+
+    def _unscale(self, scale: float) -> bool:
+        self._gradient = jax.tree.map(lambda value: value / scale, self._gradient)
+        return bool(np.isfinite(float(optax.tree.norm(self._gradient))))
 
     def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
         without = unlearned(_moving(self._gradient), first=self._updates == 0)
@@ -239,7 +246,9 @@ def _evidence(
     if empty is not None:
         latents, timesteps = jnp.concatenate([latents] * 2), jnp.concatenate([timesteps] * 2)
         states = jnp.concatenate([jnp.broadcast_to(empty, states.shape), states])
-    output = unet({**frozen, **tensors}, latents, timesteps, states)
+    # Accelerators multiply float32 in half precision unless told otherwise.
+    with jax.default_matmul_precision("highest") if unet.dtype == jnp.float32 else nullcontext():
+        output = unet({**frozen, **tensors}, latents, timesteps, states)
     if empty is not None:
         unconditional, conditional = jnp.split(output, 2)
         output = unconditional + guidance_scale * (conditional - unconditional)

@@ -42,7 +42,7 @@ class TorchLearner(Learner):
         objective: Mapping[str, Any],
         seed: int = 0,
     ) -> None:
-        super().__init__(transitions, config, objective)
+        super().__init__(transitions, config, objective, policy.precision)
         self._policy = policy
         self._seed = seed
         self._forward_process = ForwardProcess(policy.scheduler_config)
@@ -156,7 +156,7 @@ class TorchLearner(Learner):
     ) -> Evidence:
         shape, names = self.cells(rollout), self._objective.method.channels
         evidence = {name: np.zeros(shape) for name in names}
-        with self._policy.reference() if reference else nullcontext() as network:
+        with self._policy.float32(), self._policy.reference() if reference else nullcontext() as network:
             for images, columns in self._microbatches(cells, shape[1]):
                 values = self._cell_evidence(rollout, states, images, columns, network).cpu().numpy()
                 for name, row in zip(names, values, strict=True):
@@ -180,6 +180,11 @@ class TorchLearner(Learner):
             if progress:
                 progress(done)
         return evidence
+
+    def _unscale(self, scale: float) -> bool:
+        gradients = [value.grad for value in self._parameters.values() if value.grad is not None]
+        torch._foreach_mul_(gradients, 1.0 / scale)
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
     def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
         without = unlearned({name: value.grad for name, value in self._parameters.items()}, first=self._updates == 0)

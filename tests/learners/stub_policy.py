@@ -54,6 +54,7 @@ class StubPolicy:
     """Two-layer network on flattened latents, timestep and a one-number prompt state."""
 
     latent_shape = (2, 2, 2)
+    precision = "float32"
     device = torch.device("cpu")
 
     def __init__(self, seed: int = 0, scheduler: Mapping[str, Any] = SCHEDULER) -> None:
@@ -78,6 +79,9 @@ class StubPolicy:
     ) -> torch.Tensor:
         flat = torch.cat([latents.flatten(1), timesteps[:, None] / 1000.0, states[:, 0] / 10.0], dim=1)
         return (network or self.network)(flat).view_as(latents)
+
+    def float32(self) -> Any:
+        return nullcontext()
 
     def reference(self) -> Any:
         return nullcontext(self.weights.frozen)

@@ -10,7 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from averages import DECAY, check_average
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
@@ -20,23 +19,15 @@ from prdp.evaluation.loading import apply_lora
 from prdp.learners import build_learner
 from prdp.learners.base import Learner
 from prdp.learners.guards import RatioError
-from prdp.shapes import tiny_pipeline
 from prdp.types import PromptBatch, Rollout, Weights
 
 SAMPLER = SamplerConfig(steps=3, guidance_scale=2.0, timestep_spacing="trailing")
 OBJECTIVE = {"name": "prdp", "beta": 1e-3, "clip_range": 1e-4}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    """A pipeline of the embedded layout with a narrow UNet, which XLA compiles in a few seconds."""
-    folder = tmp_path_factory.mktemp("narrow")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(tiny_pipeline, "UNET_CHANNELS", (16,))
-    torch.manual_seed(0)
-    tiny_pipeline.build_pipeline().save_pretrained(folder)
-    patch.undo()
-    return ModelConfig(path=str(folder))
+@pytest.fixture
+def model(narrow_pipeline: Path) -> ModelConfig:
+    return ModelConfig(path=str(narrow_pipeline))
 
 
 def learner_config(**changes: Any) -> LearnerConfig:

@@ -1,0 +1,72 @@
+"""What half precision asks of a learner: gradients that do not underflow, and evidence whose error is told."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from prdp.errors import UserError
+from prdp.types import Float64, Int64
+
+log = logging.getLogger(__name__)
+
+SCALED_ENTRY = 2.0**-5
+"""Size that the largest coefficient per latent dim is scaled to: 2^21 below float16's largest number, 2^19 above its
+smallest."""
+BACK_OFF = 2.0**-6
+"""Factor on the scale after a gradient that overflowed."""
+ATTEMPTS = 4
+"""How often a gradient is accumulated before an overflow counts as an error."""
+NUDGE = 1.0 + 2.0**-22
+"""Factor on the text states that makes every rounding fall another way and changes next to nothing else."""
+
+
+def gradient_scale(tables: Mapping[str, Float64], dims: int) -> float:
+    """The power of two that coefficients are multiplied by before a float16 backward pass; 1 where all are zero.
+
+    Gradients of the network's output are of the size of coefficient / dims, which float16 rounds to zero below 6e-8.
+
+    Args:
+        tables: channel -> d loss / d evidence.
+        dims: of one latent, which evidence is the mean over.
+    """
+    largest = max(float(np.abs(table).max()) for table in tables.values()) / dims
+    if not (largest > 0 and math.isfinite(largest)):
+        return 1.0
+    return 2.0 ** math.floor(math.log2(SCALED_ENTRY) - math.log2(largest))
+
+
+def spot_check_size(cells: int, microbatch: int) -> int:
+    """Number of cells whose evidence is recomputed: one microbatch, and at least 16 where there are as many."""
+    return min(cells, max(microbatch, 16))
+
+
+def spot_cells(images: int, columns: int, microbatch: int) -> Int64:
+    """The flat cells of a spot check: images evenly spread over the batch, columns in turn."""
+    chosen = np.arange(spot_check_size(images * columns, microbatch))
+    return np.asarray(chosen * images // len(chosen) * columns + chosen % columns, np.int64)
+
+
+def check_noise(noise: float, clip_range: float, *, precision: str, update: int) -> bool:
+    """Compare the error of the evidence with the range that a clip lets it move in.
+
+    Returns:
+        whether it is above a tenth of the range, which the log has then been told.
+
+    Raises:
+        UserError: it is above the range itself.
+    """
+    if noise <= clip_range / 10:
+        return False
+    fact = f"log-ratios are known to {noise:.2g} (evidence_noise) and clipped at objective.clip_range={clip_range:g}"
+    if not noise <= clip_range:
+        raise UserError(
+            f"update {update}: {fact}: the clip would act on rounding. The network computes in {precision} "
+            "(learner.autocast, model.dtype), and its evidence in float32 as this machine does it. Set a larger "
+            "objective.clip_range, or updates_per_epoch=1 and cluster.max_staleness=0, where no clip acts"
+        )
+    log.warning("update %d: %s: some of what is clipped is rounding", update, fact)
+    return True
