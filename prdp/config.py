@@ -21,7 +21,8 @@ class ModelConfig:
     variant: str | None = None
     """File variant in the folder, such as 'fp16'."""
     dtype: str = "float32"
-    """Network precision: float32, bfloat16 or float16. Log-probs are float32 in any case."""
+    """Precision that weights are stored in: float32, bfloat16 or float16. Weights that learn, log-probs and their
+    evidence are float32 in any case."""
     device: str = "auto"
     """'auto' takes CUDA when there is one."""
 
@@ -80,7 +81,8 @@ class LearnerConfig:
     ema_decay: float = 0.0
     """0 keeps no moving average; otherwise evaluation and export use the averaged weights."""
     autocast: str | None = None
-    """bfloat16 or float16 for the network's forward; null for none."""
+    """bfloat16 or float16 for the network's pass with gradient and for pictures of evaluations; null for that of
+    model.dtype. Trajectories and other passes without gradient are float32."""
     microbatch: int = 64
     """(image, step) cells per network call; changes speed and memory, not results beyond rounding."""
     gradient_checkpointing: bool = False

@@ -18,8 +18,9 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     objectives on trajectories, sampling evaluates the policy and the reference; the first update after sampling takes
     the stored log-probs, and each further one recomputes them first, unless the loss is linear in them. Objectives on
     denoising errors need no reference while sampling, and leave images out that they do not use: theirs are the most
-    that may be.
-    In half precision a few cells of the trajectories are evaluated twice more, to check them and to measure their noise.
+    that may be. In half precision a few cells of trajectories are evaluated twice more, to check them and to measure
+    their noise.
+
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
     method = OBJECTIVES[config.objective["name"]]
@@ -30,13 +31,14 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     # The last step of the ancestral sampler has no variance.
     without_noise = max(config.sampler.deterministic_final_steps, int(config.sampler.kind == "ddpm"))
     half = (config.learner.autocast or config.model.dtype) != "float32"
-    trajectory = isinstance(method.evidence, Trajectory)
+    evidence = method.evidence
+    trajectory = isinstance(evidence, Trajectory)
     blind = set(method.channels) <= set(method.linear) - ({"log_ratio"} if half and trajectory else set())
-    if trajectory:
+    if isinstance(evidence, Trajectory):
         networks, columns = 2, steps - without_noise
         passes = updates if blind else 2 * updates - 1
     else:
-        networks, columns = 1, config.objective.get("draws", method.evidence.draws)
+        networks, columns = 1, config.objective.get("draws", evidence.draws)
         passes = updates * (1 + (not blind) + ("denoising_ref" in method.arrays))
     cells = images * columns
     checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and trajectory else 0

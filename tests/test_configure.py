@@ -139,6 +139,20 @@ def test_the_noise_of_ddpm_is_fixed(override: str, says: str) -> None:
     assert str(caught.value).startswith(f"{override}: {says}")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("autocast", ["null", "bfloat16", "float16"])
+def test_one_half_precision_at_a_time(dtype: str, autocast: str) -> None:
+    """All others start: see tests/learners/test_precision.py."""
+    chosen = OmegaConf.merge(
+        MINIMAL, OmegaConf.from_dotlist([f"model.dtype={dtype}", f"learner.autocast={autocast}"])
+    )
+    if dtype == "float32" or autocast in ("null", dtype):
+        assert typed(chosen).model.dtype == dtype
+    else:
+        with pytest.raises(ConfigError, match=f"^learner.autocast={autocast}: must be null or {dtype} for model.dtype"):
+            typed(chosen)
+
+
 def test_limits_themselves_are_allowed() -> None:
     limits = OmegaConf.from_dotlist(
         [
@@ -340,6 +354,14 @@ def test_geometry() -> None:
         assert other["cells_per_update"] == 24 * columns
         assert other["learning_passes_per_epoch"] == 24 * columns * 2 * passes
         assert other["sampling_passes_per_epoch"] == 24 * 5 * 2 * networks
+    half = dataclasses.replace(config, learner=dataclasses.replace(config.learner, autocast="float16", microbatch=20))
+    for objective, passes in (("prdp", 5), ("reinforce", 5), ("grpo", 5)):
+        other = geometry(dataclasses.replace(half, objective={"name": objective}))
+        assert other["learning_passes_per_epoch"] == (24 * 4 * passes + 2 * 20) * 2
+    drawn = {"name": "best_of_n", "draws": 5}
+    assert geometry(dataclasses.replace(half, objective=drawn)) == geometry(
+        dataclasses.replace(config, objective=drawn)
+    )
     text = geometry_text(config)
     assert "24 = 6 prompts x 4 images" in text
     assert "3 samplers" in text

@@ -1,4 +1,4 @@
-"""In which precision a network computes, and how it computes in float32 for a while when its weights are stored lower."""
+"""In which precision a network computes, and how it computes in float32 when its weights are stored in less."""
 
 from __future__ import annotations
 

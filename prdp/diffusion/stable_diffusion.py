@@ -126,7 +126,7 @@ class StableDiffusionPolicy:
 
     @contextmanager
     def float32(self) -> Iterator[None]:
-        """Let the network and its reference compute in float32: a log-ratio is a difference far below half precision."""
+        """Let the network and its reference compute in float32: log-ratios are far below half precision."""
         before, self._in_float32 = self._in_float32, True
         try:
             with upcast(*self.weights.networks()):

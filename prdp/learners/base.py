@@ -15,14 +15,7 @@ from prdp.diffusion.transitions import Transitions
 from prdp.interruption import uninterrupted
 from prdp.learners.guards import check_ratio, check_rollout
 from prdp.learners.history import RewardHistory
-from prdp.learners.precision import (
-    ATTEMPTS,
-    BACK_OFF,
-    NUDGE,
-    check_noise,
-    gradient_scale,
-    spot_cells,
-)
+from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, check_noise, gradient_scale, spot_cells
 from prdp.objectives import Coefficients, Trajectory, build_objective
 from prdp.types import Float64, Int64, Rollout, Weights
 
@@ -237,7 +230,8 @@ class Learner(ABC):
 
     def _spot_check(self, rollout: Rollout, states: Any, stored: Float64) -> dict[str, float]:
         """Recompute a few cells of an on-policy rollout: against what is stored, and with all roundings otherwise."""
-        cells = spot_cells(*stored.shape, self._config.microbatch)
+        images, columns = stored.shape
+        cells = spot_cells(images, columns, self._config.microbatch)
         rows = np.unravel_index(cells, stored.shape)
         seen = np.zeros_like(stored)
         seen[rows] = stored[rows]
@@ -255,9 +249,7 @@ class Learner(ABC):
         """Clips act on rollouts of another policy: compare their range with the error last measured."""
         clip_range = self._objective.knobs.get("clip_range")
         if self._noise is not None and clip_range is not None and not self._noise_told:
-            self._noise_told = check_noise(
-                self._noise, clip_range, precision=self._precision, update=self._updates
-            )
+            self._noise_told = check_noise(self._noise, clip_range, precision=self._precision, update=self._updates)
 
     def _accumulate_scaled(
         self, rollout: Rollout, states: Any, cells: Int64, tables: Evidence, progress: Progress | None

@@ -44,6 +44,11 @@ _TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "Size of the predicted reward differences beside the true ones; far below 1 the KL weight, beta, does nothing.",
         (("prediction_size", "prediction_size"),),
     ),
+    (
+        "Evidence noise",
+        "Error of the log-ratios in half precision; where it is not far below the clip range, clips act on rounding.",
+        (("evidence_noise", "evidence_noise"), ("ratio_error", "ratio_error")),
+    ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "grad_norm"),)),
 )
 

@@ -40,13 +40,14 @@ SECTIONS: dict[str, tuple[Lines, ...]] = {
         Lines("size of the predicted reward differences", ("prediction_size",)),
         Lines("new against sampling policy", ("approx_kl", "logratio")),
         Lines("clipped", ("clipfrac",)),
-        Lines("stored against recomputed", ("ratio_error",)),
+        Lines("stored against recomputed", ("ratio_error", "evidence_noise")),
         Lines("staleness", pattern="staleness.*"),
     ),
     "Learning": (
         Lines("loss", ("loss",), log_y=True),
         Lines("gradient norm before clipping", ("grad_norm",), log_y=True),
         Lines("learning rate", ("learning_rate",)),
+        Lines("scale of float16 gradients", ("gradient_scale",), log_y=True),
         Lines("constant or tied groups", ("rewards_constant", "groups_tied", "parameters_without_gradient")),
     ),
     "Speed": (

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from averages import DECAY, check_average
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig

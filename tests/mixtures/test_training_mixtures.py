@@ -60,6 +60,8 @@ def test_a_short_run_comes_nearer_to_the_optimum(tmp_path: Path) -> None:
         ("sampler.guidance_scale=3", "sampler.guidance_scale=3: must be 1"),
         ("learner.mode=lora", "learner.mode=lora: must be full"),
         ("model.path=shapes", "model.path=shapes: must be gaussian_mixtures"),
+        ("model.dtype=bfloat16", "model.dtype=bfloat16: must be float32"),
+        ("learner.autocast=float16", "learner.autocast=float16: must be null"),
         ("learner.framework=jax", "learner.framework=jax: must be torch"),
     ],
 )
