@@ -215,7 +215,7 @@ SHAPES = ["models=[base]", "model=shapes", "prompts=[shapes]", "rewards=[redness
         ([*SHAPES, "features=clip", "features.path=nowhere"], "features: path=nowhere: there is no such folder"),
         ([*SHAPES, "images_per_promt=5"], "Did you mean 'images_per_prompt'?"),
         ([*SHAPES, "collapse_below=2", "seeds=[1,1]"], "collapse_below=2: must be from 0 to 1"),
-        ([*SHAPES, "kl=true", "autocast=bfloat16"], "compared in one precision: set autocast=null model.dtype=float32 (given autocast=bfloat16"),
+        ([*SHAPES, "kl=true", "autocast=bfloat16"], "set autocast=null model.dtype=float32 (given autocast=bfloat16"),
         ([*SHAPES, "autocast=bfloat16", "model.dtype=float16"], "autocast=bfloat16: must be null or float16"),
         ([*SHAPES, "export=[genevl]"], "export=genevl: must be one of"),
         ([*SHAPES, "export=[geneval]"], "has no tag and no include"),
