@@ -34,7 +34,7 @@ esac
     "scontrol": RECORD + 'if [[ $1 == show ]]; then printf "node1\\nnode2\\n"; fi\n',
     "hostname": 'echo "10.0.0.1 172.17.0.1 "\n',
     # Of the script's own lines in Python: waits for as many nodes as it is told.
-    "python": RECORD + 'until (($(grep -c "^ray|start" "$CALLS") >= $2)); do sleep 0.05; done\n',
+    "python": RECORD + 'until (($(grep -c "^ray|start" "$CALLS") >= ${@: -1})); do sleep 0.05; done\n',
     "prdp": RECORD
     + """
 trap 'echo saved; exit 143' TERM
@@ -203,7 +203,7 @@ def test_slurm_starts_a_head_and_workers_and_the_learner(slurm: dict[str, str], 
         ["start", "--block", f"--address={address}", *size],
     ]
     assert [call[3] for call in calls(slurm, "srun") if "ray" in call] == ["--nodelist=node1", "--nodelist=node2"]
-    assert [call[:2] for call in calls(slurm, "python")] == [["-", "1"], ["-", "2"]]
+    assert calls(slurm, "python") == [["-P", "-", "1"], ["-P", "-", "2"]]
     shared = ["train", "cluster=ray", f"cluster.address={address}", "checkpoint.resume=auto", f"output_dir={folder}"]
     assert calls(slurm, "prdp") == [[*shared, "experiment=shapes_smoke", "a=b c"]]
     assert ["requeue", "12345"] not in calls(slurm, "scontrol")
