@@ -9,6 +9,7 @@ before the first `import torch`. Processes started from this one inherit them.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ from prdp.cluster.threads import PATIENCE, planned_threads, thread_environment
 
 if TYPE_CHECKING:
     from prdp.config import TrainConfig
+
+OPENMP = "OMP_NUM_THREADS"
+_applied: str | None = None
+"""What this process has set `OPENMP` to."""
+_log = logging.getLogger(__name__)
 
 
 def plan_threads(config: TrainConfig) -> int:
@@ -34,6 +40,14 @@ def apply_threads(count: int) -> None:
     """
     if count < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
+    global _applied
+    given = os.environ.get(OPENMP)
+    if given not in (None, "", str(count), _applied):
+        _log.warning(
+            "%s=%s of the environment is not used: this process takes %d CPU threads, as the configuration says "
+            "(cluster.threads, or threads)", OPENMP, given, count,
+        )
+    _applied = str(count)
     os.environ.update(thread_environment(count))
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)

@@ -24,13 +24,21 @@ def test_plan_for_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_threads(TrainConfig(cluster=ray)) == 4
 
 
-def test_apply_sets_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apply_sets_the_environment_and_tells_what_it_replaces(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     names = threads.thread_environment(1)
     for name in names:
         monkeypatch.setenv(name, "7")
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("prdp.threads._applied", None)
     apply_threads(2)
     assert {os.environ[name] for name in names} == {"2"}
+    assert "OMP_NUM_THREADS=7 of the environment is not used: this process takes 2 CPU threads" in caplog.text
+    caplog.clear()
+    apply_threads(3)  # in place of our own
+    apply_threads(3)
+    assert caplog.text == ""
     with pytest.raises(ValueError, match="at least 1"):
         apply_threads(0)
 

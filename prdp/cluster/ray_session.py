@@ -52,6 +52,12 @@ def connect(config: ClusterConfig) -> bool:
         ClusterError: a private Ray does not start, which a machine without other work may mend.
     """
     local = config.address == "local"
+    known = os.environ.get("RAY_ADDRESS")
+    if local and known and known != "local":
+        _log.warning(
+            "RAY_ADDRESS=%s of the environment is not used: cluster.address=local starts a private Ray; "
+            "cluster.address=auto joins the one at that address", known,
+        )
     _set_environment(config, local)
     if ray.is_initialized():
         return False

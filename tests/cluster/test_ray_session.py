@@ -147,3 +147,16 @@ def test_a_ray_that_does_not_start_is_tried_again_and_named(monkeypatch, caplog)
     assert not isinstance(caught.value, UserError)
     assert len(tries) == 3
     assert "is tried again" in caplog.text
+
+
+def test_an_address_in_the_environment_that_is_not_used_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_session, "_set_environment", lambda config, local: None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    ray_session.connect(ClusterConfig(kind="ray", address="auto"))
+    assert caplog.text == ""
+    ray_session.connect(ClusterConfig(kind="ray"))
+    assert "RAY_ADDRESS=head:6379 of the environment is not used: cluster.address=local" in caplog.text
+    assert "cluster.address=auto joins" in caplog.text
