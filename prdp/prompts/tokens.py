@@ -86,6 +86,8 @@ def cut_prompts_report(model: str, stream: PromptStream, held_out: Sequence[str]
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`: a folder in diffusers format, 'shapes', a tokenizer's folder, or a hub id.
 
+    Its length is at most that of the text encoder beside it, where there is one.
+
     Raises:
         ValueError: no tokenizer there.
     """

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from small_checkpoints import (  # noqa: F401
     bert_tokenizer,
+    blip_folder,
     clip_folder,
     clip_tokenizer,
     head_tensors,

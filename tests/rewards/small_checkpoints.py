@@ -84,3 +84,25 @@ def head_tensors() -> dict[str, Any]:
         tensors[f"layers.{place}.weight"] = torch.randn(out, into) / into**0.5
         tensors[f"layers.{place}.bias"] = torch.randn(out)
     return tensors
+
+
+@pytest.fixture(scope="session")
+def blip_folder(tmp_path_factory: pytest.TempPathFactory, bert_tokenizer: Path) -> Path:
+    """BLIP for questions in transformers format, with its tokenizer."""
+    import torch
+    from transformers import BlipConfig, BlipForQuestionAnswering
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": 63, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
+    config = BlipConfig(text_config=tower | text, vision_config=tower | {"image_size": 32, "patch_size": 16})
+    model = BlipForQuestionAnswering(config)
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    folder = tmp_path_factory.mktemp("blip")
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_bytes((bert_tokenizer / "vocab.txt").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    preparation = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"processor_class": "BlipProcessor", **preparation}))
+    return folder

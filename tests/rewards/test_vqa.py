@@ -21,26 +21,6 @@ METADATA: list[dict[str, Any]] = [
 BOS, SEP = 2, 3
 
 
-@pytest.fixture(scope="module")
-def blip_folder(tmp_path_factory: pytest.TempPathFactory, bert_tokenizer: Path) -> Path:
-    from transformers import BlipConfig, BlipForQuestionAnswering
-
-    torch.manual_seed(0)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": 63, "bos_token_id": BOS, "sep_token_id": SEP, "eos_token_id": SEP, "pad_token_id": 0}
-    config = BlipConfig(text_config=tower | text, vision_config=tower | {"image_size": 32, "patch_size": 16})
-    model = BlipForQuestionAnswering(config)
-    for value in model.parameters():
-        torch.nn.init.normal_(value, std=0.3)
-    folder = tmp_path_factory.mktemp("blip")
-    model.save_pretrained(folder)
-    (folder / "vocab.txt").write_bytes((bert_tokenizer / "vocab.txt").read_bytes())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    preparation = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
-    (folder / "preprocessor_config.json").write_text(json.dumps({"processor_class": "BlipProcessor", **preparation}))
-    return folder
-
-
 def blip_chances(folder: Path, image: np.ndarray, question: str, choices: list[str]) -> np.ndarray:
     """One image and one question at a time, without padding, token by token."""
     from transformers import AutoProcessor, BlipForQuestionAnswering

@@ -1,0 +1,145 @@
+"""Folders with every kind of scheduler and their other settings, against diffusers' own pipeline, picture by picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion import build_policy
+from prdp.diffusion.effective_scheduler import effective_scheduler
+from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.transitions import build_transitions
+from prdp.model_components import component_problems
+from prdp.types import PromptBatch
+
+PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))
+SEED, STEPS = 11, 5
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+CLASSES = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+CASES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    **{f"minimal {name}": ({"_class_name": name, **BETAS}, {}) for name in CLASSES},
+    "clip_sample": ({"_class_name": "DDIMScheduler", **BETAS, "clip_sample": True, "set_alpha_to_one": False}, {}),
+    "offset 0": ({"_class_name": "PNDMScheduler", **BETAS, "steps_offset": 0, "skip_prk_steps": True}, {}),
+    "trailing v": (
+        {"_class_name": "EulerDiscreteScheduler", **BETAS, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+        {},
+    ),
+    "sample": ({"_class_name": "DDPMScheduler", **BETAS, "prediction_type": "sample"}, {}),
+    "own betas": ({"_class_name": "DDIMScheduler", "trained_betas": np.linspace(1e-3, 2e-2, 1000).tolist()}, {}),
+    "karras": ({"_class_name": "DPMSolverMultistepScheduler", **BETAS, "use_karras_sigmas": True}, {}),
+    "masked text": ({"_class_name": "DDIMScheduler", **BETAS}, {"text_encoder/config.json": {"use_attention_mask": True}}),
+    "not square": ({"_class_name": "DDIMScheduler", **BETAS}, {"unet/config.json": {"sample_size": [8, 12]}}),
+}
+
+
+def changed(folder: Path, scheduler: dict[str, Any], edits: dict[str, dict[str, Any]]) -> None:
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for file, values in edits.items():
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**content, **values}))
+
+
+def pictures(folder: Path, eta: float) -> np.ndarray:
+    """Ours, uint8."""
+    learner = LearnerConfig(mode="frozen")
+    policy = build_policy(ModelConfig(path=str(folder)), learner, seed=0, keep_reference=False)
+    # A table with eta 0 has no log-probs, and so is no sampler's; its means are what DDIM without noise takes.
+    table = build_transitions(policy.scheduler_config, steps=STEPS, eta=eta or 1e-12)
+    return Sampler(policy, table, 3.0, 4).sample(PROMPTS, 1, SEED, trajectory=False).images
+
+
+def theirs(folder: Path, eta: float, **component: Any) -> np.ndarray:
+    """Those of diffusers' pipeline with the same noise, in levels."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(folder, subfolder="scheduler"))
+    # Given to the constructor, which sets steps_offset and clip_sample.
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, scheduler=scheduler, safety_checker=None, **component)
+    pipeline.set_progress_bar_config(disable=True)
+    size = pipeline.unet.config.sample_size
+    shape = (4, *((size, size) if isinstance(size, int) else size))
+    noise = ImageNoise(SEED, 3, np.array([5, 6]), np.array([0, 0]), shape)
+    first = torch.from_numpy(noise.draw())
+    draw = "diffusers.schedulers.scheduling_ddim.randn_tensor"
+    with patch(draw, lambda *args, **kwargs: torch.from_numpy(noise.draw())):
+        images = pipeline(
+            list(PROMPTS.texts), latents=first, num_inference_steps=STEPS, guidance_scale=3.0, eta=eta, output_type="np"
+        ).images
+    return (images * 255).round().astype(int)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", CASES)
+def test_pictures_equal_those_of_diffusers(model_folder: Path, name: str, eta: float) -> None:
+    changed(model_folder, *CASES[name])
+    ours, expected = pictures(model_folder, eta), theirs(model_folder, eta)
+    assert ours.shape == expected.shape
+    assert np.abs(ours.astype(int) - expected).max() <= 1
+    assert np.ptp(ours) > 10
+
+
+def test_what_the_cases_change_matters(model_folder: Path) -> None:
+    shown = {}
+    for name in ("minimal DDIMScheduler", "trailing v", "sample", "own betas", "masked text"):
+        changed(model_folder, *CASES[name])
+        shown[name] = pictures(model_folder, 1.0).astype(int)
+        if name == "masked text":
+            changed(model_folder, {}, {"text_encoder/config.json": {"use_attention_mask": False}})
+    first = shown.pop("minimal DDIMScheduler")
+    assert all(np.abs(other - first).max() > 1 for other in shown.values())
+
+
+def test_a_saved_pipeline_says_how_it_is_sampled(model_folder: Path, tmp_path: Path) -> None:
+    from prdp.diffusion.stable_diffusion import load_pipeline
+
+    changed(model_folder, *CASES["minimal DPMSolverMultistepScheduler"])
+    pipeline = load_pipeline(ModelConfig(path=str(model_folder)))
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = load_pipeline(ModelConfig(path=str(tmp_path / "saved")))
+    config = dict(pipeline.scheduler.config)
+    assert {key: again.scheduler.config[key] for key in config if not key.startswith("_")} == {
+        key: value for key, value in config.items() if not key.startswith("_")
+    }
+    assert (config["timestep_spacing"], config["steps_offset"], config["clip_sample"]) == ("leading", 1, False)
+
+
+def test_a_tokenizer_without_a_length_takes_that_of_the_text_encoder(model_folder: Path) -> None:
+    from prdp.prompts.tokens import load_tokenizer
+
+    expected = pictures(model_folder, 1.0)
+    file = model_folder / "tokenizer" / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    for key in ("model_max_length", "max_length"):
+        del content[key]
+    file.write_text(json.dumps(content))
+    assert component_problems(model_folder) == []
+    np.testing.assert_array_equal(pictures(model_folder, 1.0), expected)
+    assert load_tokenizer(str(model_folder)).model_max_length == 32
+
+
+def test_what_is_refused_raises() -> None:
+    with pytest.raises(ValueError, match="scheduler: beta_end is missing"):
+        effective_scheduler({"_class_name": "DDIMScheduler", "beta_start": 1e-4})
