@@ -210,10 +210,16 @@ def model_problems(model: ModelConfig, sampler: SamplerConfig, learner: LearnerC
     if learner.framework == "jax":
         from prdp.diffusion.jax_unet import UNet
 
+        unet = (network or empty_unet(folder)).config
         try:
-            UNet(dict((network or empty_unet(folder)).config))
+            UNet(dict(unet))
         except ValueError as error:
             problems.append(f"learner.framework=jax: {where}: {error}")
+        sides = [unet.sample_size] if isinstance(unet.sample_size, int) else list(unet.sample_size)
+        factor = 2 ** (len(unet.block_out_channels) - 1)
+        if any(side % factor for side in sides):
+            found = f"unet sample_size={unet.sample_size}: must divide by {factor}"
+            problems.append(f"learner.framework=jax: {where}: {found}")
     return problems
 
 

@@ -202,6 +202,17 @@ def test_what_this_machine_or_this_network_cannot_do(
         assert text in message
 
 
+def test_what_the_jax_twin_does_not_compute(
+    here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"model.path={model_folder}", "learner.framework=jax"]
+    assert main(["validate", *words]) == 0
+    unet(sample_size=9)(model_folder)
+    assert "sample_size=9: must divide by 2" in refusals(capsys, *words)
+    unet(sample_size=8, center_input_sample=True)(model_folder)
+    assert "the JAX UNet does not know center_input_sample=True" in refusals(capsys, *words)
+
+
 @pytest.mark.parametrize(
     ("word", "missing", "says"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,13 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     location = model_location(model)
     inside = (Path(location) / "tokenizer").is_dir() or not Path(location).exists()
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             location, subfolder="tokenizer" if inside else "", trust_remote_code=False
         )
+        encoder = Path(location) / "text_encoder" / "config.json"
+        if encoder.is_file():
+            positions = json.loads(encoder.read_text(encoding="utf-8")).get("max_position_embeddings")
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model {model}: no tokenizer can be loaded from it: {error}") from error
