@@ -21,6 +21,7 @@ from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
 from prdp.configure import write_config
 from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.diffusion.usage import USAGE_FILE, usage_text
 from prdp.errors import start_up_checks
 from prdp.evaluation.diversity import group_diversity
 from prdp.interruption import interruptions_raised, uninterrupted
@@ -375,6 +376,21 @@ class Run:
         self.policy.weights.bind(self.learner.evaluation_weights())
         with atomic_directory(self.folder / WEIGHTS) as temporary:
             self.policy.save(temporary)
+            usage = self._usage()
+            if usage:
+                (temporary / USAGE_FILE).write_text(usage, encoding="utf-8")
+        if usage:
+            self.progress.message(usage)
+
+    def _usage(self) -> str:
+        """How to use the weights in diffusers; empty for a model that is none of its pipelines."""
+        config = self.config
+        if config.model.family != "stable_diffusion":
+            return ""
+        scheduler, prompt = self.policy.scheduler_config, self.heldout.texts[0]
+        return usage_text(
+            config.model, config.sampler, scheduler, config.learner.mode, self.folder / WEIGHTS, prompt
+        )
 
 
 def _spoken_for(config: TrainConfig) -> contextlib.AbstractContextManager[None]:

@@ -80,6 +80,9 @@ def test_a_run_leaves_everything(straight: Path) -> None:
     assert (straight / "report.html").stat().st_size > 10_000
     assert (straight / "config.yaml").is_file()
     assert list((straight / "weights").glob("*.safetensors"))
+    usage = (straight / "weights" / "README.md").read_text()
+    assert f"weights = {str(straight / 'weights')!r}" in usage and "pipeline.load_lora_weights(weights)" in usage
+    assert "pipeline.load_lora_weights(weights)" in (straight / "progress.log").read_text()
 
 
 def test_every_name_that_logs_use_for_the_reward_is_refused_for_a_sub_score(straight: Path) -> None:

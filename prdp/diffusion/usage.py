@@ -1,0 +1,122 @@
+"""How to use exported weights in plain diffusers, as a short program and what is to be known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prdp.config import ModelConfig, SamplerConfig
+from prdp.diffusion.guidance import guided
+
+USAGE_FILE = "README.md"
+_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+_WITHOUT_NOISE = '''
+class LastStepsWithoutNoise(DDIMScheduler):
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None, **rest):
+        if timestep in self.timesteps[-{steps}:]:
+            eta = 0.0
+        return super().step(model_output, timestep, sample, eta=eta, generator=generator, **rest)
+
+'''
+
+
+def usage_text(
+    model: ModelConfig, sampler: SamplerConfig, scheduler: Mapping[str, Any], mode: str, weights: Path, prompt: str
+) -> str:
+    """Markdown: a program that samples with diffusers alone as the run did, and where it differs.
+
+    Args:
+        model: the base of the run.
+        sampler: how the run sampled.
+        scheduler: configuration of the scheduler that the run sampled with.
+        mode: learner.mode, 'lora' or 'full'.
+        weights: folder of the exported weights.
+        prompt: stands in the program as an example.
+    """
+    return "\n".join(
+        [
+            "# These weights in plain diffusers",
+            "",
+            "```python",
+            _program(model, sampler, scheduler, mode, weights, prompt).strip("\n"),
+            "```",
+            "",
+            *_remarks(sampler, scheduler),
+            "",
+        ]
+    )
+
+
+def _program(
+    model: ModelConfig, sampler: SamplerConfig, scheduler: Mapping[str, Any], mode: str, weights: Path, prompt: str
+) -> str:
+    name = "DDPMScheduler" if sampler.kind == "ddpm" else "DDIMScheduler"
+    options = ["safety_checker=None"]
+    options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
+    embedded = model.path == "shapes" and mode == "lora"
+    if mode == "full":
+        base = "weights"
+    else:
+        base = "pipeline_folder()" if embedded else repr(model.path)
+        options += [f"{key}={value!r}" for key in ("revision", "variant") if (value := getattr(model, key)) is not None]
+    steps_without_noise = sampler.deterministic_final_steps if sampler.kind == "ddim" else 0
+    lines = [
+        "import torch",
+        f"from diffusers import {name}, StableDiffusionPipeline",
+        *(["from prdp.shapes.tiny_pipeline import pipeline_folder"] if embedded else []),
+        _WITHOUT_NOISE.format(steps=steps_without_noise) if steps_without_noise else "",
+        f"weights = {str(weights)!r}",
+        f"pipeline = StableDiffusionPipeline.from_pretrained({base}, {', '.join(options)})",
+        *(["pipeline.load_lora_weights(weights)"] if mode == "lora" else []),
+        f"pipeline.scheduler = {'LastStepsWithoutNoise' if steps_without_noise else name}(",
+        *(f"    {key}={value!r}," for key, value in _scheduler_arguments(sampler, scheduler).items()),
+        ")",
+        'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")',
+        "images = pipeline(",
+        f"    {prompt!r},",
+        f"    num_inference_steps={sampler.steps},",
+        f"    guidance_scale={sampler.guidance_scale!r},",
+        *([f"    eta={sampler.eta!r},"] if sampler.kind == "ddim" else []),
+        "    generator=torch.Generator().manual_seed(0),",
+        ").images",
+        'images[0].save("picture.png")',
+    ]
+    return "\n".join(lines)
+
+
+def _scheduler_arguments(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: scheduler[key] for key in _SCHEDULE if scheduler.get(key) is not None}
+    found["timestep_spacing"] = sampler.timestep_spacing or scheduler.get("timestep_spacing", "leading")
+    found["steps_offset"] = scheduler.get("steps_offset", 0)
+    found["clip_sample"] = False
+    if sampler.kind == "ddim":
+        return found | {"set_alpha_to_one": scheduler.get("set_alpha_to_one", True)}
+    return found | {"variance_type": "fixed_small"}
+
+
+def _remarks(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> list[str]:
+    remarks = [
+        "* These are the settings that the weights were trained and judged with. Others work less well, most of all "
+        "with few steps.",
+        "* diffusers draws noise of its own: pictures have the run's distribution, and are not the very ones of its "
+        "report.",
+    ]
+    if not guided(sampler.guidance_scale):
+        remarks.append(
+            "* A guidance scale up to 1 is no guidance. More may make better pictures, and takes twice as long."
+        )
+    if differs_from_diffusers(sampler, scheduler):
+        remarks.append(
+            "* With this spacing and number of steps diffusers' DDIMScheduler steps to "
+            "t - num_train_timesteps // steps. In the run a step led to the next timestep that the network is asked "
+            "at, so that these pictures are somewhat worse."
+        )
+    return remarks
+
+
+def differs_from_diffusers(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> bool:
+    """Whether DDIMScheduler's steps lead elsewhere than those of `prdp.diffusion.transitions`."""
+    spacing = sampler.timestep_spacing or scheduler.get("timestep_spacing", "leading")
+    even = spacing == "leading" or (spacing == "trailing" and scheduler["num_train_timesteps"] % sampler.steps == 0)
+    return sampler.kind == "ddim" and sampler.steps > 1 and not even

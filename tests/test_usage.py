@@ -1,0 +1,99 @@
+"""The program that is written beside exported weights makes, in plain diffusers, the pictures of the run's sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.diffusion import build_policy, transitions_of
+from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.usage import USAGE_FILE, usage_text
+from prdp.types import PromptBatch, Weights
+
+PROMPT = """a "small" red circle, it's \\ {here}"""
+SEED = 5
+SAMPLER = SamplerConfig(steps=4, guidance_scale=2.0)
+
+
+def program(text: str) -> str:
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def run_program(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, noise: ImageNoise) -> np.ndarray:
+    """The picture of the program as it stands, with the noise of a sampler in place of diffusers' own."""
+    monkeypatch.chdir(folder)
+    pipeline = "pipelines.stable_diffusion.pipeline_stable_diffusion"
+    for module in (pipeline, "schedulers.scheduling_ddim", "schedulers.scheduling_ddpm"):
+        monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw()))
+    names: dict[str, Any] = {}
+    exec(compile(program(text), USAGE_FILE, "exec"), names)
+    assert isinstance(names["pipeline"], StableDiffusionPipeline)
+    return np.asarray(Image.open(folder / "picture.png"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes"),
+    [
+        ("lora", {}),
+        ("lora", {"eta": 0.3, "deterministic_final_steps": 2, "timestep_spacing": "trailing"}),
+        ("lora", {"kind": "ddpm", "timestep_spacing": "linspace", "guidance_scale": 0.5}),
+        ("full", {"deterministic_final_steps": 1}),
+    ],
+    ids=["ddim", "last_steps_without_noise", "ddpm", "full"],
+)
+def test_the_program_makes_the_pictures_of_the_sampler(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, changes: dict[str, Any]
+) -> None:
+    model, settings = ModelConfig(path=str(pipeline_folder)), dataclasses.replace(SAMPLER, **changes)
+    learner = LearnerConfig(mode=mode, lora_rank=4, lora_alpha=6.0, lora_targets=["to_q", "proj_in"])
+    policy = build_policy(model, learner, seed=0, keep_reference=False)
+    rng = np.random.default_rng(0)
+    start = policy.weights.export(0).tensors
+    policy.weights.bind(
+        Weights.of(1, {k: (v + 0.05 * rng.normal(size=v.shape)).astype(np.float32) for k, v in start.items()})
+    )
+    policy.save(tmp_path / "weights")
+    sampler = Sampler(policy, transitions_of(policy, settings), settings.guidance_scale, 1)
+    expected = sampler.sample(PromptBatch(0, 0, (PROMPT,), ({},)), 1, SEED, trajectory=False).images[0]
+
+    text = usage_text(model, settings, policy.scheduler_config, mode, tmp_path / "weights", PROMPT)
+    noise = ImageNoise(SEED, 0, np.array([0]), np.array([0]), policy.latent_shape)
+    picture = run_program(text, tmp_path, monkeypatch, noise)
+    assert np.abs(picture.astype(int) - expected).max() <= 1
+    assert ("no guidance" in text) == (settings.guidance_scale <= 1)
+    assert "t - num_train_timesteps // steps" not in text
+
+
+def test_the_embedded_pipeline_is_named_by_its_function() -> None:
+    scheduler = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
+    text = usage_text(ModelConfig(dtype="bfloat16"), SAMPLER, scheduler, "lora", Path("weights"), "x")
+    assert "from_pretrained(pipeline_folder(), safety_checker=None, dtype=torch.bfloat16)" in text
+    compile(program(text), USAGE_FILE, "exec")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "kind", "told"),
+    [
+        ("leading", 7, "ddim", False),
+        ("trailing", 8, "ddim", False),
+        ("trailing", 7, "ddim", True),
+        ("linspace", 8, "ddim", True),
+        ("linspace", 8, "ddpm", False),
+    ],
+)
+def test_where_diffusers_steps_elsewhere_it_is_told(spacing: str, steps: int, kind: str, told: bool) -> None:
+    settings = SamplerConfig(kind=kind, steps=steps, timestep_spacing=spacing)
+    text = usage_text(ModelConfig(), settings, {"num_train_timesteps": 1000}, "lora", Path("weights"), "x")
+    assert ("t - num_train_timesteps // steps" in text) == told
