@@ -93,7 +93,7 @@ def _score_array(what: str, values: Any, count: int) -> Float64:
             array = array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{what} is not an array of numbers: {error}") from None
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iufb":
         raise ValueError(f"{what} is not an array of numbers: it holds {_held(array)}; {expected}")
     if array.shape != (count,):
         raise ValueError(f"{what} has shape {array.shape}, expected ({count},): one number per image")
@@ -102,7 +102,7 @@ def _score_array(what: str, values: Any, count: int) -> Float64:
 
 def _held(array: np.ndarray) -> str:
     """What an array that is not of numbers is of, by its first odd entry."""
-    kinds = {"b": "booleans (return them as 0.0 and 1.0)", "c": "complex numbers", "U": "texts", "S": "bytes"}
+    kinds = {"c": "complex numbers", "U": "texts", "S": "bytes"}
     if array.dtype.kind in kinds:
         return kinds[array.dtype.kind]
     odd = next((one for one in array.flat if not isinstance(one, numbers.Real)), None)

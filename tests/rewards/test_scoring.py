@@ -256,7 +256,7 @@ def torch_scores(**options: Any) -> Any:
         (lambda: [torch_scores(requires_grad=True)[0]] * 2, "is not an array of numbers"),
         (lambda: "0.5", "holds texts"),
         (lambda: ["0.5", "0.7"], "holds texts"),
-        (lambda: np.array([True, False]), "holds booleans"),
+        (lambda: True, r"has shape \(\), expected \(2,\)"),
         (lambda: np.array([1j, 2.0]), "holds complex numbers"),
         (lambda: [0.5, None], "holds entries such as None"),
         (lambda: [0.5, "0.7"], "holds"),
@@ -276,7 +276,14 @@ def test_answers_that_are_no_scores_name_the_reward(answer: Callable[[], Any], m
 
 
 @pytest.mark.parametrize(
-    "answer", [lambda: torch_scores(), lambda: [1, 1], lambda: np.ones(2, np.float16), lambda: list(torch_scores())]
+    "answer",
+    [
+        lambda: torch_scores(),
+        lambda: list(torch_scores()),
+        lambda: [1, 1],
+        lambda: [True, True],
+        lambda: np.ones(2, np.float16),
+    ],
 )
 def test_any_array_of_numbers_is_taken(answer: Callable[[], Any]) -> None:
     total, _ = ask(Answering(answer()))
