@@ -106,7 +106,7 @@ def find_vocabulary(interpreter: str | None) -> str:
     code = "import importlib.util as u; print(u.find_spec('open_clip').submodule_search_locations[0])"
     if interpreter is None:
         sys.exit("--vocabulary must be given where --hpsv2 is not")
-    found = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run([interpreter, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     return str(Path(found) / "bpe_simple_vocab_16e6.txt.gz")
 
 
