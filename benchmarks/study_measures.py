@@ -22,8 +22,10 @@ import numpy as np
 from prdp.config import TrainConfig
 from prdp.configure import read_config
 from prdp.geometry import geometry
+from prdp.targets import TARGET
 from prdp.tracking.jsonl import read_metrics
 
+WORLD = "prdp.prompts.gaussian_mixtures.GaussianMixturePrompts"
 PROMPTS, IMAGES = 128, 64
 """Of the world of mixtures, whose images are cheap."""
 BLOCKS = 60
@@ -89,7 +91,10 @@ def mixtures(folder: Path, config: TrainConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"kl_weight": kl_weight}
     seed = config.evaluation.seed
     for split in ("heldout", "train"):
-        prompts = fixed_prompts(build_prompts(f"prompts.{split}", getattr(config.prompts, split)), PROMPTS, seed)
+        section = getattr(config.prompts, split)
+        if section.get(TARGET) != WORLD:
+            raise SystemExit(f"{folder}: prompts.{split} is {section.get(TARGET)}, expected {WORLD}")
+        prompts = fixed_prompts(build_prompts(f"prompts.{split}", section), PROMPTS, seed)
         found[split] = distance_to_optimum(trained.sample(prompts, IMAGES, seed), kl_weight, offset)
         reference = start.sample(prompts, IMAGES, seed)
         found[f"{split}_start"] = distance_to_optimum(reference, kl_weight, offset)
