@@ -143,8 +143,8 @@ def test_only_what_is_missing_is_made(
     sampled.clear()
     judge(*words, "prompts_per_set=3", "seeds=[1234,5]", "against=null")
     assert sorted(sampled) == [
-        "lora/shapes_prompts/seed_1234/00002-00002",
-        *(f"lora/shapes_prompts/seed_5/{name}" for name in ("00000-00000", "00001-00001", "00002-00002")),
+        "lora/shapes/seed_1234/00002-00002",
+        *(f"lora/shapes/seed_5/{name}" for name in ("00000-00000", "00001-00001", "00002-00002")),
     ]
     sampled.clear()
     judge(*words, "prompts_per_set=1", "sampler.steps=4", "against=null")
@@ -176,7 +176,7 @@ def test_killed_evaluation_goes_on_where_it_stopped(lora_run: Path, tmp_path: Pa
     assert process.exitcode == -signal.SIGKILL
     assert len(list((tmp_path / "samples").rglob("chunk.json"))) == 2
     judge(*words)
-    assert sampled == [f"lora/shapes_prompts/seed_1234/{name}" for name in ("00000-00000", "00001-00001")]
+    assert sampled == [f"lora/shapes/seed_1234/{name}" for name in ("00000-00000", "00001-00001")]
     assert table(tmp_path)["lora", "redness"]["images"] == 4
 
 
