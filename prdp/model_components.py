@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from prdp.errors import StartError
 from prdp.model_folder import read_component, weight_files
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import UNet2DConditionModel
 
 _UNET_NEEDS = {
@@ -25,6 +27,8 @@ _UNET_NEEDS = {
 _VAE_NEEDS = ("shift_factor", "latents_mean", "latents_std")
 _IGNORED = "StableDiffusionPipeline leaves it out, so that pictures would be wrong"
 _SHOWN = 3
+_RENAMED = re.compile(r"mid_block\.attentions\.\d+\.(to_|group_norm)")
+"""Attention of VAEs, whose tensors have other names in files of early versions of diffusers."""
 
 
 def check_components(where: str, folder: Path, variant: str | None = None) -> None:
@@ -71,6 +75,10 @@ def component_problems(folder: Path, variant: str | None = None) -> list[str]:
             found["unet"] += _unet_problems(network.config, vae, text)
             if not found["unet"]:
                 found["unet weights"] = _weight_problems(network, weight_files(folder, "unet", variant))
+    if not any(found.values()):
+        found["vae weights"] = _weight_problems(_empty_vae(folder), weight_files(folder, "vae", variant))
+        files = weight_files(folder, "text_encoder", variant)
+        found["text_encoder weights"] = _weight_problems(_empty_text_encoder(folder), files)
     return [f"{folder / name.partition(' ')[0]}: {problem}" for name, each in found.items() for problem in each]
 
 
@@ -81,6 +89,22 @@ def empty_unet(folder: Path) -> UNet2DConditionModel:
 
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(read_component(folder, "unet"))
+
+
+def _empty_vae(folder: Path) -> torch.nn.Module:
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(read_component(folder, "vae"))
+
+
+def _empty_text_encoder(folder: Path) -> torch.nn.Module:
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        return CLIPTextModel(CLIPTextConfig(**read_component(folder, "text_encoder")))
 
 
 def _needs(config: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
@@ -143,8 +167,8 @@ def _tokenizer_problems(folder: Path, text: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _weight_problems(network: UNet2DConditionModel, files: list[Path]) -> list[str]:
-    """Tensors that the files lack or have in another shape: diffusers would leave such weights random."""
+def _weight_problems(network: torch.nn.Module, files: Sequence[Path]) -> list[str]:
+    """Tensors that the files lack or have in another shape: the libraries would leave such weights random."""
     from safetensors import safe_open
 
     if not files:
@@ -152,13 +176,18 @@ def _weight_problems(network: UNet2DConditionModel, files: list[Path]) -> list[s
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="numpy") as content:
-            shapes.update({name: tuple(content.get_slice(name).get_shape()) for name in list(content.keys())})
+            shapes.update({_plain(name): tuple(content.get_slice(name).get_shape()) for name in list(content.keys())})
     wrong = [
-        f"{name} {list(value.shape)}" + (f", found {list(shapes[name])}" if name in shapes else "")
-        for name, value in network.state_dict().items()
-        if shapes.get(name) != tuple(value.shape)
+        f"{name} {list(value.shape)}" + (f", found {list(shapes[_plain(name)])}" if _plain(name) in shapes else "")
+        for name, value in network.named_parameters()
+        if not _RENAMED.search(name) and shapes.get(_plain(name)) != tuple(value.shape)
     ]
     if not wrong:
         return []
     rest = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     return [f"the weights do not fit config.json, which asks for {'; '.join(wrong[:_SHOWN])}{rest}"]
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the prefix that transformers puts before a text encoder's, or not, by its version."""
+    return name.removeprefix("text_model.")

@@ -55,11 +55,16 @@ def pickled(folder: Path) -> None:
         file.rename(file.with_suffix(".bin"))
 
 
-def lacking(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
+def lacking(file: str, ending: str) -> Harm:
+    """Takes a tensor out of a file of weights."""
 
-    file = folder / "unet" / WEIGHTS
-    save_file({name: value for name, value in load_file(file).items() if name != "conv_in.weight"}, file)
+    def harm(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        kept = {name: value for name, value in load_file(folder / file).items() if not name.endswith(ending)}
+        save_file(kept, folder / file, {"format": "pt"})
+
+    return harm
 
 
 def of_class(name: str) -> Harm:
@@ -85,7 +90,12 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
     ),
     "fp16 alone": (variant, ["set model.variant=fp16"]),
     "pickled": (pickled, ["diffusion_pytorch_model.bin", "never read", "save_pretrained"]),
-    "a tensor missing": (lacking, ["the weights do not fit config.json", "conv_in.weight"]),
+    "UNet lacks": (lacking(f"unet/{WEIGHTS}", "conv_in.weight"), ["unet: the weights do not fit", "conv_in.weight"]),
+    "VAE lacks": (lacking(f"vae/{WEIGHTS}", "decoder.conv_in.bias"), ["vae: the weights do not fit", "conv_in.bias"]),
+    "encoder lacks": (
+        lacking("text_encoder/model.safetensors", "final_layer_norm.bias"),
+        ["text_encoder: the weights do not fit", "final_layer_norm.bias"],
+    ),
     "inpainting": (unet(in_channels=9), ["in_channels=9: must be 4"]),
     "variance learned": (unet(out_channels=8), ["out_channels=8: must be 4"]),
     "other latents": (edit("vae/config.json", latent_channels=16), ["in_channels=4: must be 16"]),
