@@ -30,7 +30,6 @@ from prdp.types import PromptBatch, Rollout, Weights
 
 TEXTS = ("a large solid red circle on a white background", "two small striped green triangles on a black background")
 PROMPTS = PromptBatch(0, 0, TEXTS, ({}, {}))
-IMAGES = 4
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Latents, timesteps and states to the policy's output and its difference from the reference's."""
@@ -61,11 +60,11 @@ class Run:
         self.learner = build_learner(self.policy, self.table, guidance, learner, objective)
         self.learner._check_clip = lambda: None  # type: ignore[method-assign]
 
-    def rollout(self, weights: Weights, seed: int) -> Rollout:
+    def rollout(self, weights: Weights, seed: int, images: int = 4) -> Rollout:
         sampler = Sampler(self.policy, self.table, self.guidance, 64)
         if weights.version:
             sampler.load_weights(weights)
-        rollout = sampler.sample(PROMPTS, IMAGES, seed=seed)
+        rollout = sampler.sample(PROMPTS, images, seed=seed)
         return rollout.scored(np.random.default_rng(seed).normal(size=len(rollout)), {})
 
     def gradient(self) -> torch.Tensor:
@@ -83,7 +82,7 @@ def moved(guidance: float, rate: float, updates: int) -> Run:
 
 def evaluate(run: Run, rollout: Rollout, form: Form) -> tuple[np.ndarray, np.ndarray]:
     """Log-ratios [n, T] and outputs of the reference [n, T, C, h, w] of stored transitions, by a form."""
-    states = run.policy.encode_prompts(TEXTS).repeat_interleave(IMAGES, 0)
+    states = run.policy.encode_prompts(TEXTS).repeat_interleave(rollout.images_per_prompt, 0)
     ratios, references = [], []
     with torch.no_grad():
         for step in range(rollout.log_ratio.shape[1]):
@@ -269,7 +268,7 @@ def compare_runs() -> None:
         state, weights = start.learner.state(), start.learner.weights()
         for dtype, autocast, all_half in kinds:
             half = autocast or dtype
-            rollout = Run(guidance, dtype, autocast, all_half=all_half).rollout(weights, seed=2)
+            rollout = Run(guidance, dtype, autocast, all_half=all_half).rollout(weights, seed=2, images=2)
             ratios, references = exactly(guidance, weights, rollout, dtype)
             true = dataclasses.replace(
                 rollout, log_ratio=ratios.astype(np.float32), reference_output=references.astype(np.float32)

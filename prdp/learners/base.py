@@ -15,7 +15,7 @@ from prdp.diffusion.transitions import Transitions
 from prdp.interruption import uninterrupted
 from prdp.learners.guards import check_ratio, check_rollout
 from prdp.learners.history import RewardHistory
-from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, check_noise, gradient_scale, spot_cells
+from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
 from prdp.objectives import Coefficients, Trajectory, build_objective
 from prdp.types import Float64, Int64, Rollout, Weights
 
@@ -238,7 +238,7 @@ class Learner(ABC):
         again = self._evidence(rollout, states, cells)
         nudged = self._evidence(rollout, states * NUDGE, cells)["log_ratio"]
         self._check_ratio(seen, again["log_ratio"])
-        error, rounding = np.abs(again["log_ratio"] - seen), np.abs(again["log_ratio"] - nudged)
+        error, rounding = np.abs(again["log_ratio"] - seen), SHORTFALL * np.abs(again["log_ratio"] - nudged)
         weights = 1.0 if self._step_weights is None else self._step_weights
         self._noise = float((np.maximum(error, rounding) * weights).max())
         metrics = {"ratio_error": float(error.max()), "evidence_noise": self._noise}
