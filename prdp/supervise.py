@@ -30,7 +30,7 @@ LOG_FILE = "supervise.log"
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
 _MISTAKE = 2
 """Exit code of a mistake in the command; once that command has worked, something around it has changed instead."""
-_SILENT = "ended without a word, as when its Ray node is lost,"
+_SILENT = "ended without a word, as when its Ray node is lost or something in it calls _exit,"
 _UNFINISHED = "ended with exit code 0 although the run is not finished"
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from prdp.cli import main; sys.exit(main())"
 _OPTIONS_FIRST = "usage: prdp supervise [options] train [OVERRIDES]; `prdp supervise --help` tells more"
