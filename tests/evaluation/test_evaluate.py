@@ -20,7 +20,9 @@ from prdp.evaluate import check_start, evaluate, main
 from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
+from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import Chunk
+from prdp.run_lock import LockedError, hold
 from prdp.tracking.evaluations import load_evaluation
 from prdp.tracking.jsonl import read_metrics
 from prdp.train import main as train
@@ -236,3 +238,22 @@ def test_digests_follow_the_weights(pipeline_folder: Path, lora_run: Path, full_
     assert len(digests) == 3
     with pytest.raises(StartError, match="which model is the base"):
         find_models(["base"], None)
+
+
+def test_one_evaluation_at_a_time_writes_into_a_folder_and_clears_what_a_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EvaluateConfig(output_dir=str(tmp_path))
+    leftover = tmp_path / "samples" / "base" / "shapes" / "seed_0" / ".partial-12345678-00000-00003"
+    leftover.mkdir(parents=True)
+    with hold(tmp_path), pytest.raises(LockedError, match=f"is being written to by pid {os.getpid()} on"):
+        evaluate(config, [], {})
+    assert leftover.exists()
+
+    def stop(*_: Any) -> None:
+        raise StartError("far enough")
+
+    monkeypatch.setattr("prdp.evaluate.write_config", stop)
+    with pytest.raises(StartError, match="far enough"):
+        evaluate(config, [], {})
+    assert not leftover.exists()
