@@ -139,17 +139,19 @@ def test_killed_run_resumes_on_the_same_bits(pipeline_folder: Path, straight: Pa
 def test_terminated_run_saves_what_is_finished_and_resumes(
     pipeline_folder: Path, straight: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM after the first of the second epoch's two updates: both it and the first epoch are kept."""
+    """SIGTERM in the step that ends the second epoch: it is counted as one with that step, and its line is logged."""
     folder = tmp_path / "run"
     done = signalled(plain(pipeline_folder, folder, checkpoint={"every": 10}), "SIGTERM")
     assert done.returncode == 143, done.stderr
-    assert "ended by SIGTERM; 1 finished epochs are kept" in done.stderr
+    assert "ended by SIGTERM; 2 finished epochs are kept" in done.stderr
     (kept,) = (folder / "checkpoints").iterdir()
     checkpoint = load_checkpoint(kept)
-    assert (checkpoint.epoch, checkpoint.state["learner"]["updates"]) == (1, 4)
+    assert (checkpoint.epoch, checkpoint.state["learner"]["updates"]) == (2, 4)
+    assert {"loss", "ratio_error", "staleness"} <= read_metrics(folder)[-1].keys()
     main(configured(pipeline_folder, folder, checkpoint={"resume": "auto"}))
     assert_same(final_state(folder), final_state(straight))
-    assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 3]
+    # The evaluation that was due then has a line of its own.
+    assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 2, 3]
 
 
 def test_run_terminated_while_it_samples_resumes(pipeline_folder: Path, straight: Path, tmp_path: Path) -> None:
