@@ -23,7 +23,7 @@ class FakePolicy:
     """Weights to bind and to export."""
 
     def __init__(self) -> None:
-        self.weights = self
+        self.weights, self.scheduler_config = self, {}
 
     def bind(self, weights: Weights) -> None:
         self.bound = weights
@@ -115,6 +115,7 @@ def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "build_learner", FakeLearner)
     monkeypatch.setattr(train, "build_workforce", FakeWorkforce)
     monkeypatch.setattr(train, "cut_prompts_report", lambda *_: "")
+    monkeypatch.setattr(train, "usage_text", lambda *_: "as you like")
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
