@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from prdp.types import Float64, Int64, Rollout
 
 log = logging.getLogger(__name__)
+
+
+_ROUNDING = 1e-8
+"""Of the largest entry of a gradient, a tenth of float32's rounding: what a tensor's entries are all below is noise."""
 
 
 class RatioError(RuntimeError):
@@ -67,14 +70,23 @@ def check_ratio(stored: Float64, recomputed: Float64, tolerance: float, update: 
         )
 
 
-def unlearned(gradients: Mapping[str, Any], first: bool) -> list[str]:
-    """Names of learning tensors whose gradient is None or zero everywhere; tells the log of them.
+def unlearned(largest: Mapping[str, float | None], first: bool) -> list[str]:
+    """Names of learning tensors that got no gradient, or one of rounding alone; tells the log of them.
+
+    What is zero in exact arithmetic, such as the gradient of queries and keys where a picture is down to one position,
+    is zero in one framework and rounding in another.
 
     At the `first` update a zero gradient is no fault: LoRA starts with one factor at zero, which hides the other.
+
+    Args:
+        largest: largest absolute entry of each tensor's gradient; None where there is no gradient.
+        first: whether this is the first update.
     """
-    without = [name for name, value in gradients.items() if value is None or not (first or value.any())]
+    finite = [value for value in largest.values() if value is not None and np.isfinite(value)]
+    floor = _ROUNDING * max(finite, default=0.0)
+    without = [name for name, value in largest.items() if value is None or not (first or value > floor)]
     if without:
-        log.warning("%d of %d tensors got no gradient, first: %s", len(without), len(gradients), without[0])
+        log.warning("%d of %d tensors got no gradient, first: %s", len(without), len(largest), without[0])
     return without
 
 

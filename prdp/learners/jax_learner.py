@@ -222,10 +222,10 @@ class JaxLearner(Learner):
         return bool(np.isfinite(float(optax.tree.norm(self._gradient))))
 
     def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
-        without = unlearned(_moving(self._gradient), first=self._updates == 0)
+        largest = {name: float(value) for name, value in _largest(self._gradient).items()}
+        without = unlearned(largest, first=self._updates == 0)
         state, norm = self._apply_gradient(self._state, self._gradient, learning_rate, ema_decay)
         if not np.isfinite(float(norm)):
-            largest = {name: float(jnp.abs(value).max()) for name, value in self._gradient.items()}
             raise gradient_error(self._updates, largest)
         self._state, self._gradient = state, {}
         return {"grad_norm": float(norm), "parameters_without_gradient": float(len(without))}
@@ -286,9 +286,9 @@ def _sum(left: Tensors, right: Tensors) -> Tensors:
 
 
 @jax.jit
-def _moving(gradient: Tensors) -> Tensors:
-    """Whether each tensor has a gradient other than zero."""
-    return jax.tree.map(lambda value: value.any(), gradient)
+def _largest(gradient: Tensors) -> Tensors:
+    """Largest absolute entry of each tensor's gradient."""
+    return jax.tree.map(lambda value: jnp.abs(value).max(), gradient)
 
 
 def _applied(

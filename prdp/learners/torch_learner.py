@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -187,11 +188,15 @@ class TorchLearner(Learner):
         return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
     def _apply(self, learning_rate: float, ema_decay: float) -> dict[str, float]:
-        without = unlearned({name: value.grad for name, value in self._parameters.items()}, first=self._updates == 0)
+        largest = {
+            name: None if value.grad is None else torch.linalg.vector_norm(value.grad, math.inf).item()
+            for name, value in self._parameters.items()
+        }
+        without = unlearned(largest, first=self._updates == 0)
         gradients = {name: value.grad for name, value in self._parameters.items() if value.grad is not None}
         norm = torch.nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
-            raise gradient_error(self._updates, {name: grad.abs().max().item() for name, grad in gradients.items()})
+            raise gradient_error(self._updates, {name: value for name, value in largest.items() if value is not None})
         torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self._config.max_grad_norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate

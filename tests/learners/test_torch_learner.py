@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from averages import DECAY, check_average
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
 from prdp.config import LearnerConfig
 from prdp.diffusion.sampler import standardise
 from prdp.diffusion.transitions import build_transitions, log_ratio
-from prdp.learners.guards import RatioError
+from prdp.learners.guards import RatioError, unlearned
 from prdp.learners.torch_learner import TorchLearner
 from prdp.objectives.prdp import prdp
 from prdp.types import Rollout
@@ -222,3 +225,37 @@ def test_without_a_moving_average_the_weights_are_evaluated() -> None:
     learner = build(policy := StubPolicy())
     learner.update(stub_rollout(policy, TRANSITIONS))
     assert learner.evaluation_weights().checksum == learner.weights().checksum
+
+
+def test_gradients_of_rounding_alone_count_as_none() -> None:
+    assert unlearned({"a": 3.0, "b": 1e-9, "c": 0.0, "d": None, "e": 1e-6}, first=False) == ["b", "c", "d"]
+    assert unlearned({"a": 3.0, "b": 1e-9, "c": 0.0, "d": None}, first=True) == ["d"]
+    assert unlearned({"a": 0.0, "b": 0.0}, first=False) == ["a", "b"]
+    assert unlearned({"a": math.inf, "b": 1.0}, first=False) == []
+
+
+def test_queries_and_keys_of_a_single_position_count_as_without_gradient() -> None:
+    """The softmax over one position is 1: JAX finds a gradient of exactly 0 there, torch one of rounding."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(32,) * 4,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+    with torch.no_grad():
+        for name, value in unet.named_parameters():
+            if ".lora_B." in name:
+                value.mul_(0.01)  # which starts at zero, and stays the smaller factor
+    latents, states = torch.randn(2, 4, 8, 8), torch.randn(2, 8, 16)
+    unet(latents, torch.tensor([1, 900]), states, return_dict=False)[0].mul(torch.randn(2, 4, 8, 8)).sum().backward()
+    largest = {name: float(value.grad.abs().max()) for name, value in unet.named_parameters() if value.grad is not None}
+    assert len(largest) == 160
+    middle = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    expected = {f"{middle}.{part}.lora_{factor}.default.weight" for part in ("to_q", "to_k") for factor in "AB"}
+    assert set(unlearned(largest, first=False)) == expected
