@@ -23,6 +23,7 @@ from prdp.learners import build_learner
 from prdp.learners.base import Learner
 from prdp.learners.precision import check_noise, gradient_scale, spot_cells
 from prdp.learners.torch_learner import TorchLearner
+from prdp.preconditions import precision_problems
 from prdp.types import PromptBatch, Rollout, Weights
 
 SAMPLER = SamplerConfig(steps=3, guidance_scale=2.0, timestep_spacing="trailing")
@@ -261,3 +262,8 @@ def test_two_half_precisions_do_not_mix(narrow_pipeline: Path) -> None:
     assert precision_problem("model.dtype", "float32", "autocast", "float16") is None
     with pytest.raises(ValueError, match=r"learner\.autocast=float16: must be null or bfloat16 for model\.dtype="):
         Run(narrow_pipeline, "bfloat16", "float16")
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), HALF)
+def test_a_cpu_computes_in_every_precision(dtype: str, autocast: str | None) -> None:
+    assert precision_problems(ModelConfig(dtype=dtype, device="cpu"), autocast) == []
