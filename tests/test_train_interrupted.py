@@ -78,7 +78,8 @@ def interrupted_at(run: Any, moment: int, epoch: int) -> bool:
 
     sys.settrace(call)
     try:
-        run.train()
+        with interruption.interruptions_raised():
+            run.train()
     except TerminatedError:
         return True
     finally:
@@ -106,7 +107,7 @@ def test_a_signal_in_the_first_epoch_leaves_its_evaluation_alone(tmp_path: Path)
     folder = tmp_path / "run"
     run = fake_run(folder)
     run.learner.update = after(run.learner.update, 1, lambda: interruption._arrived(signal.SIGTERM, None))
-    with pytest.raises(TerminatedError) as caught:
+    with pytest.raises(TerminatedError) as caught, interruption.interruptions_raised():
         finished(run)
     assert caught.value.__notes__ == [
         f"updates of the first epoch are kept; go on by checkpoint.resume=auto output_dir={folder}"
