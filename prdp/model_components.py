@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prdp.errors import StartError
-from prdp.model_folder import read_component, weight_files
+from prdp.model_folder import TOKENIZERS, read_component, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,10 @@ _UNET_NEEDS = {
 _VAE_NEEDS = ("shift_factor", "latents_mean", "latents_std")
 _IGNORED = "StableDiffusionPipeline leaves it out, so that pictures would be wrong"
 _SHOWN = 3
+_PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names for a tokenizer.json as it is."""
+_UNFIT = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, ArithmeticError)
+"""What libraries raise for configurations that they make nothing of."""
 _RENAMED = re.compile(r"mid_block\.attentions\.\d+\.(to_|group_norm)")
 """Attention of VAEs, whose tensors have other names in files of early versions of diffusers."""
 
@@ -55,31 +59,53 @@ def component_problems(folder: Path, variant: str | None = None) -> list[str]:
     from prdp.diffusion.libraries import quiet
 
     quiet()
+    if loaded := _loading_problems(folder):
+        return loaded
     unet = read_component(folder, "unet")
     found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
     vae = _vae_config(folder)
     try:
         text = _text_config(folder)
-    except (ValueError, TypeError) as error:
+    except _UNFIT as error:
         return [f"{folder / 'text_encoder'}: transformers makes no CLIPTextModel of it: {error}"]
     found["vae"] = [f"{key}={vae[key]}: must be null: {_IGNORED}" for key in _VAE_NEEDS if vae.get(key)]
+    scale = vae["scaling_factor"]
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+        found["vae"].append(f"scaling_factor={scale}: must be a number above 0")
     if vae["out_channels"] != 3:
         found["vae"].append(f"out_channels={vae['out_channels']}: must be 3, red, green and blue")
     found["tokenizer"] = _tokenizer_problems(folder / "tokenizer", text)
     if not found["unet"]:
         try:
             network = empty_unet(folder)
-        except (ValueError, TypeError) as error:
+        except _UNFIT as error:
             found["unet"].append(f"diffusers makes no network of it: {error}")
         else:
             found["unet"] += _unet_problems(network.config, vae, text)
             if not found["unet"]:
                 found["unet weights"] = _weight_problems(network, weight_files(folder, "unet", variant))
     if not any(found.values()):
-        found["vae weights"] = _weight_problems(_empty_vae(folder), weight_files(folder, "vae", variant))
-        files = weight_files(folder, "text_encoder", variant)
-        found["text_encoder weights"] = _weight_problems(_empty_text_encoder(folder), files)
+        for name, empty in (("vae", _empty_vae), ("text_encoder", _empty_text_encoder)):
+            try:
+                network = empty(folder)
+            except _UNFIT as error:
+                found[name] = [f"no network can be made of it: {type(error).__name__}: {error}"]
+            else:
+                found[f"{name} weights"] = _weight_problems(network, weight_files(folder, name, variant))
     return [f"{folder / name.partition(' ')[0]}: {problem}" for name, each in found.items() for problem in each]
+
+
+def _loading_problems(folder: Path) -> list[str]:
+    """Keys that have a component loaded in another way than from the tensors beside its configuration."""
+    configs = {name: read_component(folder, name) for name in ("unet", "vae", "text_encoder")}
+    problems = [
+        f"{folder / name}: {key}={config[key]}: must be null: only plain weights are computed"
+        for name, config in configs.items()
+        for key in ("quantization_config", "_attn_implementation")
+        if config.get(key) is not None
+    ]
+    adapter = folder / "text_encoder" / "adapter_config.json"
+    return problems + ([f"{adapter}: adapters of a text encoder are not computed"] if adapter.exists() else [])
 
 
 def empty_unet(folder: Path) -> UNet2DConditionModel:
@@ -142,16 +168,22 @@ def _unet_problems(unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mappin
             "text encoder"
         )
     size = unet["sample_size"]
-    pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    if not isinstance(size, int) and not pair:
-        problems.append(f"sample_size={size}: must be the side of the latents, or their height and width")
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        problems.append(f"sample_size={size}: must be the side of the latents, or their height and width, above 0")
     return problems
 
 
 def _tokenizer_problems(folder: Path, text: Mapping[str, Any]) -> list[str]:
     """A tokenizer with tokens that the text encoder has no embedding of."""
-    whole, plain = folder / "tokenizer.json", folder / "vocab.json"
+    whole, plain, settings = folder / "tokenizer.json", folder / "vocab.json", folder / "tokenizer_config.json"
     try:
+        given = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        length, kind = given.get("model_max_length", 1), given.get("tokenizer_class") or TOKENIZERS[0]
+        if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:
+            return [f"{settings.name}: model_max_length={length!r}: must be a number above 0"]
+        if kind not in (*TOKENIZERS, *_PLAIN_TOKENIZERS):
+            return [f"{settings.name}: tokenizer_class={kind}: must be {' or '.join(TOKENIZERS)}"]
         if whole.is_file():
             content = json.loads(whole.read_text(encoding="utf-8"))
             numbers = [*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])]

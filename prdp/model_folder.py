@@ -17,6 +17,7 @@ MIXTURES = "gaussian_mixtures"
 EMBEDDED_FOLDER = Path(__file__).parent / "shapes" / "pipeline"
 INDEX = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 COMPONENTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 """The parts that have weights, and the classes that are computed."""
 CONFIGS = {**dict.fromkeys(COMPONENTS, "config.json"), "scheduler": "scheduler_config.json"}
@@ -137,6 +138,11 @@ def _check_classes(where: str, file: Path, index: dict[str, Any]) -> None:
                 f"{where}: {file} takes {name} from {' '.join(map(str, entry))}: must be a class of "
                 f"{', '.join(_LIBRARIES)}, since the code of a model's folder is never run"
             )
+    if found is None:
+        raise StartError(f"{where}: {file} has no _class_name: must be {PIPELINE}")
+    if index["tokenizer"][-1] not in TOKENIZERS:
+        allowed = " or ".join(TOKENIZERS)
+        raise StartError(f"{where}: {file} says that tokenizer is of class {index['tokenizer'][-1]}: must be {allowed}")
 
 
 def _is_of_a_library(entry: list[Any]) -> bool:

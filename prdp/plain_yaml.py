@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+_MOST_VALUES = 100_000
 _REFERENCE = re.compile(r"(\\*)\$\{")
 
 
@@ -24,9 +25,23 @@ def load_yaml(path: str | os.PathLike[str]) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = _written_out(content, {})
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not YAML: {error}") from error
+    if values > _MOST_VALUES:
+        raise ValueError(f"{os.fspath(path)} has aliases that come to {values:,} values, of {_MOST_VALUES:,} at most")
+    return content
+
+
+def _written_out(content: Any, known: dict[int, int]) -> int:
+    """Number of values, aliases counted as often as they occur."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        inner = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_written_out(one, known) for one in inner)
+    return known[id(content)]
 
 
 def dump_yaml(content: Any) -> str:

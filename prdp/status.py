@@ -250,7 +250,10 @@ def _fault(status: Mapping[str, Any], now: float) -> str:
     moment, text = fault.get("time"), str(fault.get("text", "?"))
     if not isinstance(moment, int | float):
         return text
-    when = datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        when = datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return text
     return f"{when} ({format_seconds(max(0.0, now - moment))} ago) {text}"
 
 

@@ -69,8 +69,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
             os.replace(temporary, target)
             _sync_directory(target.parent)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        with contextlib.suppress(OSError):  # an error on its way says more
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

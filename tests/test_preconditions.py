@@ -67,7 +67,7 @@ def lacking(file: str, ending: str) -> Harm:
     return harm
 
 
-def of_class(name: str) -> Harm:
+def of_class(name: str | None) -> Harm:
     return edit("model_index.json", _class_name=name)
 
 
@@ -126,6 +126,24 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
         scheduler(_class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True),
         ["use_flow_sigmas=true: must be false"],
     ),
+    "no pipeline": (of_class(None), ["has no _class_name: must be StableDiffusionPipeline"]),
+    "another tokenizer": (edit("model_index.json", tokenizer=["transformers", "T5Tokenizer"]), ["must be CLIP"]),
+    "tokenizer settings": (
+        edit("tokenizer/tokenizer_config.json", tokenizer_class="T5Tokenizer"),
+        ["tokenizer_class=T5Tokenizer: must be"],
+    ),
+    "tokens as text": (edit("tokenizer/tokenizer_config.json", model_max_length="77"), ["model_max_length='77'"]),
+    "no latents": (unet(sample_size=0), ["sample_size=0: must be", "above 0"]),
+    "no scale": (edit("vae/config.json", scaling_factor=None), ["scaling_factor=None: must be a number above 0"]),
+    "an activation": (edit("text_encoder/config.json", hidden_act="nonsense"), ["text_encoder: no network"]),
+    "quantized": (unet(quantization_config={"quant_method": "bitsandbytes"}), ["quantization_config=", "must be null"]),
+    "a kernel of the hub": (
+        edit("text_encoder/config.json", _attn_implementation="kernels-community/flash-attn"),
+        ["_attn_implementation=kernels-community/flash-attn: must be null"],
+    ),
+    "betas as text": (scheduler(beta_start="0.1"), ["beta_start=0.1: must be numbers"]),
+    "negative betas": (scheduler(beta_start=-0.1), ["beta_start=-0.1: must be numbers"]),
+    "no timesteps": (scheduler(num_train_timesteps=0), ["num_train_timesteps=0: must be a whole number"]),
     "few betas": (scheduler(trained_betas=[0.1] * 5), ["trained_betas holds 5 numbers"]),
 }
 

@@ -111,6 +111,9 @@ def test_a_dead_job_is_called_so_and_its_clock_stands_still() -> None:
         {"folder": "f", "alive": False},
         status(progress=[], metrics=3, cluster="x", epoch=None),
         status(cluster={"actors": [3, {}], "last_fault": {"time": "then"}}, progress={"stages": 1, "epochs": 0}),
+        status(pid=10**20),
+        status(cluster={"last_fault": {"time": 1e300, "text": "x"}}),
+        status(cluster={"last_fault": {"time": "NaN", "text": "x"}}),
         status(metrics={"reward/mean": "NaN"}, updated="then", started=None),
     ],
 )

@@ -48,6 +48,14 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     missing = [key for key in _BETAS if config.get(key) is None] if betas is None else []
     if missing:
         return [f"{missing[0]} is missing: must be given, with {', '.join(_BETAS)}, or trained_betas"]
+    total = config.get("num_train_timesteps", 1000)
+    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+        return [f"num_train_timesteps={total}: must be a whole number of at least 1"]
+    named = {key: config[key] for key in _BETAS[:2]} if betas is None else {"trained_betas": betas}
+    for key, value in named.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(one, int | float) and 0 <= one < 1 for one in values):
+            return [f"{key}={str(value)[:80]}: must be numbers of at least 0 and below 1"]
     wanted: dict[str, tuple[Any, ...]] = {
         "beta_schedule": BETA_SCHEDULES if betas is None else (config.get("beta_schedule"),),
         "prediction_type": PREDICTIONS,
@@ -66,7 +74,6 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     ]
     if config.get("use_flow_sigmas"):
         problems.append("use_flow_sigmas=true: must be false: flow matching is another process")
-    total = config.get("num_train_timesteps", 1000)
     if betas is not None and len(betas) != total:
         problems.append(f"trained_betas holds {len(betas)} numbers: must be num_train_timesteps={total}")
     return problems

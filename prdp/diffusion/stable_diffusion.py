@@ -208,7 +208,7 @@ def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
             requires_safety_checker=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{where}: {folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -7,6 +7,7 @@ arguments name. Weights and models are files that are read as tensors, or names 
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from prdp.targets import TARGET
 
 CALLABLE = "prdp.rewards.python_callable.PythonCallable"
 REMOTE = "prdp.rewards.remote.RemoteReward"
+DATASETS = ("prdp.prompts.hf_dataset.HfDatasetPrompts", "prdp.prompts.any_file.open_prompts")
 REWARDS = frozenset(
     f"prdp.rewards.{name}"
     for name in (
@@ -140,13 +142,27 @@ def _file_wishes(folder: Path, key: str, section: Mapping[str, Any]) -> Iterator
         return
     paths = section.get("path")
     for path in paths if isinstance(paths, list) else [paths]:
-        if isinstance(path, str) and "://" not in path and _is_file_elsewhere(folder, path):
+        if not isinstance(path, str) or "://" in path:
+            continue
+        if section[TARGET] in DATASETS and Path(path).expanduser().is_dir():
+            yield f"{key}.path={path}: a folder of the datasets library may name files and addresses anywhere"
+        elif any(_is_elsewhere(folder, place) for place in _places(path)):
             yield f"{key}.path={path}: reads a file outside of the current folder, or a hidden one, as prompts"
 
 
-def _is_file_elsewhere(folder: Path, path: str) -> bool:
+def _places(path: str) -> Iterator[Path]:
+    """A path, and all that it may stand for: what its pattern matches, and what lies in these folders."""
+    named = Path(path).expanduser()
+    yield named
+    for found in map(Path, glob.iglob(str(named), recursive=True)):
+        yield found
+        if found.is_dir():
+            yield from found.rglob("*")
+
+
+def _is_elsewhere(folder: Path, path: Path) -> bool:
     """Whether a path leads out of the current folder and the run's, or into a hidden place of theirs."""
-    place = Path(path).expanduser().resolve()
+    place = path.resolve()
     for base in (folder.resolve(), Path.cwd()):
         if place.is_relative_to(base):
             return any(part.startswith(".") for part in place.relative_to(base).parts)

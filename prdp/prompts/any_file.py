@@ -11,6 +11,7 @@ from typing import Any
 from prdp.prompts.csv_file import CsvFilePrompts
 from prdp.prompts.hf_dataset import HfDatasetPrompts
 from prdp.prompts.json_file import JsonFilePrompts
+from prdp.prompts.options import check_text
 from prdp.prompts.parquet_file import ParquetFilePrompts
 from prdp.prompts.table import PromptTable
 from prdp.prompts.text_file import TextFilePrompts
@@ -39,6 +40,7 @@ def open_prompts(path: str, **options: Any) -> PromptTable:
     Raises:
         ValueError: an unknown ending, an option that the reader does not take, and the reader's own errors.
     """
+    check_text("path", path, optional=False)
     reader = reader_of(path)
     known = [name for name in inspect.signature(reader).parameters if name != "path"]
     for option in options:

@@ -26,6 +26,7 @@ HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """After so long without a word the process of a run on another machine is taken for dead."""
 
+_MOST_BYTES = 64 * 2**20
 _lock = threading.Lock()
 
 
@@ -68,7 +69,13 @@ def load_status(run_dir: Path) -> dict[str, Any]:
     """
     path = Path(run_dir) / STATUS_FILE
     try:
-        status = json.loads(path.read_bytes())
+        if not path.is_file() and path.exists():
+            raise ValueError("it is no plain file")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES:,} bytes")
+        status = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(status, dict):
@@ -102,7 +109,7 @@ def is_running(pid: int, process_start: Any = None) -> bool:
     """Whether a process of this machine runs, and is the one that began at `process_start`, where that is known."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True
@@ -115,7 +122,7 @@ def seconds_since(moment: Any, now: float) -> float | None:
     """Seconds from a time in ISO format to `now`, seconds since 1970; None when `moment` is none."""
     try:
         return now - datetime.fromisoformat(str(moment)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

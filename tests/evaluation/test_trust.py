@@ -18,6 +18,7 @@ from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.models import find_models
 from prdp.evaluation.runs import read_trained_run
 from prdp.evaluation.trust import CALLABLE, PROMPTS, REMOTE, REWARDS
+from prdp.plain_yaml import load_yaml
 from prdp.targets import TARGET
 
 REDNESS = {TARGET: "prdp.rewards.redness.Redness"}
@@ -198,3 +199,32 @@ def test_what_needs_no_trust_is_what_ships_but_for_functions_and_servers() -> No
     assert shipped("reward") == REWARDS | {CALLABLE, REMOTE}
     assert PROMPTS - shipped("prompts") == {"prdp.prompts.parquet_file.ParquetFilePrompts"}
     assert shipped("prompts") <= PROMPTS
+
+
+def test_what_a_pattern_or_a_folder_yields_is_looked_at(stranger: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret\n")
+    (stranger / "own.txt").write_text("a cat\n")
+    rewrite(stranger, heldout={TARGET: TEXT, "path": str(stranger / "own*.txt")})
+    names(f"models=[{stranger}]")
+    (stranger / "own_too.txt").symlink_to(secret)
+    read_trained_run.cache_clear()
+    with pytest.raises(ConfigError, match="reads a file outside of the current folder"):
+        composed(f"models=[{stranger}]")
+    dataset = stranger / "dataset"
+    dataset.mkdir()
+    rewrite(stranger, heldout={TARGET: "prdp.prompts.hf_dataset.HfDatasetPrompts", "path": str(dataset)})
+    with pytest.raises(ConfigError, match="may name files and addresses anywhere"):
+        composed(f"models=[{stranger}]")
+    rewrite(stranger, heldout={TARGET: "prdp.prompts.any_file.open_prompts", "path": str(dataset)})
+    with pytest.raises(ConfigError, match="may name files and addresses anywhere"):
+        composed(f"models=[{stranger}]")
+
+
+def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(levels))
+    with pytest.raises(ValueError, match="has aliases that come to"):
+        load_yaml(file)

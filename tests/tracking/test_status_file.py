@@ -69,3 +69,13 @@ def test_of_another_machine_the_last_word_tells(age: float, alive: bool) -> None
     status = {"host": "elsewhere.invalid", "pid": 1, "updated": "2026-01-01T00:00:00+00:00"}
     assert is_alive(status, 1767225600.0 + age) is alive
     assert not is_alive({"host": "elsewhere.invalid", "pid": 1}, 0.0)
+
+
+def test_what_is_no_file_of_that_size_is_not_read(tmp_path: Path) -> None:
+    status = tmp_path / "status.json"
+    os.mkfifo(status)
+    with pytest.raises(ValueError, match="is damaged: it is no plain file"):
+        load_status(tmp_path)
+    status.unlink()
+    status.symlink_to("/dev/zero")
+    assert read_status(tmp_path) == {}
