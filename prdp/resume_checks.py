@@ -77,6 +77,16 @@ def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any])
         )
 
 
+def check_length(done: int, epochs: int) -> None:
+    """Refuse a run that would be shorter than it is already.
+
+    Raises:
+        CheckpointError: names both numbers.
+    """
+    if epochs < done:
+        raise CheckpointError(f"epochs={epochs}: must be at least {done}, which the checkpoint has finished")
+
+
 _CHANGED_PROMPTS = {
     "train": "its cursor would repeat some and miss others",
     "heldout": "scores before and after would be of different prompts, and their difference not of training",

@@ -89,4 +89,5 @@ def last_words(error: BaseException, folder: Path, saved: int | None) -> str:
     if saved is None:
         return f"no checkpoint is written yet; {again}start the same command again"
     kept = f"{saved} finished epochs are kept" if saved else "updates of the first epoch are kept"
-    return f"{kept}; {again}go on by checkpoint.resume=auto output_dir={folder}"
+    bound = "" if passes else ", or start anew in another output_dir where a key that a resume keeps has to change"
+    return f"{kept}; {again}go on by checkpoint.resume=auto output_dir={folder}{bound}"

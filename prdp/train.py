@@ -31,7 +31,7 @@ from prdp.prompts import prompts_of_run
 from prdp.prompts.stream import PromptSource, PromptStream, fingerprint
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
-from prdp.resume_checks import check_compatible, check_logs, check_same_prompts, check_same_reward
+from prdp.resume_checks import check_compatible, check_length, check_logs, check_same_prompts, check_same_reward
 from prdp.rollout_queue import RolloutQueue
 from prdp.run_folder import WEIGHTS, check_unused, last_words, sweep
 from prdp.run_lock import LockLostError, hold
@@ -356,6 +356,7 @@ class Run:
             return None
         checkpoint = load_checkpoint(path)
         check_compatible(checkpoint.state["config"], self.plain)
+        check_length(checkpoint.epoch, self.config.epochs)
         check_same_prompts(checkpoint.state.get("prompts_fingerprint", ""), self.prompts_fingerprint)
         check_same_prompts(checkpoint.state.get("heldout_fingerprint", ""), self.heldout_fingerprint, "heldout")
         self.learner.load_state(checkpoint.tensors, checkpoint.state["learner"])

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from prdp.checkpoint import CheckpointError
 from prdp.config import TrainConfig
-from prdp.resume_checks import check_compatible, check_same_reward, config_fingerprint
+from prdp.resume_checks import check_compatible, check_length, check_same_reward, config_fingerprint
 
 REWARD = {
     "_target_": "reward",
@@ -123,3 +123,9 @@ def test_another_version_names_both_and_the_term():
         check_same_reward(of("2"), of("3"))
     with pytest.raises(CheckpointError, match=r"reward.terms.a: 'hps' version '2' in the checkpoint, absent now"):
         check_same_reward(of("2"), {"name": "sum", "version": "1"})
+
+
+def test_a_run_does_not_become_shorter_than_it_is() -> None:
+    check_length(2, 2)
+    with pytest.raises(CheckpointError, match=r"epochs=1: must be at least 2"):
+        check_length(2, 1)

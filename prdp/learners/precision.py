@@ -68,7 +68,8 @@ def check_noise(noise: float, clip_range: float, *, precision: str, update: int)
         raise UserError(
             f"update {update}: {fact}: the clip would act on rounding. The network computes in {precision} "
             "(learner.autocast, model.dtype), and its evidence in float32 as this machine does it. Set a larger "
-            "objective.clip_range, or updates_per_epoch=1 and cluster.max_staleness=0, where no clip acts"
+            "objective.clip_range, or updates_per_epoch=1 and cluster.max_staleness=0, where no clip acts, and start "
+            "anew in another output_dir"
         )
     log.warning("update %d: %s: some of what is clipped is rounding", update, fact)
     return True

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prdp.errors import ResumableError, UserError
+from prdp.interruption import TerminatedError
 from prdp.rewards.base import Reward, checked_scores, identity_of
 from prdp.types import Float64, UInt8
 from prdp.user_code import own_frames
@@ -104,6 +105,11 @@ def errors_named(called: str, but: tuple[type[Exception], ...] = ()) -> Iterator
         text = str(error)
         told = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
         raise kind(f"{called} raised {type(error).__name__}: {told}{own_frames(error)}") from error
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | TerminatedError):
+            raise
+        # asyncio.CancelledError, say: it is no Exception, and would be taken for the end of the process.
+        raise RewardFaultError(f"{called} raised {type(error).__name__}: {error}{own_frames(error)}") from error
 
 
 def may_pass(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import pickle
 import subprocess
@@ -18,6 +19,7 @@ from http_rewards import batch, serving
 
 from prdp.cluster.base import RewardWorker
 from prdp.errors import ConfigError, ResumableError, UserError
+from prdp.interruption import TerminatedError
 from prdp.rewards import build_reward
 from prdp.rewards.base import checked_scores
 from prdp.rewards.names import LONGEST, MOST, RESERVED
@@ -204,6 +206,15 @@ def test_what_may_pass_is_asked_again(error: Exception) -> None:
     assert reward.asked == 3
     assert isinstance(caught.value, ResumableError)
     assert not may_pass(StatusError(400))
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError("late"), GeneratorExit("late")])
+def test_what_is_no_exception_is_an_error_of_the_reward_too(error: BaseException) -> None:
+    with pytest.raises(RewardFaultError, match=rf"^reward '.*' .*raised {type(error).__name__}: late"):
+        ask(Answering(error))
+    for interruption in (KeyboardInterrupt(), TerminatedError()):
+        with pytest.raises(type(interruption)):
+            ask(Answering(interruption))
 
 
 def test_sys_exit_is_an_error_of_the_reward(module: Callable[[str], Any]) -> None:
