@@ -119,10 +119,11 @@ def build_transitions(
     'ddpm' is the ancestral posterior of Ho et al. (2020) with variance "fixed small"; its last step has no variance.
 
     A step leads to the next timestep of the list that the network is asked at, and the last one to the final abar: 1,
-    or abar_0 for DDIM where set_alpha_to_one is false. So does diffusers' DDPMScheduler. Its DDIMScheduler leads to
-    t - num_train_timesteps // steps instead, which is the next of the list for leading spacing, and for trailing
-    spacing where `steps` divides num_train_timesteps. Elsewhere (linspace, most of all with few steps) its latents have
-    another noise level than the network is then told; this table keeps to the list there, and differs from it.
+    or abar_0 for DDIM where set_alpha_to_one is false. So does diffusers' DDPMScheduler. Its DDIMScheduler leads to t -
+    num_train_timesteps // steps instead, which is the next of the list for leading spacing (but for the last step where
+    steps_offset is that large), and for trailing spacing where `steps` divides num_train_timesteps. Elsewhere
+    (linspace, most of all with few steps) its latents have another noise level than the network is then told; this
+    table keeps to the list there, and differs from it.
 
     Args:
         scheduler: configuration with num_train_timesteps, betas, prediction_type, steps_offset, set_alpha_to_one.

@@ -118,5 +118,6 @@ def _remarks(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> list[str]:
 def differs_from_diffusers(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> bool:
     """Whether DDIMScheduler's steps lead elsewhere than those of `prdp.diffusion.transitions`."""
     spacing = sampler.timestep_spacing or scheduler.get("timestep_spacing", "leading")
-    even = spacing == "leading" or (spacing == "trailing" and scheduler["num_train_timesteps"] % sampler.steps == 0)
+    stride, rest = divmod(int(scheduler["num_train_timesteps"]), sampler.steps)
+    even = (spacing == "leading" and scheduler.get("steps_offset", 0) <= stride) or (spacing == "trailing" and not rest)
     return sampler.kind == "ddim" and sampler.steps > 1 and not even
