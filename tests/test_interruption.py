@@ -72,6 +72,7 @@ def test_other_threads_leave_the_handlers_alone():
 def test_the_second_is_told_and_the_third_ends_it_at_once(monkeypatch, capfd):
     done = []
     monkeypatch.setattr("prdp.interruption.os._exit", lambda code: done.append(code))
+    monkeypatch.setattr("prdp.interruption._last_acts", [])  # a Ray of other tests is not to end
     with pytest.raises(KeyboardInterrupt), interruptions_raised(), last_act(lambda: done.append("last act")):
         try:
             os.kill(os.getpid(), signal.SIGINT)
