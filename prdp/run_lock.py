@@ -235,11 +235,12 @@ def _try(path: Path, made: bool) -> RunLock | Owner:
                 with _claimed(path, owner) as claimed:
                     if claimed and _is_still(path, descriptor) and Owner.read(_content(descriptor)) == owner:
                         path.unlink()
-                continue
-            if owner is not None and (locked is False or _is_alive(owner, path, kernel=locked is True)):
+                        continue
+            elif owner is not None and (locked is False or _is_alive(owner, path, kernel=locked is True)):
                 return owner
             if locked is not False:
-                with contextlib.nullcontext(True) if locked else _claimed(path, owner) as claimed:
+                # The claim also keeps out who finds the lock held, the owner dead, and would remove the file.
+                with contextlib.nullcontext(True) if locked and owner is None else _claimed(path, owner) as claimed:
                     # In between its owner may have removed it, or another one may have taken it over.
                     if claimed and _is_still(path, descriptor) and Owner.read(_content(descriptor)) == owner:
                         mine = Owner.this()
@@ -277,7 +278,7 @@ def _is_alive(owner: Owner, path: Path, kernel: bool) -> bool:
 
 @contextlib.contextmanager
 def _claimed(path: Path, owner: Owner | None) -> Iterator[bool]:
-    """Without a kernel's lock: whether this process is the only one to take over from `owner` in the block."""
+    """Whether this process is the only one to take over from `owner` in the block, with a kernel's lock or without."""
     claim = path.with_name(f"{TEMPORARY}{owner.token if owner else 'nobody'}-{path.name}")
     with contextlib.suppress(FileNotFoundError):
         if _clock(path.parent) - claim.stat().st_mtime > SILENT_SECONDS:  # who made it has died

@@ -116,27 +116,34 @@ def test_another_container_of_this_machine_is_waited_for(tmp_path: Path) -> None
             hold(tmp_path)
 
 
-def test_of_many_starts_at_once_one_wins(tmp_path: Path, disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_many_starts_at_once_one_wins(
+    tmp_path: Path, disk: str, dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo() if disk == "kernel locks" else monkeypatch.setattr(run_lock, "_sleep", threading.Event().wait)
-    count = 12
-    for dead in (False, True):
-        folder = tmp_path / str(dead)
-        if dead:
-            left_behind(folder, **GONE)
-        barrier = threading.Barrier(count)
+    count, interval = 12, sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for number in range(20):
+            folder = tmp_path / str(number)
+            if dead:
+                left_behind(folder, **GONE)
+            barrier = threading.Barrier(count)
 
-        def start(folder: Path = folder, barrier: threading.Barrier = barrier) -> RunLock | None:
-            barrier.wait()
-            try:
-                return hold(folder)
-            except LockedError:
-                return None
+            def start(folder: Path = folder, barrier: threading.Barrier = barrier) -> RunLock | None:
+                barrier.wait()
+                try:
+                    return hold(folder)
+                except LockedError:
+                    return None
 
-        with ThreadPoolExecutor(count) as pool:
-            locks = [lock for lock in pool.map(lambda _: start(), range(count)) if lock is not None]
-        assert len(locks) == 1
-        locks[0].check()
-        locks[0].release()
+            with ThreadPoolExecutor(count) as pool:
+                locks = [lock for lock in pool.map(lambda _, start=start: start(), range(count)) if lock is not None]
+            assert len(locks) == 1
+            locks[0].check()
+            locks[0].release()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_who_lost_the_lock_writes_no_more(tmp_path: Path) -> None:
