@@ -16,8 +16,8 @@ def arrow_records(where: str, batches: Iterable[pa.RecordBatch]) -> Iterator[tup
         where: file or dataset, for messages.
 
     Raises:
-        ValueError: damaged data, or a value that Python has no type for, such as a time in nanoseconds; by row and
-            column.
+        ValueError: damaged data, or a value that Python has no type for, such as a time that is no whole number of
+            microseconds; by row and column.
     """
     import pyarrow as pa
 
@@ -40,18 +40,57 @@ def arrow_records(where: str, batches: Iterable[pa.RecordBatch]) -> Iterator[tup
 def _values(column: pa.Array, name: str, where: str, start: int) -> list[Any]:
     """The values of a column as Python's own."""
     try:
-        return list(column.to_pylist())
+        return _as_python(column)
     except (ValueError, OverflowError, KeyError, NotImplementedError) as error:
-        row = next((i for i in range(len(column)) if not _has_value(column[i])), 0)
+        row = next((i for i in range(len(column)) if not _has_value(column.slice(i, 1))), 0)
         raise ValueError(
             f"{where} row {start + row + 1}: column '{name}' holds the {column.type} {_shown(column[row])}, expected a "
             f"value that Python can hold: {_first_line(error)}"
         ) from None
 
 
-def _has_value(scalar: pa.Scalar) -> bool:
+def _as_python(column: pa.Array) -> list[Any]:
+    """Raises where nanoseconds would be lost, which `to_pylist` drops of some types, and of others without pandas."""
+    import pyarrow as pa
+
+    wanted = _in_microseconds(column.type)
+    if wanted == column.type:
+        return list(column.to_pylist())
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    # A slice shares the values of the rows around it, which a cast would look at.
+    return list(column.take(pa.array(range(len(column)), pa.int64())).cast(wanted).to_pylist())
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """The type with microseconds, Python's finest, instead of nanoseconds, in whatever it nests."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if types.is_dictionary(kind):
+        value = _in_microseconds(kind.value_type)
+        return kind if value == kind.value_type else value
+    if types.is_map(kind):
+        return pa.map_(_in_microseconds(kind.key_type), _in_microseconds(kind.item_type))
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        field = kind.value_field.with_type(_in_microseconds(kind.value_type))
+        if types.is_fixed_size_list(kind):
+            return pa.list_(field, kind.list_size)
+        return pa.large_list(field) if types.is_large_list(kind) else pa.list_(field)
+    return kind
+
+
+def _has_value(column: pa.Array) -> bool:
     try:
-        scalar.as_py()
+        _as_python(column)
     except (ValueError, OverflowError, KeyError, NotImplementedError):
         return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
 
 _log = logging.getLogger(__name__)
+_DELIMITERS = ("\t", ";", ",", "|")
 _FIELD_LIMIT = 2**31 - 1
 """Characters of a field, a column's that is not asked for included; the csv module's own limit is 131,072."""
 
@@ -98,9 +100,11 @@ def csv_records(
     else:
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
     names = list(columns) if columns is not None else None
+    wanted: list[str] = []
     if names is not None:
         choice.check(str(file), names)
-    prompts = enclosed = doubled = 0
+        wanted = choice.wanted(names)
+    records = enclosed = doubled = 0
     while True:
         place = f"{file} line {reader.line_num + 1}"
         try:
@@ -111,23 +115,40 @@ def csv_records(
             raise ValueError(f"{place}: {error}; quoting=false takes double quotes as letters") from None
         if names is None:
             names = [name.strip() for name in record]
-            choice.check(str(file), names)
+            try:
+                choice.check(str(file), names)
+            except ValueError as error:
+                hint = _header_hint(names, delimiter, quoted)
+                raise ValueError(f"{error}{hint and f'; {hint}'}".replace("?; ", "? ")) from None
+            wanted = choice.wanted(names)
         elif record and len(record) != len(names):
             hint = "" if quoted or '"' not in "".join(record) else "; quoting=true reads fields in double quotes"
             raise ValueError(f"{place}: {len(record)} fields, expected {len(names)} ({', '.join(names)}){hint}")
         elif record:
             fields = dict(zip(names, record, strict=True))
-            text = fields[choice.find_prompt(place, names)].strip()
-            in_quotes = not quoted and len(text) > 1 and text[0] == text[-1] == '"'
-            prompts += 1
-            enclosed += in_quotes
-            doubled += in_quotes and '""' in text[1:-1]
+            records += 1
+            if not quoted:
+                inner = [text[1:-1] for name in wanted if _in_quotes(text := fields[name].strip())]
+                enclosed += bool(inner)
+                doubled += any('""' in text for text in inner)
             yield fields, place
-    if doubled or prompts == enclosed > 1:
+    if doubled or records == enclosed > 1:
         _log.warning(
-            "prompts file %s: %d of %d prompts stand in double quotes, which stay a part of them; quoting=true reads "
-            "files as Python's csv module and spreadsheets write them",
+            "prompts file %s: in %d of %d records a field stands in double quotes, which stay a part of it; "
+            "quoting=true reads files as Python's csv module and spreadsheets write them",
             file,
             enclosed,
-            prompts,
+            records,
         )
+
+
+def _in_quotes(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+def _header_hint(names: Sequence[str], delimiter: str, quoted: bool) -> str:
+    """What a header without the columns asked for looks like, when it is that of another dialect."""
+    if not quoted and any(map(_in_quotes, names)):
+        return "quoting=true reads fields in double quotes"
+    others = [other for other in _DELIMITERS if other != delimiter and len(names) == 1 and other in names[0]]
+    return f"delimiter={json.dumps(others[0])} divides this line" if others else ""

@@ -74,7 +74,7 @@ def text_lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
     Gzip goes by the name's ending; a byte-order mark is left out.
 
     Raises:
-        ValueError: not readable, not of the encoding (by line), with a NUL character (by line), with a line beyond
+        ValueError: not readable, not of the encoding (by line), with a NUL byte (by line), with a line beyond
             `LONGEST_LINE`, or empty.
     """
     parts: list[str] = []
@@ -129,15 +129,15 @@ def _decoded(file: Path, encoding: str) -> Iterator[str]:
                     before = error.object[: error.start].decode(codec, "replace")
                     raise ValueError(
                         f"prompts file {file} is not {encoding.upper()} text: line {ends + 1 + _ends(before)}, byte "
-                        f"{fed - len(error.object) + error.start} of the file; {_other(start)}"
+                        f"{fed - len(error.object) + error.start} of the file; {_other(start, codec)}"
                     ) from None
                 except UnicodeError as error:
                     raise ValueError(f"prompts file {file} is not {encoding.upper()} text: {error}") from None
                 if "\0" in text:
                     line = ends + 1 + _ends(text[: text.index("\0")])
                     raise ValueError(
-                        f"prompts file {file} line {line} holds a NUL character, which is no part of a prompt; "
-                        f"{_other(start)}"
+                        f"prompts file {file} line {line} holds a NUL byte, which is no part of a prompt; "
+                        f"{_wide(start, codec) or 'remove it'}"
                     )
                 yield text
                 ends += _ends(text) - (half and text.startswith("\n"))
@@ -177,12 +177,21 @@ def _codec(file: Path, encoding: str, start: bytes) -> tuple[str, int]:
     return name, 0
 
 
-def _other(start: bytes) -> str:
-    """A hint at the encoding: text of 16 bits a letter has its zero bytes at every other place."""
-    first, second = start[0::2].count(0), start[1::2].count(0)
-    if first == second:
-        return "encoding=... names another encoding"
-    return f"encoding=utf-16-{'le' if second > first else 'be'} reads UTF-16 without a byte-order mark"
+def _other(start: bytes, codec: str) -> str:
+    return _wide(start, codec) or "encoding=... names another encoding"
+
+
+def _wide(start: bytes, codec: str) -> str:
+    """A hint at text of 16 or 32 bits a letter, most of whose high bytes are below those of letters.
+
+    Empty for other text, a stray zero byte in it or not, and for what is read as that already.
+    """
+    places = [start[place::4].translate(None, b"\t\n\r") for place in range(4)]
+    low = [sum(byte < 0x20 for byte in part) / max(1, len(start[place::4])) for place, part in enumerate(places)]
+    for name, high in (("utf-32-le", (2, 3)), ("utf-32-be", (0, 1)), ("utf-16-le", (1, 3)), ("utf-16-be", (0, 2))):
+        if min(low[place] for place in high) > 0.5:
+            return "" if name == codec else f"encoding={name} reads {name[:6].upper()} without a byte-order mark"
+    return ""
 
 
 def _opened(file: Path, stack: ExitStack) -> BinaryIO:

@@ -113,17 +113,21 @@ class Columns:
 
 
 def plain(value: Any, where: str) -> Any:
-    """The value as JSON can hold it: dates as ISO text, decimals as numbers, NaN as null.
+    """The value as JSON can hold it: dates as ISO text, decimals as numbers, NaN and infinities as null.
 
     Raises:
-        ValueError: bytes and other things that JSON cannot hold, such as pictures.
+        ValueError: bytes and other things that JSON cannot hold, such as pictures; a decimal of more digits than a
+            float keeps.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, decimal.Decimal):
-        return plain(float(value), where)
+        number = float(value)
+        if value.is_finite() and decimal.Decimal(repr(number)) != value:
+            raise ValueError(f"{where} holds the decimal {value!s:.80}, expected one of at most 15 digits")
+        return plain(number, where)
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, Mapping):

@@ -14,7 +14,7 @@ from prdp.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 """Part of every cache key: to be raised when the same input would give another table."""
 
 ROWS_PER_BATCH = 8192

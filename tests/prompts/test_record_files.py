@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import decimal
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from prdp.prompts.any_file import open_prompts, parse_options
+from prdp.prompts.arrow_records import arrow_records
 from prdp.prompts.csv_file import CsvFilePrompts
 from prdp.prompts.json_file import JsonFilePrompts
 from prdp.prompts.parquet_file import ParquetFilePrompts
@@ -140,13 +142,40 @@ def test_a_tsv_of_pythons_csv_module_is_told_of(tmp_path: Path, caplog: pytest.L
     with file.open("w", newline="") as out:
         csv.writer(out, csv.excel_tab).writerows([["prompt", "n"], ['a "red" cat', 1], ["a dog", 2]])
     assert list(CsvFilePrompts(str(file)).texts()) == ['"a ""red"" cat"', "a dog"]
-    assert "1 of 2 prompts stand in double quotes" in caplog.text and "quoting=true reads" in caplog.text
+    assert "in 1 of 2 records a field stands in double quotes" in caplog.text and "quoting=true reads" in caplog.text
     caplog.clear()
     assert list(CsvFilePrompts(str(file), quoting=True).texts()) == ['a "red" cat', "a dog"] and caplog.text == ""
     with file.open("a", newline="") as out:
         csv.writer(out, csv.excel_tab).writerow(["tab\tin it", 3])
     with pytest.raises(ValueError, match=r"line 4: 3 fields, expected 2 \(prompt, n\); quoting=true reads fields in"):
         CsvFilePrompts(str(file))
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_column": "prompt"}, {"category_column": "style"}])
+def test_a_header_in_quotes_is_told_of(tmp_path: Path, options: dict[str, Any]) -> None:
+    file = tmp_path / "list.tsv"
+    with file.open("w", newline="") as out:
+        csv.writer(out, csv.excel_tab, quoting=csv.QUOTE_ALL).writerows([["prompt", "style"], ["a cat", "art"]])
+    message = r"list\.tsv: .*there are \"prompt\", \"style\".*[;?] quoting=true reads fields in double quotes$"
+    with pytest.raises(ValueError, match=message):
+        CsvFilePrompts(str(file), **options)
+    assert list(CsvFilePrompts(str(file), quoting=True, **options).texts()) == ["a cat"]
+
+
+def test_quotes_around_metadata_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "list.tsv").write_text('prompt\tnote\na cat\t"so ""called"" art"\na dog\tx\n')
+    assert len(CsvFilePrompts(str(tmp_path / "list.tsv"))) == 2 and caplog.text == ""
+    assert len(CsvFilePrompts(str(tmp_path / "list.tsv"), metadata_columns=["note"])) == 2
+    assert "in 1 of 2 records a field stands in double quotes" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ","), ("a.csv", "|")])
+def test_another_delimiter_is_told_of(tmp_path: Path, name: str, delimiter: str) -> None:
+    (tmp_path / name).write_text(f"prompt{delimiter}n\na cat{delimiter}1\n")
+    with pytest.raises(ValueError, match=f"delimiter={re.escape(json.dumps(delimiter))} divides this line"):
+        CsvFilePrompts(str(tmp_path / name))
+    told = parse_options([f"delimiter={json.dumps(delimiter)}"])
+    assert list(open_prompts(str(tmp_path / name), **told).texts()) == ["a cat"]
 
 
 def test_long_fields_of_columns_that_nobody_asked_for(tmp_path: Path) -> None:
@@ -172,6 +201,51 @@ def test_arrow_values_that_python_cannot_hold_are_named(tmp_path: Path) -> None:
         ParquetFilePrompts(str(file), metadata_columns="all")
     with pytest.raises(ValueError, match=r"times\.parquet row 1: the prompt is 1, expected text in column 'n'"):
         ParquetFilePrompts(str(file), prompt_column="n")
+
+
+def nested(kind: pa.DataType, fine: int) -> dict[str, pa.Array]:
+    """Two rows of each way to nest a value, of which the second is `fine`."""
+    flat = pa.array([1000, fine], kind)
+    return {
+        "flat": flat,
+        "list": pa.array([[1000], [1000, fine]], pa.list_(kind)),
+        "three": pa.array([[1000], [fine]], pa.list_(kind, 1)),
+        "large": pa.array([None, [fine]], pa.large_list(kind)),
+        "struct": pa.array([{"at": None}, {"at": fine}], pa.struct([("at", kind)])),
+        "map": pa.array([[], [("at", fine)]], pa.map_(pa.string(), kind)),
+        "dictionary": flat.dictionary_encode(),
+    }
+
+
+@pytest.mark.parametrize("kind", [pa.time64("ns"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")], ids=str)
+def test_nanoseconds_are_refused_by_row_and_never_rounded(kind: pa.DataType) -> None:
+    for name, column in nested(kind, fine=1001).items():
+        batch = pa.record_batch({name: column})
+        message = rf"times row 2: column '{name}' holds the .*would lose data"
+        with pytest.raises(ValueError, match=message):
+            list(arrow_records("times", [batch]))
+    times = {name: list(arrow_records("times", [pa.record_batch({name: column})]))[1][0][name]
+             for name, column in nested(kind, fine=2000).items()}  # fmt: skip
+    whole = times["flat"]
+    assert isinstance(whole, datetime.time | datetime.datetime) and whole.microsecond == 2
+    assert times == {
+        "flat": whole, "list": [whole.replace(microsecond=1), whole], "three": [whole], "large": [whole],
+        "struct": {"at": whole}, "map": [("at", whole)], "dictionary": whole,
+    }  # fmt: skip
+
+
+def test_decimals_of_more_digits_than_a_float_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prices.parquet"
+    kind = pa.decimal128(38, 20)
+    decimals = [decimal.Decimal("0.1"), decimal.Decimal("12345678.25"), None]
+    parquet.write_table(pa.table({"prompt": ["a", "b", "c"], "price": pa.array(decimals, kind)}), file)
+    assert [m["price"] for m in ParquetFilePrompts(str(file), metadata_columns="all").metadata()] == [
+        0.1, 12345678.25, None,
+    ]  # fmt: skip
+    decimals[1] = decimal.Decimal("0.12345678901234567890")
+    parquet.write_table(pa.table({"prompt": ["a", "b", "c"], "price": pa.array(decimals, kind)}), file)
+    with pytest.raises(ValueError, match=r"row 2: column 'price' holds the decimal 0\.12345678901234567890, expected"):
+        ParquetFilePrompts(str(file), metadata_columns="all")
 
 
 def test_null_prompts_are_empty_ones(tmp_path: Path) -> None:
