@@ -8,6 +8,7 @@ four a new start goes on where it ended. Nothing but work that is done ends with
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import select
@@ -26,6 +27,7 @@ from prdp.interruption import (
     interruptions_raised,
 )
 from prdp.printable import make_output_printable, printable
+from prdp.silent_end import NoSilentSuccess
 
 COMMANDS = {
     "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
@@ -50,12 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UnfinishedError: somebody other than the parser of the arguments called `sys.exit`.
     """
+    with contextlib.ExitStack() as stack:
+        end = stack.enter_context(NoSilentSuccess())
+        if arguments is None:
+            stack.pop_all()  # held until the process ends: what is registered for then may call `os._exit` too
+        try:
+            end.code = _flushed(arguments)
+        except SystemExit as error:
+            end.code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            raise
+        if arguments is None and end.code in (INTERRUPTED_EXIT_CODE, EXIT_CODE):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends; nothing is left to interrupt
+        return end.code
+
+
+def _flushed(arguments: Sequence[str] | None) -> int:
     try:
         try:
-            code = _run(arguments)
-            if arguments is None and code in (INTERRUPTED_EXIT_CODE, EXIT_CODE):
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends; nothing is left to interrupt
-            return code
+            return _run(arguments)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from prdp.interruption import last_act
 
@@ -44,19 +45,36 @@ def told_when_silent(text: str) -> Iterator[None]:
         leave()
 
 
-@contextlib.contextmanager
-def no_silent_success() -> Iterator[None]:
-    """Within the block, have `os._exit(0)` end this process with 1: whoever called it, the work is not done.
+class NoSilentSuccess:
+    """Within the block, have `os._exit(0)` end this process with `code`: whoever called it, the work is not done.
 
-    Forked children keep their exit codes. Native code that ends the process is not seen here.
+    A context manager, to be entered before any code of others is imported, which may bind the function for itself.
+    Forked children keep their exit codes. Native code, and `os.exec...`, that end the program are not seen here.
+
+    Attributes:
+        code: 1, until the outcome of the work is known.
     """
-    plain, process = os._exit, os.getpid()
 
-    def end(code: int) -> NoReturn:
-        plain(1 if code == 0 and os.getpid() == process else code)
+    def __init__(self) -> None:
+        self.code = 1
+        self._plain = os._exit
+        self._process: int | None = None
 
-    os._exit = end  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        os._exit = plain
+    def __enter__(self) -> NoSilentSuccess:
+        self._process = os.getpid()
+        for module in _holders():
+            module._exit = self._end
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process = None
+        for module in _holders():
+            module._exit = self._plain
+
+    def _end(self, status: int) -> NoReturn:
+        self._plain(self.code if status == 0 and os.getpid() == self._process else status)
+
+
+def _holders() -> tuple[Any, ...]:
+    """The module `os`, and the one of the system that it has the function from: posix or nt."""
+    return os, sys.modules[os.name]

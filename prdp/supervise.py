@@ -153,7 +153,7 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code: the child's when it was not to be started again, 128 + n when signal n ended it after this
-        process was told to stop, 1 after too many failures. 0 only when the run's status is 'finished'.
+        process was told to stop, 1 after too many failures. 0 only when the child wrote that the run is 'finished'.
         """
         reached, failures = finished_epochs(self._run_dir), 0
         worked = False
@@ -167,8 +167,9 @@ class Supervisor:
                 at_work = status.get("pid") == self._pid
                 kept_out = code == _MISTAKE and worked and not at_work
                 worked = worked or at_work
-                if code == 0 and not silent and status.get("status") != "finished":
-                    self._say(f"{_UNFINISHED}, its status is {status.get('status', 'missing')}: not started again")
+                if code == 0 and not silent and not (at_work and status.get("status") == "finished"):
+                    found = f"{status.get('status', 'missing')}{'' if at_work or not status else ', by an earlier start'}"
+                    self._say(f"{_UNFINISHED}, its status is {found}: not started again")
                     return 1
                 if not (silent or kept_out or _worth_another(code)):
                     if code:
@@ -188,7 +189,9 @@ class Supervisor:
 
     def _unless_finished(self) -> int:
         """Exit code of a child that was told to stop and ended with 0: it may have been done just then."""
-        return 0 if read_status(self._run_dir).get("status") == "finished" else 128 + self._stopped_by
+        status = read_status(self._run_dir)
+        done = status.get("pid") == self._pid and status.get("status") == "finished"
+        return 0 if done else 128 + self._stopped_by
 
     def _silent(self, code: int, status: Mapping[str, Any]) -> bool:
         """Whether the child is gone although its status says that it runs.

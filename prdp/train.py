@@ -35,7 +35,7 @@ from prdp.resume_checks import check_compatible, check_length, check_logs, check
 from prdp.rollout_queue import RolloutQueue
 from prdp.run_folder import WEIGHTS, check_unused, last_words, sweep
 from prdp.run_lock import LockLostError, hold
-from prdp.silent_end import no_silent_success, told_when_silent
+from prdp.silent_end import told_when_silent
 from prdp.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers, check_trackers
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 def main(config: TrainConfig) -> Path:
     """Run or resume a training run; returns its folder with logs, checkpoints, weights and report."""
-    with interruptions_raised(), _spoken_for(config), no_silent_success():
+    with interruptions_raised(), _spoken_for(config):
         with start_up_checks():
             run = Run(config)
         try:

@@ -119,6 +119,16 @@ def test_exit_0_of_an_unfinished_run_is_no_success(
     assert said in log
 
 
+def test_exit_0_after_an_earlier_start_that_finished_is_no_success(
+    supervised: Callable[[str], tuple[int, int, str]], tmp_path: Path
+) -> None:
+    """As when a run is made longer, and something in its start replaces the process by `os.execv`."""
+    start_status(tmp_path, status="finished")
+    code, begun, log = supervised("0")
+    assert (code, begun) == (1, 1)
+    assert "its status is finished, by an earlier start: not started again" in log
+
+
 def test_failures_in_a_row_end_it_with_the_last_cause(supervised: Callable[[str], tuple[int, int, str]]) -> None:
     code, starts, log = supervised("143,-11,-9,-9")
     assert (code, starts) == (1, 4)
