@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from prdp.user_code import told
+
 
 class UserError(Exception):
     """Marks an error that the user can mend; the message says what was given and what was expected."""
@@ -42,4 +44,4 @@ def start_up_checks(where: str = "") -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         if isinstance(error, UserError) and not prefix:
             raise
-        raise StartError(f"{prefix}{error}") from error
+        raise StartError(f"{prefix}{told(error)}") from error

@@ -168,7 +168,8 @@ class Supervisor:
                 kept_out = code == _MISTAKE and worked and not at_work
                 worked = worked or at_work
                 if code == 0 and not silent and not (at_work and status.get("status") == "finished"):
-                    found = f"{status.get('status', 'missing')}{'' if at_work or not status else ', by an earlier start'}"
+                    earlier = "" if at_work or not status else ", by an earlier start"
+                    found = f"{status.get('status', 'missing')}{earlier}"
                     self._say(f"{_UNFINISHED}, its status is {found}: not started again")
                     return 1
                 if not (silent or kept_out or _worth_another(code)):

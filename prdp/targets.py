@@ -12,7 +12,7 @@ from typing import Any
 
 from prdp.errors import ConfigError
 from prdp.suggest import did_you_mean
-from prdp.user_code import own_frames
+from prdp.user_code import own_frames, told
 
 TARGET = "_target_"
 _IMPORTING = (
@@ -75,14 +75,14 @@ def locate(key: str, name: str) -> Any:
             raise ConfigError(f"{key}={name}: there is no module '{missing}'{_nearest_module(missing)}") from None
         raise ConfigError(f"{key}={name}: importing {module_name} needs '{missing}', which is not installed") from error
     except ImportError as error:
-        raise ConfigError(f"{key}={name}: importing {module_name} fails: {error}") from error
+        raise ConfigError(f"{key}={name}: importing {module_name} fails: {told(error)}") from error
     except SystemExit as error:
         raise ConfigError(
             f"{key}={name}: importing {module_name} calls sys.exit({error.code!r}){own_frames(error)}"
         ) from error
     except _IMPORTING as error:
         raise ConfigError(
-            f"{key}={name}: importing {module_name} raises {type(error).__name__}: {error}{own_frames(error)}"
+            f"{key}={name}: importing {module_name} raises {type(error).__name__}: {told(error)}{own_frames(error)}"
         ) from error
     if not hasattr(module, attribute):
         public = [entry for entry in vars(module) if not entry.startswith("_")]

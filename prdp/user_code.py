@@ -13,6 +13,11 @@ _INSTALLED = ("site-packages", "dist-packages")
 _FRAMES = 4
 
 
+def told(error: BaseException) -> str:
+    """The text of an error, whatever its own `__str__` does."""
+    return str(traceback.TracebackException(type(error), error, None, lookup_lines=False))
+
+
 def own_frames(error: BaseException) -> str:
     """The author's own lines that an error came through, as Python shows them, each line after a newline.
 

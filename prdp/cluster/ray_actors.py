@@ -22,6 +22,7 @@ from prdp.cluster.messages import Messages
 from prdp.errors import UnfinishedError
 from prdp.rewards.scoring import RewardError
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
+from prdp.user_code import told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +146,9 @@ def _errors_of(where: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"in {where} (process {os.getpid()}):\n{traceback.format_exc()}")
         try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # noqa: BLE001 - a user's exception may break pickle in any way
-            substitute = RuntimeError(f"{type(error).__name__}: {error}")
+            str(pickle.loads(pickle.dumps(error)))
+        except Exception:  # noqa: BLE001 - a user's exception may break pickle, or its own text, in any way
+            substitute = RuntimeError(f"{type(error).__name__}: {told(error)}")
             substitute.add_note(error.__notes__[-1])
             raise substitute from None
         raise

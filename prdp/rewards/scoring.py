@@ -16,7 +16,7 @@ from prdp.errors import ResumableError, UserError
 from prdp.interruption import TerminatedError
 from prdp.rewards.base import Reward, checked_scores, identity_of
 from prdp.types import Float64, UInt8
-from prdp.user_code import own_frames
+from prdp.user_code import own_frames, told
 
 _LONGEST = 2000
 _FOR_GOOD = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -96,20 +96,20 @@ def errors_named(called: str, but: tuple[type[Exception], ...] = ()) -> Iterator
             f"{own_frames(error)}"
         ) from error
     except Exception as error:
-        if isinstance(error, ValueError) and "read-only" in str(error):
+        if isinstance(error, ValueError) and "read-only" in told(error):
             raise RewardFaultError(
                 f"{called} writes into its images, which are read-only: copy them first, images = images.copy() "
-                f"({error}){own_frames(error)}"
+                f"({told(error)}){own_frames(error)}"
             ) from None
         kind = RewardUnavailableError if may_pass(error) else RewardFaultError
-        text = str(error)
-        told = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-        raise kind(f"{called} raised {type(error).__name__}: {told}{own_frames(error)}") from error
+        text = told(error)
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        raise kind(f"{called} raised {type(error).__name__}: {shown}{own_frames(error)}") from error
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | TerminatedError):
             raise
         # asyncio.CancelledError, say: it is no Exception, and would be taken for the end of the process.
-        raise RewardFaultError(f"{called} raised {type(error).__name__}: {error}{own_frames(error)}") from error
+        raise RewardFaultError(f"{called} raised {type(error).__name__}: {told(error)}{own_frames(error)}") from error
 
 
 def may_pass(error: BaseException) -> bool:
@@ -127,7 +127,7 @@ def may_pass(error: BaseException) -> bool:
         return False
     if isinstance(error, _PASSING) or any(_PASSING_NAMES.search(kind.__name__) for kind in type(error).__mro__):
         return True
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(told(error)))
 
 
 def root(error: BaseException) -> BaseException | None:

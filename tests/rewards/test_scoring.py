@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import pickle
+import re
 import subprocess
 import sys
 import urllib.error
@@ -18,7 +19,7 @@ import pytest
 from http_rewards import batch, serving
 
 from prdp.cluster.base import RewardWorker
-from prdp.errors import ConfigError, ResumableError, UserError
+from prdp.errors import ConfigError, ResumableError, StartError, UserError, start_up_checks
 from prdp.interruption import TerminatedError
 from prdp.rewards import build_reward
 from prdp.rewards.base import checked_scores
@@ -240,6 +241,26 @@ def test_errors_of_building_and_importing_name_the_authors_line(
         (tmp_path / f"{name}.py").write_text(text)
         with pytest.raises(ConfigError, match=message):
             build_reward({"_target_": CALLABLE, "path": f"{name}.reward"})
+
+
+class MuteError(RuntimeError):
+    def __str__(self) -> str:
+        raise KeyError("detail")
+
+
+def test_an_error_that_cannot_tell_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "MuteError: <exception str() failed>"
+    with pytest.raises(RewardFaultError, match=rf"^reward 'answering' \(epoch .*\) raised {re.escape(text)}\n  File "):
+        ask(Answering(MuteError()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "class MuteError({base}):\n    def __str__(self):\n        raise KeyError\nraise MuteError\n"
+    for base in ("ImportError", "ValueError"):
+        (tmp_path / f"mute_{base}.py").write_text(source.format(base=base))
+        with pytest.raises(ConfigError, match=re.escape("<exception str() failed>")):
+            build_reward({"_target_": CALLABLE, "path": f"mute_{base}.reward"})
+    mute = type("MuteError", (ValueError,), {"__str__": MuteError.__str__})
+    with pytest.raises(StartError, match=r"^key: <exception str"), start_up_checks("key"):
+        raise mute
 
 
 def test_the_server_asks_to_come_back_for_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
