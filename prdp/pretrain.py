@@ -1,13 +1,14 @@
-"""`prdp pretrain`: trains the embedded tiny Stable Diffusion from scratch; a finished phase is not done again.
+"""`prdp pretrain`: trains the embedded tiny pipelines from scratch; a finished phase is not done again.
 
-    prdp pretrain output_dir=runs/pretrain
+prdp pretrain output_dir=runs/pretrain
+prdp pretrain model=shapes_flow output_dir=runs/pretrain_flow
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PretrainConfig:
-    """The defaults made the pipeline that ships with the package."""
+    """The defaults made the pipelines that ship with the package."""
 
+    model: str = "shapes"
+    """shapes: Stable Diffusion 1 with its autoencoder; shapes_flow: Stable Diffusion 3 on that autoencoder."""
     output_dir: str = "runs/pretrain"
     """Holds the phases; those that are there are not done again."""
     seed: int = 0
@@ -59,6 +62,18 @@ class PretrainConfig:
     """Highest rate of the last phase."""
     caption_noise: float = 0.08
     """Rate at which each attribute of a caption is wrong."""
+    flow_scenes: int = 60_000
+    """Rendered once; the flow model trains on their latents."""
+    flow_steps: int = 10_000
+    """Of the flow model; its state is stored every 250."""
+    flow_decay_steps: int = 2500
+    """Last steps of the flow model, in which its rate falls to 0."""
+    flow_noisy_steps: int = 0
+    """Last steps of the flow model on partly wrong captions."""
+    flow_batch_size: int = 64
+    """Latents a step of the flow model."""
+    flow_learning_rate: float = 1e-3
+    """Of the flow model, before it falls."""
 
 
 def main(overrides: Sequence[str]) -> None:
@@ -96,6 +111,8 @@ def main(overrides: Sequence[str]) -> None:
 
 def run(config: PretrainConfig) -> Path:
     """Train what is missing; returns the folder of the finished pipeline, fp16 safetensors in diffusers format."""
+    if config.model == "shapes_flow":
+        return run_flow(config)
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
@@ -103,16 +120,11 @@ def run(config: PretrainConfig) -> Path:
     from prdp.shapes.pretrain_unet import LatentData, train_unet
     from prdp.shapes.pretrain_vae import train_vae
     from prdp.shapes.tiny_pipeline import build_pipeline, build_vae
-    from prdp.storage import append, atomic_directory
+    from prdp.storage import atomic_directory
 
     folder = Path(config.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        line = {"step": step, "seconds": round(time.monotonic() - start, 1), **metrics}
-        append(folder / "curve.jsonl", json_line(line))
-        log.info("%s", line)
+    report = _reporter(folder)
 
     def save(name: str, pipeline: StableDiffusionPipeline) -> None:
         with atomic_directory(folder / name) as temporary:
@@ -176,6 +188,62 @@ def run(config: PretrainConfig) -> Path:
     save("pipeline", pipeline.to(dtype=torch.float16))
     draw_curve(folder)
     return folder / "pipeline"
+
+
+def run_flow(config: PretrainConfig) -> Path:
+    """Train the flow model, from its stored state if there is one; returns the folder of the finished pipeline."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from prdp.diffusion.pipeline_files import save_pipeline
+    from prdp.shapes.pretrain_flow import train_flow
+    from prdp.shapes.pretrain_unet import LatentData
+    from prdp.shapes.tiny_flow_pipeline import build_flow_pipeline, start_from_stable_diffusion
+    from prdp.shapes.tiny_pipeline import pipeline_folder
+    from prdp.storage import atomic_directory
+
+    folder = Path(config.output_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "pipeline").is_dir():
+        return folder / "pipeline"
+    torch.manual_seed(config.seed)
+    source = StableDiffusionPipeline.from_pretrained(pipeline_folder(), safety_checker=None)
+    source.vae.register_to_config(shift_factor=0.0)
+    pipeline = build_flow_pipeline(source.vae)
+    start_from_stable_diffusion(pipeline, source)
+    train_flow(
+        pipeline,
+        LatentData.render(source, config.flow_scenes, config.seed),
+        folder,
+        steps=config.flow_steps,
+        decay_steps=config.flow_decay_steps,
+        batch_size=config.flow_batch_size,
+        learning_rate=config.flow_learning_rate,
+        caption_noise=config.caption_noise,
+        noisy_steps=config.flow_noisy_steps,
+        caption_dropout=config.caption_dropout,
+        ema_decay=config.ema_decay,
+        seed=config.seed,
+        log=_reporter(folder),
+    )
+    for part in (pipeline, pipeline.transformer, pipeline.vae):
+        part.register_to_config(_name_or_path="prdp/shapes")
+    with atomic_directory(folder / "pipeline") as temporary:
+        save_pipeline(pipeline.to(dtype=torch.float16), temporary)
+    return folder / "pipeline"
+
+
+def _reporter(folder: Path) -> Callable[[int, dict[str, float]], None]:
+    from prdp.storage import append
+
+    start = time.monotonic()
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        line = {"step": step, "seconds": round(time.monotonic() - start, 1), **metrics}
+        append(folder / "curve.jsonl", json_line(line))
+        log.info("%s", line)
+
+    return report
 
 
 def draw_curve(folder: Path) -> list[Path]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline in diffusers format, whatever the precision that its parts are in.
 
     Loaded without a dtype, diffusers takes float32 for its own networks, and transformers the dtype that the text
@@ -21,10 +21,10 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     written config.json names float32, which `dtype=` overrides as ever.
     """
     pipeline.save_pretrained(folder, safe_serialization=True)
-    file = folder / "text_encoder" / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for file in folder.glob("text_encoder*/config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_network(folder: Path, learned: Mapping[str, torch.Tensor]) -> None:
