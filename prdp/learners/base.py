@@ -44,6 +44,7 @@ class Learner(ABC):
         self._transitions = transitions
         self._precision = precision
         self._noise: float | None = None
+        self._noise_epoch: int | None = None
         self._noise_told = False
         self._config = config
         self._objective = build_objective(objective)
@@ -149,7 +150,7 @@ class Learner(ABC):
         whose log-ratios the sampler has stored, and for channels that the loss is linear in.
 
         In half precision the gradient alone is computed in it; what coefficients, clips and metrics are computed from
-        is float32 evidence, whose error is measured on a few cells of every on-policy rollout.
+        is float32 evidence, whose error is measured on a few cells at the first update of every rollout.
 
         Args:
             rollout: scored, and holding what `keep` says.
@@ -188,9 +189,9 @@ class Learner(ABC):
         half, on_policy = self._precision != "float32", rollout.weights_version == self._updates
         checked: dict[str, float] = {}
         if half and self.keep == "trajectory":
-            if on_policy:
-                checked = self._spot_check(rollout, states, data["log_ratio_old"])
-            else:
+            if on_policy or rollout.prompts.epoch != self._noise_epoch:
+                checked = self._spot_check(rollout, states, data["log_ratio_old"], on_policy)
+            if not on_policy:
                 self._check_clip()
             # The pass with gradient would tell a drift that is rounding.
             linear = tuple(name for name in linear if name != "log_ratio")
@@ -228,28 +229,36 @@ class Learner(ABC):
             timesteps=self._transitions.timesteps,
         )
 
-    def _spot_check(self, rollout: Rollout, states: Any, stored: Float64) -> dict[str, float]:
-        """Recompute a few cells of an on-policy rollout: against what is stored, and with all roundings otherwise."""
+    def _spot_check(self, rollout: Rollout, states: Any, stored: Float64, on_policy: bool) -> dict[str, float]:
+        """Recompute a few cells with all roundings otherwise and, of an on-policy rollout, against what is stored."""
         images, columns = stored.shape
         cells = spot_cells(images, columns, self._config.microbatch)
         rows = np.unravel_index(cells, stored.shape)
-        seen = np.zeros_like(stored)
-        seen[rows] = stored[rows]
         again = self._evidence(rollout, states, cells)
         nudged = self._evidence(rollout, states * NUDGE, cells)["log_ratio"]
-        self._check_ratio(seen, again["log_ratio"])
-        error, rounding = np.abs(again["log_ratio"] - seen), SHORTFALL * np.abs(again["log_ratio"] - nudged)
-        weights = 1.0 if self._step_weights is None else self._step_weights
-        self._noise = float((np.maximum(error, rounding) * weights).max())
-        metrics = {"ratio_error": float(error.max()), "evidence_noise": self._noise}
+        noise, weights = SHORTFALL * np.abs(again["log_ratio"] - nudged), self._step_weights
+        metrics = {}
+        if on_policy:
+            seen = np.zeros_like(stored)
+            seen[rows] = stored[rows]
+            self._check_ratio(seen, again["log_ratio"])
+            error = np.abs(again["log_ratio"] - seen)
+            noise = np.maximum(noise, error)
+            metrics["ratio_error"] = float(error.max())
+        self._noise = metrics["evidence_noise"] = float((noise if weights is None else noise * weights).max())
+        self._noise_epoch = rollout.prompts.epoch
+        if not on_policy:
+            return metrics
         # Rounding of the pass with gradient adds up in a square, so that it would tell a KL that is not there.
         return metrics | ({"kl_ref": float(again["kl_ref"][rows].mean())} if "kl_ref" in again else {})
 
     def _check_clip(self) -> None:
         """Clips act on rollouts of another policy: compare their range with the error last measured."""
         clip_range = self._objective.knobs.get("clip_range")
-        if self._noise is not None and clip_range is not None and not self._noise_told:
-            self._noise_told = check_noise(self._noise, clip_range, precision=self._precision, update=self._updates)
+        if self._noise is not None and clip_range is not None:
+            self._noise_told = check_noise(
+                self._noise, clip_range, precision=self._precision, update=self._updates, told=self._noise_told
+            )
 
     def _accumulate_scaled(
         self, rollout: Rollout, states: Any, cells: Int64, tables: Evidence, progress: Progress | None

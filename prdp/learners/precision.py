@@ -52,17 +52,20 @@ def spot_cells(images: int, columns: int, microbatch: int) -> Int64:
     return np.asarray(chosen * images // len(chosen) * columns + chosen % columns, np.int64)
 
 
-def check_noise(noise: float, clip_range: float, *, precision: str, update: int) -> bool:
+def check_noise(noise: float, clip_range: float, *, precision: str, update: int, told: bool = False) -> bool:
     """Compare the error of the evidence with the range that a clip lets it move in.
 
+    Args:
+        told: whether the log has been told before; it is told once.
+
     Returns:
-        whether it is above a tenth of the range, which the log has then been told.
+        whether it has been told now or before: the error is, or was, above a tenth of the range.
 
     Raises:
         UserError: it is above the range itself.
     """
     if noise <= clip_range / 10:
-        return False
+        return told
     fact = f"log-ratios are known to {noise:.2g} (evidence_noise) and clipped at objective.clip_range={clip_range:g}"
     if not noise <= clip_range:
         raise UserError(
@@ -71,5 +74,6 @@ def check_noise(noise: float, clip_range: float, *, precision: str, update: int)
             "objective.clip_range, or updates_per_epoch=1 and cluster.max_staleness=0, where no clip acts, and start "
             "anew in another output_dir"
         )
-    log.warning("update %d: %s: some of what is clipped is rounding", update, fact)
+    if not told:
+        log.warning("update %d: %s: some of what is clipped is rounding", update, fact)
     return True

@@ -231,6 +231,38 @@ def test_evidence_noise_is_told_and_refused_where_a_clip_acts(
     assert caplog.text.count("evidence_noise") == (says == "warns")
 
 
+def test_the_noise_of_stale_rollouts_is_measured_at_the_first_update_of_each(caplog: pytest.LogCaptureFixture) -> None:
+    """As in a run that resumes with samplers ahead of it: no rollout of it is on-policy."""
+    policy, transitions = NoisyPolicy(), build_transitions(SCHEDULER, steps=5)
+    config = LearnerConfig(mode="full", learning_rate=1e-6, microbatch=1000)
+
+    def stale(epoch: int) -> Rollout:
+        rollout = stub_rollout(policy, transitions)
+        return dataclasses.replace(
+            rollout, prompts=dataclasses.replace(rollout.prompts, epoch=epoch), weights_version=99
+        )
+
+    def build(clip_range: float) -> TorchLearner:
+        return TorchLearner(policy, transitions, 1.0, config, {"name": "prdp", "beta": 0.5, "clip_range": clip_range})
+
+    learner = build(1.0)
+    first, again, other = (learner.update(stale(epoch)) for epoch in (1, 1, 2))
+    assert "evidence_noise" not in again and "ratio_error" not in first | again | other
+    on_policy = build(1.0).update(stub_rollout(policy, transitions))["evidence_noise"]
+    assert first["evidence_noise"] == pytest.approx(on_policy, rel=0.5) and other["evidence_noise"] > 0
+    learner = build(3.0 * first["evidence_noise"])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        learner.update(stale(1))
+        learner.update(stale(2))
+    assert caplog.text.count("evidence_noise") == 1
+    before = learner.weights().checksum
+    policy.noise *= 10
+    with pytest.raises(UserError, match=r"evidence_noise.*clip_range="):
+        learner.update(stale(3))
+    assert learner.weights().checksum == before
+
+
 def test_noise_is_compared_with_the_clip_and_its_tenth() -> None:
     assert not check_noise(1e-7, 1e-6, precision="float16", update=1)
     assert check_noise(1.1e-7, 1e-6, precision="float16", update=1)
