@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Evaluation:
         prompts, categories: per image [n]; an empty string where a prompt has no category.
         scores: float64 [n].
         sub_scores: name -> float64 [n], NaN where a sub-score does not apply.
-        summary: content of summary.json, with NaN as floats.
+        grid_prompts: number of prompts whose pictures were kept.
     """
 
     folder: Path
@@ -51,15 +51,17 @@ class Evaluation:
     categories: tuple[str, ...]
     scores: Float64
     sub_scores: Mapping[str, Float64]
-    summary: Mapping[str, Any]
+    grid_prompts: int
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    @property
-    def grid_prompts(self) -> int:
-        """Number of prompts whose pictures were kept."""
-        return int(self.summary.get("grid_prompts", 0))
+    def summary(self, confidence: float = 0.95) -> dict[str, Any]:
+        """{"score", "sub_scores": {name}, "categories": {name}} of {"mean", "low", "high", "images"}.
+
+        Computed from the scores, so that its intervals are those of this version, whichever wrote the folder.
+        """
+        return _parts(self.scores, self.sub_scores, self.prompt_index, self.categories, confidence)
 
     def image_path(self, prompt: int, image: int) -> Path:
         """The picture of one image; prompts below `grid_prompts` have one."""
@@ -159,7 +161,7 @@ def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
     try:
         summary = from_strict_json(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
         order = list(summary.get("sub_scores", {}))
-        int(summary.get("grid_prompts", 0))
+        grid_prompts = int(summary.get("grid_prompts", 0))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{folder / 'summary.json'} is damaged: {error}") from None
     found = {name for row in rows for name in row[5]}
@@ -173,7 +175,7 @@ def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
         categories=tuple(row[3] for row in rows),
         scores=np.array([row[4] for row in rows], dtype=np.float64),
         sub_scores={name: np.array([row[5].get(name, np.nan) for row in rows], dtype=np.float64) for name in names},
-        summary=summary,
+        grid_prompts=grid_prompts,
     )
 
 
@@ -209,21 +211,31 @@ def _summary(
     confidence: float,
 ) -> dict[str, Any]:
     groups = np.repeat(np.arange(len(prompts)), images_per_prompt)
-    categories = np.repeat([str(meta.get("category", "")) for meta in prompts.metadata], images_per_prompt)
-
-    def part(values: Float64, chosen: Any = slice(None)) -> dict[str, Any]:
-        mean, low, high = mean_interval(values[chosen], groups[chosen], confidence)
-        return {"mean": mean, "low": low, "high": high, "images": int(np.sum(~np.isnan(values[chosen])))}
-
+    categories = [str(meta.get("category", "")) for meta in prompts.metadata for _ in range(images_per_prompt)]
     return {
         "epoch": epoch,
         "prompts": len(prompts),
         "images_per_prompt": images_per_prompt,
         "images": len(groups),
         "confidence": confidence,
+        **_parts(rewards, sub_scores, groups, categories, confidence),
+    }
+
+
+def _parts(
+    rewards: Float64, sub_scores: Mapping[str, Float64], groups: Int64, categories: Sequence[str], confidence: float
+) -> dict[str, Any]:
+    def part(values: Float64, chosen: Any = slice(None)) -> dict[str, Any]:
+        mean, low, high = mean_interval(values[chosen], groups[chosen], confidence)
+        return {"mean": mean, "low": low, "high": high, "images": int(np.sum(~np.isnan(values[chosen])))}
+
+    return {
         "score": part(rewards),
         "sub_scores": {name: part(values) for name, values in sub_scores.items()},
-        "categories": {name: part(rewards, categories == name) for name in sorted(set(categories) - {""})},
+        "categories": {
+            name: part(rewards, np.array([category == name for category in categories]))
+            for name in sorted(set(categories) - {""})
+        },
     }
 
 

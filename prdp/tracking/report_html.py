@@ -130,7 +130,7 @@ def _headline(run: RunData, overall: Change | None) -> str:
         )
     if run.evaluations:
         only = run.evaluations[-1]
-        part = only.summary["score"]
+        part = only.summary()["score"]
         when = "before training" if only.epoch == 0 else f"after {only.epoch} epochs"
         note = (
             "So far there is one evaluation; a second one will tell the difference."

@@ -291,10 +291,9 @@ def _dumbbell(change: Change) -> str:
 def _single_skills(run: RunData) -> str:
     if not run.evaluations:
         return ""
-    summary = run.evaluations[-1].summary
+    summary = run.evaluations[-1].summary()
     # Pairs: a category may be called as a sub-score is.
-    named = [("score", summary["score"]), *summary.get("sub_scores", {}).items()]
-    named += summary.get("categories", {}).items()
+    named = [("score", summary["score"]), *summary["sub_scores"].items(), *summary["categories"].items()]
     rows = "".join(
         f'<tr class="{"" if place else "total"}"><td>{escape(label(name))}</td><td class="num">'
         f'{score(part["mean"])} <span class="ci">{interval((part["mean"], part["low"], part["high"]))}</span></td>'

@@ -25,7 +25,8 @@ def mean_interval(
     freedom less than groups.
 
     It is exact for normal means, also with two groups. Of skewed scores it covers somewhat less than it says while
-    groups are few, as every interval that knows no bounds of the scores.
+    groups are few, as every interval that knows no bounds of the scores. Where the means of all groups are equal it is
+    a point, which says that no spread was seen, and nothing about how often such a point is the truth.
 
     Args:
         values: float [n]; NaN entries are left out.
@@ -34,7 +35,8 @@ def mean_interval(
 
     Returns:
         (mean, low, high). All NaN without a value; low and high NaN with fewer than two groups, which say nothing
-        about the spread between groups.
+        about the spread between groups, and where a value is infinite or the spread is beyond float64. The mean of
+        infinities of both signs is NaN.
 
     Raises:
         ValueError: shapes that differ, or confidence out of range.
@@ -42,11 +44,12 @@ def mean_interval(
     array, index = _present(values, groups, confidence)
     if not len(array):
         return math.nan, math.nan, math.nan
-    mean = float(array.mean())
     count = int(index.max()) + 1
-    if count < 2:
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(array.mean())
+        half = math.nan if count < 2 else _student(confidence, count) * _standard_error(array - mean, index)
+    if not math.isfinite(half):
         return mean, math.nan, math.nan
-    half = _student(confidence, count) * _standard_error(array - mean, index)
     return mean, mean - half, mean + half
 
 
@@ -55,13 +58,15 @@ def paired_difference_interval(
 ) -> tuple[float, float, float]:
     """Mean of `after - before` over the same images (same prompt, same noise) with its interval.
 
-    Arguments and result as in `mean_interval`; pairs with a NaN on either side are left out.
+    Arguments and result as in `mean_interval`; pairs with a NaN on either side, or with equal infinities, are left out.
 
     Raises:
         ValueError: also when `before` and `after` differ in shape.
     """
     first, second = _pairs(before, after)
-    return mean_interval(second - first, groups, confidence)
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = second - first
+    return mean_interval(difference, groups, confidence)
 
 
 def win_rate_interval(
@@ -76,7 +81,8 @@ def win_rate_interval(
     Arguments and result as in `paired_difference_interval`.
     """
     first, second = _pairs(before, after)
-    outcome = np.where(np.isnan(first) | np.isnan(second), np.nan, 0.5 * (1.0 + np.sign(second - first)))
+    missing = np.isnan(first) | np.isnan(second)
+    outcome = np.where(missing, np.nan, 0.5 * (1.0 + (second > first) - (second < first)))
     wins, index = _present(outcome, groups, confidence)
     if not len(wins):
         return math.nan, math.nan, math.nan
@@ -89,6 +95,10 @@ def win_rate_interval(
 
 def wilson_interval(rate: float, count: float, confidence: float = 0.95) -> tuple[float, float]:
     """(low, high) of a proportion by Wilson's score interval.
+
+    It covers what it says on the average over proportions. Of a single one the coverage jumps with `count`, as that of
+    every interval of counts that is not wider than it says (Brown, Cai and DasGupta 2001, Statistical Science 16): of 8
+    observations and 95% between .92 and .99 for proportions in [.1, .9], and down to .84 nearer to 0 or 1.
 
     Args:
         rate: the observed proportion, in [0, 1].

@@ -71,7 +71,7 @@ def test_the_run_its_evaluations_and_its_report(run: Path, capsys: pytest.Captur
         loaded = load_evaluation(run, epoch)
         assert sorted(loaded.prompts) == sorted(HELD_OUT) and loaded.categories == loaded.prompts
         assert np.isfinite(loaded.scores).all()
-        assert set(loaded.summary["categories"]) == set(HELD_OUT)
+        assert set(loaded.summary()["categories"]) == set(HELD_OUT)
     (run / "report.html").unlink()
     assert prdp(["report", str(run)]) == 0
     assert "a fox" in (run / "report.html").read_text(encoding="utf-8")

@@ -36,8 +36,8 @@ def test_scores_pictures_and_summary_come_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.sub_scores["part"], part)
     np.testing.assert_array_equal(loaded.prompt_index, groups)
     assert loaded.image_index.tolist() == [0, 1] * 6 and loaded.prompts[2] == prompt_batch(6).texts[1]
-    assert loaded.summary["sub_scores"]["part"]["images"] == 6 and loaded.grid_prompts == 2
-    odd = loaded.summary["categories"]["odd"]
+    assert loaded.summary()["sub_scores"]["part"]["images"] == 6 and loaded.grid_prompts == 2
+    odd = loaded.summary()["categories"]["odd"]
     assert odd["mean"] == pytest.approx(rewards[groups % 2 == 1].mean()) and odd["images"] == 6
     with Image.open(loaded.image_path(1, 1)) as image:
         np.testing.assert_array_equal(np.asarray(image), images[3])

@@ -39,6 +39,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.words: list[str] = []
+        self.tags: set[str] = set()
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.close()
@@ -46,11 +47,13 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.tags.add(tag)
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.tags.add(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
@@ -151,6 +154,38 @@ def test_a_category_that_is_called_as_a_sub_score_has_a_row_of_its_own(tmp_path:
     assert [(tone, name, float(value)) for tone, name, value in rows] == [
         ("total", "score", 0.25), ("", "color", 0.875), ("", "color", 0.125), ("", "score", 0.375),
     ]  # fmt: skip
+
+
+def test_intervals_are_computed_from_the_scores_whatever_was_recorded(tmp_path: Path) -> None:
+    """As of runs that an earlier version recorded with bootstrap intervals, and of summaries that hold anything."""
+    add_evaluation(tmp_path, 0, 0.0)
+    file = tmp_path / "evaluations" / "epoch_00000" / "summary.json"
+    recorded = json.loads(file.read_text())
+    expected = Page(write_report(tmp_path)).text
+    assert f"[{recorded['score']['low']:.3f}, {recorded['score']['high']:.3f}]" in expected
+    for part in (recorded["score"], *recorded["sub_scores"].values(), *recorded["categories"].values()):
+        part.update(low=0.111, high=0.999, mean="<script>", images=None)
+    file.write_text(json.dumps(recorded))
+    assert Page(write_report(tmp_path)).text == expected
+
+
+@pytest.mark.parametrize("evil", ['"><script>alert(1)</script>', "' onload='alert(1)", "</title></style></svg><script>x"])
+def test_texts_of_a_run_stay_texts(tmp_path: Path, evil: str) -> None:
+    folder = tmp_path / evil.replace("/", "_")
+    prompts = PromptBatch(0, 0, (f"a {evil}", "b"), ({"category": evil}, {"category": "x"}))
+    pictures = np.full((2, 4, 4, 3), 200, np.uint8)
+    for epoch in (0, 3):
+        values = np.array([0.1, 0.5]) + epoch / 10
+        save_evaluation(folder, epoch, prompts, 1, values, {evil: values, f"watch/{evil}": values}, pictures)
+    (folder / "config.yaml").write_text(json.dumps({"epochs": 3, "reward": {"_target_": evil, evil: evil}, evil: evil}))
+    (folder / "status.json").write_text(json.dumps({"status": evil, "started": evil, "epoch": evil, "error": evil}))
+    lines = [{"epoch": epoch, f"reward/{evil}": 0.5, evil: 1.0, "reward/mean": epoch / 2} for epoch in range(3)]
+    (folder / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    clean = make_run(tmp_path / "clean")
+    page, plain = Page(write_report(folder)), Page(write_report(clean))
+    assert page.tags <= plain.tags | {"figcaption"} and "script" not in page.tags
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert evil in page.text
 
 
 def test_missing_and_odd_metrics_do_no_harm(tmp_path: Path) -> None:

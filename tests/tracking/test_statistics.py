@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binom, binomtest, ttest_1samp
 
 from prdp.tracking.statistics import mean_interval, paired_difference_interval, wilson_interval, win_rate_interval
 
@@ -114,6 +114,32 @@ def test_too_little_to_say() -> None:
 
 def test_a_constant_score_has_an_interval_of_no_width() -> None:
     assert mean_interval([0.1] * 30) == pytest.approx((0.1, 0.1, 0.1), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_and_huge_scores_have_a_mean_and_no_interval() -> None:
+    inf, nan = math.inf, math.nan
+    for values, mean in (
+        ([1.0, inf, 2.0], inf), ([-inf, 1.0], -inf), ([inf, inf], inf), ([inf, -inf], nan), ([1e308] * 3, inf),
+        ([0.0, 1e200], 5e199),
+    ):  # fmt: skip
+        assert mean_interval(values) == pytest.approx((mean, nan, nan), nan_ok=True), values
+    assert paired_difference_interval([0.0, 1.0], [inf, 2.0]) == pytest.approx((inf, nan, nan), nan_ok=True)
+    assert paired_difference_interval([inf, 1.0, 1.0], [inf, 2.0, 4.0]) == mean_interval([1.0, 3.0])
+    assert win_rate_interval([inf, 0.0, -1e308], [inf, inf, 1e308])[0] == pytest.approx(2.5 / 3)
+
+
+@pytest.mark.parametrize(("count", "least", "most", "lowest"), [(4, 0.87, 1.0, 0.83), (8, 0.91, 0.99, 0.83),
+                                                                (64, 0.93, 0.97, 0.83)])  # fmt: skip
+def test_wilson_covers_on_the_average_and_jumps_about_it(count: int, least: float, most: float, lowest: float) -> None:
+    """Exact coverage, as docs/evaluation.md tells it."""
+    low, high = np.array([wilson_interval(wins / count, count) for wins in range(count + 1)]).T
+    rates = np.linspace(0.001, 0.999, 4001)
+    chances = binom.pmf(np.arange(count + 1), count, rates[:, None])
+    coverage = (chances * ((low <= rates[:, None]) & (rates[:, None] <= high))).sum(1)
+    assert coverage.mean() == pytest.approx(0.95, abs=0.006)
+    middle = coverage[(rates >= 0.1) & (rates <= 0.9)]
+    assert least <= middle.min() < 0.94 and middle.max() <= most and lowest - 0.005 <= coverage.min() < 0.85
 
 
 def test_pairs_take_away_what_prompts_have_in_common() -> None:
