@@ -169,7 +169,9 @@ def test_intervals_are_computed_from_the_scores_whatever_was_recorded(tmp_path: 
     assert Page(write_report(tmp_path)).text == expected
 
 
-@pytest.mark.parametrize("evil", ['"><script>alert(1)</script>', "' onload='alert(1)", "</title></style></svg><script>x"])
+@pytest.mark.parametrize(
+    "evil", ['"><script>alert(1)</script>', "' onload='alert(1)", "</title></style></svg><script>x"]
+)
 def test_texts_of_a_run_stay_texts(tmp_path: Path, evil: str) -> None:
     folder = tmp_path / evil.replace("/", "_")
     prompts = PromptBatch(0, 0, (f"a {evil}", "b"), ({"category": evil}, {"category": "x"}))
