@@ -254,7 +254,7 @@ def _is_count(value: Any) -> bool:
 
 def _lists_files(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        re.fullmatch(r"[\w.-]+", name) is not None
+        re.fullmatch(r"\w[\w.-]*", name) is not None
         and isinstance(entry, dict)
         and _is_count(entry.get("bytes"))
         and isinstance(entry.get("blake2b"), str)

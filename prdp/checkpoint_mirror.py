@@ -123,19 +123,24 @@ def push(folder: Path, url: str, keep: int, owner: Owner | None = None) -> bool:
 def fetch_latest(url: str, run_dir: Path | str) -> Path | None:
     """Bring the newest whole checkpoint of the mirror into `run_dir`; its folder, None when nothing was fetched.
 
-    Nothing is when `run_dir` holds one that was saved as late or later. Half uploads and damaged ones are skipped with
-    a warning: sizes and checksums are compared as for local ones, and a folder appears whole or not at all. The logs
-    that it brings along wait in it for `restore_fetched`.
+    Nothing is when `run_dir` holds one that was saved as late or later, or the mirror none but half uploads. These and
+    damaged ones are skipped with a warning: sizes and checksums are compared as for local ones, and a folder appears
+    whole or not at all. The logs that it brings along wait in it for `restore_fetched`.
 
     Raises:
         MirrorError: the mirror cannot be read, and `run_dir` holds no whole checkpoint to go on with.
+        CheckpointError: nor does it, and all that the mirror holds are damaged or of another version of prdp, which a
+            new run would clear away.
     """
     latest = find_latest(run_dir)
     local = None if latest is None else read_state(latest)["sequence"]
+    faults: list[str] = []
     try:
         mirror = _Mirror(url)
         for name, document in mirror.attempt("be read", mirror.newest_first):
             if "fault" in document:
+                if not document.get("half"):
+                    faults.append(document["fault"])
                 _log.warning("skipping %s/%s/%s: %s", url, FOLDER, name, document["fault"])
             elif local is not None and document["sequence"] <= local:
                 return None
@@ -144,6 +149,7 @@ def fetch_latest(url: str, run_dir: Path | str) -> Path | None:
                 try:
                     mirror.attempt(f"give {name}", partial(mirror.download, name, Path(run_dir)))
                 except CheckpointError as error:
+                    faults.append(str(error))
                     _log.warning("skipping a broken checkpoint of %s: %s", url, error)
                 else:
                     _log.info("fetched %s from %s", name, url)
@@ -152,6 +158,9 @@ def fetch_latest(url: str, run_dir: Path | str) -> Path | None:
         if local is None:
             raise
         _log.warning("%s; going on with what %s holds", error, run_dir)
+    if faults and local is None:
+        found = "".join(f"\n  {fault}" for fault in faults)
+        raise CheckpointError(f"checkpoint.mirror={url}: holds no whole checkpoint{found}")
     return None
 
 
@@ -240,14 +249,16 @@ class _Mirror:
         return [name for name in names if name.startswith("epoch_")]
 
     def newest_first(self) -> list[tuple[str, dict[str, Any]]]:
-        """Folders with the content of state.json; those without a sound one come first, with {"fault": text}."""
+        """Folders with the content of state.json; those without a sound one come first, with {"fault": text, "half":
+        whether they are half uploads}.
+        """
         found: list[tuple[str, dict[str, Any]]] = []
         for name in self.folders():
             file = self.path(name, STATE_FILE)
             try:
                 found.append((name, parse_state(self.fs.cat_file(file), file)))
             except FileNotFoundError:
-                found.append((name, {"fault": f"a half upload, it has no {STATE_FILE}"}))
+                found.append((name, {"fault": f"a half upload, it has no {STATE_FILE}", "half": True}))
             except CheckpointError as error:
                 found.append((name, {"fault": str(error)}))
         return sorted(found, key=lambda entry: -entry[1].get("sequence", sys.maxsize))

@@ -14,15 +14,18 @@ import json
 import lzma
 import re
 import struct
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from prdp.prompts.usage import PROMPTS_FILE
+from prdp.picture_files import opened_picture
+from prdp.prompts.usage import PROMPTS_FILE, read_prompt_log
 from prdp.storage import atomic_directory, write_atomically
 from prdp.tracking import evaluations
-from prdp.tracking.jsonl import METRICS_FILE
+from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 from prdp.tracking.status_file import read_status, start_status
 from prdp.tracking.wandb_tracker import read_step, step_file
 
@@ -31,7 +34,8 @@ STEP_GAP = 10_000
 """W&B steps left out after a restore: the lost machine may have used some after its last checkpoint."""
 
 _RUN = "run.json"
-_LOGS = (METRICS_FILE, PROMPTS_FILE)
+_LOGS: Mapping[str, Callable[[Path], Any]] = {METRICS_FILE: read_metrics, PROMPTS_FILE: read_prompt_log}
+"""Files of logs, with what reads those of a run's folder."""
 _SCORES = ("scores.jsonl", "summary.json")
 _EVALUATION = re.compile(r"epoch_(\d{5,})-[0-9a-f]{16}")
 _PICTURE = re.compile(r"grid/\d{3,}_\d+\.png")
@@ -103,6 +107,16 @@ def _logs(archive: bytes) -> tuple[dict[str, bytes], str, int]:
         raise ValueError(f"{_RUN} in {LOGS_FILE} is damaged: {error!r}") from None
     if re.fullmatch(r"[\w-]{0,64}", run_id) is None:
         raise ValueError(f"{_RUN} in {LOGS_FILE} has the run_id {run_id!r}, expected letters and digits")
+    if not 0 <= step < 2**53:
+        raise ValueError(f"{_RUN} in {LOGS_FILE} has the wandb_step {step:.3g}, expected a whole number from 0")
+    with tempfile.TemporaryDirectory(prefix="prdp-logs-") as folder:
+        for name, read in _LOGS.items():
+            if name in contents:
+                (Path(folder) / name).write_bytes(contents[name])
+                try:
+                    read(Path(folder))
+                except ValueError as error:
+                    raise ValueError(str(error).replace(f"{folder}/", f"{LOGS_FILE}/")) from None
     return contents, run_id, step
 
 
@@ -141,6 +155,13 @@ def restore_evaluation(run_dir: Path, name: str, archive: bytes) -> None:
         for part, content in contents.items():
             (temporary / part).parent.mkdir(exist_ok=True)
             (temporary / part).write_bytes(content)
+        try:
+            evaluations.read_evaluation(temporary, _epoch(name))
+            for picture in temporary.glob("grid/*.png"):
+                with opened_picture(picture):
+                    pass
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(temporary), name)) from None
 
 
 def has_evaluation(run_dir: Path, name: str) -> bool:

@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from prdp.checkpoint import CheckpointError, jsonable
+from prdp.checkpoint import STATE_FILE, Checkpoint, CheckpointError, jsonable
 from prdp.config import TrainConfig
 from prdp.prompts.usage import read_prompt_log
 from prdp.tracking.jsonl import read_metrics
@@ -52,6 +53,71 @@ FREE_REWARD_ARGUMENTS = (
     "url",
 )
 """Arguments of rewards that say where and how fast they are scored; which reward it is, its name and version tell."""
+
+
+def check_state(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose training state is not of the form that runs save; its checksum tells only that it is
+    whole, and anybody can write one.
+
+    Raises:
+        CheckpointError: naming the file, the key, what it holds and what was expected.
+    """
+    for key, (sound, expected) in _STATE.items():
+        value = checkpoint.state.get(key)
+        if not sound(value):
+            shown = f"is {value!r:.80}" if key in checkpoint.state else "is missing"
+            raise CheckpointError(f"{checkpoint.path / STATE_FILE}: state.{key} {shown}, expected {expected}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_identity(value: Any) -> bool:
+    terms = value.get("terms") or {} if isinstance(value, Mapping) else None
+    return isinstance(terms, Mapping) and all(map(_is_identity, terms.values()))
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_TEXT: _Check = (lambda value: value is None or isinstance(value, str), "text")
+_STATE: Mapping[str, _Check] = {
+    "config": (lambda value: isinstance(value, Mapping), "an object"),
+    "learner": (
+        lambda value: (
+            isinstance(value, Mapping)
+            and _is_count(value.get("updates"))
+            and all(type(number) is int for number in value.values())
+        ),
+        "an object of whole numbers with updates",
+    ),
+    "prompt_cursor": (_is_count, "a whole number from 0"),
+    "wall_seconds": (lambda value: type(value) in (int, float) and 0 <= value < 2**53, "a number of seconds"),
+    "published": (
+        lambda value: (
+            value is None
+            or (
+                isinstance(value, Mapping)
+                and all(re.fullmatch("[0-9]{1,9}", made) and _is_count(version) for made, version in value.items())
+            )
+        ),
+        "an object of whole numbers by epoch",
+    ),
+    "prompts_fingerprint": _TEXT,
+    "heldout_fingerprint": _TEXT,
+    "reward": (lambda value: value is None or _is_identity(value), "an object with name, version and terms"),
+    "unlogged": (
+        lambda value: (
+            value is None
+            or (isinstance(value, Mapping) and all(type(number) in (int, float) for number in value.values()))
+        ),
+        "an object of numbers",
+    ),
+    "drawn": (
+        lambda value: value is None or (isinstance(value, list) and all(map(_is_count, value))),
+        "a list of whole numbers",
+    ),
+}
+"""What a run that resumes reads of a checkpoint's state; keys that an earlier version did not save may be missing."""
 
 
 def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:

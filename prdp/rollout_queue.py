@@ -101,7 +101,7 @@ class RolloutQueue:
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
         """Continue where `state` was taken."""
         self._stream.cursor = int(scalars["prompt_cursor"])
-        for made, version in scalars.get("published", {}).items():
+        for made, version in (scalars.get("published") or {}).items():
             prefix = f"{_TENSORS}{made}/"
             arrays = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
             self._published[int(made)] = Weights.of(version, arrays)

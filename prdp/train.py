@@ -31,7 +31,14 @@ from prdp.prompts import prompts_of_run
 from prdp.prompts.stream import PromptSource, PromptStream, fingerprint
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.prompts.usage import PromptLog
-from prdp.resume_checks import check_compatible, check_length, check_logs, check_same_prompts, check_same_reward
+from prdp.resume_checks import (
+    check_compatible,
+    check_length,
+    check_logs,
+    check_same_prompts,
+    check_same_reward,
+    check_state,
+)
 from prdp.rollout_queue import RolloutQueue
 from prdp.run_folder import WEIGHTS, check_unused, last_words, sweep
 from prdp.run_lock import LockLostError, hold
@@ -168,7 +175,10 @@ class Run:
             self._export()
         if config.tracking.report:
             self.lock.check()
-            self.progress.message(f"report: {write_report(self.folder)}")
+            try:
+                self.progress.message(f"report: {write_report(self.folder)}")
+            except ValueError as error:
+                _log.warning("there is no report: %s; without that file, prdp report %s writes it", error, self.folder)
         return self.folder
 
     def close(self) -> None:
@@ -355,10 +365,11 @@ class Run:
         if path is None:
             return None
         checkpoint = load_checkpoint(path)
+        check_state(checkpoint)
         check_compatible(checkpoint.state["config"], self.plain)
         check_length(checkpoint.epoch, self.config.epochs)
-        check_same_prompts(checkpoint.state.get("prompts_fingerprint", ""), self.prompts_fingerprint)
-        check_same_prompts(checkpoint.state.get("heldout_fingerprint", ""), self.heldout_fingerprint, "heldout")
+        check_same_prompts(checkpoint.state.get("prompts_fingerprint") or "", self.prompts_fingerprint)
+        check_same_prompts(checkpoint.state.get("heldout_fingerprint") or "", self.heldout_fingerprint, "heldout")
         self.learner.load_state(checkpoint.tensors, checkpoint.state["learner"])
         return checkpoint
 
@@ -366,7 +377,7 @@ class Run:
         state = checkpoint.state
         self.rollouts.load_state(checkpoint.tensors, state)
         self.wall_seconds = float(state["wall_seconds"])
-        self.reward_identity = state.get("reward", {})
+        self.reward_identity = state.get("reward") or {}
         self.unlogged, self.drawn = dict(state.get("unlogged") or {}), state.get("drawn")
         self.epoch, self.saved_version = checkpoint.epoch, self.learner.version
         self.saved_epoch = checkpoint.epoch

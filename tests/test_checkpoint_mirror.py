@@ -17,7 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from prdp import checkpoint_mirror
-from prdp.checkpoint import load_checkpoint, resolve_resume, save_checkpoint, sealed
+from prdp.checkpoint import CheckpointError, load_checkpoint, resolve_resume, save_checkpoint, sealed
 from prdp.checkpoint_mirror import MirrorError, check_writable, claim, fetch_latest, push
 from prdp.errors import ConfigError
 from prdp.mirror_url import check_url, url_problem
@@ -144,7 +144,7 @@ def test_damaged_ones_are_skipped(
     assert [path.name for path in (tmp_path / "there" / "checkpoints").iterdir()] == ["epoch_00001"]
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/evil", "a/b", 7])
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "a/b", "..", ".hidden", 7])
 def test_file_names_never_lead_out_of_the_folder(
     memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: Any
 ) -> None:
@@ -155,9 +155,19 @@ def test_file_names_never_lead_out_of_the_folder(
     del document["checksum"]
     document["files"] = {**document["files"], str(name): {"bytes": 1, "blake2b": ""}} if name != 7 else [name]
     fs.pipe_file(state, sealed(document))
-    assert fetch_latest(memory_url, tmp_path / "there") is None
-    assert "epoch_00001/state.json is damaged" in caplog.text
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint\n.*epoch_00001/state\.json is damaged: files is"):
+        fetch_latest(memory_url, tmp_path / "there")
     assert not (tmp_path / "there" / "checkpoints").exists()
+    save(tmp_path / "there", 1)
+    assert fetch_latest(memory_url, tmp_path / "there") is None, "there is one to go on with"
+    assert "epoch_00001/state.json is damaged" in caplog.text
+
+
+def test_half_uploads_alone_are_no_reason_not_to_begin(memory_url: str, tmp_path: Path) -> None:
+    push(save(tmp_path / "here", 1), memory_url, keep=3)
+    fs, root = fsspec.url_to_fs(memory_url)
+    fs.rm_file(f"{root}/checkpoints/epoch_00001/state.json")
+    assert fetch_latest(memory_url, tmp_path / "there") is None
 
 
 def test_an_interrupted_upload_leaves_no_old_state_beside_new_tensors(

@@ -49,7 +49,8 @@ def evaluate(run_dir: Path, epoch: int, score: float = 0.5) -> None:
 def write_lines(run_dir: Path, epochs: Sequence[int]) -> None:
     start_status(run_dir, status="running", run_id="abc123", epoch=epochs[-1])
     write_atomically(run_dir / "metrics.jsonl", "".join(f'{{"epoch": {n}}}\n' for n in epochs).encode())
-    lines = ['{"rows": 1}', *(json.dumps({"epoch": n, "indices": [n]}) for n in epochs)]
+    source = {"rows": 9, "pass_length": 9, "every_prompt_once": True}
+    lines = [json.dumps(source), *(json.dumps({"epoch": n, "indices": [n]}) for n in epochs)]
     write_atomically(run_dir / "prompts.jsonl", ("\n".join(lines) + "\n").encode())
 
 
@@ -193,6 +194,9 @@ def zipped(**contents: str) -> bytes:
     return buffer.getvalue()
 
 
+RUN = '{"run_id": "x", "wandb_step": 3}'
+
+
 @pytest.mark.parametrize(
     ("archive", "complaint"),
     [
@@ -200,6 +204,12 @@ def zipped(**contents: str) -> bytes:
         (zipped(), r"run.json in logs.zip is damaged: KeyError"),
         (zipped(**{"run.json": "[]"}), r"run.json in logs.zip is damaged: TypeError"),
         (zipped(**{"run.json": '{"run_id": "../x", "wandb_step": 3}'}), r"has the run_id '../x'"),
+        (
+            zipped(**{"run.json": '{"run_id": "x", "wandb_step": -1}'}),
+            r"has the wandb_step -1, expected a whole number",
+        ),
+        (zipped(**{"run.json": RUN, "metrics.jsonl": "x\n{}\n"}), r"logs\.zip/metrics\.jsonl line 1 is damaged"),
+        (zipped(**{"run.json": RUN, "prompts.jsonl": "[]\n[]\n"}), r"logs\.zip/prompts\.jsonl line 1 is damaged"),
     ],
 )
 def test_archives_of_others_are_checked(tmp_path: Path, archive: bytes, complaint: str) -> None:
@@ -219,6 +229,25 @@ def test_archives_never_lead_out_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no name of an evaluation"):
         has_evaluation(tmp_path, "../../evil")
     assert not (tmp_path / "there").exists() and not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "complaint"),
+    [
+        ("scores.jsonl", b'{"prompt_index": "x"}\n', r"scores\.jsonl line 1 is damaged"),
+        ("summary.json", b'{"grid_prompts": "x"}', r"summary\.json is damaged"),
+        ("grid/000_0.png", b"<svg onload='alert(1)'/>", r"grid/000_0\.png is not a whole picture"),
+    ],
+)
+def test_evaluations_that_no_report_could_show_are_left_out(
+    tmp_path: Path, part: str, content: bytes, complaint: str
+) -> None:
+    evaluate(tmp_path / "here", 1)
+    (tmp_path / "here/evaluations/epoch_00001" / part).write_bytes(content)
+    (name,) = evaluation_names(tmp_path / "here")
+    with pytest.raises(ValueError, match=f"^{name}/{complaint}"):
+        restore_evaluation(tmp_path / "there", name, pack_evaluation(tmp_path / "here", name))
+    assert list_evaluations(tmp_path / "there") == []
 
 
 REWARD = """\

@@ -157,6 +157,16 @@ def load_evaluation(run_dir: Path, epoch: int) -> Evaluation:
     if not (folder / "summary.json").is_file():
         known = ", ".join(map(str, list_evaluations(run_dir))) or "none"
         raise FileNotFoundError(f"no evaluation of epoch {epoch} in {run_dir}; there are: {known}")
+    return read_evaluation(folder, epoch)
+
+
+def read_evaluation(folder: Path, epoch: int) -> Evaluation:
+    """The evaluation in a folder of any name.
+
+    Raises:
+        FileNotFoundError: a file of it is missing.
+        ValueError: its files are damaged, with the file and line.
+    """
     rows = read_json_lines(folder / "scores.jsonl", _parsed)
     try:
         summary = from_strict_json(json.loads((folder / "summary.json").read_text(encoding="utf-8")))

@@ -124,9 +124,7 @@ def _effective_size(wins: Float64, index: npt.NDArray[np.intp], confidence: floa
     return min(max(rate * (1 - rate) / variance * caution, least), float(len(wins)))
 
 
-def _present(
-    values: npt.ArrayLike, groups: _Groups, confidence: float
-) -> tuple[Float64, npt.NDArray[np.intp]]:
+def _present(values: npt.ArrayLike, groups: _Groups, confidence: float) -> tuple[Float64, npt.NDArray[np.intp]]:
     """The values that are not NaN, and the number of each one's group."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:

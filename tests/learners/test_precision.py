@@ -42,9 +42,7 @@ class Run:
         self.policy = build_policy(self.model, self.config, seed=0, keep_reference=False)
         transitions = transitions_of(self.policy, SAMPLER)
         objective = {"name": "prdp", "beta": 1e-3, "clip_range": CLIP}
-        self.learner: Learner = build_learner(
-            self.policy, transitions, SAMPLER.guidance_scale, self.config, objective
-        )
+        self.learner: Learner = build_learner(self.policy, transitions, SAMPLER.guidance_scale, self.config, objective)
 
     def rollout(self, weights: Weights) -> Rollout:
         sampler = build_sampler(self.model, self.config, SAMPLER, seed=0)
@@ -209,9 +207,7 @@ def test_evidence_noise_is_told_and_refused_where_a_clip_acts(
     config = LearnerConfig(mode="full", learning_rate=1e-6, microbatch=1000)
 
     def build(clip_range: float) -> TorchLearner:
-        return TorchLearner(
-            policy, transitions, 1.0, config, {"name": "prdp", "beta": 0.5, "clip_range": clip_range}
-        )
+        return TorchLearner(policy, transitions, 1.0, config, {"name": "prdp", "beta": 0.5, "clip_range": clip_range})
 
     noise = build(1.0).update(rollout)["evidence_noise"]
     assert 1e-4 < noise < 1.0

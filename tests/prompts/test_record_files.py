@@ -180,7 +180,7 @@ def test_another_delimiter_is_told_of(tmp_path: Path, name: str, delimiter: str)
 
 def test_long_fields_of_columns_that_nobody_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "list.csv"
-    file.write_text(f"prompt,page\na cat,{'x' * 140_000}\n\"a\ndog\",y\n")
+    file.write_text(f'prompt,page\na cat,{"x" * 140_000}\n"a\ndog",y\n')
     assert list(CsvFilePrompts(str(file)).texts()) == ["a cat", "a\ndog"]
 
 
