@@ -6,6 +6,7 @@ import codecs
 import glob
 import gzip
 import io
+import math
 import stat
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,9 @@ _MARKS = (
 """Byte-order marks; that of UTF-32 begins with that of UTF-16."""
 _CHUNK = 2**18
 LONGEST_LINE = 64_000_000
-"""Characters. A gzip file may unpack to a thousand times its size, and a line has to fit into memory."""
+"""Characters; a line has to fit into memory."""
+UNPACKED_BYTES, UNPACKED_RATIO = 64 * 2**20, 200
+"""A gzip file may become so many bytes, or so many for each of its own; prompts have 3 to 10, and gzip knows 1000."""
 LONGEST_TEXT = 2**30
 """Characters of a file that is read as a whole."""
 _KINDS = {
@@ -75,7 +78,7 @@ def text_lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
 
     Raises:
         ValueError: not readable, not of the encoding (by line), with a NUL byte (by line), with a line beyond
-            `LONGEST_LINE`, or empty.
+            `LONGEST_LINE`, unpacking to more than any text does, or empty.
     """
     parts: list[str] = []
     held = 0
@@ -114,7 +117,7 @@ def _decoded(file: Path, encoding: str) -> Iterator[str]:
     ends, fed, half = 0, 0, False
     try:
         with ExitStack() as stack:
-            opened = _opened(file, stack)
+            opened, limit = _opened(file, stack)
             start = raw = opened.read(_CHUNK)
             if not start:
                 raise ValueError(f"prompts file {file} is empty")
@@ -123,6 +126,11 @@ def _decoded(file: Path, encoding: str) -> Iterator[str]:
             raw, fed = raw[skipped:], skipped
             while True:
                 fed += len(raw)
+                if fed > limit:
+                    raise ValueError(
+                        f"prompts file {file} unpacks to more than {limit} bytes, {UNPACKED_RATIO} times its size, "
+                        "which prompts do not; gunzip it if it is what you want"
+                    )
                 try:
                     text = decoder.decode(raw, final=not raw)
                 except UnicodeDecodeError as error:
@@ -194,7 +202,9 @@ def _wide(start: bytes, codec: str) -> str:
     return ""
 
 
-def _opened(file: Path, stack: ExitStack) -> BinaryIO:
+def _opened(file: Path, stack: ExitStack) -> tuple[BinaryIO, float]:
+    """The open file, and how many bytes may come out of it."""
     if file.suffix == ".gz":
-        return cast(BinaryIO, stack.enter_context(gzip.open(file, "rb")))
-    return stack.enter_context(file.open("rb"))
+        limit = max(UNPACKED_BYTES, UNPACKED_RATIO * file.stat().st_size)
+        return cast(BinaryIO, stack.enter_context(gzip.open(file, "rb"))), limit
+    return stack.enter_context(file.open("rb")), math.inf

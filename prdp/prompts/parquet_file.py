@@ -10,7 +10,7 @@ from prdp.prompts.files import source_files
 from prdp.prompts.records import Columns
 from prdp.prompts.table import PromptTable, Row
 
-_ROWS = 1024
+_ROWS = 64
 """Read at a time: a text that many rows share stands in the file once, and in memory once for each of these."""
 
 

@@ -18,6 +18,8 @@ BUILDER_VERSION = 3
 """Part of every cache key: to be raised when the same input would give another table."""
 
 ROWS_PER_BATCH = 8192
+LONGEST_PROMPT, LONGEST_METADATA = 2**17, 2**20
+"""Characters of a row, of which a batch is held in memory: a tiny Parquet file may say a long text in each row."""
 READS_PER_RELEASE = 64
 """A read in random order maps up to four pages with 15 neighbours each, 256 KiB."""
 _FACTS = "prdp"
@@ -118,7 +120,7 @@ def write_table(file: BinaryIO, rows: Iterable[Row]) -> int:
     The same rows give the same bytes. The last batch is empty and carries the facts that are known at the end.
 
     Raises:
-        ValueError: metadata that JSON cannot hold, or text that UTF-8 cannot, by place.
+        ValueError: metadata that JSON cannot hold, text that UTF-8 cannot, or more of either than is taken; by place.
     """
     import pyarrow as pa
 
@@ -136,6 +138,9 @@ def write_table(file: BinaryIO, rows: Iterable[Row]) -> int:
 
         for row in rows:
             packed = _packed(row)
+            for what, held, most in (("prompt", row.text, LONGEST_PROMPT), ("metadata", packed, LONGEST_METADATA)):
+                if len(held) > most:
+                    raise ValueError(f"{row.place}: the {what} has {len(held)} characters, at most {most} are taken")
             try:
                 digest.update(f"{len(row.text)}|{row.text}|{len(packed)}|{packed}|".encode())
             except UnicodeEncodeError as error:

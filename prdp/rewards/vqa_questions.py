@@ -48,7 +48,8 @@ def questions_of(prompt: str, metadata: Mapping[str, Any]) -> tuple[Question, ..
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
         raise ValueError(
             f"prompt {prompt!r} has no questions in its metadata, expected "
-            '"questions": [{"id": 1, "question": "Is there a cat?", "parents": []}, ...]'
+            '"questions": [{"id": 1, "question": "Is there a cat?", "parents": []}, ...]; '
+            "metadata_columns=[questions] of a prompt source takes them out of its file"
         )
     questions = [_question(prompt, place, entry) for place, entry in enumerate(entries, 1)]
     by_number = {question.number: question for question in questions}

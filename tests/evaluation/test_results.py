@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,37 @@ def test_report_is_one_self_contained_page(results: Results) -> None:
     for part in ("Mean scores", "Rewards beside each other", "Side by side", "Largest gains", "Largest losses"):
         assert part in text
     assert text.count("<img") >= 9
+
+
+@pytest.mark.parametrize(
+    "evil", ['"><script>alert(1)</script>', "' onload='alert(1)", "</title></svg><script>x", '=HYPERLINK("http://x")']
+)
+def test_texts_of_prompts_and_rewards_stay_texts(tmp_path: Path, evil: str) -> None:
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    values = {"base": [0, 1, 2, 3], "only": [1, 2, 3, 5]}
+    work = finished_work(
+        tmp_path,
+        {"base": images, "only": images},
+        values,
+        batch([f"a {evil}", evil], [{"category": evil}, {"category": f"{evil} x"}]),
+        sub_scores={"only": {evil: [1, 2, 3, 4]}},
+    )
+    results = gather(work, {"redness": IDENTITY}, "pixels", space_name(Pixels()))
+    tags: set[str] = set()
+    attributes: set[str] = set()
+    parser = HTMLParser()
+    parser.handle_starttag = parser.handle_startendtag = lambda tag, attrs: (  # type: ignore[method-assign]
+        tags.add(tag), attributes.update(name for name, _ in attrs),
+    )  # fmt: skip
+    parser.feed(report.page(results))
+    assert "script" not in tags and {"svg", "img", "table"} <= tags
+    assert not [name for name in attributes if name.startswith("on")]
+    write_tables(results)
+    for name in ("results.csv", "images.csv"):
+        with (tmp_path / name).open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert any(evil in cell for cell in cells)
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t"))]
 
 
 def test_no_comparison_without_a_base(tmp_path: Path) -> None:

@@ -248,6 +248,19 @@ def test_decimals_of_more_digits_than_a_float_are_refused(tmp_path: Path) -> Non
         ParquetFilePrompts(str(file), metadata_columns="all")
 
 
+def test_texts_that_are_no_prompts_by_their_length_are_refused_by_row(tmp_path: Path) -> None:
+    """Small files of large values: each row would be held in memory, and written out, in full."""
+    file = tmp_path / "same.parquet"
+    parquet.write_table(
+        pa.table({"prompt": ["a", *["x" * 200_000] * 20], "n": ["y" * 1_100_000] * 21}), file, compression="zstd"
+    )
+    assert file.stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"same\.parquet row 2: the prompt has 200000 characters, at most 131072 are"):
+        ParquetFilePrompts(str(file))
+    with pytest.raises(ValueError, match=r"same\.parquet row 1: the metadata has 1100008 characters, at most 1048576"):
+        ParquetFilePrompts(str(file), metadata_columns=["n"])
+
+
 def test_null_prompts_are_empty_ones(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": null}\n{"prompt": "x"}\n')
     assert items(JsonFilePrompts(str(tmp_path / "a.jsonl"), skip_empty=True)) == [("x", {})]

@@ -6,8 +6,11 @@ import gzip
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from prdp.prompts import files
+from prdp.prompts.any_file import open_prompts
 from prdp.prompts.text_file import TextFilePrompts
 
 
@@ -72,6 +75,21 @@ def test_paths_and_templates_that_are_refused(tmp_path: Path) -> None:
         TextFilePrompts([])
     with pytest.raises(ValueError, match="template is 'animal'"):
         TextFilePrompts(str(tmp_path / "animals.txt"), template="animal")
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.csv.gz", "a.json.gz", "a.jsonl.gz"])
+def test_archives_that_unpack_to_a_thousand_times_their_size_are_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"a.json.gz": b"[],", "a.jsonl.gz": b'"a cat"\n'}.get(name, b"prompt\n")
+    content = b"[" * name.endswith("json.gz") + line * 500_000
+    (tmp_path / name).write_bytes(gzip.compress(content, 9))
+    monkeypatch.setattr(files, "UNPACKED_BYTES", 2**20)
+    with pytest.raises(ValueError, match=rf"{name} unpacks to more than \d+ bytes, 200 times its size"):
+        open_prompts(str(tmp_path / name))
+    words = np.random.default_rng(0).integers(97, 123, size=(40_000, 40), dtype=np.uint8)
+    (tmp_path / "real.txt.gz").write_bytes(gzip.compress(b"\n".join(row.tobytes() for row in words)))
+    assert len(open_prompts(str(tmp_path / "real.txt.gz"))) == 40_000
 
 
 def test_lines_end_as_python_reads_them_and_nowhere_else(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from prdp.prompts.dsg import DsgPrompts
 from prdp.rewards.vqa import VQAAlignment
 from prdp.rewards.vqa_models import says
 from prdp.rewards.vqa_questions import Question
@@ -73,6 +74,34 @@ def test_free_answers_are_those_that_the_model_generates(images: np.ndarray, bli
     np.testing.assert_array_equal(scores, [1.0, 0.0])
 
 
+CIRCLE = """\
+item_id,text,proposition_id,dependency,category_broad,question_natural_language
+circle_1,a red cat,1,0,entity,red cat?
+circle_1,a red cat,2,"1,3",entity,two?
+circle_1,a red cat,3,2,entity,cat?
+circle_1,a red cat,4,3,entity,red two?
+"""
+
+
+def test_items_with_circular_parents_are_scored_by_the_parents_own_answers(
+    images: np.ndarray, blip_folder: Path, tmp_path: Path
+) -> None:
+    """As drawtext_45, diffusiondb_16 and localized_narratives_50 of the published DSG-1k list have them."""
+    (tmp_path / "dsg.csv").write_text(CIRCLE)
+    [(prompt, metadata)] = [DsgPrompts(str(tmp_path / "dsg.csv"))[0]]
+    assert [question["parents"] for question in metadata["questions"]] == [[], [1, 3], [2], [3]]
+    for image in images[:3]:
+        own = [
+            blip_chances(blip_folder, image, question, ["yes", "no"])[0]
+            for question in ("red cat?", "two?", "cat?", "red two?")
+        ]
+        yes = [value >= 0.5 for value in own]
+        counted = [True, yes[0] and yes[2], yes[1], yes[2]]
+        scores, _ = VQAAlignment(path=str(blip_folder), device="cpu").score(image[None], [prompt], [metadata])
+        expected = np.mean([value * counts for value, counts in zip(own, counted, strict=True)])
+        np.testing.assert_allclose(scores, [expected], atol=1e-5)
+
+
 def test_a_free_answer_names_one_choice_or_none() -> None:
     colours = Question("1", "?", ("red", "dark blue", "blue green"), "red")
     assert says("It is Red.", colours) == "red"
@@ -101,7 +130,11 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
         additional_special_tokens=["<image>"],
     )
     torch.manual_seed(0)
