@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.configure import TRAIN, Root, conf_folder, explained, groups, schema_keys, typed, unknown_key
-from prdp.errors import ConfigError, ResumableError, UserError
+from prdp.errors import ConfigError, ResumableError, StartError, UserError
 from prdp.override_words import as_typed, home_quoted, how_to_write, quoted
 from prdp.suggest import did_you_mean
 
@@ -139,18 +139,26 @@ class Composer:
         Raises:
             what `task` raises; in a sweep the other jobs still run, and the first failure is raised at the end.
         """
-        if self._sweep:
-            self._hydra.multirun(self._root.name, lambda composed: task(self._typed(composed)), self.overrides)
-            return
+        begun = False
         told: list[UserError | ResumableError] = []
 
         def on_composed(composed: Any) -> None:
+            nonlocal begun
+            begun = True
             try:
                 task(self._typed(composed))
             except (UserError, ResumableError) as error:
+                if self._sweep:
+                    raise
                 told.append(error)  # Hydra would print its own line about it first.
 
-        self._hydra.run(self._root.name, on_composed, self.overrides)
+        run = self._hydra.multirun if self._sweep else self._hydra.run
+        try:
+            run(self._root.name, on_composed, self.overrides)
+        except OSError as error:
+            if begun:
+                raise
+            raise StartError(f"{error.filename} cannot be made, for Hydra's own files: {error.strerror}") from error
         if told:
             raise told[0]
 
@@ -168,6 +176,8 @@ class Composer:
         for line in map(home_quoted, lines):
             try:
                 parsed += OverridesParser.create(self._hydra.config_loader).parse_overrides([line])
+            except RecursionError:
+                raise ConfigError(f"'{line[:80]}...' is nested too deeply") from None
             except HydraException as error:
                 reason = " ".join(str(error).split("\nSee ")[0].split()).removeprefix("LexerNoViableAltException: ")
                 hint = how_to_write(line, [*groups(self._folders, self._root), *schema_keys(self._root.schema)])
@@ -233,6 +243,9 @@ class Composer:
             )
         except YAMLError as error:
             raise ConfigError(f"not YAML: {error}") from error
+        except RecursionError:
+            deepest = max(overrides, key=lambda word: word.count("[") + word.count("{"), default="")
+            raise ConfigError(f"'{deepest[:80]}...' is nested too deeply") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(explained(error, self._root)) from error
 

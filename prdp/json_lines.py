@@ -28,6 +28,18 @@ def json_line(value: Any, allow_nan: bool = False) -> str:
     return json.dumps(value, allow_nan=allow_nan, ensure_ascii=False).translate(_ESCAPED) + "\n"
 
 
+def load_json(content: str | bytes) -> Any:
+    """The JSON value of a text.
+
+    Raises:
+        ValueError: it is no JSON, not UTF-8, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply: {error}") from None
+
+
 def read_json_lines(path: Path, parse: Callable[[Any], T], cut_off: bool = False) -> list[T]:
     """The lines of a file, each through `parse`; empty lines at the end are none.
 

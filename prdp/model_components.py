@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prdp.errors import StartError
+from prdp.json_lines import load_json
 from prdp.model_folder import TOKENIZERS, read_component, weight_files
 
 if TYPE_CHECKING:
@@ -178,17 +178,17 @@ def _tokenizer_problems(folder: Path, text: Mapping[str, Any]) -> list[str]:
     """A tokenizer with tokens that the text encoder has no embedding of."""
     whole, plain, settings = folder / "tokenizer.json", folder / "vocab.json", folder / "tokenizer_config.json"
     try:
-        given = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        given = load_json(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         length, kind = given.get("model_max_length", 1), given.get("tokenizer_class") or TOKENIZERS[0]
         if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:
             return [f"{settings.name}: model_max_length={length!r}: must be a number above 0"]
         if kind not in (*TOKENIZERS, *_PLAIN_TOKENIZERS):
             return [f"{settings.name}: tokenizer_class={kind}: must be {' or '.join(TOKENIZERS)}"]
         if whole.is_file():
-            content = json.loads(whole.read_text(encoding="utf-8"))
+            content = load_json(whole.read_text(encoding="utf-8"))
             numbers = [*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])]
         else:
-            numbers = list(json.loads(plain.read_text(encoding="utf-8")).values())
+            numbers = list(load_json(plain.read_text(encoding="utf-8")).values())
         largest = max(int(number) for number in numbers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"its vocabulary cannot be read: {error!r}"]

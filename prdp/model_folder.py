@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from prdp.errors import StartError
+from prdp.json_lines import load_json
 from prdp.suggest import nearest
 
 EMBEDDED = "shapes"
@@ -196,7 +196,7 @@ def _read_json(where: str, file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise StartError(f"{where}: {file} is missing; expected a folder in diffusers format")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = load_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StartError(f"{where}: {file} is half-written or damaged: {error}") from None
     if not isinstance(content, dict):

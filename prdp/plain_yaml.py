@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _MOST_VALUES = 100_000
+_DEEPEST = 50
+"""Levels of mappings and lists: who works on a configuration goes through them by recursion."""
 _REFERENCE = re.compile(r"(\\*)\$\{")
 
 
@@ -20,27 +22,30 @@ def load_yaml(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, not UTF-8, or has a tag that asks for more than data; names the file.
+        ValueError: it is not YAML, not UTF-8, nests too deeply, or has a tag that asks for more than data; names it.
     """
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        values = _written_out(content, {})
+        values, depth = _written_out(content, {})
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not YAML: {error}") from error
+    if depth > _DEEPEST:
+        raise ValueError(f"{os.fspath(path)} is nested {depth} levels deep, of {_DEEPEST} at most")
     if values > _MOST_VALUES:
         raise ValueError(f"{os.fspath(path)} has aliases that come to {values:,} values, of {_MOST_VALUES:,} at most")
     return content
 
 
-def _written_out(content: Any, known: dict[int, int]) -> int:
-    """Number of values, aliases counted as often as they occur."""
+def _written_out(content: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Number of values, aliases counted as often as they occur, and of levels."""
     if not isinstance(content, dict | list):
-        return 1
+        return 1, 0
     if id(content) not in known:
         inner = content.values() if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_written_out(one, known) for one in inner)
+        counts = [_written_out(one, known) for one in inner]
+        known[id(content)] = 1 + sum(values for values, _ in counts), 1 + max((depth for _, depth in counts), default=0)
     return known[id(content)]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from prdp.checkpoint import FOLDER as CHECKPOINTS
 from prdp.errors import ConfigError, ResumableError
-from prdp.storage import remove_leftovers
+from prdp.storage import TEMPORARY, remove_leftovers
 from prdp.tracking.evaluations import FOLDER as EVALUATIONS
 from prdp.tracking.jsonl import read_metrics
 from prdp.tracking.status_file import is_alive, read_status
@@ -36,6 +37,10 @@ def check_writable(folder: Path) -> None:
             raise ConfigError(f"output_dir={folder}: {place} is a file, must be a folder")
         if not os.access(place, os.W_OK | os.X_OK):
             raise ConfigError(f"output_dir={folder}: {place} cannot be written: its owner, mode or disk forbids it")
+        try:  # modes tell nothing of /proc, /sys and some network disks
+            os.rmdir(tempfile.mkdtemp(prefix=TEMPORARY, dir=place))
+        except OSError as error:
+            raise ConfigError(f"output_dir={folder}: no folder can be made in {place}: {error.strerror}") from None
         return
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from prdp import run_folder, storage
 from prdp.cli import main
-from prdp.errors import ConfigError
+from prdp.compose import Composer
+from prdp.errors import ConfigError, StartError
 from prdp.run_folder import check_unused, check_writable
 from prdp.tracking.jsonl import JsonlTracker
 from prdp.tracking.status_file import start_status
@@ -40,6 +41,28 @@ def test_a_folder_that_others_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path)
     with pytest.raises(ConfigError, match=f"{tmp_path} cannot be written"):
         check_writable(tmp_path / "new" / "run")
+
+
+def test_a_disk_that_takes_no_folder_whatever_its_modes_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = os.mkdir
+
+    def refuse(path: Any, mode: int = 0o777) -> None:
+        if Path(path).parent == tmp_path:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        make(path, mode)
+
+    check_writable(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(ConfigError, match=rf"^output_dir=.*/run: no folder can be made in {tmp_path}: No such file"):
+        check_writable(tmp_path / "run")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_folder_of_hydras_own_that_cannot_be_made() -> None:
+    with Composer(["hydra.sweep.dir=/proc/none", "seed=1,2"], sweep=True) as composer:
+        with pytest.raises(StartError, match=r"^/proc/none cannot be made, for Hydra's own files: No such file"):
+            composer.run(lambda config: None)
 
 
 @pytest.mark.parametrize("command", ["train", "validate"])

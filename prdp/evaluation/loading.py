@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from prdp.diffusion import build_policy, transitions_of
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
+from prdp.json_lines import load_json
 from prdp.types import Weights
 
 _PEFT_PREFIX = "base_model.model."
@@ -85,7 +85,7 @@ def apply_lora(policy: Any, file: Path) -> None:
     logging.set_verbosity_error()
     pipeline, state = policy.pipeline, load_file(file)
     if file.name == "adapter_model.safetensors":
-        adapter = json.loads((file.parent / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter = load_json((file.parent / "adapter_config.json").read_text(encoding="utf-8"))
         state = {f"unet.{name.removeprefix(_PEFT_PREFIX)}": value for name, value in state.items()}
         rank, alpha = int(adapter["r"]), float(adapter.get("lora_alpha", adapter["r"]))
         if adapter.get("use_rslora") or adapter.get("use_dora") or adapter.get("alpha_pattern"):

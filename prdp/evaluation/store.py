@@ -198,7 +198,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         return from_strict_json(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}; remove its folder") from None
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from prdp.json_lines import load_json
 from prdp.prompts.csv_file import CsvFilePrompts
 from prdp.prompts.hf_dataset import HfDatasetPrompts
 from prdp.prompts.json_file import JsonFilePrompts
@@ -84,7 +84,7 @@ def parse_options(words: Iterable[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError:
         if text.startswith("[") and text.endswith("]"):
             return [part.strip() for part in text[1:-1].split(",") if part.strip()]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAVED = ("state.json", "dataset_dict.json")
+_ON_DAMAGE = (
+    *(LookupError, TypeError, AttributeError, RuntimeError, ImportError, EOFError),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+)
+"""What the library raises, beside its own errors, on damaged files, loading scripts and kinds it cannot read."""
 
 
 class HfDatasetPrompts(PromptTable):
@@ -89,6 +98,7 @@ class HfDatasetPrompts(PromptTable):
 def _load(where: str, path: str, split: str | None, name: str | None, revision: str | None) -> datasets.Dataset:
     try:
         import datasets
+        import yaml
     except ModuleNotFoundError:
         raise ValueError(
             f"{where}: reading Hugging Face datasets needs the library datasets: pip install 'prdp[datasets]'"
@@ -104,7 +114,7 @@ def _load(where: str, path: str, split: str | None, name: str | None, revision: 
             found = datasets.load_dataset(source, name=name, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{where} cannot be loaded{offline}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:  # of the library, on damaged descriptions
+    except (*_ON_DAMAGE, yaml.YAMLError) as error:
         raise ValueError(f"{where} cannot be loaded{offline}: {type(error).__name__}: {error}") from error
     if isinstance(found, datasets.Dataset):
         if saved and split is not None and not (split.isidentifier() and str(found.split or split) == split):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from prdp.errors import UserError
+from prdp.json_lines import load_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -64,7 +65,7 @@ class PromptTable:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             reader = pa.ipc.open_file(pa.py_buffer(self._mapped))
             last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-            facts = json.loads(last.custom_metadata[_FACTS])
+            facts = load_json(last.custom_metadata[_FACTS])
             self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
             self._rows = int(facts["rows"])
             self.fingerprint = str(facts["fingerprint"])
@@ -92,7 +93,7 @@ class PromptTable:
         batch, row = divmod(index % self._rows, ROWS_PER_BATCH)
         texts, metadata = self._batches[batch].columns
         try:
-            found = texts[row].as_py(), json.loads(metadata[row].as_py())
+            found = texts[row].as_py(), load_json(metadata[row].as_py())
         except (ValueError, IndexError) as error:
             raise DamagedTableError(
                 f"{self.path} is damaged in row {index % self._rows + 1}: {error}; remove it, it is built anew"
@@ -111,7 +112,7 @@ class PromptTable:
     def metadata(self) -> Iterator[dict[str, Any]]:
         """The metadata in order."""
         for batch in self._batches:
-            yield from map(json.loads, batch.column(1).to_pylist())
+            yield from map(load_json, batch.column(1).to_pylist())
 
 
 def write_table(file: BinaryIO, rows: Iterable[Row]) -> int:

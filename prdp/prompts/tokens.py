@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prdp.json_lines import load_json
 from prdp.model_folder import MIXTURES
 from prdp.types import Int64
 
@@ -104,8 +104,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         )
         encoder = Path(location) / "text_encoder" / "config.json"
         if encoder.is_file():
-            positions = json.loads(encoder.read_text(encoding="utf-8")).get("max_position_embeddings")
+            positions = load_json(encoder.read_text(encoding="utf-8")).get("max_position_embeddings")
             tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
         return tokenizer
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"model {model}: no tokenizer can be loaded from it: {error}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -17,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from prdp.json_lines import load_json
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ def first_of(key: str, folder: Path, names: Iterable[str]) -> Path:
 def read_json(key: str, file: Path) -> dict[str, Any]:
     """A file that holds a JSON object, or ValueError."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = load_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{key}: {file} is missing") from None
     except ValueError as error:

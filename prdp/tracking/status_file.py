@@ -75,12 +75,12 @@ def load_status(run_dir: Path) -> dict[str, Any]:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES:,} bytes")
-        status = json.loads(content)
+        status = from_strict_json(json.loads(content))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(status, dict):
         raise ValueError(f"{path} is damaged: it holds a {type(status).__name__}, expected an object")
-    return dict(from_strict_json(status))
+    return status
 
 
 def this_process() -> dict[str, Any]:

@@ -62,3 +62,23 @@ def test_what_is_not_there_is_named(saved: Path, tmp_path: Path) -> None:
 def test_offline_a_hub_name_says_why_it_is_not_found() -> None:
     with pytest.raises(ValueError, match=r"dataset nobody/nothing, split train cannot be loaded .*HF_HUB_OFFLINE=1"):
         HfDatasetPrompts("nobody/nothing", split="train")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("ds.py", b"", r"scripts are no longer supported, but found ds\.py"),
+        ("README.md", b"---\nconfigs: [\n---\n", "ParserError"),
+        ("README.md", b"---\na: " + b"[" * 3000 + b"\n---\n", "RecursionError"),
+        ("a.zip", b"PK", "File is not a zip file"),
+        ("a.jsonl.gz", b"\x1f\x8b", "EOFError"),
+    ],
+)
+def test_what_the_library_cannot_load_is_told_in_a_line(tmp_path: Path, file: str, content: bytes, says: str) -> None:
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    if not file.startswith("a."):
+        (folder / "prompts.jsonl").write_text('{"text": "a cat"}\n')
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^dataset .*ds, split train cannot be loaded.*{says}"):
+        HfDatasetPrompts(str(folder), split="train")
