@@ -60,9 +60,10 @@ def test_a_disk_that_takes_no_folder_whatever_its_modes_say(tmp_path: Path, monk
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_a_folder_of_hydras_own_that_cannot_be_made() -> None:
-    with Composer(["hydra.sweep.dir=/proc/none", "seed=1,2"], sweep=True) as composer:
-        with pytest.raises(StartError, match=r"^/proc/none cannot be made, for Hydra's own files: No such file"):
-            composer.run(lambda config: None)
+    message = r"^/proc/none cannot be made, for Hydra's own files: No such file"
+    words = ["hydra.sweep.dir=/proc/none", "seed=1,2"]
+    with Composer(words, sweep=True) as composer, pytest.raises(StartError, match=message):
+        composer.run(lambda config: None)
 
 
 @pytest.mark.parametrize("command", ["train", "validate"])
