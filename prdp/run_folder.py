@@ -14,16 +14,26 @@ from prdp.tracking.jsonl import read_metrics
 from prdp.tracking.status_file import is_alive, read_status
 
 WEIGHTS = "weights"
+_WRITTEN_INTO = (CHECKPOINTS, EVALUATIONS, "tensorboard", "wandb", ".hydra")
+"""Folders whose files are written and removed one by one."""
 _OTHERS_SECONDS = 3600.0
 """Files of this age are no others' work: `prdp report` writes into a run's folder without its lock."""
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made, or cannot be written.
+    """Refuse a folder that cannot be made, cannot be written, or leads elsewhere in parts.
+
+    It may be a link as a whole. Its lock does not reach what a link within it leads to, where another run may write.
 
     Raises:
         ConfigError: naming the place where it fails and why.
     """
+    for name in _WRITTEN_INTO:
+        if os.path.islink(folder / name):
+            raise ConfigError(
+                f"output_dir={folder}: {name} is a link to {os.readlink(folder / name)}, outside of the run's lock; "
+                "make it a folder, or link the whole output_dir"
+            )
     for place in (folder, *folder.parents):
         try:
             os.stat(place)

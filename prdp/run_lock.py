@@ -224,7 +224,14 @@ if hasattr(os, "register_at_fork"):
 def _try(path: Path, made: bool) -> RunLock | Owner:
     """The lock, or who has it."""
     for _ in range(_TRIES):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link, which is not followed; remove it", str(path)) from error
+            if path.is_dir():
+                raise OSError(errno.EISDIR, "it is a folder, must be a plain file; remove it", str(path)) from error
+            raise
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "not a plain file", str(path))

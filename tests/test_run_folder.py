@@ -66,6 +66,18 @@ def test_a_folder_of_hydras_own_that_cannot_be_made() -> None:
         composer.run(lambda config: None)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "evaluations", "tensorboard", "wandb", ".hydra"])
+def test_a_run_is_linked_as_a_whole_or_not_at_all(tmp_path: Path, name: str) -> None:
+    for folder in ("run", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "whole").symlink_to(tmp_path / "run")
+    check_writable(tmp_path / "whole")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    for folder in ("run", "whole"):
+        with pytest.raises(ConfigError, match=rf"{folder}: {name} is a link to .*/elsewhere, outside of the run's"):
+            check_writable(tmp_path / folder)
+
+
 @pytest.mark.parametrize("command", ["train", "validate"])
 @pytest.mark.parametrize(("place", "says"), [("file/run", "file is a file"), ("x" * 300, "File name too long")])
 def test_commands_tell_it_in_a_line(

@@ -178,10 +178,14 @@ def test_the_file_is_touched_while_the_lock_is_held(tmp_path: Path, monkeypatch:
 def test_what_is_no_plain_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / LOCK_FILE).symlink_to(tmp_path / "mine")
-    with pytest.raises(run_lock.StartError, match=r"run\.lock cannot be written"):
+    with pytest.raises(run_lock.StartError, match=r"run\.lock cannot be written: it is a link, which is not"):
         hold(tmp_path)
     assert (tmp_path / "mine").read_text() == "mine"
     (tmp_path / LOCK_FILE).unlink()
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(run_lock.StartError, match=r"run\.lock cannot be written: it is a folder, must be a plain file"):
+        hold(tmp_path)
+    (tmp_path / LOCK_FILE).rmdir()
     os.mkfifo(tmp_path / LOCK_FILE)
     with pytest.raises(run_lock.StartError, match="not a plain file"):
         hold(tmp_path)
