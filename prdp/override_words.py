@@ -49,8 +49,9 @@ def how_to_write(word: str, keys: Iterable[str]) -> str:
         key, value = match[1], match[2]
         if value.startswith("="):
             return f": one sign is enough: {key}={value.lstrip('=')}"
-        if value.startswith(("[", "{")):
-            return ""
+        closing = {"[": "]", "{": "}"}.get(value[0], "")
+        if closing and (closing not in value or value.endswith(closing)):
+            return ""  # a list or a mapping was meant
         return f": quote the value for Hydra, and the word for the shell: {as_typed(key, value)}"
     if match := _OPTION.fullmatch(word):
         name = match[1].replace("-", "_")

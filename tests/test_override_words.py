@@ -24,6 +24,8 @@ NAMES = [
     'a"b.txt',
     "a,b.txt",
     "Gemälde von Häusern.txt",
+    "[a].txt",
+    "{a}.txt",
     "a b.txt",
     "~/x.txt",
     "~b.txt",
@@ -51,7 +53,7 @@ def test_what_is_told_sets_the_key_to_the_very_name(name: str) -> None:
     assert path_of([word]) == name
 
 
-@pytest.mark.parametrize("name", NAMES[:7])
+@pytest.mark.parametrize("name", NAMES[:9])
 def test_a_name_that_needs_quotes_is_told_with_them(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         path_of([f"prompts.train.path={name}"])
