@@ -23,11 +23,14 @@ from prdp.override_words import OverrideParser
 from prdp.preconditions import check_preconditions
 from prdp.printable import printable
 from prdp.prompts import prompts_of_run
-from prdp.rewards import check_reward
+from prdp.prompts.stream import prompts_at
+from prdp.rewards import check_reward, prompt_checks
 from prdp.run_folder import check_unused, check_writable
 from prdp.secret_values import check_no_secrets
 from prdp.threads import apply_threads, plan_threads
 
+_ASKED = 256
+"""Training prompts that are looked at for what the reward needs of them."""
 _OVERRIDES = """\
 OVERRIDES are words of three kinds:
   group=option      takes another file of a group:   reward=redness  experiment=shapes_demo
@@ -118,7 +121,13 @@ def check_start(config: TrainConfig) -> str:
     if config.cluster.kind == "ray" and config.cluster.address == "local":
         check_socket_paths()
     check_reward("reward", config.reward, elsewhere=environment is not None)
-    note = prompts_of_run(config.prompts, config.evaluation).note
+    train, _, judged, note = prompts_of_run(config.prompts, config.evaluation)
+    checks = prompt_checks("reward", config.reward) if environment is None else {}
+    for key, check in checks.items():
+        with start_up_checks(key):
+            for batch in (prompts_at(train, range(min(len(train), _ASKED)), 0), judged):
+                for prompt, metadata in zip(batch.texts, batch.metadata, strict=True):
+                    check(prompt, metadata)
     check_family(config)
     check_preconditions(config)
     folder = Path(config.output_dir)

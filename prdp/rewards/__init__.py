@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prdp.errors import ConfigError, start_up_checks
@@ -29,6 +29,24 @@ def build_reward(config: Mapping[str, Any]) -> Reward:
     if missing:
         raise ValueError(f"reward {config.get('_target_')} has no {', '.join(missing)}: see prdp.rewards.base.Reward")
     return reward
+
+
+def prompt_checks(key: str, section: Mapping[str, Any]) -> dict[str, Callable[[str, Mapping[str, Any]], None]]:
+    """What a reward, and each term of it, looks for in prompts: its class's `check_prompt`, by key, where it has one.
+
+    Args:
+        key, section: as for `check_reward`, which they have passed.
+
+    Returns:
+        functions of a prompt and its metadata that raise ValueError when it cannot be scored.
+    """
+    check = getattr(locate(f"{key}.{TARGET}", section[TARGET]), "check_prompt", None)
+    found = {} if check is None else {key: check}
+    terms = section.get("terms")
+    for name, term in terms.items() if isinstance(terms, Mapping) else ():
+        if isinstance(term, Mapping) and isinstance(term.get("reward"), Mapping):
+            found |= prompt_checks(f"{key}.terms.{name}.reward", term["reward"])
+    return found
 
 
 def check_reward(key: str, section: Mapping[str, Any], elsewhere: bool = False) -> None:

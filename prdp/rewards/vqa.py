@@ -64,6 +64,11 @@ class VQAAlignment:
         check_settings(**settings)
         check_answer_model("path", path)
 
+    @staticmethod
+    def check_prompt(prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Raises ValueError for a prompt whose metadata holds no questions, or bad ones."""
+        questions_of(prompt, metadata)
+
     def score(
         self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> tuple[Float64, dict[str, Float64]]:

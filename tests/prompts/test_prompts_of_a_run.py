@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prdp.cli import main as prdp
 from prdp.configure import typed
 from prdp.errors import UserError
 from prdp.prompts.usage import check_usage, read_prompt_log
@@ -65,3 +68,21 @@ def test_every_prompt_once_over_an_interruption_and_no_other_data(pipeline_folde
     os.utime(file, ns=(0, 1))
     with pytest.raises(UserError, match=r"prompts\.train holds other prompts than when the checkpoint was written"):
         main(config(pipeline_folder, tmp_path, epochs=3, checkpoint={"every": 1, "resume": "auto"}))
+
+
+def test_prompts_without_the_questions_that_a_reward_asks_are_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("prdp.rewards.vqa.VQAAlignment.check", lambda **_: None)
+    question = [{"id": 1, "question": "red?", "parents": []}]
+    rows = [{"prompt": f"prompt {i}", "questions": question} for i in range(4)]
+    for name, some in (("train", rows[:2]), ("heldout", rows[2:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    words = ["validate", "experiment=shapes_smoke", "prompts=file", "reward=vqa", f"output_dir={tmp_path}/run"]
+    words += [f"prompts.{name}.path={tmp_path}/{name}.jsonl" for name in ("train", "heldout")]
+    columns = [f"prompts.{name}.metadata_columns=[questions]" for name in ("train", "heldout")]
+    for given, prompt in ((columns[1:], "prompt 0"), (columns[:1], "prompt [23]"), ([], "prompt 0")):
+        assert prdp([*words, *given]) == 2
+        message = rf"reward: prompt '{prompt}' has no questions in its metadata, .*metadata_columns=\[questions\] of a"
+        assert re.search(message, capsys.readouterr().err)
+    assert prdp([*words, *columns]) == 0
