@@ -21,13 +21,13 @@ def growth(steps: int, images: int, microbatch: int) -> float:
     import numpy as np
 
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-    from prdp.diffusion import build_policy, transitions_of
+    from prdp.diffusion import build_policy
     from prdp.learners.torch_learner import TorchLearner
     from prdp.types import PromptBatch, Rollout
 
     config = LearnerConfig(mode="full", microbatch=microbatch, ratio_tolerance=1e9)
     policy = build_policy(ModelConfig(), config, seed=0, keep_reference=False)
-    table = transitions_of(policy, SamplerConfig(steps=steps))
+    table = policy.process.transitions(SamplerConfig(steps=steps))
     texts = tuple("a large solid red circle on a white background" for _ in range(images // 4))
     rng = np.random.default_rng(0)
     shape = policy.latent_shape
@@ -36,8 +36,8 @@ def growth(steps: int, images: int, microbatch: int) -> float:
         images_per_prompt=4,
         latents=rng.normal(size=(images, steps + 1, *shape)).astype(np.float32),
         reference_output=rng.normal(size=(images, steps, *shape)).astype(np.float32),
-        log_prob_ref=np.zeros((images, steps), np.float32),
         log_ratio=np.zeros((images, steps), np.float32),
+        steps=np.tile(np.arange(steps), (images, 1)),
         images=np.zeros((images, 1, 1, 3), np.uint8),
         weights_version=0,
         weights_checksum="",

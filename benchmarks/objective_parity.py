@@ -21,8 +21,8 @@ from trl.models.modeling_sd_base import scheduler_step
 from trl.trainer.ddpo_trainer import DDPOTrainer
 from trl.trainer.utils import PerPromptStatTracker
 
-from prdp.diffusion.sampler import standardise
-from prdp.diffusion.transitions import Transitions, build_transitions, log_ratio
+from prdp.diffusion.transitions import Transitions, log_ratio, standardise
+from prdp.diffusion.variance_preserving import build_transitions
 from prdp.learners.history import RewardHistory
 from prdp.objectives import build_objective
 

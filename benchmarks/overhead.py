@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-from prdp.diffusion import build_policy, transitions_of
+from prdp.diffusion import build_policy
 from prdp.diffusion.sampler import Sampler
 from prdp.learners.torch_learner import TorchLearner
 from prdp.types import PromptBatch, Weights
@@ -54,8 +54,9 @@ def measure(model: str, mode: str, guidance_scale: float, repeats: int) -> tuple
     """Ratios of sampling and of one update to the bare passes."""
     learner_config = LearnerConfig(mode=mode, microbatch=BATCH, ratio_tolerance=1e9)
     policy = build_policy(ModelConfig(path=model), learner_config, seed=0, keep_reference=True)
-    table = transitions_of(policy, SamplerConfig(steps=STEPS))
-    sampler = Sampler(policy, table, guidance_scale, BATCH)
+    settings = SamplerConfig(steps=STEPS, guidance_scale=guidance_scale, microbatch=BATCH)
+    table = policy.process.transitions(settings)
+    sampler = Sampler(policy, settings)
     # Version 1, so that the reference is really computed.
     sampler.load_weights(Weights.of(1, policy.weights.export(0).tensors))
     texts = tuple("a large solid red circle on a white background" for _ in range(PROMPTS))
@@ -65,23 +66,23 @@ def measure(model: str, mode: str, guidance_scale: float, repeats: int) -> tuple
     objective = {"name": "prdp", "beta": 1.0, "clip_range": None}
     learner = TorchLearner(policy, table, guidance_scale, learner_config, objective)
     learner._updates = 1
-    states = policy.encode_prompts(rollout.image_prompts)
+    states = policy.encode(rollout.image_prompts)
     latents = torch.randn(BATCH, *policy.latent_shape)
 
     def bare_sampling() -> None:
         with torch.no_grad():
-            policy.encode_prompts(texts)
+            policy.encode(texts)
             for step in range(STEPS):
-                timesteps = torch.full((BATCH,), int(table.timesteps[step]))
+                timesteps = torch.full((BATCH,), float(table.times[step]))
                 policy.output(latents, timesteps, states, guidance_scale)
                 with policy.reference() as network:
                     policy.output(latents, timesteps, states, guidance_scale, network)
             policy.decode(latents)
 
     def bare_update() -> None:
-        policy.encode_prompts(texts)
+        policy.encode(texts)
         for step in range(STEPS):
-            timesteps = torch.full((BATCH,), int(table.timesteps[step]))
+            timesteps = torch.full((BATCH,), float(table.times[step]))
             policy.output(latents, timesteps, states, guidance_scale).mean().backward()
 
     def update() -> None:

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-from prdp.diffusion import build_policy, transitions_of
-from prdp.diffusion.sampler import Sampler, standardise
-from prdp.diffusion.transitions import log_ratio
+from prdp.diffusion import build_policy
+from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.transitions import log_ratio, standardise
 from prdp.learners import build_learner
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -54,14 +54,14 @@ class Run:
         self.policy: Any = build_policy(ModelConfig(dtype=dtype, device="cpu"), learner, seed=0, keep_reference=False)
         if all_half:
             self.policy.float32 = nullcontext
-        self.table = transitions_of(self.policy, sampling(guidance))
+        self.table = self.policy.process.transitions(sampling(guidance))
         self.guidance = guidance
         objective = {"name": "prdp", "clip_range": clip}
         self.learner = build_learner(self.policy, self.table, guidance, learner, objective)
         self.learner._check_clip = lambda: None  # type: ignore[method-assign]
 
     def rollout(self, weights: Weights, seed: int, images: int = 4) -> Rollout:
-        sampler = Sampler(self.policy, self.table, self.guidance, 64)
+        sampler = Sampler(self.policy, sampling(self.guidance))
         if weights.version:
             sampler.load_weights(weights)
         rollout = sampler.sample(PROMPTS, images, seed=seed)
@@ -82,13 +82,13 @@ def moved(guidance: float, rate: float, updates: int) -> Run:
 
 def evaluate(run: Run, rollout: Rollout, form: Form) -> tuple[np.ndarray, np.ndarray]:
     """Log-ratios [n, T] and outputs of the reference [n, T, C, h, w] of stored transitions, by a form."""
-    states = run.policy.encode_prompts(TEXTS).repeat_interleave(rollout.images_per_prompt, 0)
+    states = run.policy.encode(TEXTS).fields["states"].repeat_interleave(rollout.images_per_prompt, 0)
     ratios, references = [], []
     with torch.no_grad():
         for step in range(rollout.log_ratio.shape[1]):
             latents, following = (torch.from_numpy(rollout.latents[:, step + offset]) for offset in (0, 1))
             rows = torch.full((len(latents),), step)
-            timesteps = torch.full((len(latents),), int(run.table.timesteps[step]))
+            timesteps = torch.full((len(latents),), float(run.table.times[step]))
             output, difference = form(latents, timesteps, states)
             reference = output - difference
             z, _ = standardise(run.table, rows, latents, following, output, reference)
@@ -126,7 +126,7 @@ class Forms:
 
     def __init__(self, run: Run) -> None:
         self.unet, self.guidance = run.policy.unet, run.guidance
-        self.empty = run.policy.encode_prompts([""])
+        self.empty = run.policy.encode([""]).fields["states"]
 
     def inputs(self, latents: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
         if self.guidance == 1:

@@ -48,8 +48,8 @@ class WaitingSampler:
             self._arrays = {
                 "latents": np.ones((count, self._steps + 1, *self._shape), np.float32),
                 "reference_output": np.ones((count, self._steps, *self._shape), np.float32),
-                "log_prob_ref": np.ones((count, self._steps), np.float32),
                 "log_ratio": np.ones((count, self._steps), np.float32),
+                "steps": np.tile(np.arange(self._steps), (count, 1)),
                 "images": np.ones((count, self._pixels, self._pixels, 3), np.uint8),
             }
         time.sleep(seconds_of(self._seconds * len(prompts), self._jitter, prompts.epoch, prompts.offset))

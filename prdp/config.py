@@ -32,18 +32,38 @@ class SamplerConfig:
     """How trajectories are drawn; the same transitions are scored by the learner."""
 
     kind: str = "ddim"
-    """'ddim' (with eta) or 'ddpm' (ancestral posterior)."""
+    """'ddim' (with eta) or 'ddpm' (ancestral posterior); for flows 'flow_sde', 'dance_sde', 'cps', 'edm_churn', or
+    'euler' without noise."""
     steps: int = 50
     """T of the paper: denoising steps of each image."""
     eta: float = 1.0
-    """Noise of a DDIM step as a part of the DDPM posterior's; above 0, since a step without noise has no log-prob."""
+    """Noise level of a step, above 0, since a step without noise has no log-prob. DDIM: as a part of the DDPM
+    posterior's; flow_sde and cps: their a; dance_sde: its eta; edm_churn: its gamma."""
     guidance_scale: float = 5.0
     """Classifier-free guidance, in sampling, learning and the reference alike; up to 1 it is off, as in diffusers."""
     timestep_spacing: str | None = None
-    """leading, trailing or linspace; null keeps the checkpoint's. With linspace, or trailing and steps that do not
-    divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps beside its list of timesteps."""
+    """leading, trailing or linspace; for flows scheduler or linspace; null keeps the checkpoint's. With linspace, or
+    trailing and steps that do not divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps
+    beside its list of timesteps."""
     deterministic_final_steps: int = 0
-    """Number of last steps of DDIM taken with eta = 0: no noise, no log-prob."""
+    """Number of last steps taken without noise (DDIM with eta = 0, a flow's ODE): no log-prob."""
+    shift: float | None = None
+    """Of a flow's noise levels: a static shift instead of the checkpoint's; null keeps it."""
+    window: str = "all"
+    """Which steps draw noise and are learned from: 'all' that can; a 'fixed' window of them; one 'sliding' over the
+    epochs; or one drawn at 'random' for every prompt and epoch. The others are taken without noise."""
+    window_size: int = 2
+    """Steps of the window."""
+    window_start: int = 0
+    """First step of the window; of sliding and random ones the lowest."""
+    window_end: int | None = None
+    """Step that sliding and random windows end before; null: the last that can draw noise."""
+    window_every: int = 1
+    """Epochs after which a sliding window moves on by one step."""
+    trained_share: float = 1.0
+    """Share of the steps with noise that are stored and learned from, drawn for every prompt and epoch."""
+    shared_start_noise: bool = False
+    """One start noise for all images of a prompt, which then differ by the noise of the steps alone."""
     microbatch: int = 64
     """Images per network call; changes speed and memory, not results beyond rounding."""
     prompts_per_chunk: int = 4

@@ -225,9 +225,10 @@ def model_problems(model: ModelConfig, sampler: SamplerConfig, learner: LearnerC
 
 def transition_problems(model: ModelConfig, sampler: SamplerConfig) -> list[str]:
     """Why a sampler section makes no chain of a model's scheduler."""
-    from prdp.diffusion import build_transitions_of
     from prdp.diffusion.effective_scheduler import effective_scheduler
     from prdp.diffusion.libraries import quiet
+    from prdp.diffusion.variance_preserving import VariancePreserving
+    from prdp.diffusion.windows import trained_steps
     from prdp.model_folder import check_model, read_component
 
     quiet()
@@ -239,7 +240,7 @@ def transition_problems(model: ModelConfig, sampler: SamplerConfig) -> list[str]
     else:
         scheduler = effective_scheduler(read_component(folder, "scheduler")).config
     try:
-        build_transitions_of(scheduler, sampler)
+        trained_steps(sampler, VariancePreserving(scheduler).transitions(sampler).noisy)
     except ValueError as error:
         return [str(error)]
     return []

@@ -20,7 +20,7 @@ from prdp.cluster import build_workforce, reserve_learner
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import TrainConfig
 from prdp.configure import write_config
-from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.usage import USAGE_FILE, usage_text
 from prdp.errors import start_up_checks
 from prdp.evaluation.diversity import group_diversity
@@ -93,7 +93,7 @@ class Run:
             self._held.callback(self.learner_seat.close)
             model = dataclasses.replace(model, device=self.learner_seat.device)
         policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False)
-        transitions = transitions_of(policy, config.sampler)
+        transitions = policy.process.transitions(config.sampler)
         self.policy = policy
         self.learner = build_learner(
             policy, transitions, config.sampler.guidance_scale, config.learner, config.objective, config.seed

@@ -68,11 +68,11 @@ class Rollout:
     Attributes:
         prompts: the prompts that were sampled.
         images_per_prompt: B of the paper.
-        latents: float32 [n, S+1, C, h, w], from pure noise x_T through the S stochastic steps. Deterministic steps,
-            which have no log-prob and always come last, are not stored.
-        reference_output: float32 [n, S, C, h, w], guided network output of the reference at each stored x_t.
-        log_prob_ref: float32 [n, S], mean over latent dims of log pi_ref(x_{t-1} | x_t, c).
-        log_ratio: float32 [n, S], log pi_old / pi_ref of the stored transitions, same reduction.
+        latents: float32 [n, L, C, h, w], around the S stored steps. Those before column j stand at `positions[:, j]`,
+            and those after it follow them. Steps without noise, which have no log-prob, are not stored.
+        reference_output: float32 [n, S, C, h, w], guided network output of the reference before each stored step.
+        log_ratio: float32 [n, S], log pi_old / pi_ref of the stored transitions, as the mean over latent dims.
+        steps: int64 [n, S], rows of the sampler's transition table, ascending.
             Without trajectories S is 0 in all four.
         images: uint8 [n, H, W, 3].
         weights_version, weights_checksum: of the policy that sampled.
@@ -87,8 +87,8 @@ class Rollout:
     images_per_prompt: int
     latents: Float32
     reference_output: Float32
-    log_prob_ref: Float32
     log_ratio: Float32
+    steps: Int64
     images: UInt8
     weights_version: int
     weights_checksum: str
@@ -99,6 +99,11 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def positions(self) -> Int64:
+        """Int64 [n, S]: where the latents before each stored step stand; neighbouring steps share those between."""
+        return stored_positions(self.steps)
 
     @property
     def group_ids(self) -> Int64:
@@ -122,6 +127,16 @@ class Rollout:
     def took(self, stage: str, seconds: float) -> Rollout:
         """The same rollout, with the seconds of a further stage."""
         return dataclasses.replace(self, seconds={**self.seconds, stage: seconds})
+
+
+def stored_positions(steps: Int64) -> Int64:
+    """Where the latents before each stored step stand in a trajectory, int64 [n, S]; see `Rollout`.
+
+    Args:
+        steps: int64 [n, S], ascending.
+    """
+    gaps = np.diff(steps, axis=1, prepend=steps[:, :1]) > 1
+    return np.arange(steps.shape[1]) + np.cumsum(gaps, axis=1)
 
 
 @dataclass(frozen=True)

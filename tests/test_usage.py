@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-from prdp.diffusion import build_policy, transitions_of
+from prdp.diffusion import build_policy
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.usage import USAGE_FILE, usage_text
@@ -65,7 +65,7 @@ def test_the_program_makes_the_pictures_of_the_sampler(
         Weights.of(1, {k: (v + 0.05 * rng.normal(size=v.shape)).astype(np.float32) for k, v in start.items()})
     )
     policy.save(tmp_path / "weights")
-    sampler = Sampler(policy, transitions_of(policy, settings), settings.guidance_scale, 1)
+    sampler = Sampler(policy, settings)
     expected = sampler.sample(PromptBatch(0, 0, (PROMPT,), ({},)), 1, SEED, trajectory=False).images[0]
 
     text = usage_text(model, settings, policy.scheduler_config, mode, tmp_path / "weights", PROMPT)

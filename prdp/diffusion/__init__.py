@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.sampler import Keep, Sampler
-    from prdp.diffusion.transitions import Transitions
 
 FAMILIES = ("stable_diffusion", "gaussian_mixtures")
 
@@ -36,29 +34,6 @@ def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_
     raise ValueError(f"model.family is {model.family!r}, expected one of {', '.join(FAMILIES)}")
 
 
-def transitions_of(policy: Policy, sampler: SamplerConfig) -> Transitions:
-    """The transition table that a sampler section asks of a policy's scheduler."""
-    return build_transitions_of(policy.scheduler_config, sampler)
-
-
-def build_transitions_of(scheduler: Mapping[str, Any], sampler: SamplerConfig) -> Transitions:
-    """The transition table that a sampler section asks of a scheduler's configuration.
-
-    Raises:
-        ValueError: they make no chain; names the key, its value and what was expected.
-    """
-    from prdp.diffusion.transitions import build_transitions
-
-    return build_transitions(
-        scheduler,
-        kind=sampler.kind,
-        steps=sampler.steps,
-        eta=sampler.eta,
-        spacing=sampler.timestep_spacing,
-        deterministic_final_steps=sampler.deterministic_final_steps,
-    )
-
-
 def build_sampler(
     model: ModelConfig, learner: LearnerConfig, sampler: SamplerConfig, *, seed: int, keep: Keep = "trajectory"
 ) -> Sampler:
@@ -69,4 +44,4 @@ def build_sampler(
     from prdp.diffusion.sampler import Sampler
 
     policy = build_policy(model, learner, seed=seed, keep_reference=keep == "trajectory")
-    return Sampler(policy, transitions_of(policy, sampler), sampler.guidance_scale, sampler.microbatch, keep)
+    return Sampler(policy, sampler, keep=keep)

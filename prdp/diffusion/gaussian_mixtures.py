@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
-from prdp.diffusion.transitions import alphas_cumprod
+from prdp.diffusion.process import Process
+from prdp.diffusion.variance_preserving import VariancePreserving, alphas_cumprod
 from prdp.diffusion.weights import TrainableWeights
 from prdp.mixtures.coordinates import encode_points
 from prdp.mixtures.grammar import ATTRIBUTES, parse_all
@@ -116,12 +118,13 @@ class GaussianMixturesPolicy:
         self.device = torch.device("cpu" if model.device == "auto" else model.device)
         self.latent_shape: tuple[int, ...] = (2, 1, 1)
         self.scheduler_config: Mapping[str, Any] = SCHEDULER
+        self.process: Process = VariancePreserving(SCHEDULER)
         self.precision = "float32"
         self.network = CorrectedMixtures(seed).to(self.device)
         self.weights = TrainableWeights(self.network, learner.mode, keep_reference=keep_reference)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """The attributes in [-1, 1] and the parameters of the mixture, float32 [B, 1, 6 + 6 K]."""
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """`states`: the attributes in [-1, 1] and the parameters of the mixture, float32 [B, 6 + 6 K]."""
         attributes = parse_all(prompts)
         mixtures = reference_mixtures(attributes)
         flat = [
@@ -130,13 +133,13 @@ class GaussianMixturesPolicy:
             *(mixtures.means[:, :, axis] for axis in range(2)),
             *(mixtures.covariances[:, :, row, column] for row, column in ((0, 0), (0, 1), (1, 1))),
         ]
-        return torch.from_numpy(np.concatenate(flat, 1).astype(np.float32))[:, None].to(self.device)
+        return Conditions({"states": torch.from_numpy(np.concatenate(flat, 1).astype(np.float32)).to(self.device)})
 
     def output(
         self,
         latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        states: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Conditions,
         guidance_scale: float,
         network: torch.nn.Module | None = None,
     ) -> torch.Tensor:
@@ -149,7 +152,8 @@ class GaussianMixturesPolicy:
             raise ValueError(
                 f"sampler.guidance_scale is {guidance_scale}, expected at most 1 for model.family=gaussian_mixtures"
             )
-        return (network or self.network)(latents.flatten(1), timesteps, states[:, 0]).view_as(latents)
+        states = conditions.fields["states"]
+        return (network or self.network)(latents.flatten(1), times.long(), states).view_as(latents)
 
     def float32(self) -> AbstractContextManager[None]:
         """Nothing to do: this family computes in float32 alone."""

@@ -20,8 +20,22 @@ class ImageNoise:
     epoch, number of the image in its group); so neither batch composition nor device can change it.
     """
 
-    def __init__(self, seed: int, epoch: int, prompts: Int64, images: Int64, shape: Sequence[int]) -> None:
-        """`prompts` and `images`: int64 [B]; `shape`: of one latent, (C, h, w)."""
+    def __init__(
+        self,
+        seed: int,
+        epoch: int,
+        prompts: Int64,
+        images: Int64,
+        shape: Sequence[int],
+        shared_start: bool = False,
+    ) -> None:
+        """`prompts` and `images`: int64 [B]; `shape`: of one latent, (C, h, w); `shared_start`: x_T of image 0 for all.
+
+        The draws of steps do not depend on `shared_start`.
+        """
+        self._start: Float32 | None = None
+        if shared_start:
+            self._start = ImageNoise(seed, epoch, prompts, np.zeros_like(images), shape).draw()
         self._ahead = max(1, _NUMBERS_AHEAD // math.prod(shape))
         self._shape = (self._ahead, *shape)
         self._streams = [
@@ -35,4 +49,7 @@ class ImageNoise:
         if not self._drawn:
             drawn = np.stack([stream.standard_normal(self._shape, dtype=np.float32) for stream in self._streams], 1)
             self._drawn = list(drawn[::-1])
-        return self._drawn.pop()
+        drawn = self._drawn.pop()
+        if self._start is not None:
+            drawn, self._start = self._start, None
+        return drawn

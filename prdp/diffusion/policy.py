@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.process import Process
 from prdp.diffusion.weights import TrainableWeights
 from prdp.types import UInt8
 
@@ -19,16 +21,17 @@ class Policy(Protocol):
     device: torch.device
     latent_shape: tuple[int, ...]
     scheduler_config: Mapping[str, Any]
+    process: Process
     weights: TrainableWeights
     precision: str
 
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor: ...
+    def encode(self, prompts: Sequence[str]) -> Conditions: ...
 
     def output(
         self,
         latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        states: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Conditions,
         guidance_scale: float,
         network: torch.nn.Module | None = None,
     ) -> torch.Tensor: ...

@@ -9,10 +9,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from prdp.config import SamplerConfig
+from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
-from prdp.diffusion.transitions import Transitions, log_ratio, reference_log_prob
-from prdp.types import Float32, PromptBatch, Rollout, Weights
+from prdp.diffusion.process import column
+from prdp.diffusion.transitions import Bool, Transitions, log_ratio, standardise
+from prdp.diffusion.windows import mask, stored_latents, trained, trained_steps, windows
+from prdp.types import Float32, Int64, PromptBatch, Rollout, Weights, stored_positions
 
 Keep = Literal["trajectory", "final_latents"]
 
@@ -22,24 +26,23 @@ class Sampler:
 
     Args:
         policy: of `prdp.diffusion`, with its reference kept.
-        transitions: the same table that the learner scores with.
-        guidance_scale: of the policy and of the reference alike, or their ratio would not be 1 at the start.
-        microbatch: images per network call.
+        config: guidance of the policy and of the reference alike, or their ratio would not be 1 at the start; images
+            per network call; the steps that draw noise.
+        transitions: the table that the learner scores with; None takes that of the policy's process.
         keep: what is stored to learn from, the 'trajectory' or the 'final_latents'.
     """
 
     def __init__(
         self,
         policy: Policy,
-        transitions: Transitions,
-        guidance_scale: float,
-        microbatch: int,
+        config: SamplerConfig,
+        transitions: Transitions | None = None,
         keep: Keep = "trajectory",
     ) -> None:
         self._policy = policy
-        self._transitions = transitions
-        self._guidance_scale = guidance_scale
-        self._microbatch = microbatch
+        self._config = config
+        self._transitions = transitions or policy.process.transitions(config)
+        self._trained_steps = trained_steps(config, self._transitions.noisy)
         self._keep = keep
         start = policy.weights.export(0)
         self._version, self._checksum = start.version, start.checksum
@@ -54,8 +57,8 @@ class Sampler:
     def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
         """Sample `images_per_prompt` images of each prompt; a pure function of the arguments and the weights.
 
-        With `trajectory`, what is learned from is stored: the stochastic transitions with their log-probs under this
-        policy and under the reference, which costs one more network pass a step (none for version 0, which is the
+        With `trajectory`, what is learned from is stored: the chosen transitions with noise, and their log-ratio of
+        this policy to the reference, which costs one more network pass a step (none for version 0, which is the
         reference); or, by a sampler that keeps final latents, these alone. Trajectories are drawn in float32 whatever
         the policy's precision, so that their log-probs are those of the policy that drew them.
         """
@@ -65,26 +68,35 @@ class Sampler:
         count = len(prompts) * images_per_prompt
         groups = np.repeat(np.arange(len(prompts)), images_per_prompt)
         numbers = np.tile(np.arange(images_per_prompt), len(prompts))
-        states = self._policy.encode_prompts(prompts.texts)
+        config, table = self._config, self._transitions
+        conditions = self._policy.encode(prompts.texts)
+        positions = prompts.offset + np.arange(len(prompts))
+        noisy = windows(config, table.noisy, seed, prompts.epoch, positions)
+        chosen = trained(config, noisy, seed, prompts.epoch, positions)
+        if not trajectory:
+            chosen = chosen[:, :0]
         parts = []
         with self._policy.float32() if trajectory else nullcontext():
-            for begin in range(0, count, self._microbatch):
-                rows = slice(begin, min(begin + self._microbatch, count))
+            for begin in range(0, count, config.microbatch):
+                rows = slice(begin, min(begin + config.microbatch, count))
                 noise = ImageNoise(
-                    seed, prompts.epoch, prompts.offset + groups[rows], numbers[rows], self._policy.latent_shape
+                    seed,
+                    prompts.epoch,
+                    prompts.offset + groups[rows],
+                    numbers[rows],
+                    self._policy.latent_shape,
+                    config.shared_start_noise,
                 )
-                of_images = states[torch.from_numpy(groups[rows]).to(states.device)]
-                parts.append(self._sample_batch(of_images, noise, trajectory))
-        latents, outputs, log_probs, ratios, images, final = (
-            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
-        )
+                with_noise = mask(noisy[groups[rows]], len(table))
+                parts.append(self._sample_batch(conditions[groups[rows]], noise, with_noise, chosen[groups[rows]]))
+        latents, outputs, ratios, images, final = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
             latents=latents,
             reference_output=outputs,
-            log_prob_ref=log_probs,
             log_ratio=ratios,
+            steps=chosen[groups],
             images=images,
             weights_version=self._version,
             weights_checksum=self._checksum,
@@ -93,69 +105,55 @@ class Sampler:
         )
 
     def _sample_batch(
-        self, states: torch.Tensor, noise: ImageNoise, trajectory: bool
-    ) -> tuple[Float32, Float32, Float32, Float32, np.ndarray, Float32]:
+        self, conditions: Conditions, noise: ImageNoise, with_noise: Bool, chosen: Int64
+    ) -> tuple[Float32, Float32, Float32, np.ndarray, Float32]:
+        """Args: with_noise: bool [B, T], the steps that draw noise; chosen: int64 [B, S], those that are stored."""
         table, policy = self._transitions, self._policy
-        count, shape = len(states), policy.latent_shape
-        device = states.device
-        stored = table.stochastic_steps if trajectory else 0
-        kept = np.empty((count, stored + bool(trajectory), *shape), np.float32)
+        count, shape, device = len(conditions), policy.latent_shape, policy.device
+        stored = chosen.shape[1]
+        before = stored_positions(chosen)
+        length = stored_latents(self._config, table.noisy) if stored else 0
+        kept = np.zeros((count, length, *shape), np.float32)
         outputs = np.empty((count, stored, *shape), np.float32)
-        log_probs, ratios = np.empty((count, stored), np.float32), np.empty((count, stored), np.float32)
+        ratios = np.empty((count, stored), np.float32)
         latents = torch.from_numpy(noise.draw()).to(device)
-        if trajectory:
-            kept[:, 0] = latents.cpu().numpy()
+        can_draw = table.sigma > 0
         for step in range(len(table)):
-            timesteps = torch.full((count,), int(table.timesteps[step]), device=device)
-            output = policy.output(latents, timesteps, states, self._guidance_scale)
-            mean = table.mean(step, latents, output)
-            if step < table.stochastic_steps:
+            times = torch.full((count,), float(table.times[step]), device=device)
+            output = policy.output(latents, times, conditions, self._config.guidance_scale)
+            sample_coef, output_coef, sigma = (
+                value if isinstance(value, float) else column(value, latents)
+                for value in table.coefficients(step, with_noise[:, step])
+            )
+            following = sample_coef * latents + output_coef * output
+            if can_draw[step]:
+                # Also where no image draws: the noise of a step must not depend on the window.
                 draw = torch.from_numpy(noise.draw()).to(device)
-                following = mean + float(table.sigma[step]) * draw
-            else:
-                following = mean
-            if step < stored:
-                reference = self._reference_output(latents, timesteps, states, output)
+                following = following if isinstance(sigma, float) and not sigma else following + sigma * draw
+            rows, columns = np.nonzero(chosen == step)
+            if len(rows):
+                picked = [latents, times, following, output]
+                of_rows = conditions
+                if len(rows) < count:
+                    index = torch.from_numpy(rows).to(device)
+                    picked, of_rows = [value[index] for value in picked], conditions[rows]
+                x, at, then, current = picked
+                reference = self._reference_output(x, at, of_rows, current)
                 z, difference = standardise(
-                    table, torch.full((count,), step, device=device), latents, following, output, reference
+                    table, torch.full((len(rows),), step, device=device), x, then, current, reference
                 )
-                sigma = torch.full((count,), float(table.sigma[step]), device=device)
-                kept[:, step + 1] = following.cpu().numpy()
-                outputs[:, step] = reference.cpu().numpy()
-                log_probs[:, step] = reference_log_prob(z, sigma).cpu().numpy()
-                ratios[:, step] = log_ratio(z, difference).cpu().numpy()
+                places = before[rows, columns]
+                kept[rows, places] = x.cpu().numpy()
+                kept[rows, places + 1] = then.cpu().numpy()
+                outputs[rows, columns] = reference.cpu().numpy()
+                ratios[rows, columns] = log_ratio(z, difference).cpu().numpy()
             latents = following
-        return kept, outputs, log_probs, ratios, policy.decode(latents), latents.cpu().numpy()
+        return kept, outputs, ratios, policy.decode(latents), latents.cpu().numpy()
 
     def _reference_output(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor, output: torch.Tensor
+        self, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions, output: torch.Tensor
     ) -> torch.Tensor:
         if self._version == 0:
             return output
         with self._policy.reference() as network:
-            return self._policy.output(latents, timesteps, states, self._guidance_scale, network)
-
-
-def standardise(
-    table: Transitions,
-    steps: torch.Tensor,
-    latents: torch.Tensor,
-    following: torch.Tensor,
-    output: torch.Tensor,
-    reference: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """z and d of `log_ratio` for transitions latents -> following; the one function that sampling and scoring share.
-
-    Args:
-        steps: int64 [B], row of the table for each cell.
-        latents, following: x_t and x_{t-1}, float32 [B, C, h, w].
-        output, reference: network outputs of the policy and of the reference, float32 [B, C, h, w].
-    """
-
-    def column(values: np.ndarray) -> torch.Tensor:
-        rows = torch.from_numpy(values).to(latents.device, latents.dtype)[steps]
-        return rows.view(-1, *[1] * (latents.dim() - 1))
-
-    sample_coef, output_coef, sigma = column(table.sample_coef), column(table.output_coef), column(table.sigma)
-    noise = (following - (sample_coef * latents + output_coef * reference)) / sigma
-    return noise, output_coef / sigma * (output - reference)
+            return self._policy.output(latents, times, conditions, self._config.guidance_scale, network)

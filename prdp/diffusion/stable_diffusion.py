@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.precision import precision_problem, upcast
+from prdp.diffusion.process import Process
+from prdp.diffusion.variance_preserving import VariancePreserving
 from prdp.diffusion.weights import TrainableWeights
 from prdp.types import UInt8
 
@@ -25,7 +28,8 @@ class StableDiffusionPolicy:
     """Text encoder, UNet and VAE with one learning part, the UNet.
 
     Attributes:
-        scheduler_config: of the DDIM scheduler that diffusers makes of the checkpoint's; transitions are built from it.
+        scheduler_config: of the DDIM scheduler that diffusers makes of the checkpoint's; the process is built from it.
+        process: how noise and data mix.
         latent_shape: (C, h, w).
         weights: the learning tensors and the reference.
         precision: of the network's arithmetic outside `float32`: float32, bfloat16 or float16.
@@ -41,6 +45,7 @@ class StableDiffusionPolicy:
         self.unet = pipeline.unet.eval()
         self.device: torch.device = self.unet.device
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self.process: Process = VariancePreserving(self.scheduler_config)
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape: tuple[int, ...] = (int(self.unet.config.in_channels), int(height), int(width))
@@ -66,7 +71,7 @@ class StableDiffusionPolicy:
         )
         if learner.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self._empty: torch.Tensor | None = None
+        self._empty: dict[str, torch.Tensor] | None = None
 
     @classmethod
     def load(
@@ -76,8 +81,14 @@ class StableDiffusionPolicy:
         return cls(load_pipeline(model), learner, seed=seed, keep_reference=keep_reference)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text states [B, tokens, width]; longer prompts are cut at the text encoder's length."""
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """`states` [B, tokens, width] and those of the empty prompt; prompts are cut at the text encoder's length."""
+        if self._empty is None:
+            self._empty = {"states": self._text_states([""])}
+        return Conditions({"states": self._text_states(prompts)}, self._empty)
+
+    @torch.no_grad()
+    def _text_states(self, prompts: Sequence[str]) -> torch.Tensor:
         tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         tokens = tokenizer(
             list(prompts),
@@ -95,8 +106,8 @@ class StableDiffusionPolicy:
     def output(
         self,
         latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        states: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Conditions,
         guidance_scale: float,
         network: torch.nn.Module | None = None,
     ) -> torch.Tensor:
@@ -107,18 +118,19 @@ class StableDiffusionPolicy:
 
         Args:
             latents: float32 [B, C, h, w].
-            timesteps: int64 [B]; images of different steps go through in one call.
-            states: of `encode_prompts`, [B, tokens, width].
+            times: training timesteps, [B]; images of different steps go through in one call.
+            conditions: of `encode`, B rows.
             guidance_scale: w; up to 1 the output is c, and the unconditional branch is not computed; see `guided`.
             network: the reference, when it is not the learning one.
         """
         network = network or self.unet
         with_guidance = guided(guidance_scale)
         if with_guidance:
-            latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
-            states = torch.cat([self._empty_state().expand_as(states), states])
+            latents, times = torch.cat([latents, latents]), torch.cat([times, times])
+            conditions = conditions.behind_empty()
+        states = conditions.fields["states"]
         with self._arithmetic():
-            output = network(latents, timesteps, encoder_hidden_states=states, return_dict=False)[0].float()
+            output = network(latents, times.long(), encoder_hidden_states=states, return_dict=False)[0].float()
         if not with_guidance:
             return output
         unconditional, conditional = output.chunk(2)
@@ -163,11 +175,6 @@ class StableDiffusionPolicy:
 
             save_pipeline(self.pipeline, folder)
             check_network(folder / "unet", self.weights.parameters)
-
-    def _empty_state(self) -> torch.Tensor:
-        if self._empty is None:
-            self._empty = self.encode_prompts([""])
-        return self._empty
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._in_float32 else torch.autocast(self.device.type, DTYPES[self.precision])

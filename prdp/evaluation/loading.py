@@ -8,7 +8,7 @@ from typing import Any
 
 from prdp.checkpoint import load_checkpoint
 from prdp.config import LearnerConfig, SamplerConfig
-from prdp.diffusion import build_policy, transitions_of
+from prdp.diffusion import build_policy
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
@@ -34,7 +34,7 @@ def build_evaluated_sampler(
         ValueError: weights that do not fit; names them.
     """
     policy = _policy(model, dtype, device, autocast, kl)
-    return Sampler(policy, transitions_of(policy, sampler), sampler.guidance_scale, sampler.microbatch)
+    return Sampler(policy, sampler)
 
 
 def measures_kl(model: EvaluatedModel) -> bool:

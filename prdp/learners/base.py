@@ -45,15 +45,17 @@ class Learner(ABC):
         self._precision = precision
         self._noise: float | None = None
         self._noise_epoch: int | None = None
+        self._step_weights: Float64 | None = None
         self._noise_told = False
         self._config = config
         self._objective = build_objective(objective)
         self._updates = 0
-        self._step_weights: Float64 | None = None
+        self._row_weights: Float64 | None = None
         evidence = self._objective.evidence
         if isinstance(evidence, Trajectory) and evidence.step_weighting == "inverse_sensitivity":
-            inverse = 1.0 / transitions.sensitivity
-            self._step_weights = inverse / inverse.mean()
+            inverse = np.zeros(len(transitions))
+            inverse[transitions.noisy] = 1.0 / transitions.sensitivity[transitions.noisy]
+            self._row_weights = inverse / inverse[transitions.noisy].mean()
         keeps_history = "history" in self._objective.method.arrays
         self._history = RewardHistory(self._objective.knobs["buffer_size"]) if keeps_history else None
 
@@ -110,7 +112,11 @@ class Learner(ABC):
 
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Any:
-        """Text states of the prompts, [prompts, tokens, width]."""
+        """Conditions of the prompts."""
+
+    @abstractmethod
+    def _scaled(self, conditions: Any, factor: float) -> Any:
+        """Conditions whose numbers are multiplied by a factor near 1."""
 
     @abstractmethod
     def _evidence(self, rollout: Rollout, states: Any, cells: Int64, *, reference: bool = False) -> Evidence:
@@ -170,6 +176,7 @@ class Learner(ABC):
         if self._history is not None:
             data["history"] = self._history.including(*history_of_epoch)
         states = self._encode(rollout.prompts.texts)
+        self._step_weights = None if self._row_weights is None else self._row_weights[rollout.steps]
 
         channels, linear = self._objective.method.channels, self._objective.method.linear
         unknown = dict.fromkeys(channels, np.zeros(self.cells(rollout)))
@@ -202,7 +209,7 @@ class Learner(ABC):
         result = self._coefficients(now, data)
         recomputed, scale = self._accumulate_scaled(rollout, states, cells, result.tables, progress)
         if on_policy and not half and "log_ratio" in recomputed:
-            self._check_ratio(data["log_ratio_old"], recomputed["log_ratio"])
+            self._check_ratio(rollout, data["log_ratio_old"], recomputed["log_ratio"])
         if stored.keys() < set(channels):
             now = recomputed | stored
             result = self._coefficients(now, data)
@@ -220,13 +227,14 @@ class Learner(ABC):
                 stepped(metrics)
         return metrics
 
-    def _check_ratio(self, stored: Float64, recomputed: Float64) -> None:
+    def _check_ratio(self, rollout: Rollout, stored: Float64, recomputed: Float64) -> None:
         check_ratio(
             stored,
             recomputed,
             tolerance=self._config.ratio_tolerance,
             update=self._updates,
-            timesteps=self._transitions.timesteps,
+            steps=rollout.steps,
+            times=self._transitions.times,
         )
 
     def _spot_check(self, rollout: Rollout, states: Any, stored: Float64, on_policy: bool) -> dict[str, float]:
@@ -235,13 +243,13 @@ class Learner(ABC):
         cells = spot_cells(images, columns, self._config.microbatch)
         rows = np.unravel_index(cells, stored.shape)
         again = self._evidence(rollout, states, cells)
-        nudged = self._evidence(rollout, states * NUDGE, cells)["log_ratio"]
+        nudged = self._evidence(rollout, self._scaled(states, NUDGE), cells)["log_ratio"]
         noise, weights = SHORTFALL * np.abs(again["log_ratio"] - nudged), self._step_weights
         metrics = {}
         if on_policy:
             seen = np.zeros_like(stored)
             seen[rows] = stored[rows]
-            self._check_ratio(seen, again["log_ratio"])
+            self._check_ratio(rollout, seen, again["log_ratio"])
             error = np.abs(again["log_ratio"] - seen)
             noise = np.maximum(noise, error)
             metrics["ratio_error"] = float(error.max())

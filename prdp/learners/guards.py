@@ -52,8 +52,14 @@ def check_rollout(rollout: Rollout, keep: str, compares_images: bool) -> dict[st
     return {"rewards_constant": float(constant)}
 
 
-def check_ratio(stored: Float64, recomputed: Float64, tolerance: float, update: int, timesteps: Int64) -> None:
+def check_ratio(
+    stored: Float64, recomputed: Float64, tolerance: float, update: int, steps: Int64, times: Float64
+) -> None:
     """Compare the log-ratios [n, T] of an on-policy rollout with those that the sampler stored.
+
+    Args:
+        steps: int64 [n, T], rows of the transition table.
+        times: float64, of the table's rows.
 
     Raises:
         RatioError: by how much they differ, and where.
@@ -61,12 +67,13 @@ def check_ratio(stored: Float64, recomputed: Float64, tolerance: float, update: 
     error = np.abs(stored - recomputed)
     worst = float(error.max())
     if not worst <= tolerance:
-        image, step = np.unravel_index(int(error.argmax()), error.shape)
+        image, column = np.unravel_index(int(error.argmax()), error.shape)
+        step = steps[image, column]
         raise RatioError(
             f"at update {update} the log-ratio of an on-policy rollout differs by {worst:.3g} from the stored one "
-            f"(learner.ratio_tolerance={tolerance:g}), worst at image {image}, step {step} (timestep "
-            f"{timesteps[step]}): stored {stored[image, step]:.6g}, recomputed {recomputed[image, step]:.6g}. Sampler "
-            "and learner do not compute the same policy: weights, precision or guidance differ"
+            f"(learner.ratio_tolerance={tolerance:g}), worst at image {image}, step {step} (time {times[step]:g}): "
+            f"stored {stored[image, column]:.6g}, recomputed {recomputed[image, column]:.6g}. Sampler and learner do "
+            "not compute the same policy: weights, precision or guidance differ"
         )
 
 

@@ -102,7 +102,8 @@ class JaxLearner(Learner):
             for name, value in network.named_parameters()
             if name not in learning
         }
-        self._empty = _array(policy.encode_prompts([""])) if guided(guidance_scale) else None
+        empty = policy.encode([""]).fields["states"]
+        self._empty = _array(empty) if guided(guidance_scale) else None
         unet = UNet(
             dict(network.config),
             lora_scale=config.lora_alpha / config.lora_rank,
@@ -161,7 +162,10 @@ class JaxLearner(Learner):
         self._state, self._updates = LearnerState(tensors=learning, adam=adam, average=average), updates
 
     def _encode(self, prompts: Sequence[str]) -> jax.Array:
-        return _array(self._policy.encode_prompts(prompts))
+        return _array(self._policy.encode(prompts).fields["states"])
+
+    def _scaled(self, conditions: jax.Array, factor: float) -> jax.Array:
+        return conditions * factor
 
     def _batches(
         self, rollout: Rollout, states: jax.Array, cells: Int64, tables: Evidence | None = None
@@ -171,6 +175,7 @@ class JaxLearner(Learner):
         size, names = min(self._config.microbatch, len(cells)), self._objective.method.channels
         for images, steps in self._microbatches(cells, self.cells(rollout)[1]):
             rows, columns = (np.concatenate([part, np.zeros(size - len(part), np.int64)]) for part in (images, steps))
+            places, chosen = rollout.positions[rows, columns], rollout.steps[rows, columns]
             coefficients = np.zeros((len(names), size), np.float32)
             if tables is not None:
                 coefficients[:, : len(images)] = [tables[name][images, steps] for name in names]
@@ -178,14 +183,14 @@ class JaxLearner(Learner):
                 images,
                 steps,
                 Cells(
-                    latents=jnp.asarray(rollout.latents[rows, columns]),
-                    following=jnp.asarray(rollout.latents[rows, columns + 1]),
+                    latents=jnp.asarray(rollout.latents[rows, places]),
+                    following=jnp.asarray(rollout.latents[rows, places + 1]),
                     reference_output=jnp.asarray(rollout.reference_output[rows, columns]),
-                    timesteps=jnp.asarray(transitions.timesteps[columns], jnp.int32),
+                    timesteps=jnp.asarray(transitions.times[chosen], jnp.int32),
                     states=states[rows // rollout.images_per_prompt],
-                    sample_coef=jnp.asarray(transitions.sample_coef[columns], jnp.float32),
-                    output_coef=jnp.asarray(transitions.output_coef[columns], jnp.float32),
-                    sigma=jnp.asarray(transitions.sigma[columns], jnp.float32),
+                    sample_coef=jnp.asarray(transitions.sample_coef[chosen], jnp.float32),
+                    output_coef=jnp.asarray(transitions.output_coef[chosen], jnp.float32),
+                    sigma=jnp.asarray(transitions.sigma[chosen], jnp.float32),
                     coefficients=jnp.asarray(coefficients),
                 ),
             )

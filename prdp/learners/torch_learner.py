@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from prdp.config import LearnerConfig
-from prdp.diffusion.denoising import ForwardProcess, denoising_log_likelihood
+from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.policy import Policy
-from prdp.diffusion.sampler import standardise
-from prdp.diffusion.transitions import Transitions, kl_ref, log_ratio
+from prdp.diffusion.process import denoising_log_likelihood, draw_cells
+from prdp.diffusion.transitions import Transitions, kl_ref, log_ratio, standardise
 from prdp.learners.base import Evidence, Learner, Progress, section
 from prdp.learners.guards import gradient_error, unlearned
 from prdp.objectives import Denoising
@@ -46,7 +46,6 @@ class TorchLearner(Learner):
         super().__init__(transitions, config, objective, policy.precision)
         self._policy = policy
         self._seed = seed
-        self._forward_process = ForwardProcess(policy.scheduler_config)
         if "denoising_ref" in self._objective.method.arrays:
             policy.weights.keep_reference()
         self._guidance_scale = guidance_scale
@@ -99,38 +98,42 @@ class TorchLearner(Learner):
                 name: torch.from_numpy(np.array(kept[name])).to(value.device) for name, value in self._average.items()
             }
 
-    def _encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        return self._policy.encode_prompts(prompts)
+    def _encode(self, prompts: Sequence[str]) -> Conditions:
+        return self._policy.encode(prompts)
+
+    def _scaled(self, conditions: Conditions, factor: float) -> Conditions:
+        return conditions.map(lambda value: value * factor if value.is_floating_point() else value)
 
     def _cell_evidence(
         self,
         rollout: Rollout,
-        states: torch.Tensor,
+        conditions: Conditions,
         images: Int64,
         columns: Int64,
         network: torch.nn.Module | None = None,
     ) -> torch.Tensor:
         """The objective's channels at cells (image, step or draw), [channels, b]; of `network` if it is given."""
-        of_prompts = states[torch.from_numpy(images // rollout.images_per_prompt).to(states.device)]
+        of_prompts = conditions[images // rollout.images_per_prompt]
+        device = self._policy.device
         if isinstance(self._objective.evidence, Denoising):
             return self._denoising(rollout, of_prompts, images, columns, network)[None]
 
         def put(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values).to(states.device)
+            return torch.from_numpy(values).to(device)
 
-        latents, following = put(rollout.latents[images, columns]), put(rollout.latents[images, columns + 1])
-        output = self._policy.output(
-            latents, put(self._transitions.timesteps[columns]), of_prompts, self._guidance_scale
-        )
+        places, steps = rollout.positions[images, columns], rollout.steps[images, columns]
+        latents, following = put(rollout.latents[images, places]), put(rollout.latents[images, places + 1])
+        times = put(self._transitions.times[steps]).to(latents.dtype)
+        output = self._policy.output(latents, times, of_prompts, self._guidance_scale)
         reference = put(rollout.reference_output[images, columns])
-        z, difference = standardise(self._transitions, put(columns), latents, following, output, reference)
+        z, difference = standardise(self._transitions, put(steps), latents, following, output, reference)
         values = {"log_ratio": lambda: log_ratio(z, difference), "kl_ref": lambda: kl_ref(difference)}
         return torch.stack([values[name]() for name in self._objective.method.channels])
 
     def _denoising(
         self,
         rollout: Rollout,
-        states: torch.Tensor,
+        conditions: Conditions,
         images: Int64,
         draws: Int64,
         network: torch.nn.Module | None,
@@ -138,41 +141,42 @@ class TorchLearner(Learner):
         """Minus the denoising error of final latents, guided as the sampler is, at this update's draws; [b]."""
         assert rollout.final_latents is not None
         assert isinstance(self._objective.evidence, Denoising)
-        latents = torch.from_numpy(rollout.final_latents[images]).to(states.device)
+        latents = torch.from_numpy(rollout.final_latents[images]).to(self._policy.device)
         numbers = images % rollout.images_per_prompt
         if self._objective.evidence.shared_draws:
             numbers = np.zeros_like(numbers)
-        timesteps, noise = self._forward_process.draw(
-            self._seed, self._updates, rollout.group_ids[images], numbers, draws, tuple(latents.shape[1:])
+        process = self._policy.process
+        times, noise = draw_cells(
+            process, self._seed, self._updates, rollout.group_ids[images], numbers, draws, tuple(latents.shape[1:])
         )
-        noised, target = self._forward_process.noised(latents, timesteps, torch.from_numpy(noise).to(latents))
-        steps = torch.from_numpy(timesteps).to(states.device)
-        return denoising_log_likelihood(
-            self._policy.output(noised, steps, states, self._guidance_scale, network), target
+        noised, target = process.noised(latents, times, torch.from_numpy(noise).to(latents))
+        output = self._policy.output(
+            noised, torch.from_numpy(times).to(latents), conditions, self._guidance_scale, network
         )
+        return denoising_log_likelihood(output, target)
 
     @torch.no_grad()
     def _evidence(
-        self, rollout: Rollout, states: torch.Tensor, cells: Int64, *, reference: bool = False
+        self, rollout: Rollout, conditions: Conditions, cells: Int64, *, reference: bool = False
     ) -> Evidence:
         shape, names = self.cells(rollout), self._objective.method.channels
         evidence = {name: np.zeros(shape) for name in names}
         with self._policy.float32(), self._policy.reference() if reference else nullcontext() as network:
             for images, columns in self._microbatches(cells, shape[1]):
-                values = self._cell_evidence(rollout, states, images, columns, network).cpu().numpy()
+                values = self._cell_evidence(rollout, conditions, images, columns, network).cpu().numpy()
                 for name, row in zip(names, values, strict=True):
                     evidence[name][images, columns] = row
         return evidence
 
     def _accumulate(
-        self, rollout: Rollout, states: torch.Tensor, cells: Int64, tables: Evidence, progress: Progress | None
+        self, rollout: Rollout, conditions: Conditions, cells: Int64, tables: Evidence, progress: Progress | None
     ) -> Evidence:
         self._optimizer.zero_grad(set_to_none=True)
         shape, names = self.cells(rollout), self._objective.method.channels
         evidence = {name: np.zeros(shape) for name in names}
         done = 0
         for images, columns in self._microbatches(cells, shape[1]):
-            values = self._cell_evidence(rollout, states, images, columns)
+            values = self._cell_evidence(rollout, conditions, images, columns)
             weights = np.stack([tables[name][images, columns] for name in names])
             (torch.from_numpy(weights).to(values.device, values.dtype) * values).sum().backward()
             for name, row in zip(names, values.detach().cpu().numpy(), strict=True):

@@ -19,7 +19,7 @@ def kl_weight_of(beta: float, steps: int, step_reduction: str = "mean") -> float
     regressed on r / beta is 1 / (2 steps) of the trajectory's log-ratio.
 
     Args:
-        steps: stochastic ones, `Transitions.stochastic_steps`.
+        steps: those that draw noise and are learned from.
     """
     return beta / (DIMENSIONS * (steps if step_reduction == "mean" else 1))
 

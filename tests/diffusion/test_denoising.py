@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from prdp.diffusion.denoising import ForwardProcess, denoising_log_likelihood
 from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.process import denoising_log_likelihood, draw_cells
+from prdp.diffusion.variance_preserving import VariancePreserving
 
 SHAPE = (4, 3, 3)
 
@@ -18,12 +19,13 @@ def test_noised_latents_and_targets_equal_diffusers(prediction: str) -> None:
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
     )
-    process = ForwardProcess(scheduler.config)
+    process = VariancePreserving(scheduler.config)
     cells = np.arange(6)
-    timesteps, drawn = process.draw(0, 0, cells, cells, cells, SHAPE)
+    timesteps, drawn = draw_cells(process, 0, 0, cells, cells, cells, SHAPE)
     latents, noise = torch.randn(6, *SHAPE), torch.from_numpy(drawn)
     noised, target = process.noised(latents, timesteps, noise)
-    steps = torch.from_numpy(timesteps)
+    steps = torch.from_numpy(timesteps).long()
+    torch.testing.assert_close(process.clean(noised, timesteps, target), latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(noised, scheduler.add_noise(latents, noise, steps))
     velocity = scheduler.get_velocity(latents, noise, steps)
     expected = {"epsilon": noise, "v_prediction": velocity, "sample": latents}[prediction]
@@ -31,16 +33,16 @@ def test_noised_latents_and_targets_equal_diffusers(prediction: str) -> None:
 
 
 def test_draws_have_an_address() -> None:
-    process = ForwardProcess(DDPMScheduler().config)
+    process = VariancePreserving(DDPMScheduler().config)
     cells = np.arange(40)
-    timesteps, noise = process.draw(3, 7, cells // 8, cells // 2 % 4, cells % 2, SHAPE)
+    timesteps, noise = draw_cells(process, 3, 7, cells // 8, cells // 2 % 4, cells % 2, SHAPE)
     assert np.unique(noise.reshape(40, -1), axis=0).shape[0] == 40
     assert 0 <= timesteps.min() < 250 < 750 < timesteps.max() < 1000
-    alone = process.draw(3, 7, np.array([2]), np.array([1]), np.array([1]), SHAPE)
+    alone = draw_cells(process, 3, 7, np.array([2]), np.array([1]), np.array([1]), SHAPE)
     assert alone[0] == timesteps[19]
     np.testing.assert_array_equal(alone[1][0], noise[19])
     for seed, update in ((4, 7), (3, 8)):
-        other = process.draw(seed, update, np.array([2]), np.array([1]), np.array([1]), SHAPE)
+        other = draw_cells(process, seed, update, np.array([2]), np.array([1]), np.array([1]), SHAPE)
         assert not np.allclose(other[1], alone[1])
     # Not the noise that the latents were sampled from, which they would be too easy to denoise from.
     sampling = ImageNoise(3, 7, np.array([2]), np.array([1]), SHAPE)

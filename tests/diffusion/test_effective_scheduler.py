@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.effective_scheduler import effective_scheduler
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
-from prdp.diffusion.transitions import build_transitions
+from prdp.diffusion.variance_preserving import build_transitions
 from prdp.model_components import component_problems
 from prdp.types import PromptBatch
 
@@ -66,7 +66,8 @@ def pictures(folder: Path, eta: float) -> np.ndarray:
     policy = build_policy(ModelConfig(path=str(folder)), learner, seed=0, keep_reference=False)
     # A table with eta 0 has no log-probs, and so is no sampler's; its means are what DDIM without noise takes.
     table = build_transitions(policy.scheduler_config, steps=STEPS, eta=eta or 1e-12)
-    return Sampler(policy, table, 3.0, 4).sample(PROMPTS, 1, SEED, trajectory=False).images
+    settings = SamplerConfig(steps=STEPS, guidance_scale=3.0, microbatch=4)
+    return Sampler(policy, settings, table).sample(PROMPTS, 1, SEED, trajectory=False).images
 
 
 def theirs(folder: Path, eta: float, **component: Any) -> np.ndarray:

@@ -57,7 +57,7 @@ def base(untouched: Any) -> Iterator[Any]:
 @torch.no_grad()
 def outputs(policy: Any) -> torch.Tensor:
     latents = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
-    return policy.output(latents, torch.tensor([981, 41]), policy.encode_prompts(["a small red circle"] * 2), 1.0)
+    return policy.output(latents, torch.tensor([981, 41]), policy.encode(["a small red circle"] * 2), 1.0)
 
 
 def matrices(unet: torch.nn.Module) -> int:

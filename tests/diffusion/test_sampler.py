@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.stable_diffusion import load_pipeline
@@ -98,11 +98,12 @@ def test_stored_log_ratios_are_those_of_the_two_gaussians(pipeline_folder: Path)
     assert rollout.latents.shape == (4, 5, 4, 8, 8)
     assert rollout.log_ratio.shape == (4, 4)
     policy, table = sampler._policy, sampler._transitions
-    states = policy.encode_prompts(rollout.image_prompts)
+    np.testing.assert_array_equal(rollout.steps, [[0, 1, 2, 3]] * 4)
+    states = policy.encode(rollout.image_prompts)
     for step in range(4):
         x = torch.from_numpy(rollout.latents[:, step])
         with torch.no_grad():
-            output = policy.output(x, torch.full((4,), int(table.timesteps[step])), states, 3.0)
+            output = policy.output(x, torch.full((4,), float(table.times[step])), states, 3.0)
         following = torch.from_numpy(rollout.latents[:, step + 1]).double()
         sigma = float(table.sigma[step])
 
@@ -111,7 +112,6 @@ def test_stored_log_ratios_are_those_of_the_two_gaussians(pipeline_folder: Path)
 
         reference = table.mean(step, x, torch.from_numpy(rollout.reference_output[:, step]))
         new, old = log_prob(table.mean(step, x, output)), log_prob(reference)
-        np.testing.assert_allclose(rollout.log_prob_ref[:, step], old.numpy(), atol=2e-5)
         np.testing.assert_allclose(rollout.log_ratio[:, step], (new - old).numpy(), atol=2e-5)
 
 
@@ -151,7 +151,7 @@ def test_a_reference_kept_later_is_the_start(pipeline_folder: Path, mode: str) -
     policy.weights.keep_reference()
     policy.weights.bind(moved(policy.weights.export(0)))
     latents, timesteps = torch.randn(2, *policy.latent_shape), torch.tensor([981, 41])
-    states = policy.encode_prompts(PROMPTS.texts)
+    states = policy.encode(PROMPTS.texts)
     with torch.no_grad():
         expected = start.output(latents, timesteps, states, 3.0)
         with policy.reference() as network:
@@ -212,6 +212,6 @@ def test_exported_weights_load_into_diffusers_with_equal_images(
 
 def test_transitions_follow_the_checkpoint(pipeline_folder: Path) -> None:
     policy = build_policy(ModelConfig(path=str(pipeline_folder)), LearnerConfig(), seed=0, keep_reference=False)
-    table = transitions_of(policy, SamplerConfig(steps=50))
-    assert table.timesteps[0] == 981
-    assert table.timesteps[-1] == 1
+    table = policy.process.transitions(SamplerConfig(steps=50))
+    assert table.times[0] == 981
+    assert table.times[-1] == 1

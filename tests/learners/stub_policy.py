@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.variance_preserving import VariancePreserving
 from prdp.types import PromptBatch, Rollout, Weights
 
 SCHEDULER = {
@@ -59,6 +61,7 @@ class StubPolicy:
 
     def __init__(self, seed: int = 0, scheduler: Mapping[str, Any] = SCHEDULER) -> None:
         self.scheduler_config = scheduler
+        self.process = VariancePreserving(scheduler)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.network = torch.nn.Sequential(
@@ -66,18 +69,19 @@ class StubPolicy:
             ).double()
         self.weights: Any = StubWeights(self.network)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([[[float(len(prompt))]] for prompt in prompts], dtype=torch.float64)
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        return Conditions({"states": torch.tensor([[float(len(prompt))] for prompt in prompts], dtype=torch.float64)})
 
     def output(
         self,
         latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        states: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Conditions,
         guidance_scale: float,
         network: torch.nn.Module | None = None,
     ) -> torch.Tensor:
-        flat = torch.cat([latents.flatten(1), timesteps[:, None] / 1000.0, states[:, 0] / 10.0], dim=1)
+        states = conditions.fields["states"] / 10.0
+        flat = torch.cat([latents.flatten(1), times[:, None] / 1000.0, states], dim=1)
         return (network or self.network)(flat).view_as(latents)
 
     def float32(self) -> Any:
@@ -95,21 +99,20 @@ class StubPolicy:
 
 def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size: int = 4, seed: int = 0) -> Rollout:
     """Random trajectories in float64 with the log-ratios of `policy` against a random reference, at version 0."""
-    from prdp.diffusion.sampler import standardise
-    from prdp.diffusion.transitions import log_ratio
+    from prdp.diffusion.transitions import log_ratio, standardise
 
     rng = np.random.default_rng(seed)
-    steps, count = transitions.stochastic_steps, prompts * size
+    steps, count = len(transitions.noisy), prompts * size
     latents = rng.normal(size=(count, steps + 1, *policy.latent_shape))
     reference = rng.normal(size=(count, steps, *policy.latent_shape)) * 0.1
     texts = tuple("x" * (i + 1) for i in range(prompts))
-    states = policy.encode_prompts(texts).repeat_interleave(size, 0)
+    states = policy.encode([text for text in texts for _ in range(size)])
     ratios = np.empty((count, steps))
     with torch.no_grad():
         for step in range(steps):
             x, following = torch.from_numpy(latents[:, step]), torch.from_numpy(latents[:, step + 1])
             rows = torch.full((count,), step)
-            output = policy.output(x, torch.full((count,), int(transitions.timesteps[step])), states, 1.0)
+            output = policy.output(x, torch.full((count,), float(transitions.times[step]), dtype=torch.float64), states, 1.0)
             z, d = standardise(transitions, rows, x, following, output, torch.from_numpy(reference[:, step]))
             ratios[:, step] = log_ratio(z, d).numpy()
     return Rollout(
@@ -117,8 +120,8 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
         images_per_prompt=size,
         latents=latents,
         reference_output=reference,
-        log_prob_ref=np.zeros((count, steps)),
         log_ratio=ratios,
+        steps=np.tile(np.arange(steps), (count, 1)),
         images=np.zeros((count, 4, 4, 3), np.uint8),
         weights_version=0,
         weights_checksum=policy.weights.export(0).checksum,

@@ -10,16 +10,17 @@ import pytest
 import torch
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
-from prdp.config import LearnerConfig
-from prdp.diffusion.denoising import ForwardProcess
+from prdp.config import LearnerConfig, SamplerConfig
+from prdp.diffusion.process import draw_cells
 from prdp.diffusion.sampler import Sampler
-from prdp.diffusion.transitions import build_transitions
+from prdp.diffusion.variance_preserving import VariancePreserving, build_transitions
 from prdp.learners.torch_learner import TorchLearner
 from prdp.objectives import OBJECTIVES, Denoising, build_objective
 from prdp.types import PromptBatch, Rollout
 
 STEPS, DRAWS, SEED = 4, 3, 11
 TRANSITIONS = build_transitions(SCHEDULER, steps=STEPS)
+SAMPLER = SamplerConfig(steps=STEPS, guidance_scale=1.0, microbatch=1000)
 KNOBS: dict[str, dict[str, Any]] = {
     "prdp": {"beta": 0.5, "clip_range": 1e-2},
     "ddpo": {"clip_range": 1e-2, "min_count": 3},
@@ -55,11 +56,11 @@ def moved(policy: StubPolicy) -> StubPolicy:
 
 def trajectory_channels(policy: StubPolicy, rollout: Rollout) -> dict[str, torch.Tensor]:
     """log_ratio and kl_ref [n, T] from torch's own normal distributions, with the graph of every cell kept."""
-    states = policy.encode_prompts(rollout.prompts.texts).repeat_interleave(rollout.images_per_prompt, 0)
+    states = policy.encode(rollout.image_prompts)
     ratios, divergences = [], []
     for step in range(STEPS):
         x, following = torch.from_numpy(rollout.latents[:, step]), torch.from_numpy(rollout.latents[:, step + 1])
-        timesteps = torch.full((len(x),), int(TRANSITIONS.timesteps[step]))
+        timesteps = torch.full((len(x),), float(TRANSITIONS.times[step]), dtype=torch.float64)
         sigma = torch.tensor(float(TRANSITIONS.sigma[step]), dtype=torch.float64)
         now, reference = (
             torch.distributions.Normal(TRANSITIONS.mean(step, x, output), sigma)
@@ -77,23 +78,23 @@ def denoising_channel(
     policy: StubPolicy, rollout: Rollout, evidence: Denoising, network: torch.nn.Module
 ) -> torch.Tensor:
     """Minus the denoising error [n, draws] at update 0, cell by cell."""
-    states = policy.encode_prompts(rollout.prompts.texts)
-    process, rows = ForwardProcess(SCHEDULER), []
+    states = policy.encode(rollout.prompts.texts)
+    process, rows = VariancePreserving(SCHEDULER), []
     for image in range(len(rollout)):
         prompt, number = divmod(image, rollout.images_per_prompt)
         for draw in range(evidence.draws):
             key = (np.array([prompt]), np.array([0 if evidence.shared_draws else number]), np.array([draw]))
-            timesteps, noise = process.draw(SEED, 0, *key, policy.latent_shape)
+            timesteps, noise = draw_cells(process, SEED, 0, *key, policy.latent_shape)
             latents = torch.from_numpy(rollout.final_latents[image : image + 1])  # type: ignore[index]
             x, target = process.noised(latents, timesteps, torch.from_numpy(noise).double())
-            output = policy.output(x, torch.from_numpy(timesteps), states[prompt : prompt + 1], 1.0, network)
+            output = policy.output(x, torch.from_numpy(timesteps), states[np.array([prompt])], 1.0, network)
             rows.append(-((output - target) ** 2).mean())
     return torch.stack(rows).view(len(rollout), evidence.draws)
 
 
 def rollout_of(policy: StubPolicy) -> Rollout:
     """Sampled from the policy, in float64, with evidence of a policy and a reference that are near it."""
-    sampler = Sampler(policy, TRANSITIONS, 1.0, 1000)
+    sampler = Sampler(policy, SAMPLER, TRANSITIONS)
     rollout = sampler.sample(PromptBatch(0, 0, ("x", "xx", "xxx"), ({}, {}, {})), 4, SEED)
     rng = np.random.default_rng(1)
     output = rollout.reference_output.astype(np.float64)
@@ -213,7 +214,7 @@ def test_the_expected_reward_rises(name: str) -> None:
     config = LearnerConfig(mode="full", learning_rate=1e-2, microbatch=1000)
     knobs = {**KNOBS[name], "beta": 500.0} if name == "diffusion_dpo" else KNOBS[name]
     learner = TorchLearner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
-    sampler = Sampler(policies[1], transitions, 1.0, 1000, learner.keep)
+    sampler = Sampler(policies[1], SAMPLER, transitions, learner.keep)
     texts = ("x", "xx", "xxx")
 
     def sampled(epoch: int) -> Rollout:

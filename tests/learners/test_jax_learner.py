@@ -14,7 +14,7 @@ import torch
 from averages import DECAY, check_average
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.lora_file import LORA_FILE
 from prdp.evaluation.loading import apply_lora
 from prdp.learners import build_learner
@@ -38,7 +38,7 @@ def learner_config(**changes: Any) -> LearnerConfig:
 
 def build(model: ModelConfig, config: LearnerConfig, objective: Mapping[str, Any] = OBJECTIVE) -> Learner:
     policy = build_policy(model, config, seed=0, keep_reference=False)
-    return build_learner(policy, transitions_of(policy, SAMPLER), SAMPLER.guidance_scale, config, objective)
+    return build_learner(policy, policy.process.transitions(SAMPLER), SAMPLER.guidance_scale, config, objective)
 
 
 def rollout_of(model: ModelConfig, config: LearnerConfig, weights: Weights, epoch: int = 0) -> Rollout:
@@ -104,11 +104,11 @@ def test_two_channels_equal_torch(model: ModelConfig) -> None:
 def test_guidance_is_off_up_to_one(model: ModelConfig, guidance_scale: float, branches: int) -> None:
     config = learner_config(framework="jax", lora_targets=["to_q"])
     policy: Any = build_policy(model, config, seed=0, keep_reference=False)
-    learner = build_learner(policy, transitions_of(policy, SAMPLER), guidance_scale, config, OBJECTIVE)
+    learner = build_learner(policy, policy.process.transitions(SAMPLER), guidance_scale, config, OBJECTIVE)
     assert (learner._empty is not None) == (branches == 2)  # type: ignore[attr-defined]
     seen = []
     policy.unet.register_forward_pre_hook(lambda unet, inputs: seen.append(len(inputs[0])))
-    latents, states = torch.zeros(1, *policy.latent_shape), policy.encode_prompts(["two stars"])
+    latents, states = torch.zeros(1, *policy.latent_shape), policy.encode(["two stars"])
     with torch.no_grad():
         outputs = [policy.output(latents, torch.tensor([500]), states, scale) for scale in (guidance_scale, 1.0)]
     assert seen == [branches, 1]
@@ -145,7 +145,7 @@ def test_checkpoints_are_interchangeable_and_exported(model: ModelConfig, tmp_pa
     evaluated = build_policy(model, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
     apply_lora(evaluated, tmp_path / LORA_FILE)
     latents, timesteps = torch.randn(1, *policy.latent_shape), torch.tensor([500])
-    of_both = [one.output(latents, timesteps, one.encode_prompts(["two stars"]), 2.0) for one in (policy, evaluated)]
+    of_both = [one.output(latents, timesteps, one.encode(["two stars"]), 2.0) for one in (policy, evaluated)]
     torch.testing.assert_close(*of_both, rtol=0, atol=1e-6)
 
     del tensors["optimizer/exp_avg/" + next(iter(straight.weights().tensors))]

@@ -15,9 +15,10 @@ import torch
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-from prdp.diffusion import build_policy, build_sampler, transitions_of
+from prdp.diffusion import build_policy, build_sampler
+from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.precision import precision_problem, upcast
-from prdp.diffusion.transitions import build_transitions
+from prdp.diffusion.variance_preserving import build_transitions
 from prdp.errors import UserError
 from prdp.learners import build_learner
 from prdp.learners.base import Learner
@@ -40,7 +41,7 @@ class Run:
         self.config = LearnerConfig(**{**settings, **changes})
         self.model = ModelConfig(path=str(folder), dtype=dtype)
         self.policy = build_policy(self.model, self.config, seed=0, keep_reference=False)
-        transitions = transitions_of(self.policy, SAMPLER)
+        transitions = self.policy.process.transitions(SAMPLER)
         objective = {"name": "prdp", "beta": 1e-3, "clip_range": CLIP}
         self.learner: Learner = build_learner(self.policy, transitions, SAMPLER.guidance_scale, self.config, objective)
 
@@ -153,9 +154,9 @@ class NoisyPolicy(StubPolicy):
     precision = "bfloat16"
     noise = 1e-3
 
-    def output(self, latents: torch.Tensor, timesteps: Any, states: torch.Tensor, *rest: Any) -> torch.Tensor:
-        exact = super().output(latents, timesteps, states, *rest)
-        return exact + self.noise * torch.sin(1e9 * (latents + states[:, :, :, None]))
+    def output(self, latents: torch.Tensor, times: Any, conditions: Conditions, *rest: Any) -> torch.Tensor:
+        exact = super().output(latents, times, conditions, *rest)
+        return exact + self.noise * torch.sin(1e9 * (latents + conditions.fields["states"][:, :, None, None]))
 
 
 class RoundingPolicy(StubPolicy):

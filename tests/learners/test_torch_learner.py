@@ -15,8 +15,8 @@ from peft import LoraConfig
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
 from prdp.config import LearnerConfig
-from prdp.diffusion.sampler import standardise
-from prdp.diffusion.transitions import build_transitions, log_ratio
+from prdp.diffusion.transitions import log_ratio, standardise
+from prdp.diffusion.variance_preserving import build_transitions
 from prdp.learners.guards import RatioError, unlearned
 from prdp.learners.torch_learner import TorchLearner
 from prdp.objectives.prdp import prdp
@@ -34,11 +34,11 @@ def build(policy: StubPolicy, beta: float = 0.5, clip_range: float | None = 1e-2
 def full_autodiff(policy: StubPolicy, rollout: Rollout, beta: float, clip_range: float | None) -> list[torch.Tensor]:
     """Gradients of the loss with the graph of every step of every image kept."""
     count = len(rollout)
-    states = policy.encode_prompts(rollout.prompts.texts).repeat_interleave(rollout.images_per_prompt, 0)
+    states = policy.encode(rollout.image_prompts)
     columns = []
     for step in range(STEPS):
         x, following = torch.from_numpy(rollout.latents[:, step]), torch.from_numpy(rollout.latents[:, step + 1])
-        output = policy.output(x, torch.full((count,), int(TRANSITIONS.timesteps[step])), states, 1.0)
+        output = policy.output(x, torch.full((count,), float(TRANSITIONS.times[step]), dtype=torch.float64), states, 1.0)
         reference = torch.from_numpy(rollout.reference_output[:, step])
         columns.append(
             log_ratio(*standardise(TRANSITIONS, torch.full((count,), step), x, following, output, reference))
@@ -207,7 +207,8 @@ def test_step_weights_divide_by_the_sensitivity() -> None:
     learner = TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(mode="full"), config)
     learner.update(stub_rollout(policy, TRANSITIONS))
     weights = 1 / TRANSITIONS.sensitivity
-    np.testing.assert_allclose(learner._step_weights, weights / weights.mean())
+    assert learner._step_weights is not None
+    np.testing.assert_allclose(learner._step_weights, np.tile(weights / weights.mean(), (12, 1)))
     with pytest.raises(ValueError, match=r"objective\.step_weighting=kappa: must be one of 'uniform', 'inverse"):
         TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(), {**config, "step_weighting": "kappa"})
 

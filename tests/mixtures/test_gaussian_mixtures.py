@@ -77,7 +77,7 @@ def test_samples_have_the_means_and_covariances_of_the_mixture() -> None:
 def test_the_exact_epsilon_is_the_score_of_the_noised_mixture() -> None:
     mixtures, _ = world()
     policy = build_policy(FAMILY, FULL, seed=0, keep_reference=False)
-    states = policy.encode_prompts(TEXTS)[:, 0, 6:].double()
+    states = policy.encode(TEXTS).fields["states"][:, 6:].double()
     points = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     signal = torch.tensor([0.99, 0.6, 0.05], dtype=torch.float64)
     spread = (1.0 - signal.square()).sqrt()

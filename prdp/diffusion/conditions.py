@@ -1,0 +1,50 @@
+"""What prompts become for a network: named tensors, a row a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Text states, pooled states, sizes, masks: whatever a family's network is given beside latents and time.
+
+    Attributes:
+        fields: name -> tensor [B, ...], a row a prompt or an image.
+        empty: name -> tensor [1, ...], what the branch without prompt is given; None for a family without guidance.
+    """
+
+    fields: Mapping[str, torch.Tensor]
+    empty: Mapping[str, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fields.values())))
+
+    def __getitem__(self, rows: npt.NDArray[np.integer]) -> Conditions:
+        """The rows of integer indices [b], in their order."""
+        index = torch.from_numpy(np.asarray(rows, np.int64))
+        return Conditions({name: value[index.to(value.device)] for name, value in self.fields.items()}, self.empty)
+
+    def behind_empty(self) -> Conditions:
+        """[2 B]: B rows of the branch without prompt, then these; for both branches of guidance in one call.
+
+        Raises:
+            ValueError: there is no such branch.
+        """
+        if self.empty is None:
+            raise ValueError("these conditions have no branch without prompt to guide with")
+        empty = self.empty
+        return Conditions(
+            {name: torch.cat([empty[name].expand_as(value), value]) for name, value in self.fields.items()}
+        )
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
+        """Every tensor of both branches through a function that keeps their rows."""
+        fields = {name: function(value) for name, value in self.fields.items()}
+        empty = None if self.empty is None else {name: function(value) for name, value in self.empty.items()}
+        return Conditions(fields, empty)

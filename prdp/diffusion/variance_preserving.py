@@ -1,0 +1,204 @@
+"""The variance-preserving process of DDPM, and DDIM's and DDPM's steps through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from prdp.config import SamplerConfig
+from prdp.diffusion.process import column
+from prdp.diffusion.transitions import Transitions
+from prdp.types import Float64, Int64
+
+KINDS = ("ddim", "ddpm")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+class VariancePreserving:
+    """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) of a diffusers scheduler configuration.
+
+    Args:
+        scheduler: configuration with num_train_timesteps, betas and prediction_type.
+    """
+
+    def __init__(self, scheduler: Mapping[str, Any]) -> None:
+        self._scheduler = scheduler
+        self._abar = alphas_cumprod(scheduler)
+        self._prediction = scheduler.get("prediction_type", "epsilon")
+
+    def transitions(self, sampler: SamplerConfig) -> Transitions:
+        """See `build_transitions`."""
+        return build_transitions(
+            self._scheduler,
+            kind=sampler.kind,
+            steps=sampler.steps,
+            eta=sampler.eta,
+            spacing=sampler.timestep_spacing,
+            deterministic_final_steps=sampler.deterministic_final_steps,
+        )
+
+    def draw_time(self, stream: np.random.Generator) -> float:
+        """Uniform over all training timesteps."""
+        return float(stream.integers(len(self._abar)))
+
+    def noised(
+        self, latents: torch.Tensor, times: Float64, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_t, and epsilon, v or x_0 as the network predicts it."""
+        signal, spread = self._signal_and_spread(times, latents)
+        targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
+        return signal * latents + spread * noise, targets[self._prediction]
+
+    def clean(self, latents: torch.Tensor, times: Float64, output: torch.Tensor) -> torch.Tensor:
+        """x_0 as the output tells it."""
+        signal, spread = self._signal_and_spread(times, latents)
+        if self._prediction == "epsilon":
+            return (latents - spread * output) / signal
+        return output if self._prediction == "sample" else signal * latents - spread * output
+
+    def _signal_and_spread(self, times: Float64, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        abar = self._abar[times.astype(np.int64)]
+        return column(np.sqrt(abar), like), column(np.sqrt(1.0 - abar), like)
+
+
+def train_timesteps(scheduler: Mapping[str, Any], steps: int, spacing: str | None = None) -> Int64:
+    """The timesteps, descending, as diffusers' schedulers space them.
+
+    Args:
+        scheduler: a diffusers scheduler configuration.
+        steps: number of denoising steps T.
+        spacing: leading, trailing or linspace; None takes the configuration's.
+
+    Raises:
+        ValueError: unknown spacing, or more steps than there are training timesteps to take.
+    """
+    total = int(scheduler["num_train_timesteps"])
+    spacing = spacing or scheduler.get("timestep_spacing", "leading")
+    if not 1 <= steps <= total:
+        raise ValueError(f"sampler.steps is {steps}, expected 1 to {total}, the number of training timesteps")
+    if spacing == "leading":
+        offset = int(scheduler.get("steps_offset", 0))
+        timesteps = np.arange(steps, dtype=np.int64)[::-1] * (total // steps) + offset
+        if timesteps[0] >= total:
+            raise ValueError(
+                f"sampler.steps is {steps}: with leading spacing and steps_offset {offset} the first timestep would be "
+                f"{timesteps[0]}, and {total - 1} is the last that was trained; take fewer steps, or "
+                "sampler.timestep_spacing=trailing"
+            )
+        return timesteps
+    if spacing == "trailing":
+        # Cut, because the range overshoots to timestep -1 where total / steps is rounded down.
+        return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int64) - 1
+    if spacing == "linspace":
+        return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
+    raise ValueError(f"sampler.timestep_spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}")
+
+
+def alphas_cumprod(scheduler: Mapping[str, Any]) -> Float64:
+    """Float64 [num_train_timesteps]: abar_t of a diffusers scheduler configuration.
+
+    Raises:
+        ValueError: a beta schedule that this file does not know.
+    """
+    if scheduler.get("trained_betas") is not None:
+        betas = np.asarray(scheduler["trained_betas"], dtype=np.float64)
+    else:
+        start, end = float(scheduler["beta_start"]), float(scheduler["beta_end"])
+        total, schedule = int(scheduler["num_train_timesteps"]), scheduler["beta_schedule"]
+        if schedule == "scaled_linear":
+            betas = np.linspace(math.sqrt(start), math.sqrt(end), total) ** 2
+        elif schedule == "linear":
+            betas = np.linspace(start, end, total)
+        else:
+            raise ValueError(f"scheduler beta_schedule is {schedule!r}, expected scaled_linear or linear")
+    if scheduler.get("rescale_betas_zero_snr"):
+        raise ValueError("scheduler rescale_betas_zero_snr is true: the first step would have no finite mean")
+    return np.asarray(np.cumprod(1.0 - betas), np.float64)
+
+
+def build_transitions(
+    scheduler: Mapping[str, Any],
+    *,
+    kind: str = "ddim",
+    steps: int = 50,
+    eta: float = 1.0,
+    spacing: str | None = None,
+    deterministic_final_steps: int = 0,
+) -> Transitions:
+    """The transition table of a diffusers scheduler configuration.
+
+    'ddim' is eq. 16 of Song et al. (2021) with noise level eta; eta = 1 is what the PRDP paper calls the DDPM sampler.
+    'ddpm' is the ancestral posterior of Ho et al. (2020) with variance "fixed small"; its last step has no variance.
+
+    A step leads to the next timestep of the list that the network is asked at, and the last one to the final abar: 1,
+    or abar_0 for DDIM where set_alpha_to_one is false. So does diffusers' DDPMScheduler. Its DDIMScheduler leads to t -
+    num_train_timesteps // steps instead, which is the next of the list for leading spacing (but for the last step where
+    steps_offset is that large), and for trailing spacing where `steps` divides num_train_timesteps. Elsewhere
+    (linspace, most of all with few steps) its latents have another noise level than the network is then told; this
+    table keeps to the list there, and differs from it.
+
+    Args:
+        scheduler: configuration with num_train_timesteps, betas, prediction_type, steps_offset, set_alpha_to_one.
+        steps: T.
+        eta: noise level of DDIM, above 0.
+        spacing: overrides the configuration's timestep_spacing.
+        deterministic_final_steps: number of last steps taken with eta = 0; 0 and 1 are the same for 'ddpm'.
+
+    Raises:
+        ValueError: names the key, its value and what was expected.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    timesteps = train_timesteps(scheduler, steps, spacing)
+    if not 0 <= deterministic_final_steps < steps:
+        raise ValueError(
+            f"sampler.deterministic_final_steps is {deterministic_final_steps}, expected 0 to {steps - 1} for {steps} "
+            "steps: at least one step must draw noise"
+        )
+    if kind == "ddpm" and (eta != 1.0 or deterministic_final_steps > 1):
+        raise ValueError(
+            f"sampler.eta is {eta} and sampler.deterministic_final_steps is {deterministic_final_steps}, expected 1 "
+            "and 0 or 1 for sampler.kind=ddpm, whose last step alone draws no noise"
+        )
+    abar_all = alphas_cumprod(scheduler)
+    final = 1.0 if kind == "ddpm" or scheduler.get("set_alpha_to_one", True) else float(abar_all[0])
+    abar = abar_all[timesteps]
+    abar_prev = np.append(abar[1:], final)
+
+    variance = (1.0 - abar_prev) / (1.0 - abar) * (1.0 - abar / abar_prev)
+    level = np.full(steps, eta if kind == "ddim" else 1.0)
+    if deterministic_final_steps:
+        level[-deterministic_final_steps:] = 0.0
+    sigma = level * np.sqrt(np.maximum(variance, 0.0))
+    if not sigma.any():
+        raise ValueError(
+            f"sampler.steps is {steps}: no step would draw noise, as the last one does not; take more steps"
+        )
+    prediction = scheduler.get("prediction_type", "epsilon")
+    sample_coef, output_coef = _mean_coefficients(abar, abar_prev, sigma, prediction)
+    return Transitions(
+        timesteps.astype(np.float64),
+        sample_coef,
+        output_coef,
+        sigma,
+        *_mean_coefficients(abar, abar_prev, np.zeros(steps), prediction),
+    )
+
+
+def _mean_coefficients(abar: Float64, abar_prev: Float64, sigma: Float64, prediction: str) -> tuple[Float64, Float64]:
+    """sample_coef and output_coef of steps between two noise levels that draw noise of standard deviation sigma."""
+    # x_{t-1} has mean clean_coef * x0 + noise_coef * epsilon; for sigma = posterior sigma this is the DDPM posterior.
+    clean_coef = np.sqrt(abar_prev)
+    noise_coef = np.sqrt(np.maximum(1.0 - abar_prev - sigma**2, 0.0))
+    signal, noise = np.sqrt(abar), np.sqrt(1.0 - abar)
+    if prediction == "epsilon":
+        return clean_coef / signal, noise_coef - clean_coef * noise / signal
+    if prediction == "v_prediction":
+        return clean_coef * signal + noise_coef * noise, noise_coef * signal - clean_coef * noise
+    if prediction == "sample":
+        return noise_coef / noise, clean_coef - noise_coef * signal / noise
+    raise ValueError(f"scheduler prediction_type is {prediction!r}, expected epsilon, v_prediction or sample")
