@@ -112,7 +112,8 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
         for step in range(steps):
             x, following = torch.from_numpy(latents[:, step]), torch.from_numpy(latents[:, step + 1])
             rows = torch.full((count,), step)
-            output = policy.output(x, torch.full((count,), float(transitions.times[step]), dtype=torch.float64), states, 1.0)
+            times = torch.full((count,), float(transitions.times[step]), dtype=torch.float64)
+            output = policy.output(x, times, states, 1.0)
             z, d = standardise(transitions, rows, x, following, output, torch.from_numpy(reference[:, step]))
             ratios[:, step] = log_ratio(z, d).numpy()
     return Rollout(

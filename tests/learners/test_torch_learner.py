@@ -38,7 +38,8 @@ def full_autodiff(policy: StubPolicy, rollout: Rollout, beta: float, clip_range:
     columns = []
     for step in range(STEPS):
         x, following = torch.from_numpy(rollout.latents[:, step]), torch.from_numpy(rollout.latents[:, step + 1])
-        output = policy.output(x, torch.full((count,), float(TRANSITIONS.times[step]), dtype=torch.float64), states, 1.0)
+        times = torch.full((count,), float(TRANSITIONS.times[step]), dtype=torch.float64)
+        output = policy.output(x, times, states, 1.0)
         reference = torch.from_numpy(rollout.reference_output[:, step])
         columns.append(
             log_ratio(*standardise(TRANSITIONS, torch.full((count,), step), x, following, output, reference))
