@@ -190,7 +190,8 @@ def stored_rollout(chunk: Chunk, version: int = 0, checksum: str = "") -> Rollou
     """The images of a chunk as a rollout without trajectories."""
     images = chunk.images()
     none = np.empty((len(images), 0), np.float32)
-    return Rollout(chunk.prompts, chunk.images_per_prompt, none, none, none, none, images, version, checksum)
+    steps = none.astype(np.int64)
+    return Rollout(chunk.prompts, chunk.images_per_prompt, none, none, none, steps, images, version, checksum)
 
 
 def _read(file: Path) -> dict[str, Any] | None:
