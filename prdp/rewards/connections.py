@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 HEADER_SECONDS = 5.0
@@ -63,6 +64,45 @@ class Connections:
             self._strangers.pop(connection, None)
 
 
+class Bodies:
+    """The memory of bodies that are not whole yet. Without room, the client that has most loses its most silent body.
+
+    Args:
+        room: bytes of all of them.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._guard = threading.Lock()
+        self._held: dict[socket.socket, tuple[str, int]] = {}  # by when something last came
+
+    def arrived(self, connection: socket.socket, host: str, size: int) -> None:
+        """A connection from an IP address holds so many bytes by now.
+
+        Raises:
+            BlockingIOError: there is no room for them.
+        """
+        with self._guard:
+            self._held.pop(connection, None)
+            self._held[connection] = peer_of(host), size
+            while sum(held for _, held in self._held.values()) > self.room:
+                sizes = Counter[str]()
+                for peer, held in self._held.values():
+                    sizes[peer] += held
+                most = max(sizes.values())
+                silent = next(one for one, (peer, _) in self._held.items() if sizes[peer] == most)
+                del self._held[silent]
+                if silent is connection:
+                    raise BlockingIOError
+                with contextlib.suppress(OSError):
+                    silent.shutdown(socket.SHUT_RDWR)  # Its thread reads the end, and closes it.
+
+    def leave(self, connection: socket.socket) -> None:
+        """The body is whole, or will never be."""
+        with self._guard:
+            self._held.pop(connection, None)
+
+
 class Arriving(io.RawIOBase):
     """A request as it arrives: its headers within `HEADER_SECONDS`, all of it within `REQUEST_SECONDS`.
 
@@ -73,10 +113,18 @@ class Arriving(io.RawIOBase):
         self._connection = connection
         self._begun = time.monotonic()
         self._silence, self._end, self._bytes = HEADER_SECONDS, self._begun + HEADER_SECONDS, HEADER_BYTES
+        self._size = 0
+        self._arrived: Callable[[int], None] | None = None
 
-    def expect(self, size: int) -> None:
-        """Wait for the rest of the request, of at most so many bytes."""
+    def expect(self, size: int, arrived: Callable[[int], None] | None = None) -> None:
+        """Wait for the rest of the request, of at most so many bytes; `arrived` is told how many came so far.
+
+        What came along with the headers, 8 KiB at most, is not among them.
+        """
+        self._size, self._arrived = size, arrived
         self._silence, self._end, self._bytes = SOCKET_SECONDS, self._begun + REQUEST_SECONDS, size
+        if arrived is not None:
+            arrived(0)
 
     def readable(self) -> bool:
         return True
@@ -90,6 +138,8 @@ class Arriving(io.RawIOBase):
         self._connection.settimeout(min(left, self._silence))
         count = self._connection.recv_into(memoryview(buffer)[: self._bytes])
         self._bytes -= count
+        if self._arrived is not None and count:
+            self._arrived(self._size - self._bytes)
         return count
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from prdp.printable import printable
 from prdp.rewards.base import Reward, identity_of
-from prdp.rewards.connections import CONNECTIONS, REQUEST_SECONDS, SOCKET_SECONDS, Arriving, Connections
+from prdp.rewards.connections import CONNECTIONS, REQUEST_SECONDS, SOCKET_SECONDS, Arriving, Bodies, Connections
 from prdp.rewards.scoring import RewardError, RewardUnavailableError, first_line, root, scored
 from prdp.rewards.wire import FORMAT, Limits, WireError, decode_request, encode_answer
 
 WAITING = 8
-"""Requests read or scored at a time; one more is told to come back."""
+"""Whole requests that wait or are scored at a time; one more is told to come back."""
 
 
 class RewardServer(ThreadingHTTPServer):
@@ -49,6 +49,7 @@ class RewardServer(ThreadingHTTPServer):
         self.decoding = threading.Lock()
         self.places = threading.BoundedSemaphore(WAITING)
         self.connections = Connections()
+        self.bodies = Bodies(WAITING * self.limits.request_bytes)
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
@@ -138,10 +139,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._check_token()
             if self.path != "/score":
                 raise _Refused(405 if self.path in ("/health", "/identity") else 404, "only /score takes POST")
+            body = self._body()
             if not self.server.places.acquire(blocking=False):
                 raise _Refused(503, f"{WAITING} requests are being worked on", {"Retry-After": "1"})
             try:
-                answer = self._scored(self._body())
+                answer = self._scored(body)
             finally:
                 self.server.places.release()
             self._send(200, answer)
@@ -178,13 +180,18 @@ class _Handler(BaseHTTPRequestHandler):
         limit = self.server.limits.request_bytes
         if len(lengths[0]) > 18 or int(lengths[0]) > limit:
             raise _Refused(413, f"the body has {lengths[0][:18]} bytes, at most {limit} are taken")
-        self._arriving.expect(int(lengths[0]))
+        bodies, host = self.server.bodies, str(self.client_address[0])
         try:
+            self._arriving.expect(int(lengths[0]), lambda size: bodies.arrived(self.connection, host, size))
             body = self.rfile.read(int(lengths[0]))
         except TimeoutError:
             raise _Refused(
                 408, f"nothing came for {SOCKET_SECONDS:g} s, or not all within {REQUEST_SECONDS:g} s"
             ) from None
+        except BlockingIOError:
+            raise _Refused(503, "too many bytes of other requests are on their way", {"Retry-After": "1"}) from None
+        finally:
+            bodies.leave(self.connection)
         if len(body) < int(lengths[0]):
             raise _Refused(400, f"the body ends after {len(body)} of {lengths[0]} bytes")
         return body

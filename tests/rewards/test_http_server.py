@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import random
+import select
 import socket
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +17,8 @@ from typing import Any
 import pytest
 from http_rewards import Exact, batch, serving
 
-from prdp.rewards.http_server import RewardServer
+from prdp.rewards.connections import Bodies
+from prdp.rewards.http_server import WAITING, RewardServer
 from prdp.rewards.wire import Limits, decode_request, encode_request
 
 TOKEN = "a-secret-of-the-tests"
@@ -250,3 +254,65 @@ def test_one_request_too_many_is_told_to_come_back() -> None:
         assert "are being worked on" in answer["error"]
         server.places.release()
         assert ask(server, body=encode_request(*batch(1)))[0] == 200
+
+
+class Told(Bodies):
+    """Tells of every arrival."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self.told = threading.Semaphore(0)
+
+    def arrived(self, connection: socket.socket, host: str, size: int) -> None:
+        super().arrived(connection, host, size)
+        self.told.release()
+
+
+def unfinished(server: RewardServer, size: int) -> socket.socket:
+    """A connection whose body lacks its last byte."""
+    connection = socket.create_connection(server.server_address[:2], timeout=20)
+    head = f"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    connection.sendall(head.encode())
+    connection.sendall(b" " * (size - 1))
+    return connection
+
+
+def test_unfinished_bodies_hold_no_place() -> None:
+    with serving(Exact()) as server, contextlib.ExitStack() as stack:
+        server.bodies = told = Told(server.bodies.room)
+        for _ in range(2 * WAITING):
+            stack.enter_context(unfinished(server, 2))
+            assert told.told.acquire(timeout=20)
+        assert ask(server, body=encode_request(*batch(1)), authorization=None)[0] == 200
+
+
+def test_unfinished_bodies_have_bounded_memory() -> None:
+    with serving(Exact(), limits=Limits(request_bytes=100_000)) as server, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(unfinished(server, 100_000)) for _ in range(WAITING + 1)]
+        ended, _, _ = select.select(held, [], [], 20)
+        assert ended
+        assert ask(server, body=encode_request(*batch(1)), authorization=None)[0] == 200
+
+
+class Line:
+    """In place of a socket."""
+
+    ended = False
+
+    def shutdown(self, how: int) -> None:
+        self.ended = True
+
+
+def test_without_room_the_most_silent_body_of_the_greediest_client_ends() -> None:
+    bodies: Any = Bodies(10)
+    alone, first, second, late = (Line() for _ in range(4))
+    bodies.arrived(alone, "192.0.2.1", 4)
+    bodies.arrived(first, "2001:db8::1", 2)
+    bodies.arrived(second, "2001:db8::2", 3)
+    bodies.arrived(first, "2001:db8::1", 3)
+    bodies.arrived(late, "192.0.2.9", 1)
+    assert [line.ended for line in (alone, first, second, late)] == [False, False, True, False]
+    with pytest.raises(BlockingIOError):
+        bodies.arrived(late, "192.0.2.9", 9)
+    bodies.arrived(late, "192.0.2.9", 3)
+    assert not (alone.ended or first.ended or late.ended)
