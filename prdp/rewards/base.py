@@ -82,7 +82,8 @@ def _score_array(what: str, values: Any, count: int) -> Float64:
     expected = f"expected an array of {count} numbers, one per image"
     if values is None:
         raise ValueError(f"{what} returned None, {expected}")
-    if getattr(values, "requires_grad", False) is True:
+    entries = values if isinstance(values, list | tuple) else [values]
+    if any(getattr(one, "requires_grad", False) is True for one in entries):
         raise ValueError(
             f"{what} returned a tensor that requires grad, {expected}: score within torch.no_grad(), or return "
             "scores.detach()"
