@@ -16,7 +16,7 @@ from prdp.configure import typed
 from prdp.errors import StartError
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
-from prdp.model_folder import INDEX, check_model, fetch_model
+from prdp.model_folder import INDEX, MIXTURES, check_model, fetch_model
 from prdp.suggest import did_you_mean
 
 BASE = "base"
@@ -78,6 +78,11 @@ def find_models(entries: Sequence[str], base: ModelConfig | None) -> list[Evalua
             same = ", ".join(f"{model.name}: {model.source}" for model in alike)
             raise StartError(f"models: two are called alike ({same}); name them, as in models=[first:path,...]")
     for model in found:
+        if model.model.path == MIXTURES:
+            raise StartError(
+                f"models: {model.name}: the model {MIXTURES} draws no pictures, so there is nothing to evaluate; "
+                "give runs, checkpoints, LoRA files, diffusers folders or hub ids of Stable Diffusion"
+            )
         check_model(model.model.path, model.model.variant, model.model.revision)
     return found
 

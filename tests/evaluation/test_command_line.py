@@ -220,6 +220,7 @@ SHAPES = ["models=[base]", "model=shapes", "prompts=[shapes]", "rewards=[redness
         ([*SHAPES, "export=[genevl]"], "export=genevl: must be one of"),
         ([*SHAPES, "export=[geneval]"], "has no tag and no include"),
         ([*SHAPES, "against=other"], "must be one of the models base"),
+        ([*SHAPES, "model=gaussian_mixtures"], "gaussian_mixtures draws no pictures"),
         ([*SHAPES, "models=[base,nowhere.safetensors]"], "there is no nowhere.safetensors"),
     ],
 )
