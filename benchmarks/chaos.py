@@ -7,8 +7,8 @@
 A Ray of two nodes runs on this machine. `prdp supervise train ... cluster=ray` joins it; sampler actors, reward actors,
 the second node (replaced by a fresh one) and, when it has finished an epoch since the last time, the learner's process
 are killed by SIGKILL, in turns at random moments. A 'hung sampler' is stopped by SIGSTOP instead, and has 20 s for a
-chunk. The run has to end by itself, with the same weights as one process that nobody disturbed, and every prompt used
-once.
+chunk; one that is still starting is left alone. The run has to end by itself, with the same weights as one process that
+nobody disturbed, and every prompt used once.
 """
 
 from __future__ import annotations
@@ -115,8 +115,9 @@ def disturbed(folder: Path, overrides: list[str], options: argparse.Namespace) -
                 break
             except subprocess.TimeoutExpired:
                 target = next(turns)
-            if target == "learner":
-                # One that never gets anywhere would be given up, and rightly.
+            if target in ("learner", HUNG):
+                # One that never gets anywhere would be given up, and rightly. And a sampler that is stopped while it
+                # starts has `cluster.start_timeout_seconds`, a quarter of an hour.
                 before, reached = reached, max(reached, finished_epochs(folder / "chaotic"))
                 if reached == before:
                     continue
@@ -150,7 +151,9 @@ def victim_of(target: str, supervisor: int, chance: random.Random) -> int | None
     if target == "learner":
         children = [pid for pid, (parent, _) in family.items() if parent == supervisor]
         return children[0] if children else None
-    actors = [pid for pid, (_, title) in family.items() if title.startswith(TITLES[target])]
+    titles = {pid: title for pid, (_, title) in family.items() if title.startswith(TITLES[target])}
+    starting = (".__init__", ".build")
+    actors = [pid for pid, title in titles.items() if target != HUNG or not title.strip().endswith(starting)]
     return chance.choice(actors) if actors else None
 
 
