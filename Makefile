@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Processes that share out the files of tests.
 TEST_WORKERS ?= 2
-# One thread a process: with busy cores beside them, OpenMP pools are slower by orders of magnitude (prdp/threads.py).
+# One thread a process: with busy cores beside them, OpenMP pools are slower by orders of magnitude.
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help

@@ -20,9 +20,9 @@ from stub_stages import Numbers, WaitingReward, WaitingSampler
 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import Workforce
+from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import ClusterConfig
 from prdp.prompts.stream import PromptStream
-from prdp.rollout_queue import RolloutQueue
 from prdp.types import Weights
 
 PROMPTS = 8

@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from prdp.checkpoint import find_latest, load_checkpoint
+from prdp.checkpoints.checkpoint import find_latest, load_checkpoint
+from prdp.commands.supervise import finished_epochs
 from prdp.prompts.usage import read_prompt_log
-from prdp.supervise import finished_epochs
 from prdp.tracking.jsonl import read_metrics
 
 TARGETS = ("sampler", "reward actor", "learner", "node")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prdp.tracking.pictures import comparison_picture
+from prdp.reports.pictures import comparison_picture
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ import numpy as np
 from stub_stages import Numbers, WaitingReward, WaitingSampler, seconds_of
 
 from prdp.cluster import build_workforce
+from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import ClusterConfig
 from prdp.prompts.stream import PromptStream
-from prdp.rollout_queue import RolloutQueue
 from prdp.types import Weights
 
 IMAGES = 8

@@ -17,12 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from prdp.configure import typed
+from prdp.configuration.typed import typed
 from prdp.prompts import build_prompts
 from prdp.prompts.any_file import parse_options
 from prdp.prompts.usage import check_usage
-from prdp.shapes.tiny_pipeline import build_scheduler, build_tokenizer
 from prdp.train import main as train
+from prdp.worlds.shapes.tiny_pipeline import build_scheduler, build_tokenizer
 
 
 def main() -> None:
@@ -54,7 +54,10 @@ def main() -> None:
                 "model": {"path": str(model)},
                 "sampler": {"steps": 2, "guidance_scale": 1.0, "microbatch": 256, "prompts_per_chunk": 128},
                 "reward": {"_target_": "prdp.rewards.redness.Redness"},
-                "prompts": {"train": section, "heldout": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "size": 8}},
+                "prompts": {
+                    "train": section,
+                    "heldout": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "size": 8},
+                },
                 "learner": {"lora_rank": 2, "microbatch": 512},
                 "cluster": {"kind": options.cluster},
                 "evaluation": {"every": 0, "final_prompts": 8, "prompts": 8},

@@ -35,8 +35,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from prdp.interruption import EXIT_CODE, TerminatedError, interruptions_raised
-from prdp.json_lines import json_line, read_json_lines
+from prdp.support.interruption import EXIT_CODE, TerminatedError, interruptions_raised
+from prdp.support.json_lines import json_line, read_json_lines
 
 RESULTS = "results.jsonl"
 VALIDATION_PROMPTS = 99
@@ -150,7 +150,7 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 @functools.cache
 def expand(overrides: tuple[str, ...], sweep: str) -> list[tuple[str, ...]]:
     """The points of a sweep, as Hydra expands it, checked as `prdp train` checks them."""
-    from prdp.compose import Composer
+    from prdp.configuration.compose import Composer
 
     axes = sweep.split()
     keys = {axis.partition("=")[0] for axis in axes}
@@ -165,8 +165,8 @@ def check(study: Study) -> None:
     Raises:
         SystemExit: an override that does not compose; names the method.
     """
-    from prdp.compose import Composer
-    from prdp.errors import ConfigError
+    from prdp.configuration.compose import Composer
+    from prdp.support.errors import ConfigError
 
     chosen: dict[str, tuple[str, ...]] = {}
     for method in study.methods.values():

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from study import score
 
-from prdp.tracking.charts import CHART_STYLE, STANDALONE_STYLE, Series, curve_svg
+from prdp.reports.charts import CHART_STYLE, STANDALONE_STYLE, Series, curve_svg
 
 Line = Mapping[str, Any]
 BACKWARD_COST = 2

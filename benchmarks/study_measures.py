@@ -20,12 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from prdp.config import TrainConfig
-from prdp.configure import read_config
-from prdp.geometry import geometry
-from prdp.targets import TARGET
+from prdp.configuration.geometry import geometry
+from prdp.configuration.typed import read_config
+from prdp.support.targets import TARGET
 from prdp.tracking.jsonl import read_metrics
 
-WORLD = "prdp.prompts.gaussian_mixtures.GaussianMixturePrompts"
+WORLD = "prdp.worlds.mixtures.prompts.GaussianMixturePrompts"
 PROMPTS, IMAGES = 128, 64
 """Of the world of mixtures, whose images are cheap."""
 BLOCKS = 60
@@ -73,14 +73,14 @@ def curve(folder: Path) -> dict[str, list[float]]:
 
 
 def mixtures(folder: Path, config: TrainConfig) -> dict[str, Any]:
-    """Distances to the optimum known in closed form; see `prdp.mixtures.distance`."""
+    """Distances to the optimum known in closed form; see `prdp.worlds.mixtures.distance`."""
     from safetensors.numpy import load_file
 
     from prdp.diffusion import build_sampler
-    from prdp.mixtures.distance import discretisation_error, distance_to_optimum
     from prdp.prompts import build_prompts
     from prdp.prompts.stream import fixed_prompts
     from prdp.types import Weights
+    from prdp.worlds.mixtures.distance import discretisation_error, distance_to_optimum
 
     kl_weight, offset = config.reward.get("kl_weight"), config.reward.get("prompt_offset", 0.0)
     if kl_weight is None:
@@ -104,10 +104,10 @@ def mixtures(folder: Path, config: TrainConfig) -> dict[str, Any]:
 
 def best_rewards(config: TrainConfig, kl_weights: Sequence[float]) -> list[tuple[float, float]]:
     """(KL to the reference, reward) of the optimum for each KL weight, in closed form, on the held-out prompts."""
-    from prdp.mixtures.grammar import parse_all
-    from prdp.mixtures.world import reference_mixtures, rewards_of
     from prdp.prompts import build_prompts
     from prdp.prompts.stream import fixed_prompts
+    from prdp.worlds.mixtures.grammar import parse_all
+    from prdp.worlds.mixtures.world import reference_mixtures, rewards_of
 
     prompts = fixed_prompts(build_prompts("prompts.heldout", config.prompts.heldout), PROMPTS, config.evaluation.seed)
     attributes = parse_all(prompts.texts)

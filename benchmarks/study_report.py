@@ -34,10 +34,10 @@ from study_figures import (
 )
 from study_tables import budget_rows, of_mixtures, reference_rows, result_rows, search_rows, table
 
-from prdp.json_lines import json_line
 from prdp.objectives import OBJECTIVES
-from prdp.storage import write_atomically
-from prdp.tracking.charts import curve_svg
+from prdp.reports.charts import curve_svg
+from prdp.support.json_lines import json_line
+from prdp.support.storage import write_atomically
 
 _BETA_TABLE, _REWARDS_TABLE, _LONG_TABLE = "beta", "rewards", "long"
 _WITH_PICTURES = (MAIN_TABLE, _BETA_TABLE, _REWARDS_TABLE, _LONG_TABLE)
@@ -133,7 +133,7 @@ def held_out_pictures(
 
     Drawn anew where the run folders of all are at hand; what was drawn before is shown otherwise, if there is any.
     """
-    from prdp.tracking.pictures import comparison_picture
+    from prdp.reports.pictures import comparison_picture
 
     reward = study.criterion.rpartition(".")[2]
     firsts = {}
@@ -174,7 +174,7 @@ def frontier_picture(study: Study, finals: Sequence[Line], out: Path) -> str:
     if of_mixtures(finals):
         from study_measures import best_rewards
 
-        from prdp.compose import Composer
+        from prdp.configuration.compose import Composer
 
         with Composer([*study.base, "output_dir=none"]) as composer:
             bound = best_rewards(composer.jobs()[0].config, np.geomspace(0.08, 20.0, 25).tolist())

@@ -18,28 +18,28 @@ import traceback
 from collections.abc import Sequence
 
 from prdp import __version__
-from prdp.errors import ResumableError, UnfinishedError, UserError
-from prdp.interruption import (
+from prdp.support.errors import ResumableError, UnfinishedError, UserError
+from prdp.support.interruption import (
     EXIT_CODE,
     INTERRUPTED_EXIT_CODE,
     LOST_EXIT_CODE,
     TerminatedError,
     interruptions_raised,
 )
-from prdp.printable import make_output_printable, printable
-from prdp.silent_end import NoSilentSuccess
+from prdp.support.printable import make_output_printable, printable
+from prdp.support.silent_end import NoSilentSuccess
 
 COMMANDS = {
-    "train": ("prdp.commands:train", "fine-tune a model on a reward; -m sweeps"),
-    "validate": ("prdp.commands:validate", "check a configuration and show its size, without running it"),
-    "pretrain": ("prdp.pretrain:main", "train the embedded tiny pipeline from scratch"),
-    "evaluate": ("prdp.evaluate:main", "judge finished models side by side on held-out prompts"),
-    "reward-server": ("prdp.reward_server:main", "serve a reward over HTTP, for reward=remote"),
-    "status": ("prdp.status:main", "how jobs stand: epoch, rates, rewards, actors, the last fault"),
-    "supervise": ("prdp.supervise:main", "run `train` and start it again when it is killed"),
-    "report": ("prdp.commands:report", "write the report of a run anew"),
+    "train": ("prdp.commands.train:train", "fine-tune a model on a reward; -m sweeps"),
+    "validate": ("prdp.commands.train:validate", "check a configuration and show its size, without running it"),
+    "pretrain": ("prdp.commands.pretrain:main", "train the embedded tiny pipeline from scratch"),
+    "evaluate": ("prdp.commands.evaluate:main", "judge finished models side by side on held-out prompts"),
+    "reward-server": ("prdp.commands.reward_server:main", "serve a reward over HTTP, for reward=remote"),
+    "status": ("prdp.commands.status:main", "how jobs stand: epoch, rates, rewards, actors, the last fault"),
+    "supervise": ("prdp.commands.supervise:main", "run `train` and start it again when it is killed"),
+    "report": ("prdp.commands.train:report", "write the report of a run anew"),
     "wandb-layout": ("prdp.tracking.wandb_layout:main", "lay a W&B project's panels out"),
-    "prompts": ("prdp.prompts_command:main", "inspect, clean, split and check prompt sets"),
+    "prompts": ("prdp.commands.prompts:main", "inspect, clean, split and check prompt sets"),
 }
 """Name -> (function that takes the arguments and returns an exit code or None, one line of help)."""
 PIPE_EXIT_CODE = 141
@@ -90,7 +90,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     make_output_printable()
     name, *rest = words
     if name not in COMMANDS:
-        from prdp.suggest import did_you_mean
+        from prdp.support.suggest import did_you_mean
 
         known = ", ".join(COMMANDS)
         _tell(f"prdp: there is no command '{name}'; commands: {known}{did_you_mean(name, COMMANDS)}")

@@ -14,24 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from prdp.checkpoint import Checkpoint, load_checkpoint, resolve_resume, save_checkpoint
-from prdp.checkpoint_mirror import claim, fetch_latest, push, restore_fetched
-from prdp.cluster import build_workforce, reserve_learner
-from prdp.cluster.base import RewardWorker, Workforce
-from prdp.config import TrainConfig
-from prdp.configure import write_config
-from prdp.diffusion import build_policy, build_sampler
-from prdp.diffusion.usage import USAGE_FILE, usage_text
-from prdp.errors import start_up_checks
-from prdp.evaluation.diversity import group_diversity
-from prdp.interruption import interruptions_raised, uninterrupted
-from prdp.learners import build_learner
-from prdp.log_archive import LOGS_FILE, evaluation_names, pack_logs
-from prdp.prompts import prompts_of_run
-from prdp.prompts.stream import PromptSource, PromptStream, fingerprint
-from prdp.prompts.tokens import cut_prompts_report
-from prdp.prompts.usage import PromptLog
-from prdp.resume_checks import (
+from prdp.checkpoints.checkpoint import Checkpoint, load_checkpoint, resolve_resume, save_checkpoint
+from prdp.checkpoints.compatible import (
     check_compatible,
     check_length,
     check_logs,
@@ -39,16 +23,32 @@ from prdp.resume_checks import (
     check_same_reward,
     check_state,
 )
-from prdp.rollout_queue import RolloutQueue
-from prdp.run_folder import WEIGHTS, check_unused, last_words, sweep
-from prdp.run_lock import LockLostError, hold
-from prdp.silent_end import told_when_silent
-from prdp.storage import atomic_directory
+from prdp.checkpoints.log_archive import LOGS_FILE, evaluation_names, pack_logs
+from prdp.checkpoints.mirror import claim, fetch_latest, push, restore_fetched
+from prdp.checkpoints.run_folder import WEIGHTS, check_unused, last_words, sweep
+from prdp.checkpoints.run_lock import LockLostError, hold
+from prdp.cluster import build_workforce, reserve_learner
+from prdp.cluster.base import RewardWorker, Workforce
+from prdp.cluster.rollout_queue import RolloutQueue
+from prdp.config import TrainConfig
+from prdp.configuration.typed import write_config
+from prdp.diffusion import build_policy, build_sampler
+from prdp.diffusion.usage import USAGE_FILE, usage_text
+from prdp.evaluation.diversity import group_diversity
+from prdp.learners import build_learner
+from prdp.prompts import prompts_of_run
+from prdp.prompts.stream import PromptSource, PromptStream, fingerprint
+from prdp.prompts.tokens import cut_prompts_report
+from prdp.prompts.usage import PromptLog
+from prdp.reports.report import write_report
+from prdp.support.errors import start_up_checks
+from prdp.support.interruption import interruptions_raised, uninterrupted
+from prdp.support.silent_end import told_when_silent
+from prdp.support.storage import atomic_directory
 from prdp.tracking import evaluations
 from prdp.tracking.base import Trackers, build_trackers, check_trackers
 from prdp.tracking.console import Progress
 from prdp.tracking.jsonl import choose_run_id
-from prdp.tracking.report import write_report
 from prdp.types import PromptBatch, Rollout
 
 _log = logging.getLogger(__name__)

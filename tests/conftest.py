@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prdp.threads import apply_threads
+from prdp.cluster.process_threads import apply_threads
 
 apply_threads(1)
 os.environ.update(
@@ -34,7 +34,7 @@ def _model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from prdp.shapes.tiny_pipeline import build_scheduler, build_tokenizer
+    from prdp.worlds.shapes.tiny_pipeline import build_scheduler, build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -85,7 +85,7 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random pipeline of the embedded layout on disk, loaded the way Stable Diffusion is."""
     import torch
 
-    from prdp.shapes.tiny_pipeline import build_pipeline
+    from prdp.worlds.shapes.tiny_pipeline import build_pipeline
 
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)

@@ -13,8 +13,8 @@ import pytest
 
 from prdp import train
 from prdp.config import TrainConfig
-from prdp.configure import typed
-from prdp.interruption import uninterrupted
+from prdp.configuration.typed import typed
+from prdp.support.interruption import uninterrupted
 from prdp.train import Run
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -120,7 +120,7 @@ def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def _config() -> TrainConfig:
-    shapes = {"_target_": "prdp.prompts.shapes.ShapesPrompts", "size": 7}
+    shapes = {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "size": 7}
     config: TrainConfig = typed(
         {
             "seed": 3,

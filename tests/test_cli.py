@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from prdp import model_folder as models
 from prdp.cli import COMMANDS, main
 from prdp.config import TrainConfig
-from prdp.errors import StartError, UnfinishedError, start_up_checks
+from prdp.diffusion import model_folder as models
 from prdp.rewards.scoring import RewardUnavailableError
+from prdp.support.errors import StartError, UnfinishedError, start_up_checks
 
 ROOT = Path(__file__).parent.parent
 Train = Callable[[TrainConfig], object]
@@ -65,7 +65,7 @@ def test_help_and_composition_leave_the_heavy_libraries_alone() -> None:
         "import sys; from prdp.cli import main; main(['--help'])\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'wandb'}\n"
         "assert not (heavy | {'numpy', 'hydra', 'omegaconf'}) & set(sys.modules), 'by help'\n"
-        "from prdp.compose import Composer\n"
+        "from prdp.configuration.compose import Composer\n"
         "with Composer(['experiment=shapes_demo']) as composer: composer.jobs()\n"
         "assert not heavy & set(sys.modules), 'by composition'\n"
     )
@@ -252,7 +252,7 @@ def test_work_that_calls_sys_exit_is_not_done(
             main(["train", *words])
         assert caught.value.__notes__ == ["3 finished epochs are kept"]
     assert done == [1]
-    monkeypatch.setattr("prdp.evaluate.main", lambda words: sys.exit())
+    monkeypatch.setattr("prdp.commands.evaluate.main", lambda words: sys.exit())
     with pytest.raises(UnfinishedError, match=r"prdp evaluate: sys\.exit\(None\) was called"):
         main(["evaluate"])
 

@@ -7,23 +7,12 @@ import importlib.util
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from prdp.cli import main
-from prdp.config import ModelConfig
-from prdp.configure import conf_folder, groups
-from prdp.diffusion import stable_diffusion
-from prdp.prompts.dsg import DsgPrompts
-from prdp.tracking.jsonl import read_metrics
-
-sys.path.insert(0, str(Path(__file__).parent / "rewards"))
-
 from http_rewards import serving
 from reference_models import imagereward_tensors
 from small_checkpoints import (  # noqa: F401
@@ -34,6 +23,13 @@ from small_checkpoints import (  # noqa: F401
     head_tensors,
     open_clip_file,
 )
+
+from prdp.cli import main
+from prdp.config import ModelConfig
+from prdp.configuration.typed import conf_folder, groups
+from prdp.diffusion import stable_diffusion
+from prdp.prompts.dsg import DsgPrompts
+from prdp.tracking.jsonl import read_metrics
 
 OPTIONS = groups([conf_folder()])
 SMALL = [

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp.checkpoint import load_checkpoint
+from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.cluster.base import ClusterError
 from prdp.config import TrainConfig
-from prdp.configure import typed
-from prdp.errors import UserError
+from prdp.configuration.typed import typed
+from prdp.support.errors import UserError
 from prdp.tracking.evaluations import list_evaluations
 from prdp.tracking.jsonl import read_metrics
 from prdp.train import Run, main
@@ -72,8 +72,8 @@ def configured(
                 "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 1},
                 "reward": {"_target_": "moody_reward.Moody", "folder": str(mood)},
                 "prompts": {
-                    "train": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "train", "size": 7},
-                    "heldout": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 2},
+                    "train": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "train", "size": 7},
+                    "heldout": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 2},
                 },
                 "learner": {"lora_rank": 4, "learning_rate": 1e-2},
                 "evaluation": {"every": 2, "prompts": 1, "images_per_prompt": 1, "final_prompts": 1, "grid_prompts": 1},

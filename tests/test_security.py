@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from http_rewards import serving
 
 from prdp.cli import main
-
-sys.path.insert(0, str(Path(__file__).parent / "rewards"))
-from http_rewards import serving
 
 PACKAGE = Path(__file__).parent.parent / "prdp"
 RUNS_CODE = {
@@ -39,9 +36,9 @@ MEANT = {
 }
 """Calls that import or resolve what they are given, and what that is."""
 BUILDERS = {
-    "prdp.targets.build",
-    "prdp.targets.locate",
-    "prdp.targets.check_target",
+    "prdp.support.targets.build",
+    "prdp.support.targets.locate",
+    "prdp.support.targets.check_target",
     "prdp.rewards.build_reward",
     "prdp.rewards.check_reward",
     "prdp.prompts.build_prompts",
@@ -134,7 +131,7 @@ def test_no_file_of_the_package_runs_what_it_reads() -> None:
         "from omegaconf import OmegaConf\nOmegaConf.load(x)",
         "from omegaconf import OmegaConf as O\nO.to_container(x, resolve=True)",
         "from prdp.rewards import build_reward\nbuild_reward(x)",
-        "from prdp.targets import locate as find\nfind('reward', x)",
+        "from prdp.support.targets import locate as find\nfind('reward', x)",
     ],
 )
 def test_the_search_finds_what_it_looks_for(tmp_path: Path, source: str) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp.checkpoint import load_checkpoint
+from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.config import TrainConfig
-from prdp.configure import typed
-from prdp.errors import StartError, UserError
-from prdp.interruption import TerminatedError, interruptions_raised
+from prdp.configuration.typed import typed
 from prdp.rewards.names import taken
+from prdp.support.errors import StartError, UserError
+from prdp.support.interruption import TerminatedError, interruptions_raised
 from prdp.tracking.jsonl import read_metrics
 from prdp.train import Run, main
 
@@ -36,8 +36,8 @@ def plain(pipeline_folder: Path, output_dir: Path, **changes: Any) -> dict[str, 
         "sampler": {"steps": 3, "guidance_scale": 2.0, "prompts_per_chunk": 1, "deterministic_final_steps": 1},
         "reward": {"_target_": "prdp.rewards.redness.Redness"},
         "prompts": {
-            "train": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "train", "size": 7},
-            "heldout": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 4},
+            "train": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "train", "size": 7},
+            "heldout": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 4},
         },
         "learner": {"lora_rank": 4, "learning_rate": 1e-2, "ema_decay": 0.5},
         "evaluation": {"every": 2, "prompts": 2, "images_per_prompt": 2, "final_prompts": 2, "grid_prompts": 1},
@@ -106,9 +106,10 @@ def test_resumed_run_ends_with_the_same_bits(pipeline_folder: Path, straight: Pa
 SIGNALLED = """
 import json, os, signal, sys
 from prdp.cli import main
-from prdp.configure import typed
+from prdp.configuration.typed import typed
 from prdp.learners.torch_learner import TorchLearner
-from prdp import commands, train
+from prdp import train
+from prdp.commands.train import train as commands
 step = TorchLearner._step
 def signalling(self):
     if self.version == 3:
@@ -279,7 +280,7 @@ def test_a_full_disk_keeps_the_older_checkpoints(
 ) -> None:
     import errno
 
-    from prdp import storage
+    from prdp.support import storage
 
     run = Run(configured(pipeline_folder, tmp_path / "run"))
     kept: list[Path] = []
@@ -291,7 +292,7 @@ def test_a_full_disk_keeps_the_older_checkpoints(
         kept.append(Path(path))
         return real(path, tensors)
 
-    monkeypatch.setattr("prdp.checkpoint.save_tensors", full)
+    monkeypatch.setattr("prdp.checkpoints.checkpoint.save_tensors", full)
     with pytest.raises(OSError, match="epoch_00002"):
         run.train()
     run.close()

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp import interruption, rollout_queue, train
+from prdp import train
+from prdp.checkpoints.run_lock import LOCK_FILE, LockedError, LockLostError
+from prdp.cluster import rollout_queue
 from prdp.cluster.base import ResumableError
-from prdp.interruption import TerminatedError
 from prdp.prompts.usage import read_prompt_log
-from prdp.run_lock import LOCK_FILE, LockedError, LockLostError
+from prdp.support import interruption
+from prdp.support.interruption import TerminatedError
 from prdp.tracking.evaluations import list_evaluations
 from prdp.tracking.jsonl import read_metrics
 from tests import fake_run as fakes

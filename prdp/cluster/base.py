@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from prdp.errors import ResumableError, UserError
 from prdp.rewards.base import Reward, identity_of, waits_of
 from prdp.rewards.scoring import RewardUnavailableError, first_line, scored
+from prdp.support.errors import ResumableError, UserError
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 OnChunk = Callable[[Rollout], None]

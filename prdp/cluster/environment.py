@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import prdp
-from prdp.errors import ConfigError
+from prdp.support.errors import ConfigError
 
 KEY = "cluster.reward_environment"
 REQUIREMENTS_FOLDER = Path(prdp.__file__).parent / "rewards" / "requirements"

@@ -19,10 +19,10 @@ from ray import cloudpickle
 from prdp.cluster.base import RewardLike, SamplerLike, identity_of_worker, place, sampled, waits_of_worker
 from prdp.cluster.direct_weights import Manifest, Meeting, Receiver
 from prdp.cluster.messages import Messages
-from prdp.errors import UnfinishedError
 from prdp.rewards.scoring import RewardError
+from prdp.support.errors import UnfinishedError
+from prdp.support.user_code import told
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
-from prdp.user_code import told
 
 
 @dataclasses.dataclass(frozen=True)

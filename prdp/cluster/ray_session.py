@@ -22,7 +22,7 @@ from ray.job_config import JobConfig
 from prdp.cluster.base import ClusterError, ClusterSetupError
 from prdp.cluster.sockets import check_socket_paths
 from prdp.cluster.threads import usable_cores
-from prdp.interruption import always_last
+from prdp.support.interruption import always_last
 
 if TYPE_CHECKING:
     from prdp.config import ClusterConfig

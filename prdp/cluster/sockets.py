@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 
-from prdp.errors import ConfigError
+from prdp.support.errors import ConfigError
 
 LONGEST = 103 if sys.platform == "darwin" else 107
 """Bytes in the name of a Unix socket."""

@@ -28,7 +28,7 @@ def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_
 
         return StableDiffusionPolicy.load(model, learner, seed=seed, keep_reference=keep_reference)
     if model.family == "gaussian_mixtures":
-        from prdp.diffusion.gaussian_mixtures import GaussianMixturesPolicy
+        from prdp.worlds.mixtures.policy import GaussianMixturesPolicy
 
         return GaussianMixturesPolicy(model, learner, seed=seed, keep_reference=keep_reference)
     raise ValueError(f"model.family is {model.family!r}, expected one of {', '.join(FAMILIES)}")

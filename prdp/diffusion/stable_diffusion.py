@@ -195,8 +195,8 @@ def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
     from prdp.diffusion.effective_scheduler import effective_scheduler
-    from prdp.model_components import check_components
-    from prdp.model_folder import check_model, fetch_model, read_component
+    from prdp.diffusion.model_components import check_components
+    from prdp.diffusion.model_folder import check_model, fetch_model, read_component
 
     where = f"model.path={model.path}"
     # What is refused is refused before a download of gigabytes.

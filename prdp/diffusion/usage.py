@@ -64,7 +64,7 @@ def _program(
     lines = [
         "import torch",
         f"from diffusers import {name}, StableDiffusionPipeline",
-        *(["from prdp.shapes.tiny_pipeline import pipeline_folder"] if embedded else []),
+        *(["from prdp.worlds.shapes.tiny_pipeline import pipeline_folder"] if embedded else []),
         _WITHOUT_NOISE.format(steps=steps_without_noise) if steps_without_noise else "",
         f"weights = {str(weights)!r}",
         f"pipeline = StableDiffusionPipeline.from_pretrained({base}, {', '.join(options)})",

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prdp.configure import Root, groups
-from prdp.errors import ConfigError
+from prdp.configuration.typed import Root, groups
 from prdp.evaluation.models import check_exists, runs_among, split_name
 from prdp.evaluation.runs import TrainedRun
 from prdp.evaluation.settings import EvaluateConfig, check_evaluation
 from prdp.evaluation.trust import check_trust, trusted_folders
-from prdp.plain_yaml import literal
-from prdp.suggest import did_you_mean
-from prdp.targets import TARGET
+from prdp.support.errors import ConfigError
+from prdp.support.plain_yaml import literal
+from prdp.support.suggest import did_you_mean
+from prdp.support.targets import TARGET
 
 FROM_RUN = "from_run"
 _TRAINED = "_trained"

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prdp.errors import ConfigError
-from prdp.picture_files import opened_picture
-from prdp.storage import atomic_directory
+from prdp.support.errors import ConfigError
+from prdp.support.picture_files import opened_picture
+from prdp.support.storage import atomic_directory
 
 if TYPE_CHECKING:
     from prdp.evaluation.store import Chunk
@@ -68,7 +68,7 @@ def export(tool: str, folder: Path, chunks: Sequence[Chunk]) -> Path:
     numbers.
 
     Raises:
-        prdp.storage.StorageError: the disk is full; what was there before is untouched.
+        prdp.support.storage.StorageError: the disk is full; what was there before is untouched.
     """
     with atomic_directory(folder) as temporary:
         _WRITERS[tool](temporary, list(_groups(chunks)))

@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from prdp.checkpoint import load_checkpoint
+from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
-from prdp.json_lines import load_json
+from prdp.support.json_lines import load_json
 from prdp.types import Weights
 
 _PEFT_PREFIX = "base_model.model."

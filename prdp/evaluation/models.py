@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from prdp.checkpoint import FOLDER as CHECKPOINTS
-from prdp.checkpoint import STATE_FILE, TENSOR_FILE, read_state
+from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
+from prdp.checkpoints.checkpoint import STATE_FILE, TENSOR_FILE, read_state
 from prdp.config import LearnerConfig, ModelConfig
-from prdp.configure import typed
-from prdp.errors import StartError
+from prdp.configuration.typed import typed
+from prdp.diffusion.model_folder import INDEX, MIXTURES, check_model, fetch_model
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
-from prdp.model_folder import INDEX, MIXTURES, check_model, fetch_model
-from prdp.suggest import did_you_mean
+from prdp.support.errors import StartError
+from prdp.support.suggest import did_you_mean
 
 BASE = "base"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")

@@ -20,9 +20,9 @@ from prdp.evaluation.tables import (
     spread_table,
     trained,
 )
-from prdp.storage import write_atomically
-from prdp.tracking.report_html import document
-from prdp.tracking.report_text import interval, label, score, signed, tone
+from prdp.reports.report_html import document
+from prdp.reports.report_text import interval, label, score, signed, tone
+from prdp.support.storage import write_atomically
 
 REPORT_FILE = "report.html"
 _STYLE = """
@@ -49,7 +49,7 @@ def write_report(results: Results) -> Path:
     """Write report.html into the evaluation's folder; returns its path.
 
     Raises:
-        prdp.storage.StorageError: the report cannot be written.
+        prdp.support.storage.StorageError: the report cannot be written.
     """
     path = Path(results.work.config.output_dir) / REPORT_FILE
     write_atomically(path, page(results).encode())

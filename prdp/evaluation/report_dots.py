@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 
 from prdp.evaluation.results import Results
-from prdp.tracking.charts import short_number, ticks
-from prdp.tracking.report_text import interval, signed
+from prdp.reports.charts import short_number, ticks
+from prdp.reports.report_text import interval, signed
 
 _LEFT, _RIGHT, _TOP, _LINE, _GAP, _WIDTH = 160, 20, 8, 22, 8, 520
 _MODEL, _REWARD = 64, 22

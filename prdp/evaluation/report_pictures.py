@@ -8,8 +8,8 @@ import numpy as np
 
 from prdp.evaluation.results import Results, prompt_changes
 from prdp.evaluation.store import Chunk
-from prdp.tracking.pictures import data_uri
-from prdp.tracking.report_text import score, signed
+from prdp.reports.pictures import data_uri
+from prdp.reports.report_text import score, signed
 
 _PIXELS = 160
 """Pictures narrower than this are shown pixel by pixel instead of smoothed."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from prdp.checkpoints.compatible import flat
 from prdp.config import TrainConfig
-from prdp.configure import conf_folder, read_config
-from prdp.plain_yaml import load_yaml
-from prdp.resume_checks import flat
-from prdp.targets import TARGET
+from prdp.configuration.typed import conf_folder, read_config
+from prdp.support.plain_yaml import load_yaml
+from prdp.support.targets import TARGET
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"

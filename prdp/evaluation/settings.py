@@ -8,12 +8,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from prdp.bounds import RULES, Rule, at_least, broken_rules
 from prdp.config import ClusterConfig, ModelConfig, SamplerConfig
+from prdp.configuration.bounds import RULES, Rule, at_least, broken_rules
 from prdp.diffusion.precision import precision_problem
-from prdp.errors import ConfigError
 from prdp.evaluation.exports import TOOLS
-from prdp.suggest import did_you_mean
+from prdp.support.errors import ConfigError
+from prdp.support.suggest import did_you_mean
 
 
 @dataclass

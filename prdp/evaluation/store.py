@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from prdp.picture_files import opened_picture
-from prdp.storage import atomic_directory, load_tensors, save_tensors, write_atomically
+from prdp.support.picture_files import opened_picture
+from prdp.support.storage import atomic_directory, load_tensors, save_tensors, write_atomically
 from prdp.tracking.strict_json import from_strict_json, strict_json
 from prdp.types import Float32, Float64, PromptBatch, Rollout, UInt8
 

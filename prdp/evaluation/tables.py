@@ -9,10 +9,10 @@ from typing import Any
 
 from prdp.evaluation.results import ALL, Cell, Results, Spread
 from prdp.evaluation.spreadsheet import csv_text
-from prdp.printable import printable
-from prdp.storage import write_atomically
+from prdp.reports.report_text import MINUS, interval, score, signed
+from prdp.support.printable import printable
+from prdp.support.storage import write_atomically
 from prdp.tracking.console import format_seconds
-from prdp.tracking.report_text import MINUS, interval, score, signed
 from prdp.tracking.strict_json import strict_json
 
 RESULTS_FILE, TABLE_FILE, IMAGES_FILE, MARKDOWN_FILE = "results.json", "results.csv", "images.csv", "results.md"

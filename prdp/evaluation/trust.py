@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prdp.errors import ConfigError
-from prdp.suggest import did_you_mean
-from prdp.targets import TARGET
+from prdp.support.errors import ConfigError
+from prdp.support.suggest import did_you_mean
+from prdp.support.targets import TARGET
 
 CALLABLE = "prdp.rewards.python_callable.PythonCallable"
 REMOTE = "prdp.rewards.remote.RemoteReward"

@@ -12,11 +12,11 @@ import numpy as np
 from prdp.config import LearnerConfig
 from prdp.diffusion.sampler import Keep
 from prdp.diffusion.transitions import Transitions
-from prdp.interruption import uninterrupted
 from prdp.learners.guards import check_ratio, check_rollout
 from prdp.learners.history import RewardHistory
 from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
 from prdp.objectives import Coefficients, Trajectory, build_objective
+from prdp.support.interruption import uninterrupted
 from prdp.types import Float64, Int64, Rollout, Weights
 
 Progress = Callable[[int], None]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from prdp.errors import UserError
+from prdp.support.errors import UserError
 from prdp.types import Float64, Int64
 
 log = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prdp.errors import ConfigError, start_up_checks
 from prdp.prompts.overlap import check_overlap
 from prdp.prompts.stream import PromptSource, fixed_prompts
-from prdp.targets import build, check_target
+from prdp.support.errors import ConfigError, start_up_checks
+from prdp.support.targets import build, check_target
 
 if TYPE_CHECKING:
     from prdp.config import EvaluationConfig, PromptsConfig

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from prdp.json_lines import load_json
 from prdp.prompts.csv_file import CsvFilePrompts
 from prdp.prompts.hf_dataset import HfDatasetPrompts
 from prdp.prompts.json_file import JsonFilePrompts
@@ -15,7 +14,8 @@ from prdp.prompts.options import check_text
 from prdp.prompts.parquet_file import ParquetFilePrompts
 from prdp.prompts.table import PromptTable
 from prdp.prompts.text_file import TextFilePrompts
-from prdp.suggest import did_you_mean
+from prdp.support.json_lines import load_json
+from prdp.support.suggest import did_you_mean
 
 Reader = Callable[..., PromptTable]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from prdp.prompts.options import check_flag, check_text
 from prdp.prompts.table import BUILDER_VERSION, DamagedTableError, PromptTable, Row, write_table
-from prdp.storage import StorageError, remove_leftovers, write_atomically
+from prdp.support.storage import StorageError, remove_leftovers, write_atomically
 
 _LEFTOVER_SECONDS = 86_400.0
 """After so long nobody writes a file any more that was not finished."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from prdp.errors import ConfigError
 from prdp.prompts.duplicates import text_digest
 from prdp.prompts.stream import PromptSource, fingerprint, source_texts
+from prdp.support.errors import ConfigError
 
 MOST = 5_000_000
 """Training prompts that are looked at; each costs some microseconds."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from prdp.prompts.options import check_text, check_texts
 from prdp.prompts.table import Row
-from prdp.suggest import did_you_mean
+from prdp.support.suggest import did_you_mean
 
 USUAL_NAMES = ("prompt", "caption", "text")
 """Where the prompt is looked for, in any case of letters, when no column is named."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from prdp.errors import UserError
-from prdp.json_lines import load_json
+from prdp.support.errors import UserError
+from prdp.support.json_lines import load_json
 
 if TYPE_CHECKING:
     import pyarrow

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prdp.json_lines import load_json
-from prdp.model_folder import MIXTURES
+from prdp.diffusion.model_folder import MIXTURES
+from prdp.support.json_lines import load_json
 from prdp.types import Int64
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    from prdp.model_folder import model_location
+    from prdp.diffusion.model_folder import model_location
 
     location = model_location(model)
     inside = (Path(location) / "tokenizer").is_dir() or not Path(location).exists()

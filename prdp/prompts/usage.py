@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from prdp.json_lines import json_line, read_json_lines
 from prdp.prompts.stream import PromptSource, fingerprint, pass_length, pass_order
-from prdp.storage import append, write_atomically
+from prdp.support.json_lines import json_line, read_json_lines
+from prdp.support.storage import append, write_atomically
 from prdp.types import Int64
 
 PROMPTS_FILE = "prompts.jsonl"
@@ -60,7 +60,7 @@ class PromptLog:
         """Note the prompts of an epoch; on disk when this returns.
 
         Raises:
-            prdp.storage.StorageError: it cannot be written, on a full disk for instance; nothing of it is.
+            prdp.support.storage.StorageError: it cannot be written, on a full disk for instance; nothing of it is.
         """
         append(self._path, json_line({"epoch": epoch, "indices": list(indices)}))
 

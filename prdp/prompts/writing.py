@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prdp.json_lines import json_line
-from prdp.storage import write_atomically
+from prdp.support.json_lines import json_line
+from prdp.support.storage import write_atomically
 
 ENDINGS = (".jsonl", ".txt")
 

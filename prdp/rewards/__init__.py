@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prdp.errors import ConfigError, start_up_checks
 from prdp.rewards.base import Reward
 from prdp.rewards.dependencies import are_elsewhere, dependencies_elsewhere
 from prdp.rewards.scoring import errors_named
-from prdp.targets import TARGET, build, check_target, locate
+from prdp.support.errors import ConfigError, start_up_checks
+from prdp.support.targets import TARGET, build, check_target, locate
 
 _BUILDING = (ValueError, OSError, ImportError)
 """What a reward raises when something that it needs is missing or wrong; the message is meant for people."""

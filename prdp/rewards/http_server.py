@@ -12,11 +12,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prdp.printable import printable
 from prdp.rewards.base import Reward, identity_of
 from prdp.rewards.connections import CONNECTIONS, REQUEST_SECONDS, SOCKET_SECONDS, Arriving, Bodies, Connections
 from prdp.rewards.scoring import RewardError, RewardUnavailableError, first_line, root, scored
 from prdp.rewards.wire import FORMAT, Limits, WireError, decode_request, encode_answer
+from prdp.support.printable import printable
 
 WAITING = 8
 """Whole requests that wait or are scored at a time; one more is told to come back."""

@@ -12,7 +12,7 @@ from prdp.rewards.clip_model import check_settings
 from prdp.rewards.dependencies import require
 from prdp.rewards.pixels import check_batch
 from prdp.rewards.weight_files import check_holds_data, digest, find_file
-from prdp.suggest import did_you_mean
+from prdp.support.suggest import did_you_mean
 from prdp.types import Float64, UInt8
 
 INSTALL = "pyiqa==0.1.16"

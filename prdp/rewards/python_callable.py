@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prdp.errors import ConfigError
 from prdp.rewards.dependencies import require
-from prdp.targets import locate
+from prdp.support.errors import ConfigError
+from prdp.support.targets import locate
 from prdp.types import UInt8
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from prdp.errors import ResumableError, UserError
-from prdp.interruption import TerminatedError
 from prdp.rewards.base import Reward, checked_scores, identity_of
+from prdp.support.errors import ResumableError, UserError
+from prdp.support.interruption import TerminatedError
+from prdp.support.user_code import own_frames, told
 from prdp.types import Float64, UInt8
-from prdp.user_code import own_frames, told
 
 _LONGEST = 2000
 _FOR_GOOD = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)

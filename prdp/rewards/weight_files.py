@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prdp.json_lines import load_json
+from prdp.support.json_lines import load_json
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from prdp.rewards import build_reward, check_reward
 from prdp.rewards.base import Reward, identity_of, waits_of
 from prdp.rewards.names import LONGEST, RESERVED, taken
 from prdp.rewards.scoring import scored
-from prdp.suggest import did_you_mean
+from prdp.support.suggest import did_you_mean
 from prdp.types import Float64, UInt8
 
 KEYS = ("weight", "watch", "reward")

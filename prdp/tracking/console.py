@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from prdp.printable import printable
-from prdp.storage import open_to_append
+from prdp.support.printable import printable
+from prdp.support.storage import open_to_append
 from prdp.tracking.status_file import HEARTBEAT_SECONDS, read_status, update_status
 
 if TYPE_CHECKING:

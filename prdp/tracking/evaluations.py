@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from prdp.json_lines import read_json_lines
-from prdp.storage import atomic_directory
+from prdp.support.json_lines import read_json_lines
+from prdp.support.storage import atomic_directory
 from prdp.tracking.jsonl import keep_aside
 from prdp.tracking.statistics import mean_interval
 from prdp.tracking.strict_json import dump, from_strict_json, strict_json
@@ -95,7 +95,7 @@ def save_evaluation(
 
     Raises:
         ValueError: shapes that do not fit, or no prompts.
-        prdp.storage.StorageError: the disk is full; what was there before is untouched.
+        prdp.support.storage.StorageError: the disk is full; what was there before is untouched.
     """
     count = len(prompts) * images_per_prompt
     if not count:

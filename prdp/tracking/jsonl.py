@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prdp.json_lines import read_json_lines
-from prdp.storage import append, write_atomically
+from prdp.support.json_lines import read_json_lines
+from prdp.support.storage import append, write_atomically
 from prdp.tracking.status_file import read_status, start_status, update_status
 from prdp.tracking.strict_json import dump, from_strict_json
 from prdp.types import UInt8
@@ -63,7 +63,7 @@ class JsonlTracker:
 
         Raises:
             TypeError: a metric is not a number.
-            prdp.storage.StorageError: the line could not be written, e.g. on a full disk; nothing of it is.
+            prdp.support.storage.StorageError: the line could not be written, e.g. on a full disk; nothing of it is.
         """
         line = {"epoch": int(epoch), "wall_seconds": round(time.monotonic() - self._start, 3)}
         line.update({name: _number(name, value) for name, value in metrics.items()})

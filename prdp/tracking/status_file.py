@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prdp.storage import write_atomically
+from prdp.support.storage import write_atomically
 from prdp.tracking.strict_json import dump, from_strict_json
 
 STATUS_FILE = "status.json"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prdp.errors import StartError
+from prdp.support.errors import StartError
 from prdp.tracking.wandb_tracker import PROJECT, has_credentials
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from prdp.storage import write_atomically
+from prdp.support.storage import write_atomically
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 from prdp.tracking.wandb_environment import chosen_mode, unless_set
 from prdp.types import UInt8

@@ -6,17 +6,15 @@ import dataclasses
 import json
 import multiprocessing
 import signal
-import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prdp.interruption import TerminatedError
+from prdp.support.interruption import TerminatedError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 import study  # noqa: E402
 import study_report  # noqa: E402

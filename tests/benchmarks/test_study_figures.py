@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import study_figures
 import study_measures
 
-from prdp.compose import Composer
+from prdp.configuration.compose import Composer
 
 
 def line(method: str, scores: list[float], rewards: list[float], **other: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from cluster_stubs import StubSampler, build_worker, content, differences, prompts, weights
 
-from prdp.bounds import _transport_misfits
 from prdp.cluster import build_workforce
 from prdp.cluster.base import ClusterSetupError, WeightsMismatchError
 from prdp.config import ClusterConfig
+from prdp.configuration.bounds import _transport_misfits
 from prdp.types import Rollout, Weights, tensors_checksum
 
 pytest.importorskip("ray")

@@ -18,8 +18,8 @@ from prdp.cluster import build_workforce
 from prdp.cluster.base import ClusterError, ClusterSetupError, RewardWorker
 from prdp.cluster.environment import REQUIREMENTS_FOLDER, find_environment, import_paths, python_path
 from prdp.config import ClusterConfig
-from prdp.errors import ConfigError
 from prdp.rewards import check_reward
+from prdp.support.errors import ConfigError
 
 MODULE = """\
 import numpy as np

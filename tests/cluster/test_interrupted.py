@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from prdp.checkpoint import find_latest
+from prdp.checkpoints.checkpoint import find_latest
 from prdp.cluster.ray_session import _family
 
 WORDS = (

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from prdp.checkpoint import load_checkpoint
+from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.cli import main
 from prdp.tracking.jsonl import read_metrics
 from prdp.tracking.status_file import read_status

@@ -11,9 +11,9 @@ import pytest
 
 from prdp.cluster.base import RewardWorker, waits_of_worker
 from prdp.cluster.patience import TimeLimit, Watch, limits_of
-from prdp.compose import Composer
 from prdp.config import ClusterConfig
-from prdp.errors import ConfigError
+from prdp.configuration.compose import Composer
+from prdp.support.errors import ConfigError
 
 
 class Clock:

@@ -17,7 +17,7 @@ from prdp.cluster import ray_session
 from prdp.cluster.base import ClusterError
 from prdp.cluster.ray_session import _set_environment
 from prdp.config import ClusterConfig
-from prdp.errors import UserError
+from prdp.support.errors import UserError
 
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
 linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the sockets of Linux")

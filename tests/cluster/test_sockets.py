@@ -9,7 +9,7 @@ import pytest
 
 from prdp.cli import main
 from prdp.cluster.sockets import check_socket_paths
-from prdp.errors import ConfigError
+from prdp.support.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Ray finds its folder on Linux")
 

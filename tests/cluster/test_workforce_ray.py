@@ -15,8 +15,8 @@ from cluster_stubs import StubSampler, ThreadReport, build_worker, differences, 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import ClusterError, ClusterSetupError, WeightsMismatchError
 from prdp.config import ClusterConfig
-from prdp.errors import UnfinishedError
 from prdp.rewards.scoring import RewardFaultError
+from prdp.support.errors import UnfinishedError
 from prdp.types import Rollout, Weights
 
 pytest.importorskip("ray")

@@ -14,10 +14,10 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.effective_scheduler import effective_scheduler
+from prdp.diffusion.model_components import component_problems
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.variance_preserving import build_transitions
-from prdp.model_components import component_problems
 from prdp.types import PromptBatch
 
 PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))

@@ -171,7 +171,7 @@ def test_a_whole_pipeline_loads_without_a_dtype(pipeline_folder: Path, tmp_path:
 
 
 def test_the_embedded_pipeline_loads_without_a_dtype() -> None:
-    from prdp.shapes.tiny_pipeline import pipeline_folder as embedded
+    from prdp.worlds.shapes.tiny_pipeline import pipeline_folder as embedded
 
     pipeline = StableDiffusionPipeline.from_pretrained(embedded())
     pipeline.set_progress_bar_config(disable=True)

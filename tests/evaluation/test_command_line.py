@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from prdp.compose import Composer
-from prdp.configure import conf_folder, typed, write_config
-from prdp.errors import ConfigError, UserError
-from prdp.evaluate import check_start, main
+from prdp.commands.evaluate import check_start, main
+from prdp.configuration.compose import Composer
+from prdp.configuration.typed import conf_folder, typed, write_config
 from prdp.evaluation.command_line import CommandLine, read_command_line
 from prdp.evaluation.models import find_models
 from prdp.evaluation.runs import TrainedRun, read_trained_run, section_name, sweep_labels
+from prdp.support.errors import ConfigError, UserError
 
 
 def run_folder(folder: Path, reward: str = "redness.Redness", **changes: Any) -> Path:
@@ -26,7 +26,7 @@ def run_folder(folder: Path, reward: str = "redness.Redness", **changes: Any) ->
             "output_dir": str(folder),
             "reward": {"_target_": f"prdp.rewards.{reward}", **arguments},
             "prompts": {
-                part: {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": part, "size": 9}
+                part: {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": part, "size": 9}
                 for part in ("train", "heldout")
             },
             "sampler": {"steps": 7, "guidance_scale": 2.5, "timestep_spacing": "trailing"},
@@ -163,7 +163,10 @@ def test_rewards_are_called_by_their_options(
     [
         ({"_target_": "prdp.prompts.any_file.open_prompts", "path": "/data/my list.txt"}, "my_list"),
         ({"_target_": "prdp.prompts.dsg.DsgPrompts", "path": "/data/dsg.csv"}, "dsg_1k"),
-        ({"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 1024, "seed": 0}, "shapes"),
+        (
+            {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 1024, "seed": 0},
+            "shapes",
+        ),
     ],
 )
 def test_prompt_sets_are_called_by_their_options_or_files(tmp_path: Path, section: dict[str, Any], name: str) -> None:
@@ -190,7 +193,7 @@ def test_runs_that_differ_are_told(tmp_path: Path, run: Path) -> None:
 
 
 def test_section_names() -> None:
-    assert section_name({"_target_": "prdp.rewards.shapes_judge.ShapesJudge"}) == "shapes_judge"
+    assert section_name({"_target_": "prdp.worlds.shapes.reward.ShapesJudge"}) == "shapes_judge"
     assert section_name({"_target_": "prdp.rewards.python_callable.PythonCallable", "path": "m.bright"}) == "bright"
     assert section_name({"_target_": "prdp.prompts.text_file.TextFilePrompts", "path": "/a/my list.txt"}) == "my_list"
 

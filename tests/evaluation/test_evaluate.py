@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp.compose import Composer
-from prdp.configure import conf_folder, typed
-from prdp.errors import StartError
-from prdp.evaluate import check_start, evaluate, main
+from prdp.checkpoints.run_lock import LockedError, hold
+from prdp.commands.evaluate import check_start, evaluate, main
+from prdp.configuration.compose import Composer
+from prdp.configuration.typed import conf_folder, typed
 from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
 from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import Chunk
-from prdp.run_lock import LockedError, hold
+from prdp.support.errors import StartError
 from prdp.tracking.evaluations import load_evaluation
 from prdp.tracking.jsonl import read_metrics
 from prdp.train import main as train
@@ -39,8 +39,8 @@ def trained(folder: Path, pipeline: Path, **changes: Any) -> Path:
         "sampler": {"steps": 3, "guidance_scale": 2.0, "prompts_per_chunk": 1, "deterministic_final_steps": 1},
         "reward": {"_target_": "prdp.rewards.redness.Redness"},
         "prompts": {
-            "train": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "train", "size": 7},
-            "heldout": {"_target_": "prdp.prompts.shapes.ShapesPrompts", "split": "heldout", "size": 4},
+            "train": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "train", "size": 7},
+            "heldout": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 4},
         },
         "learner": {"lora_rank": 4, "lora_alpha": 16.0, "learning_rate": 3e-2, "ema_decay": 0.5},
         "evaluation": {"every": 0, "images_per_prompt": 2, "final_prompts": 3, "grid_prompts": 1},
@@ -253,7 +253,7 @@ def test_one_evaluation_at_a_time_writes_into_a_folder_and_clears_what_a_killed_
     def stop(*_: Any) -> None:
         raise StartError("far enough")
 
-    monkeypatch.setattr("prdp.evaluate.write_config", stop)
+    monkeypatch.setattr("prdp.commands.evaluate.write_config", stop)
     with pytest.raises(StartError, match="far enough"):
         evaluate(config, [], {})
     assert not leftover.exists()

@@ -17,9 +17,9 @@ import pytest
 from evaluation_folders import batch, rollout_of
 from PIL import Image
 
-from prdp.errors import ConfigError
 from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.store import Chunk, chunks_of
+from prdp.support.errors import ConfigError
 from prdp.types import PromptBatch
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from evaluation_folders import IDENTITY, batch, finished_work
 
-from prdp.errors import ConfigError
 from prdp.evaluation import report
 from prdp.evaluation.features import Pixels
 from prdp.evaluation.report_dots import dots_svg
@@ -24,6 +23,7 @@ from prdp.evaluation.results import Results, gather, prompt_changes
 from prdp.evaluation.settings import IMAGE_COLUMNS, check_evaluation
 from prdp.evaluation.tables import alarms, legend, paper_table, print_results, write_tables
 from prdp.evaluation.work import score_missing, space_name
+from prdp.support.errors import ConfigError
 from prdp.tracking.statistics import wilson_interval
 from prdp.types import UInt8
 

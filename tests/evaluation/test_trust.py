@@ -12,17 +12,17 @@ import yaml
 from test_command_line import composed, run_folder
 
 from prdp.cli import main
-from prdp.configure import conf_folder, read_config
-from prdp.errors import ConfigError
+from prdp.configuration.typed import conf_folder, read_config
 from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.models import find_models
 from prdp.evaluation.runs import read_trained_run
 from prdp.evaluation.trust import CALLABLE, PROMPTS, REMOTE, REWARDS
-from prdp.plain_yaml import load_yaml
-from prdp.targets import TARGET
+from prdp.support.errors import ConfigError
+from prdp.support.plain_yaml import load_yaml
+from prdp.support.targets import TARGET
 
 REDNESS = {TARGET: "prdp.rewards.redness.Redness"}
-SHAPES = {TARGET: "prdp.prompts.shapes.ShapesPrompts", "size": 4}
+SHAPES = {TARGET: "prdp.worlds.shapes.prompts.ShapesPrompts", "size": 4}
 TEXT = "prdp.prompts.text_file.TextFilePrompts"
 
 
@@ -58,8 +58,8 @@ def names(*words: str) -> dict[str, Any]:
     ("sections", "says"),
     [
         ({"reward": {TARGET: "os.system", "command": "x"}}, ["reward: imports and runs os.system(command='x')"]),
-        ({"reward": {TARGET: "prdp.targets.build", "key": "k"}}, ["imports and runs prdp.targets.build"]),
-        ({"reward": {TARGET: "prdp.prompts.shapes.ShapesPrompts"}}, ["prdp.prompts.shapes.ShapesPrompts()"]),
+        ({"reward": {TARGET: "prdp.support.targets.build", "key": "k"}}, ["and runs prdp.support.targets.build"]),
+        ({"reward": {TARGET: "prdp.worlds.shapes.prompts.ShapesPrompts"}}, ["shapes.prompts.ShapesPrompts()"]),
         ({"reward": {TARGET: ["os.system"]}}, ["imports and runs ['os.system']"]),
         ({"reward": {TARGET: CALLABLE, "path": "os.system"}}, ["runs the function os.system"]),
         (

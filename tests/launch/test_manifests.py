@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import prdp
-from prdp.compose import Composer
+from prdp.configuration.compose import Composer
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = sorted((ROOT / "launch" / "kuberay").glob("*.yaml"))

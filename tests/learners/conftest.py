@@ -1,11 +1,8 @@
 """Lets the tests of this folder import `stub_policy`; a pipeline small enough to learn in a second."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +10,7 @@ def narrow_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of the embedded layout with a narrow UNet, of weights that both half precisions hold exactly."""
     import torch
 
-    from prdp.shapes import tiny_pipeline
+    from prdp.worlds.shapes import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("narrow")
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():

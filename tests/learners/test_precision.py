@@ -15,16 +15,16 @@ import torch
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.configuration.preconditions import precision_problems
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.variance_preserving import build_transitions
-from prdp.errors import UserError
 from prdp.learners import build_learner
 from prdp.learners.base import Learner
 from prdp.learners.precision import check_noise, gradient_scale, spot_cells
 from prdp.learners.torch_learner import TorchLearner
-from prdp.preconditions import precision_problems
+from prdp.support.errors import UserError
 from prdp.types import PromptBatch, Rollout, Weights
 
 SAMPLER = SamplerConfig(steps=3, guidance_scale=2.0, timestep_spacing="trailing")

@@ -1,6 +1,3 @@
 """Lets the tests of this folder import `golden`."""
 
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))

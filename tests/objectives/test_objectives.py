@@ -11,11 +11,11 @@ import yaml
 from golden import batch, evaluate
 
 import prdp.objectives
-from prdp.bounds import check_bounds
 from prdp.config import LearnerConfig, TrainConfig
-from prdp.configure import conf_folder
-from prdp.errors import ConfigError
+from prdp.configuration.bounds import check_bounds
+from prdp.configuration.typed import conf_folder
 from prdp.objectives import CHANNELS, DATA, OBJECTIVES, build_objective
+from prdp.support.errors import ConfigError
 
 
 def test_names_are_files_and_options() -> None:

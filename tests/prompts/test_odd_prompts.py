@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prdp.checkpoints.log_archive import evaluation_names, pack_evaluation, pack_logs, restore_evaluation, restore_logs
 from prdp.cli import main as prdp
-from prdp.configure import typed
+from prdp.commands.status import told
+from prdp.configuration.typed import typed
 from prdp.evaluation.spreadsheet import from_cell
-from prdp.log_archive import evaluation_names, pack_evaluation, pack_logs, restore_evaluation, restore_logs
 from prdp.prompts.usage import check_usage
-from prdp.status import told
 from prdp.tracking.evaluations import load_evaluation
 from prdp.tracking.status_file import load_status
 from prdp.train import main

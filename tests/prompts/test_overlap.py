@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from prdp.checkpoint import CheckpointError
+from prdp.checkpoints.checkpoint import CheckpointError
+from prdp.checkpoints.compatible import check_compatible, check_same_prompts
 from prdp.cli import main as prdp
 from prdp.config import TrainConfig
-from prdp.errors import ConfigError
 from prdp.prompts.animals import AnimalPrompts
-from prdp.prompts.gaussian_mixtures import GaussianMixturePrompts
 from prdp.prompts.hf_dataset import HfDatasetPrompts
 from prdp.prompts.mixture import MixturePrompts
 from prdp.prompts.overlap import check_overlap, count_overlap
-from prdp.prompts.shapes import ShapesPrompts
 from prdp.prompts.text_file import TextFilePrompts
-from prdp.resume_checks import check_compatible, check_same_prompts
+from prdp.support.errors import ConfigError
+from prdp.worlds.mixtures.prompts import GaussianMixturePrompts
+from prdp.worlds.shapes.prompts import ShapesPrompts
 
 
 def text_file(path: Path, *lines: str) -> TextFilePrompts:

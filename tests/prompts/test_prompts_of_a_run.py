@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from prdp.cli import main as prdp
-from prdp.configure import typed
-from prdp.errors import UserError
+from prdp.configuration.typed import typed
 from prdp.prompts.usage import check_usage, read_prompt_log
+from prdp.support.errors import UserError
 from prdp.train import main
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prdp.compose import Composer
+from prdp.configuration.compose import Composer
 from prdp.prompts import build_prompts
 from prdp.rewards.vqa_questions import questions_of, with_dependencies
 

@@ -14,13 +14,13 @@ import pytest
 from http_rewards import Exact, batch, serving
 
 from prdp.cluster.base import RewardWorker
-from prdp.errors import StartError
 from prdp.rewards import build_reward, check_reward
 from prdp.rewards.base import identity_of
 from prdp.rewards.http_server import RewardServer
 from prdp.rewards.remote import RemoteReward
 from prdp.rewards.weighted_sum import WeightedSum
 from prdp.rewards.wire import Limits
+from prdp.support.errors import StartError
 
 TOKEN = "a-secret-of-the-tests"
 

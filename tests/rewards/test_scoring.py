@@ -19,13 +19,13 @@ import pytest
 from http_rewards import batch, serving
 
 from prdp.cluster.base import RewardWorker
-from prdp.errors import ConfigError, ResumableError, StartError, UserError, start_up_checks
-from prdp.interruption import TerminatedError
 from prdp.rewards import build_reward
 from prdp.rewards.base import checked_scores
 from prdp.rewards.names import LONGEST, MOST, RESERVED
 from prdp.rewards.remote import RemoteReward
 from prdp.rewards.scoring import RewardFaultError, RewardUnavailableError, may_pass, scored
+from prdp.support.errors import ConfigError, ResumableError, StartError, UserError, start_up_checks
+from prdp.support.interruption import TerminatedError
 from prdp.types import UInt8
 
 CALLABLE = "prdp.rewards.python_callable.PythonCallable"

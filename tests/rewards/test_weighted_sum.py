@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp.compose import Composer
-from prdp.errors import UserError
+from prdp.configuration.compose import Composer
 from prdp.rewards import build_reward, check_reward
 from prdp.rewards.base import identity_of
+from prdp.support.errors import UserError
 from prdp.types import UInt8
 
 SUM = "prdp.rewards.weighted_sum.WeightedSum"

@@ -23,7 +23,7 @@ updates_per_epoch: 1
 model:
   path: shapes
 reward:
-  _target_: prdp.rewards.shapes_judge.ShapesJudge
+  _target_: prdp.worlds.shapes.reward.ShapesJudge
 sampler:
   steps: 8
   guidance_scale: 3.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prdp.storage import StorageError
+from prdp.support.storage import StorageError
 from prdp.tracking import console
 from prdp.tracking.console import Progress, format_seconds
 from prdp.tracking.status_file import read_status, start_status

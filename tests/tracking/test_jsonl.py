@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from synthetic_run import strict_lines
 
-from prdp.storage import StorageError
+from prdp.support.storage import StorageError
 from prdp.tracking.jsonl import METRICS_FILE, JsonlTracker, choose_run_id, read_metrics
 from prdp.tracking.status_file import read_status, start_status
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prdp.errors import StartError
+from prdp.support.errors import StartError
 from prdp.tracking import wandb_layout
 from prdp.tracking.wandb_layout import PICTURES, SECTIONS, main
 

@@ -1,0 +1,1 @@
+"""One file a command: from its arguments to the rooms that do the work."""

@@ -1,0 +1,258 @@
+"""Command lines to checked jobs, and jobs to runs: the one place that knows Hydra."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prdp.configuration.override_words import as_typed, home_quoted, how_to_write, quoted
+from prdp.configuration.typed import TRAIN, Root, conf_folder, explained, groups, schema_keys, typed, unknown_key
+from prdp.support.errors import ConfigError, ResumableError, StartError, UserError
+from prdp.support.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a command line: its overrides and what they compose to."""
+
+    overrides: tuple[str, ...]
+    config: Any
+
+
+class Composer:
+    """Composes a command line and runs functions on the result.
+
+    A context manager, since Hydra's state is global: one at a time.
+
+    Args:
+        overrides: as typed, such as 'experiment=shapes_demo' and 'learner.learning_rate=1e-3'.
+        sweep: run every combination of comma-separated values.
+        folders: further folders with configuration files; they may add options to the groups.
+        root: the command's configuration.
+        additions: overrides in Hydra's own words, taken unchecked before those that were typed.
+
+    Raises:
+        ConfigError: a folder that does not exist.
+    """
+
+    def __init__(
+        self,
+        overrides: Sequence[str],
+        sweep: bool = False,
+        folders: Sequence[Path] = (),
+        root: Root = TRAIN,
+        additions: Sequence[str] = (),
+    ) -> None:
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir {folder}: there is no such folder")
+        self._typed_in = tuple(overrides)
+        self._sweep = sweep
+        self._root = root
+        self._additions = tuple(additions)
+        self._folders = (conf_folder(), *(folder.resolve() for folder in folders))
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Composer:
+        from hydra import version
+        from hydra._internal.hydra import Hydra
+        from hydra._internal.utils import create_config_search_path
+        from hydra.core.config_store import ConfigStore
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.hydra_config import HydraConfig
+
+        version.setbase("1.3")
+        for name, node in {"schema": self._root.schema, **self._root.nodes}.items():
+            ConfigStore.instance().store(name=name, node=node)
+        search_path = create_config_search_path(f"file://{self._folders[0]}")
+        for folder in self._folders[1:]:
+            search_path.prepend(f"--config-dir {folder}", f"file://{folder}", anchor="schema")
+        hydra_config = HydraConfig.instance()
+        self._stack.callback(setattr, hydra_config, "cfg", hydra_config.cfg)
+        GlobalHydra.instance().clear()
+        self._stack.callback(GlobalHydra.instance().clear)
+        self._hydra = Hydra.create_main_hydra2(self._run_name(), search_path)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The overrides as Hydra gets them.
+
+        Arguments of a `_target_` need not stand in the YAML to be set, since its signature decides; and a given
+        `output_dir` is where Hydra's own files go, too.
+
+        Raises:
+            ConfigError: an override that cannot be parsed, an unknown key or an unknown option of a group.
+        """
+        adapted = list(self._additions)
+        for override in self._parsed(self._typed_in):
+            line, key = str(override.input_line), override.key_or_group
+            if not override.is_hydra_override():
+                self._check_key(override)
+            if override.is_sweep_override() and not self._sweep:
+                raise ConfigError(
+                    f"{line}: several values are a sweep, which needs -m; a list is written {key}=[a,b], and a name "
+                    f"with a comma in it {as_typed(key, line.partition('=')[2])}"
+                )
+            plain = not (override.is_delete() or override.is_add() or override.is_force_add())
+            if key == "output_dir" and str(override.value()).startswith("~"):
+                line = f"{key}={quoted(os.path.expanduser(override.value()))}"  # Hydra makes this folder, too.
+            adapted.append(f"++{line}" if plain and self._is_argument(key) else line)
+            if key == "output_dir" and not self._sweep:
+                adapted.append("hydra.run.dir=${output_dir}")
+        return adapted
+
+    def jobs(self) -> list[Job]:
+        """Compose and check every job of the command line; nothing is run or written.
+
+        Raises:
+            ConfigError: by key, and by job in a sweep.
+        """
+        if not self._sweep:
+            return [Job(tuple(self.overrides), self._composed(self.overrides, None))]
+        jobs = []
+        for number, overrides in enumerate(self._combinations()):
+            try:
+                jobs.append(Job(tuple(overrides), self._composed(overrides, number)))
+            except ConfigError as error:
+                raise ConfigError(f"job {number} ({' '.join(overrides)}): {error}") from error
+        folders = [job.config.output_dir for job in jobs]
+        if len(set(folders)) < len(folders):
+            raise ConfigError(
+                f"output_dir={folders[0]} is shared by the jobs of the sweep; "
+                "leave it out, or name the sweep's folder by hydra.sweep.dir=..."
+            )
+        return jobs
+
+    def run(self, task: Callable[[Any], None]) -> None:
+        """Run `task` on every job, in folders that Hydra makes; a sweep goes through Hydra's sweeper and launcher.
+
+        Raises:
+            what `task` raises; in a sweep the other jobs still run, and the first failure is raised at the end.
+        """
+        begun = False
+        told: list[UserError | ResumableError] = []
+
+        def on_composed(composed: Any) -> None:
+            nonlocal begun
+            begun = True
+            try:
+                task(self._typed(composed))
+            except (UserError, ResumableError) as error:
+                if self._sweep:
+                    raise
+                told.append(error)  # Hydra would print its own line about it first.
+
+        run = self._hydra.multirun if self._sweep else self._hydra.run
+        try:
+            run(self._root.name, on_composed, self.overrides)
+        except OSError as error:
+            if begun:
+                raise
+            raise StartError(f"{error.filename} cannot be made, for Hydra's own files: {error.strerror}") from error
+        if told:
+            raise told[0]
+
+    def _run_name(self) -> str:
+        """The experiment's name, else that of the root; the folders of the runs are named after it."""
+        chosen = [line.partition("=")[2] for line in self._typed_in if line.startswith("experiment=")]
+        named = chosen and chosen[-1] != "null" and re.fullmatch(r"\w[\w-]*", chosen[-1])
+        return chosen[-1] if named else self._root.name
+
+    def _parsed(self, lines: Sequence[str]) -> list[Any]:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        parsed = []
+        for line in map(home_quoted, lines):
+            try:
+                parsed += OverridesParser.create(self._hydra.config_loader).parse_overrides([line])
+            except RecursionError:
+                raise ConfigError(f"'{line[:80]}...' is nested too deeply") from None
+            except HydraException as error:
+                reason = " ".join(str(error).split("\nSee ")[0].split()).removeprefix("LexerNoViableAltException: ")
+                hint = how_to_write(line, [*groups(self._folders, self._root), *schema_keys(self._root.schema)])
+                raise ConfigError(f"cannot read '{line}' as an override, key=value{hint or f': {reason}'}") from None
+        return parsed
+
+    def _check_key(self, override: Any) -> None:
+        key, known = override.key_or_group, schema_keys(self._root.schema)
+        available = groups(self._folders, self._root)
+        if key in available and not isinstance(override.value(), dict | list):
+            chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+            for option in chosen:
+                if option is None:
+                    raise ConfigError(f"{key}=null: leave it out, or name one of {', '.join(available[key])}")
+                if str(option) not in available[key]:
+                    raise ConfigError(
+                        f"{key}={option}: there is no such {key}; available: {', '.join(available[key])}"
+                        f"{did_you_mean(str(option), available[key])}"
+                    )
+        elif key not in available and key not in known and not self._is_argument(key):
+            raise ConfigError(f"{override.input_line}: {unknown_key(key, available, self._root)}")
+
+    def _combinations(self) -> list[list[str]]:
+        """The overrides of each job of the sweep, by Hydra's own rules, those of Hydra itself included."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        master = self._compose(self.overrides, RunMode.MULTIRUN)
+        sweeper = master.hydra.sweeper
+        if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+            raise ConfigError(f"hydra/sweeper with {sweeper.get('_target_')}: only Hydra's basic sweeper is supported")
+        params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+        # Unresolved: an override may hold what only a job knows, such as ${hydra:job.num}.
+        typed_in: Any = OmegaConf.to_container(master.hydra.overrides, resolve=False)
+        [batch] = BasicSweeper.split_arguments(self._parsed([*params, *typed_in["task"]]), None)
+        return [[*typed_in["hydra"], *overrides] for overrides in batch]
+
+    def _composed(self, overrides: Sequence[str], number: int | None) -> Any:
+        """The checked configuration of one job; `number` is its place in a sweep."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf, open_dict, read_write
+
+        composed = self._compose(overrides, RunMode.RUN)
+        HydraConfig.instance().set_config(composed)
+        with read_write(composed.hydra), open_dict(composed.hydra):
+            hydra = composed.hydra
+            hydra.job.num = number or 0
+            folder = hydra.run.dir if number is None else os.path.join(hydra.sweep.dir, str(hydra.sweep.subdir))
+            hydra.runtime.output_dir = os.path.abspath(folder)
+        HydraConfig.instance().set_config(composed)
+        return self._typed(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+
+    def _compose(self, overrides: Sequence[str], mode: Any) -> Any:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        try:
+            return self._hydra.compose_config(
+                self._root.name, list(overrides), run_mode=mode, with_log_configuration=False
+            )
+        except YAMLError as error:
+            raise ConfigError(f"not YAML: {error}") from error
+        except RecursionError:
+            deepest = max(overrides, key=lambda word: word.count("[") + word.count("{"), default="")
+            raise ConfigError(f"'{deepest[:80]}...' is nested too deeply") from None
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(explained(error, self._root)) from error
+
+    def _typed(self, composed: Any) -> Any:
+        return typed(composed, self._root)
+
+    def _is_argument(self, key: str) -> bool:
+        """Whether a key is below a section that takes any, or is, or is below, a mapping of amounts by name."""
+        amounts = [name for name, kind in schema_keys(self._root.schema).items() if kind == dict[str, float]]
+        return key in amounts or any(key.startswith(f"{section}.") for section in (*self._root.open_sections, *amounts))

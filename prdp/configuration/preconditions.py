@@ -1,0 +1,246 @@
+"""What a configuration needs of this machine and of its model's files before it can start: one list for all commands.
+
+Each function gives the problems that it finds, a text each: the key, its value and what is expected. Heavy libraries
+are imported only by those that look into a model or at a device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
+from prdp.support.errors import StartError, UserError
+
+if TYPE_CHECKING:
+    from prdp.evaluation.settings import EvaluateConfig
+
+_RAY_OWN = ("CPU", "GPU", "memory", "object_store_memory")
+
+
+def check_preconditions(config: TrainConfig) -> None:
+    """Refuse a run of `prdp train` that could not start here.
+
+    Raises:
+        StartError: all that is missing, a line each.
+    """
+    problems = package_problems(config) + gpu_problems(config.cluster)
+    cluster, inline = config.cluster, config.cluster.kind == "inline"
+    learns_here = inline or not cluster.learner_gpus
+    problems += device_problems("model.device", config.model.device, cluster, cluster.sampler_gpus, learns_here)
+    for key, device in devices_in("reward", config.reward).items():
+        problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
+    if not problems:
+        problems += precision_problems(config.model, config.learner.autocast)
+        problems += model_problems(config.model, config.sampler, config.learner)
+    refuse(problems)
+
+
+def check_evaluation_preconditions(config: EvaluateConfig, models: Sequence[ModelConfig]) -> None:
+    """Refuse an evaluation that could not start here.
+
+    Args:
+        config: of `prdp evaluate`; its device, precision and sampler hold for every model.
+        models: the pipelines behind what is evaluated.
+
+    Raises:
+        StartError: all that is missing, a line each.
+    """
+    cluster, inline = config.cluster, config.cluster.kind == "inline"
+    problems = gpu_problems(cluster)
+    problems += device_problems("model.device", config.model.device, cluster, cluster.sampler_gpus, inline)
+    for name in ("rewards", "watch"):
+        for key, device in devices_in(name, getattr(config, name)).items():
+            problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
+    for key, device in devices_in("features", config.features).items():
+        problems += device_problems(key, device, ClusterConfig(kind="inline"), 0.0, True)
+    if not problems:
+        problems += precision_problems(config.model, config.autocast)
+        for model in models:
+            problems += model_problems(model, config.sampler)
+    refuse(problems)
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise StartError with the problems, a line each, if there are any."""
+    if problems:
+        raise StartError("\n".join(dict.fromkeys(problems)))
+
+
+def package_problems(config: TrainConfig) -> list[str]:
+    """Packages that are asked for and not installed."""
+    wanted: list[tuple[str, tuple[str, ...], str]] = []
+    if config.learner.framework == "jax":
+        wanted.append(("learner.framework=jax", ("jax", "flax", "optax"), "prdp[jax]"))
+    if config.tracking.tensorboard:
+        wanted.append(("tracking.tensorboard=true", ("tensorboard",), "prdp[tensorboard]"))
+    if config.tracking.wandb != "disabled":
+        wanted.append((f"tracking.wandb={config.tracking.wandb}", ("wandb",), "wandb"))
+    if config.cluster.kind == "ray":
+        wanted.append(("cluster.kind=ray", ("ray",), "ray"))
+        if config.cluster.dashboard and config.cluster.address == "local":
+            wanted.append(("cluster.dashboard=true", ("aiohttp",), "prdp[dashboard]"))
+    problems = []
+    for key, names, pip in wanted:
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        if missing:
+            problems.append(f"{key}: needs {', '.join(missing)}, which is not installed: pip install '{pip}'")
+    return problems
+
+
+def gpu_problems(cluster: ClusterConfig) -> list[str]:
+    """More GPUs, or other resources, than a private Ray has here; of other clusters Ray tells at the start."""
+    if cluster.kind != "ray" or cluster.address != "local":
+        return []
+    problems = [
+        f"{key}={dict(resources)}: a private Ray (cluster.address=local) has no '{name}'"
+        for key, resources in (
+            ("cluster.sampler_resources", cluster.sampler_resources),
+            ("cluster.reward_resources", cluster.reward_resources),
+        )
+        for name in resources
+        if name not in _RAY_OWN
+    ]
+    asked = (
+        cluster.learner_gpus
+        + cluster.samplers * cluster.sampler_gpus
+        + cluster.reward_actors * cluster.reward_gpus
+    )
+    if asked:
+        import torch
+
+        there = torch.cuda.device_count()
+        if asked > there:
+            problems.append(
+                f"cluster: asks for {asked:g} GPUs: learner_gpus={cluster.learner_gpus:g} + samplers="
+                f"{cluster.samplers} x sampler_gpus={cluster.sampler_gpus:g} + reward_actors={cluster.reward_actors} x "
+                f"reward_gpus={cluster.reward_gpus:g}; this machine has {there or 'none'}"
+            )
+    return problems
+
+
+def devices_in(key: str, section: Any) -> dict[str, str]:
+    """The keys called `device` of a section and of those nested in it."""
+    if not isinstance(section, Mapping):
+        return {}
+    found = {f"{key}.device": section["device"]} if isinstance(section.get("device"), str) else {}
+    for name, value in section.items():
+        found.update(devices_in(f"{key}.{name}", value))
+    return found
+
+
+def device_problems(key: str, device: str, cluster: ClusterConfig, actor_gpus: float, here: bool) -> list[str]:
+    """A device that is not there.
+
+    Args:
+        key, device: such as 'model.device' and 'cuda:1'.
+        cluster: with Ray, an actor sees only the GPUs that Ray gave to it.
+        actor_gpus: those of each actor that uses the device.
+        here: whether this process uses it too.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in ("cuda", "mps"):
+        return []
+    hidden = os.environ.get("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1").lower() not in ("0", "false")
+    if cluster.kind == "ray" and kind == "cuda" and (actor_gpus or hidden):
+        if not actor_gpus:
+            return [f"{key}={device}: actors see no GPU unless cluster.sampler_gpus or reward_gpus gives one; use auto"]
+        if int(number or 0) >= max(actor_gpus, 1):
+            return [f"{key}={device}: an actor sees the {actor_gpus:g} GPU that Ray gives to it as cuda:0; use auto"]
+    if cluster.kind == "ray" and cluster.address != "local" and not here:
+        return []
+    import torch
+
+    if kind == "mps":
+        return [] if torch.backends.mps.is_available() else [f"{key}=mps: this machine has none; use auto or cpu"]
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) < there:
+        return []
+    return [f"{key}={device}: torch {torch.__version__} sees {there or 'no'} CUDA device(s) here; use auto or cpu"]
+
+
+def precision_problems(model: ModelConfig, autocast: str | None) -> list[str]:
+    """A precision that the model's device does not compute in."""
+    import torch
+
+    wanted = {"model.dtype": model.dtype, "learner.autocast": autocast}
+    device = model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    problems = []
+    for key, name in wanted.items():
+        if name is None or name == "float32":
+            continue
+        value = torch.ones(1, 1, 2, 2)
+        try:
+            value = value.to(device, getattr(torch, name))
+            torch.nn.functional.conv2d(value, value[..., :1, :1]) @ value
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            problems.append(f"{key}={name}: the device {device} does not compute in it: {reason}; use float32")
+    return problems
+
+
+def model_problems(model: ModelConfig, sampler: SamplerConfig, learner: LearnerConfig | None = None) -> list[str]:
+    """Why a model cannot be loaded, sampled from and, where a learner is given, trained; its weights are not read.
+
+    Only the first kind of problem is told: a folder that is not whole has no layers to speak of.
+    """
+    from prdp.diffusion.model_components import check_components, empty_unet
+    from prdp.diffusion.model_folder import check_model
+
+    where = f"model.path={model.path}"
+    try:
+        folder = check_model(model.path, model.variant, model.revision)
+        if folder is not None:
+            check_components(where, folder, model.variant)
+    except UserError as error:
+        return [str(error)]
+    problems = transition_problems(model, sampler)
+    if folder is None or learner is None:
+        return problems
+    network = None
+    if learner.mode == "lora":
+        from prdp.diffusion.lora_targets import lora_target_problems
+
+        network = empty_unet(folder)
+        problems += lora_target_problems(network, learner.lora_targets)
+    if learner.framework == "jax":
+        from prdp.diffusion.jax_unet import UNet
+
+        unet = (network or empty_unet(folder)).config
+        try:
+            UNet(dict(unet))
+        except ValueError as error:
+            problems.append(f"learner.framework=jax: {where}: {error}")
+        sides = [unet.sample_size] if isinstance(unet.sample_size, int) else list(unet.sample_size)
+        factor = 2 ** (len(unet.block_out_channels) - 1)
+        if any(side % factor for side in sides):
+            found = f"unet sample_size={unet.sample_size}: must divide by {factor}"
+            problems.append(f"learner.framework=jax: {where}: {found}")
+    return problems
+
+
+def transition_problems(model: ModelConfig, sampler: SamplerConfig) -> list[str]:
+    """Why a sampler section makes no chain of a model's scheduler."""
+    from prdp.diffusion.effective_scheduler import effective_scheduler
+    from prdp.diffusion.libraries import quiet
+    from prdp.diffusion.model_folder import check_model, read_component
+    from prdp.diffusion.variance_preserving import VariancePreserving
+    from prdp.diffusion.windows import trained_steps
+
+    quiet()
+    folder = check_model(model.path, model.variant, model.revision)
+    if folder is None:
+        from prdp.worlds.mixtures.policy import SCHEDULER
+
+        scheduler: Mapping[str, Any] = SCHEDULER
+    else:
+        scheduler = effective_scheduler(read_component(folder, "scheduler")).config
+    try:
+        trained_steps(sampler, VariancePreserving(scheduler).transitions(sampler).noisy)
+    except ValueError as error:
+        return [str(error)]
+    return []

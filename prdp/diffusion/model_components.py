@@ -1,0 +1,225 @@
+"""Whether a pipeline's components are ones whose images are computed exactly as diffusers' own pipeline does."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prdp.diffusion.model_folder import TOKENIZERS, read_component, weight_files
+from prdp.support.errors import StartError
+from prdp.support.json_lines import load_json
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+_UNET_NEEDS = {
+    "time_cond_proj_dim": "it is distilled to take the guidance as an input, as latent consistency models do",
+    "class_embed_type": "it takes class labels beside the prompt",
+    "num_class_embeds": "it takes class labels beside the prompt",
+    "addition_embed_type": "it takes a second condition beside the prompt, as Stable Diffusion XL does",
+    "encoder_hid_dim": "it takes the states of another kind of text encoder",
+    "encoder_hid_dim_type": "it takes the states of another kind of text encoder, or of images",
+}
+_VAE_NEEDS = ("shift_factor", "latents_mean", "latents_std")
+_IGNORED = "StableDiffusionPipeline leaves it out, so that pictures would be wrong"
+_SHOWN = 3
+_PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names for a tokenizer.json as it is."""
+_UNFIT = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, ArithmeticError)
+"""What libraries raise for configurations that they make nothing of."""
+_RENAMED = re.compile(r"mid_block\.attentions\.\d+\.(to_|group_norm)")
+"""Attention of VAEs, whose tensors have other names in files of early versions of diffusers."""
+
+
+def check_components(where: str, folder: Path, variant: str | None = None) -> None:
+    """Refuse a folder, whole according to `check_model`, whose components are not computed exactly.
+
+    Args:
+        where: put before each problem, such as 'model.path=/models/sd'.
+        folder, variant: of the pipeline.
+
+    Raises:
+        StartError: all problems, a line each.
+    """
+    problems = component_problems(folder, variant)
+    if problems:
+        raise StartError("\n".join(f"{where}: {problem}" for problem in problems))
+
+
+def component_problems(folder: Path, variant: str | None = None) -> list[str]:
+    """What of a pipeline's folder is not computed exactly: the file, the key, its value and what is expected.
+
+    Reads configurations and the headers of weights, where these are there.
+    """
+    from prdp.diffusion.effective_scheduler import scheduler_problems
+    from prdp.diffusion.libraries import quiet
+
+    quiet()
+    if loaded := _loading_problems(folder):
+        return loaded
+    unet = read_component(folder, "unet")
+    found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
+    vae = _vae_config(folder)
+    try:
+        text = _text_config(folder)
+    except _UNFIT as error:
+        return [f"{folder / 'text_encoder'}: transformers makes no CLIPTextModel of it: {error}"]
+    found["vae"] = [f"{key}={vae[key]}: must be null: {_IGNORED}" for key in _VAE_NEEDS if vae.get(key)]
+    scale = vae["scaling_factor"]
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+        found["vae"].append(f"scaling_factor={scale}: must be a number above 0")
+    if vae["out_channels"] != 3:
+        found["vae"].append(f"out_channels={vae['out_channels']}: must be 3, red, green and blue")
+    found["tokenizer"] = _tokenizer_problems(folder / "tokenizer", text)
+    if not found["unet"]:
+        try:
+            network = empty_unet(folder)
+        except _UNFIT as error:
+            found["unet"].append(f"diffusers makes no network of it: {error}")
+        else:
+            found["unet"] += _unet_problems(network.config, vae, text)
+            if not found["unet"]:
+                found["unet weights"] = _weight_problems(network, weight_files(folder, "unet", variant))
+    if not any(found.values()):
+        for name, empty in (("vae", _empty_vae), ("text_encoder", _empty_text_encoder)):
+            try:
+                network = empty(folder)
+            except _UNFIT as error:
+                found[name] = [f"no network can be made of it: {type(error).__name__}: {error}"]
+            else:
+                found[f"{name} weights"] = _weight_problems(network, weight_files(folder, name, variant))
+    return [f"{folder / name.partition(' ')[0]}: {problem}" for name, each in found.items() for problem in each]
+
+
+def _loading_problems(folder: Path) -> list[str]:
+    """Keys that have a component loaded in another way than from the tensors beside its configuration."""
+    configs = {name: read_component(folder, name) for name in ("unet", "vae", "text_encoder")}
+    problems = [
+        f"{folder / name}: {key}={config[key]}: must be null: only plain weights are computed"
+        for name, config in configs.items()
+        for key in ("quantization_config", "_attn_implementation")
+        if config.get(key) is not None
+    ]
+    adapter = folder / "text_encoder" / "adapter_config.json"
+    return problems + ([f"{adapter}: adapters of a text encoder are not computed"] if adapter.exists() else [])
+
+
+def empty_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet of a pipeline's folder on the meta device, from its configuration alone."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(read_component(folder, "unet"))
+
+
+def _empty_vae(folder: Path) -> torch.nn.Module:
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(read_component(folder, "vae"))
+
+
+def _empty_text_encoder(folder: Path) -> torch.nn.Module:
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        return CLIPTextModel(CLIPTextConfig(**read_component(folder, "text_encoder")))
+
+
+def _needs(config: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
+    return [f"{key}={config[key]}: must be null: {why}" for key, why in reasons.items() if config.get(key) is not None]
+
+
+def _vae_config(folder: Path) -> dict[str, Any]:
+    from diffusers import AutoencoderKL
+
+    parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    return {**defaults, **read_component(folder, "vae")}
+
+
+def _text_config(folder: Path) -> Mapping[str, Any]:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(**read_component(folder, "text_encoder")).to_dict()
+
+
+def _unet_problems(unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
+    problems = []
+    channels = vae["latent_channels"]
+    for key in ("in_channels", "out_channels"):
+        if unet[key] != channels:
+            problems.append(
+                f"{key}={unet[key]}: must be {channels}, the VAE's latent_channels; networks that also take a masked "
+                "image, a depth map or an image to change are not computed"
+            )
+    widths = unet["cross_attention_dim"]
+    widths = {widths} if isinstance(widths, int) else set(widths)
+    if widths != {text["hidden_size"]}:
+        problems.append(
+            f"cross_attention_dim={unet['cross_attention_dim']}: must be {text['hidden_size']}, the hidden_size of the "
+            "text encoder"
+        )
+    size = unet["sample_size"]
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        problems.append(f"sample_size={size}: must be the side of the latents, or their height and width, above 0")
+    return problems
+
+
+def _tokenizer_problems(folder: Path, text: Mapping[str, Any]) -> list[str]:
+    """A tokenizer with tokens that the text encoder has no embedding of."""
+    whole, plain, settings = folder / "tokenizer.json", folder / "vocab.json", folder / "tokenizer_config.json"
+    try:
+        given = load_json(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        length, kind = given.get("model_max_length", 1), given.get("tokenizer_class") or TOKENIZERS[0]
+        if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:
+            return [f"{settings.name}: model_max_length={length!r}: must be a number above 0"]
+        if kind not in (*TOKENIZERS, *_PLAIN_TOKENIZERS):
+            return [f"{settings.name}: tokenizer_class={kind}: must be {' or '.join(TOKENIZERS)}"]
+        if whole.is_file():
+            content = load_json(whole.read_text(encoding="utf-8"))
+            numbers = [*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])]
+        else:
+            numbers = list(load_json(plain.read_text(encoding="utf-8")).values())
+        largest = max(int(number) for number in numbers)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"its vocabulary cannot be read: {error!r}"]
+    if largest >= text["vocab_size"]:
+        return [
+            f"it has a token of number {largest}: must be below {text['vocab_size']}, the text encoder's vocab_size"
+        ]
+    return []
+
+
+def _weight_problems(network: torch.nn.Module, files: Sequence[Path]) -> list[str]:
+    """Tensors that the files lack or have in another shape: the libraries would leave such weights random."""
+    from safetensors import safe_open
+
+    if not files:
+        return []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="numpy") as content:
+            shapes.update({_plain(name): tuple(content.get_slice(name).get_shape()) for name in list(content.keys())})
+    wrong = [
+        f"{name} {list(value.shape)}" + (f", found {list(shapes[_plain(name)])}" if _plain(name) in shapes else "")
+        for name, value in network.named_parameters()
+        if not _RENAMED.search(name) and shapes.get(_plain(name)) != tuple(value.shape)
+    ]
+    if not wrong:
+        return []
+    rest = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return [f"the weights do not fit config.json, which asks for {'; '.join(wrong[:_SHOWN])}{rest}"]
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the prefix that transformers puts before a text encoder's, or not, by its version."""
+    return name.removeprefix("text_model.")

@@ -1,0 +1,247 @@
+"""Where a model's files are, and whether they are whole: found out without loading them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from prdp.support.errors import StartError
+from prdp.support.json_lines import load_json
+from prdp.support.suggest import nearest
+
+EMBEDDED = "shapes"
+MIXTURES = "gaussian_mixtures"
+"""`model.path` of the world of mixtures, which is formulas and has neither files nor a tokenizer."""
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "worlds" / "shapes" / "pipeline"
+INDEX = "model_index.json"
+PIPELINE = "StableDiffusionPipeline"
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+COMPONENTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+"""The parts that have weights, and the classes that are computed."""
+CONFIGS = {**dict.fromkeys(COMPONENTS, "config.json"), "scheduler": "scheduler_config.json"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+"""Where components may come from; the last is a module of diffusers, with the safety checker."""
+_NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
+_PICKLED = (".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx")
+
+
+def model_location(path: str) -> str:
+    """What to hand to diffusers for `model.path`: the embedded pipeline for 'shapes', '~' expanded."""
+    return str(EMBEDDED_FOLDER) if path == EMBEDDED else os.path.expanduser(path)
+
+
+def check_model(path: str, variant: str | None = None, revision: str | None = None) -> Path | None:
+    """Check that `model.path` is a whole Stable Diffusion pipeline in diffusers format, or a hub id of one.
+
+    Of a hub repository that may be downloaded the small files are fetched, and weights are not looked for.
+
+    Returns:
+        the folder with the pipeline's configurations; None for the world of mixtures.
+
+    Raises:
+        StartError: naming the folder or file that is missing, half-written or of another kind.
+    """
+    if path == MIXTURES:
+        return None
+    location = Path(model_location(path))
+    where = f"model.path={path}"
+    if location.is_dir():
+        _check_folder(where, location, variant)
+        return location
+    if location.exists():
+        raise StartError(f"{where}: {location} is a file, must be a folder in diffusers format")
+    if path != EMBEDDED and _HUB_ID.fullmatch(path):
+        return _check_hub(where, path, variant, revision)
+    raise StartError(f"{where}: there is no folder {location}{_hint(location)}")
+
+
+def fetch_model(path: str, variant: str | None = None, revision: str | None = None) -> Path:
+    """The folder with a pipeline's files; those of a hub repository that are not in its cache are downloaded.
+
+    Raises:
+        ValueError: the hub does not give them.
+    """
+    location = Path(model_location(path))
+    if location.is_dir():
+        return location
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        return Path(
+            StableDiffusionPipeline.download(
+                path, revision=revision, variant=variant, use_safetensors=True, safety_checker=None
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={path}: the hub repository cannot be fetched: {_first_line(error)}") from error
+
+
+def read_component(folder: Path, name: str) -> dict[str, Any]:
+    """The configuration of a component of a pipeline's folder that `check_model` has found whole."""
+    return _read_json("model", folder / name / CONFIGS[name])
+
+
+def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a component, whole or in parts, that diffusers will read; empty when there are none."""
+    base = _base(name)
+    inserted = "" if variant is None else f".{variant}"
+    whole = folder / name / f"{base}{inserted}.safetensors"
+    if whole.is_file():
+        return [whole]
+    for index in (f"{base}.safetensors.index{inserted}.json", f"{base}{inserted}.safetensors.index.json"):
+        if (folder / name / index).is_file():
+            parts = _read_json("model", folder / name / index).get("weight_map", {})
+            return [folder / name / part for part in sorted(set(parts.values()))]
+    return []
+
+
+def _base(name: str) -> str:
+    return "model" if name == "text_encoder" else "diffusion_pytorch_model"
+
+
+def _check_folder(where: str, folder: Path, variant: str | None, weights: bool = True) -> None:
+    index = _read_json(where, folder / INDEX)
+    _check_classes(where, folder / INDEX, index)
+    for name, entry in index.items():
+        is_component = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
+        if is_component and name not in _NOT_NEEDED and not (folder / name).is_dir():
+            raise StartError(f"{where}: {folder} is incomplete: {INDEX} names {name}, but there is no folder {name}/")
+    for name, file in CONFIGS.items():
+        _read_json(where, folder / name / file)
+    if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise StartError(f"{where}: {folder / 'tokenizer'} holds neither tokenizer.json nor vocab.json")
+    if weights:
+        for name in COMPONENTS:
+            _check_weights(where, folder, name, variant)
+
+
+def _check_classes(where: str, file: Path, index: dict[str, Any]) -> None:
+    found = index.get("_class_name")
+    if found is not None and found != PIPELINE:
+        raise StartError(
+            f"{where}: {file} is of a {found}; only {PIPELINE} is computed: Stable Diffusion 1.x and 2.x and their "
+            "fine-tunes, text to image"
+        )
+    missing = [name for name in (*COMPONENTS, "tokenizer", "scheduler") if not isinstance(index.get(name), list)]
+    if missing:
+        raise StartError(f"{where}: {file} names no {', '.join(missing)}; is it a Stable Diffusion pipeline?")
+    for name, expected in COMPONENTS.items():
+        if index[name][-1] != expected:
+            raise StartError(f"{where}: {file} says that {name} is of class {index[name][-1]}: must be {expected}")
+    for name, entry in index.items():
+        # diffusers imports whatever module is named; transformers' Auto classes look for code in the folder.
+        if isinstance(entry, list) and any(part is not None for part in entry) and not _is_of_a_library(entry):
+            raise StartError(
+                f"{where}: {file} takes {name} from {' '.join(map(str, entry))}: must be a class of "
+                f"{', '.join(_LIBRARIES)}, since the code of a model's folder is never run"
+            )
+    if found is None:
+        raise StartError(f"{where}: {file} has no _class_name: must be {PIPELINE}")
+    if index["tokenizer"][-1] not in TOKENIZERS:
+        allowed = " or ".join(TOKENIZERS)
+        raise StartError(f"{where}: {file} says that tokenizer is of class {index['tokenizer'][-1]}: must be {allowed}")
+
+
+def _is_of_a_library(entry: list[Any]) -> bool:
+    library, name = entry if len(entry) == 2 else (None, None)
+    automatic = library == "transformers" and str(name).startswith("Auto")
+    return library in _LIBRARIES and isinstance(name, str) and not automatic
+
+
+def _check_weights(where: str, folder: Path, name: str, variant: str | None) -> None:
+    files = weight_files(folder, name, variant)
+    if not files:
+        raise StartError(f"{where}: {_no_weights(folder, name, variant)}")
+    for file in files:
+        if not file.is_file():
+            raise StartError(f"{where}: {file} is missing, a part of the weights that the index beside it names")
+        if file.stat().st_size == 0:
+            raise StartError(f"{where}: {file} is empty")
+        _check_safetensors(where, file)
+
+
+def _no_weights(folder: Path, name: str, variant: str | None) -> str:
+    """Why a component has no weights, and what to do with those that are there."""
+    inside = folder / name
+    wanted = "no weights" + (f" of variant '{variant}'" if variant is not None else "") + " (*.safetensors)"
+    others = sorted({file.name.split(".")[-2] for file in inside.glob(f"{_base(name)}.*.safetensors")} - {variant})
+    if others:
+        return f"{inside} holds {wanted}, only those of variant {others[0]}: set model.variant={others[0]}"
+    if variant is not None and list(inside.glob("*.safetensors")):
+        return f"{inside} holds {wanted}, only those without a variant: set model.variant=null"
+    pickled = sorted(file.name for file in inside.iterdir() if file.suffix in _PICKLED)
+    if pickled:
+        return (
+            f"{inside} holds {wanted}, only {pickled[0]}, which is pickled and never read here. If you trust who made "
+            "it, convert the folder: python -c \"from diffusers import StableDiffusionPipeline as P; "
+            f"P.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}-safetensors')\""
+        )
+    return f"{inside} holds {wanted}"
+
+
+def _check_safetensors(where: str, file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise StartError(f"{where}: {file} is not a whole safetensors file, half-written perhaps: {error}") from None
+
+
+def _read_json(where: str, file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise StartError(f"{where}: {file} is missing; expected a folder in diffusers format")
+    try:
+        content = load_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StartError(f"{where}: {file} is half-written or damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise StartError(f"{where}: {file} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _check_hub(where: str, path: str, variant: str | None, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    offline = bool(constants.HF_HUB_OFFLINE)
+    cached = try_to_load_from_cache(path, INDEX, revision=revision)
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+        if offline or all((folder / name / file).is_file() for name, file in CONFIGS.items()):
+            _check_folder(where, folder, variant, weights=offline)
+            return folder
+    if offline:
+        raise StartError(
+            f"{where}: there is no such folder, and the hub repository of that name is not in the local cache, which "
+            f"HF_HUB_OFFLINE=1 restricts the run to{_hint(Path(path))}"
+        )
+    try:
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.txt"]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise StartError(
+            f"{where}: there is no such folder, and the hub does not give a repository of that name: "
+            f"{_first_line(error)}{_hint(Path(path))}"
+        ) from error
+    _check_folder(where, folder, variant, weights=False)
+    return folder
+
+
+def _hint(location: Path) -> str:
+    """The end of a sentence about a path that does not exist, from what stands beside it."""
+    try:
+        beside = sorted(entry.name for entry in location.parent.iterdir() if entry.is_dir())
+    except OSError:
+        return ""
+    near = nearest(location.name, beside)
+    if near:
+        return f". Did you mean {location.parent / near[0]}?"
+    return f"; {location.parent} holds {', '.join(beside[:5])}" if beside and len(location.parts) > 1 else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Pages that people read: a run as one HTML file."""

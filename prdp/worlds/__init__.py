@@ -1,0 +1,1 @@
+"""Worlds of our own making, each with its models, prompts and rewards."""

@@ -1,0 +1,165 @@
+"""Trains the tiny Stable Diffusion 3 as a rectified flow on the latents of rendered scenes.
+
+Can be killed at any time: the state of the training, optimizer and average included, is stored now and then, and the
+next start goes on from it as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from prdp.support.storage import write_atomically
+from prdp.worlds.shapes.pretrain_unet import LatentData, noisy_caption
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+
+EMPTY_T5_ROWS = 256
+"""The rows of zeros that diffusers appends to the captions of a pipeline without T5, unless told another number."""
+STATE = "training.safetensors"
+
+
+def stable_then_linear(step: int, steps: int, warmup: int, decay: int) -> float:
+    """Learning-rate factor: linear warm-up from 0, then 1, then linearly to 0 in the last `decay` steps.
+
+    A training that ends before its decay can be prolonged without a break.
+    """
+    return min(1.0, (step + 1) / warmup, (steps - step) / max(1, decay))
+
+
+def encode_captions(
+    pipeline: StableDiffusion3Pipeline, captions: Sequence[str], empty_rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the pipeline's own `encode_prompt` gives, with gradient.
+
+    Returns:
+        states [n, tokens + empty_rows, joint_attention_dim] and pooled states [n, pooled_projection_dim], float32.
+    """
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer(
+        list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+    encoded = [encoder(ids, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
+    states = torch.cat([each.hidden_states[-2] for each in encoded], dim=-1)
+    return F.pad(states, (0, 0, 0, empty_rows)), torch.cat([each.text_embeds for each in encoded], dim=-1)
+
+
+def train_flow(
+    pipeline: StableDiffusion3Pipeline,
+    data: LatentData,
+    folder: Path,
+    *,
+    steps: int,
+    decay_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    caption_noise: float,
+    noisy_steps: int,
+    caption_dropout: float,
+    ema_decay: float,
+    seed: int,
+    log: Callable[[int, dict[str, float]], None],
+    save_every: int = 250,
+) -> None:
+    """Predicts noise - data at logit-normal times (arXiv:2403.03206, section 3.1); leaves the averages in the pipeline.
+
+    Args:
+        folder: where the state is kept; a state found there is gone on with.
+        decay_steps: last steps, in which the rate falls to 0.
+        caption_noise: rate of `noisy_caption` in the last `noisy_steps` steps.
+        caption_dropout: fraction of captions replaced by the empty one, for classifier-free guidance.
+    """
+    modules = torch.nn.ModuleDict(
+        {name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
+    )
+    average = deepcopy(modules).requires_grad_(False)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.99))
+    done = _load(folder / STATE, modules, average, optimizer)
+    modules.train()
+    total = 0.0
+    for step in range(done, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * stable_then_linear(step, steps, 100, decay_steps)
+        rng = np.random.default_rng((seed, 3, step))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        # So many rows for those who call the pipeline without max_sequence_length; they cost four times as much.
+        empty_rows, count = (EMPTY_T5_ROWS, batch_size // 4) if step % 8 == 7 else (1, batch_size)
+        rows = rng.integers(len(data.scenes), size=count)
+        noise_rate = caption_noise if step >= steps - noisy_steps else 0.0
+        captions = [
+            "" if rng.random() < caption_dropout else noisy_caption(data.scenes[row], rng, noise_rate) for row in rows
+        ]
+        clean = data.latents[torch.from_numpy(rows)]
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.sigmoid(torch.randn(count, generator=generator))
+        sigma = times[:, None, None, None]
+        states, pooled = encode_captions(pipeline, captions, empty_rows)
+        velocity = pipeline.transformer(
+            (1.0 - sigma) * clean + sigma * noise,
+            timestep=1000.0 * times,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+        ).sample
+        loss = F.mse_loss(velocity, noise - clean)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, current in zip(average.parameters(), modules.parameters(), strict=True):
+                kept.lerp_(current, 1.0 - decay)
+        total += loss.item()
+        if (step + 1) % 50 == 0:
+            log(step + 1, {"flow/loss": total / 50, "flow/grad_norm": norm.item()})
+            total = 0.0
+        if (step + 1) % save_every == 0 or step == steps - 1:
+            _save(folder / STATE, step + 1, modules, average, optimizer)
+    modules.load_state_dict(average.state_dict())
+    modules.eval()
+
+
+def _save(
+    file: Path, done: int, modules: torch.nn.Module, average: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    from safetensors.torch import save
+
+    tensors = {f"weights/{name}": value for name, value in modules.state_dict().items()}
+    tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in entries.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomically(file, save(contiguous, {"done": str(done)}))
+
+
+def _load(
+    file: Path, modules: torch.nn.Module, average: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> int:  # fmt: skip
+    """The number of steps that are done; 0 without a file."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        return 0
+    kinds: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
+    with safe_open(file, framework="pt") as stored:
+        done = int(stored.metadata()["done"])
+        for key in stored.keys():  # noqa: SIM118
+            kind, name = key.split("/", 1)
+            kinds[kind][name] = stored.get_tensor(key)
+    modules.load_state_dict(kinds["weights"])
+    average.load_state_dict(kinds["average"])
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in kinds["optimizer"].items():
+        index, name = key.split("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return done

@@ -1,0 +1,361 @@
+"""The report: complete, self-contained, and calm about whatever is missing."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_run import add_evaluation, make_run, prompt_batch
+
+from prdp.reports.pictures import comparison_picture, grid_scores
+from prdp.reports.report import NotARunError, main, write_report
+from prdp.reports.report_data import changes, heldout_curves, read_run, timings
+from prdp.reports.report_sections import timing
+from prdp.reports.report_text import interval, label, score, signed, tone
+from prdp.tracking.evaluations import load_evaluation, save_evaluation
+from prdp.tracking.jsonl import METRICS_FILE
+from prdp.types import PromptBatch
+
+VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element is closed, in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.tags: set[str] = set()
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    @property
+    def images(self) -> Sequence[Image.Image]:
+        sources = [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        pictures = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
+        for picture in pictures:
+            picture.load()
+        return pictures
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_the_report_shows_before_and_after_from_the_folder_alone(whole_run: Path) -> None:
+    page = Page(write_report(whole_run))
+    first, last = load_evaluation(whole_run, 0), load_evaluation(whole_run, 20)
+    overall, _, _ = changes(first, last)
+    assert overall is not None
+    assert overall.difference[0] == pytest.approx((last.scores - first.scores).mean())
+    for value in (overall.before[0], overall.after[0]):
+        assert f"{value:.3f}" in page.text
+    assert f"+{overall.difference[0]:.3f}" in page.text and "Finished after 20 epochs" in page.text
+    assert "24 images of 12 prompts" in page.text
+    for title in ("Before and after", "On the way", "Held-out sub-scores", "Skill by skill", "Training", "Time"):
+        assert title in page.text, title
+    assert prompt_batch(4).texts[3] in page.text  # with its <&> escaped, or it would not parse back
+    assert "angle & bracket" in page.text and "<b>" not in page.source
+    assert len(page.images) == 4 * 2 * 2 + 4 * 3  # grid: prompts, images, before and after; strip: prompts, evaluations
+
+
+def test_the_report_loads_nothing_from_elsewhere(whole_run: Path) -> None:
+    page = Page(write_report(whole_run))
+    assert not {tag for tag, _, _ in page.attributes} & {"script", "iframe", "object", "embed", "video", "source"}
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+            assert value.startswith("data:"), (tag, name, value[:60])
+    style = page.source.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert "default-src 'none'" in page.source
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence", "others"),
+    [
+        (
+            {"done": 7, "evaluations": [(0, 0.0)], "status": None},
+            "Not finished: 7 of 20 epochs so far",
+            ["one evaluation"],
+        ),
+        (
+            {"done": 3, "evaluations": [], "status": "failed"},
+            "Stopped by an error after epoch 3 of 20",
+            ["No evaluation"],
+        ),
+        ({"done": 12, "status": "interrupted"}, "Interrupted after epoch 12 of 20", ["after 10 epochs"]),
+        ({"status": None}, "Finished after 20 epochs", ["Before and after"]),
+        ({"evaluations": [(0, 0.2), (20, 0.0)]}, "Finished after 20 epochs", ["the model got worse"]),
+    ],
+)
+def test_runs_of_every_state_get_a_report(tmp_path: Path, options: dict, sentence: str, others: list[str]) -> None:
+    page = Page(write_report(make_run(tmp_path / "run", **options)))
+    for part in (sentence, *others):
+        assert part in page.text, part
+
+
+@pytest.mark.parametrize("kept", ["config.yaml", METRICS_FILE, "evaluations"])
+def test_one_part_of_a_run_is_enough(tmp_path: Path, kept: str) -> None:
+    source = make_run(tmp_path / "run")
+    folder = tmp_path / "part"
+    folder.mkdir()
+    (source / kept).rename(folder / kept)
+    page = Page(write_report(folder))
+    assert ("Skill by skill" in page.text) == (kept == "evaluations")
+    assert ("Training" in page.text) == (kept == METRICS_FILE)
+
+
+def test_a_category_that_is_called_as_a_sub_score_has_a_row_of_its_own(tmp_path: Path) -> None:
+    prompts = PromptBatch(0, 0, ("a", "b"), ({"category": "color"}, {"category": "score"}))
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    save_evaluation(tmp_path, 3, prompts, 1, np.array([0.125, 0.375]), {"color": np.array([0.75, 1.0])}, pictures)
+    page = write_report(tmp_path).read_text()
+    rows = re.findall(r'<tr class="(\w*)"><td>(color|score)</td><td class="num">([\d.]+)', page)
+    assert [(tone, name, float(value)) for tone, name, value in rows] == [
+        ("total", "score", 0.25), ("", "color", 0.875), ("", "color", 0.125), ("", "score", 0.375),
+    ]  # fmt: skip
+
+
+def test_intervals_are_computed_from_the_scores_whatever_was_recorded(tmp_path: Path) -> None:
+    """As of runs that an earlier version recorded with bootstrap intervals, and of summaries that hold anything."""
+    add_evaluation(tmp_path, 0, 0.0)
+    file = tmp_path / "evaluations" / "epoch_00000" / "summary.json"
+    recorded = json.loads(file.read_text())
+    expected = Page(write_report(tmp_path)).text
+    assert f"[{recorded['score']['low']:.3f}, {recorded['score']['high']:.3f}]" in expected
+    for part in (recorded["score"], *recorded["sub_scores"].values(), *recorded["categories"].values()):
+        part.update(low=0.111, high=0.999, mean="<script>", images=None)
+    file.write_text(json.dumps(recorded))
+    assert Page(write_report(tmp_path)).text == expected
+
+
+@pytest.mark.parametrize(
+    "evil", ['"><script>alert(1)</script>', "' onload='alert(1)", "</title></style></svg><script>x"]
+)
+def test_texts_of_a_run_stay_texts(tmp_path: Path, evil: str) -> None:
+    folder = tmp_path / evil.replace("/", "_")
+    prompts = PromptBatch(0, 0, (f"a {evil}", "b"), ({"category": evil}, {"category": "x"}))
+    pictures = np.full((2, 4, 4, 3), 200, np.uint8)
+    for epoch in (0, 3):
+        values = np.array([0.1, 0.5]) + epoch / 10
+        save_evaluation(folder, epoch, prompts, 1, values, {evil: values, f"watch/{evil}": values}, pictures)
+    (folder / "config.yaml").write_text(json.dumps({"epochs": 3, "reward": {"_target_": evil, evil: evil}, evil: evil}))
+    (folder / "status.json").write_text(json.dumps({"status": evil, "started": evil, "epoch": evil, "error": evil}))
+    lines = [{"epoch": epoch, f"reward/{evil}": 0.5, evil: 1.0, "reward/mean": epoch / 2} for epoch in range(3)]
+    (folder / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    clean = make_run(tmp_path / "clean")
+    page, plain = Page(write_report(folder)), Page(write_report(clean))
+    assert page.tags <= plain.tags | {"figcaption"} and "script" not in page.tags
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert evil in page.text
+
+
+def test_missing_and_odd_metrics_do_no_harm(tmp_path: Path) -> None:
+    lines = ['{"epoch": 0, "loss": "NaN", "reward/mean": 0.5}', '{"epoch": 1, "loss": "Infinity"}', '{"epoch": 2, "lo']
+    (tmp_path / METRICS_FILE).write_text("\n".join(lines))
+    page = Page(write_report(tmp_path))
+    assert "Reward" in page.text and "Loss" not in page.text and "nan" not in page.text.lower()
+
+
+def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(NotARunError, match=r"is not the folder of a run: it holds none of config\.yaml"):
+        main(tmp_path)
+    with pytest.raises(NotARunError, match="is not a folder"):
+        main(tmp_path / "nowhere")
+    (tmp_path / "config.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+        main(tmp_path)
+
+
+def test_curves_and_differences_take_only_images_that_both_have(tmp_path: Path) -> None:
+    add_evaluation(tmp_path, 0, 0.0, prompts=12)
+    add_evaluation(tmp_path, 10, 0.1, prompts=4)
+    add_evaluation(tmp_path, 20, 0.2, prompts=12)
+    run = read_run(tmp_path)
+    prompts, curves = heldout_curves(run.evaluations)
+    assert prompts == 4
+    assert curves["score"].y[0] == pytest.approx(run.evaluations[0].scores[:8].mean())
+    overall, skills, categories = changes(run.evaluations[0], run.evaluations[1])
+    assert overall is not None and overall.images == 8 and overall.sign == 1
+    assert {change.name: change.images for change in skills}["relation"] == 4
+    assert [change.name for change in categories] == ["even", "odd"]
+
+
+def test_other_prompts_are_never_compared(tmp_path: Path) -> None:
+    make_run(tmp_path, evaluations=[(0, 0.0)])
+    add_evaluation(tmp_path, 20, 0.3)
+    path = tmp_path / "evaluations" / "epoch_00020" / "scores.jsonl"
+    path.write_text(path.read_text().replace("disc", "ball"))
+    page = Page(write_report(tmp_path))
+    assert "no prompt in common" in page.text and "paired difference" not in page.text
+
+
+def test_time_is_shared_out(whole_run: Path) -> None:
+    rows = {row.stage: row for row in timings(read_run(whole_run))}
+    assert rows["sample"].seconds == pytest.approx(40.0) and rows["sample"].images_per_second == 64.0
+    assert rows["evaluate"].seconds == pytest.approx(12.0) and rows["evaluate"].epochs == 3
+    assert rows["other"].seconds == pytest.approx(20 * (5.5 - 2.0 - 3.0 - 0.05))
+    assert sum(row.share for row in rows.values() if row.stage != "score") == pytest.approx(1.0)
+    assert math.isnan(rows["score"].images_per_second)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said", "other"),
+    [
+        ({"kind": "inline"}, "One process samples, scores and learns in turns.", 0.25),
+        ({"kind": "ray"}, "Scoring goes on while sampling does", 0.75),
+        ({"kind": "ray", "max_staleness": 1}, "Sampling also goes on while the learner works.", 0.75),
+    ],
+)
+def test_how_stages_share_the_time_is_said_as_it_is(
+    whole_run: Path, cluster: dict[str, Any], said: str, other: float
+) -> None:
+    run = read_run(whole_run)
+    stages = {"sample": 2.0, "score": 0.5, "learn": 2.5, "publish": 0.25, "rollout": 2.5, "epoch": 5.5}
+    metrics = {f"time/{stage}": ([1], [seconds]) for stage, seconds in stages.items()}
+    run = dataclasses.replace(run, metrics=metrics, config={**run.config, "cluster": cluster})
+    rows = {row.stage: row for row in timings(run)}
+    assert rows["other"].seconds == pytest.approx(other)
+    assert sum(
+        row.share for name, row in rows.items() if name != "score" or cluster["kind"] == "inline"
+    ) == pytest.approx(1)
+    assert said in timing(run)
+
+
+def test_large_pictures_are_scaled_down_in_the_report(tmp_path: Path) -> None:
+    make_run(tmp_path, evaluations=[(0, 0.0)], size=400)
+    pictures = Page(write_report(tmp_path)).images
+    assert {picture.size for picture in pictures} == {(256, 256)}
+
+
+def test_comparison_picture_shows_pairs_in_order(whole_run: Path, tmp_path: Path) -> None:
+    path = comparison_picture({"after": whole_run}, tmp_path / "docs" / "picture.png", rows=1, columns=3)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+        assert picture.width > 3 * 2 * 150
+    # The discs of the first three prompts, before and after, at a third of each picture's height: red, green, blue.
+    row = pixels[pixels.shape[0] // 2]
+    order = [
+        c
+        for c, (hot, cold) in {"red": (0, 2), "green": (1, 0), "blue": (2, 0)}.items()
+        if (row[:, hot] - row[:, cold] > 90).any()
+    ]
+    assert order == ["red", "green", "blue"]
+    first = {
+        name: np.flatnonzero(row[:, hot] - row[:, cold] > 120)[0] for name, hot, cold in (("red", 0, 2), ("blue", 2, 0))
+    }
+    assert first["red"] < first["blue"]
+
+
+def test_comparison_picture_stands_several_runs_side_by_side(whole_run: Path, tmp_path: Path) -> None:
+    """The same run twice: a third picture in each row, the same as the second."""
+    widths = []
+    for runs in ({"a": whole_run}, {"a": whole_run, "b": whole_run}):
+        path = comparison_picture(runs, tmp_path / "picture.png", rows=1, columns=1)
+        with Image.open(path) as picture:
+            widths.append(picture.width)
+            pixels = np.asarray(picture.convert("RGB"))
+    side = widths[1] - widths[0]
+    left = widths[0] - side
+    row = pixels.shape[0] // 2
+    second, third = pixels[row, left : left + side - 6], pixels[row, left + side : left + 2 * side - 6]
+    np.testing.assert_array_equal(second[:100], third[:100])
+    assert second.std() > 1
+
+
+def test_comparison_picture_needs_two_evaluations_with_pictures(tmp_path: Path) -> None:
+    add_evaluation(tmp_path, 0, 0.0)
+    with pytest.raises(ValueError, match="has 1 evaluations"):
+        comparison_picture({"after": tmp_path}, tmp_path / "picture.png")
+    add_evaluation(tmp_path, 10, 0.1, grid=0)
+    with pytest.raises(ValueError, match="no prompt has a picture in the evaluations of all"):
+        comparison_picture({"after": tmp_path}, tmp_path / "picture.png")
+
+
+def test_a_watched_reward_may_be_written_under_pictures(tmp_path: Path) -> None:
+    images, prompts = np.zeros((2, 8, 8, 3), np.uint8), PromptBatch(0, 0, ("a", "b"), ({}, {}))
+    judged = {"watch/judge": np.array([0.25, 0.75])}
+    for epoch in (0, 1):
+        save_evaluation(tmp_path, epoch, prompts, 1, np.array([-3.0, -2.0]), judged, images)
+    evaluation = load_evaluation(tmp_path, 1)
+    assert grid_scores(evaluation) == {(0, 0): ("a", -3.0), (1, 0): ("b", -2.0)}
+    assert grid_scores(evaluation, "judge") == {(0, 0): ("a", 0.25), (1, 0): ("b", 0.75)}
+    with pytest.raises(ValueError, match=r"no sub-score 'size'; there are: judge"):
+        comparison_picture({"after": tmp_path}, tmp_path / "picture.png", reward="size")
+
+
+def test_long_names_under_pictures_end_before_the_next_picture(whole_run: Path, tmp_path: Path) -> None:
+    """Between the label of the first run and that of the second there is a gap of blank columns."""
+    drawn = []
+    for name in ("a_method_with_a_very_long_name_indeed", "short"):
+        path = comparison_picture({name: whole_run, "b": whole_run}, tmp_path / "picture.png", rows=1, columns=1)
+        with Image.open(path) as picture:
+            drawn.append(np.asarray(picture.convert("L"))[-45:])
+    gaps = [slice(28 + side * 182 + 176, 28 + (side + 1) * 182) for side in range(2)]
+    assert all((pixels[:, gap] == 255).all() for pixels in drawn for gap in gaps)
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_labels_say_what_is_only_watched() -> None:
+    assert label("clip_score/raw") == "clip score/raw"
+    assert label("watch/image_quality") == "image quality (watched, not optimised)"
+
+
+def test_what_rounds_to_zero_has_neither_sign_nor_colour(tmp_path: Path) -> None:
+    assert [score(-0.0004), score(-0.0), score(-0.0006)] == ["0.000", "0.000", "\N{MINUS SIGN}0.001"]
+    assert [signed(value) for value in (0.0004, -0.0004, 0.0, 0.0006)] == ["0.000", "0.000", "0.000", "+0.001"]
+    assert interval((0.0, -1e-17, 1e-17), signed) == "[0.000, 0.000]"
+    assert [tone(1, 1e-5), tone(-1, -1e-5), tone(0, 0.3), tone(1, 0.3), tone(-1, -0.3)] == ["", "", "", "up", "down"]
+    make_run(tmp_path, evaluations=[(0, 0.0)])
+    path = tmp_path / "evaluations" / "epoch_00000"
+    shutil.copytree(path, tmp_path / "evaluations" / "epoch_00020")
+    scores = tmp_path / "evaluations" / "epoch_00020" / "scores.jsonl"
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    lines = [{**line, "score": line["score"] - 1e-7} for line in lines]
+    scores.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    summary = tmp_path / "evaluations" / "epoch_00020" / "summary.json"
+    summary.write_text(summary.read_text().replace('"epoch": 0', '"epoch": 20'))
+    page = Page(write_report(tmp_path))
+    assert "Rounded, the paired difference is zero" in page.text
+    assert not re.search(r"[-+\N{MINUS SIGN}]0\.000", page.text)
+    assert not [value for _, name, value in page.attributes if name == "class" and {"up", "down"} & set(value.split())]
