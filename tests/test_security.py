@@ -31,8 +31,8 @@ OUR_OWN = {"pickle.loads", "cloudpickle.loads", "ray.cloudpickle.loads"}
 
 MEANT = {
     ("cli.py", "importlib.import_module"): "a command of this package, by its name",
-    ("targets.py", "importlib.import_module"): "what a `_target_` names",
-    ("configure.py", "omegaconf.OmegaConf.to_container"): "references that were typed on the command line",
+    ("support/targets.py", "importlib.import_module"): "what a `_target_` names",
+    ("configuration/typed.py", "omegaconf.OmegaConf.to_container"): "references that were typed on the command line",
 }
 """Calls that import or resolve what they are given, and what that is."""
 BUILDERS = {
@@ -44,16 +44,17 @@ BUILDERS = {
     "prdp.prompts.build_prompts",
 }
 BUILD = {
-    "commands.py": "what the command line composes",
-    "evaluate.py": "what the command line composes, runs having passed `prdp.evaluation.trust`",
+    "commands/train.py": "what the command line composes",
+    "commands/evaluate.py": "what the command line composes, runs having passed `prdp.evaluation.trust`",
     "train.py": "likewise",
-    "reward_server.py": "likewise",
+    "commands/reward_server.py": "likewise",
     "cluster/base.py": "the reward of the run that starts the actor",
     "rewards/__init__.py": "the builders themselves",
     "rewards/python_callable.py": "a function that the command line names",
     "rewards/weighted_sum.py": "terms of a section that was checked as a whole",
     "prompts/__init__.py": "the builders themselves",
-    "targets.py": "the builders themselves",
+    "diffusion/__init__.py": "the policy class that `model.family` of the command line names",
+    "support/targets.py": "the builders themselves",
 }
 """Files that build what a section names, and why its section may be trusted. Another one needs a thought first."""
 

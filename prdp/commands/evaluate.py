@@ -15,13 +15,13 @@ from prdp.cluster.process_threads import apply_threads
 from prdp.configuration.compose import Composer
 from prdp.configuration.key_help import topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
-from prdp.configuration.preconditions import check_evaluation_preconditions
 from prdp.configuration.secret_values import check_no_secrets
 from prdp.configuration.typed import conf_folder, groups, schema_keys, write_config
 from prdp.evaluation.command_line import EVALUATE, read_command_line
 from prdp.evaluation.exports import FOLDER as EXPORTS
 from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
+from prdp.evaluation.preconditions import check_evaluation_preconditions
 from prdp.evaluation.settings import EVALUATE_RULES, EvaluateConfig
 from prdp.evaluation.store import file_name
 from prdp.support.errors import ConfigError, StartError, start_up_checks

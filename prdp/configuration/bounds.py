@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prdp.config import ClusterConfig, TrainConfig
+from prdp.diffusion import FAMILIES
 from prdp.diffusion.precision import precision_problem
+from prdp.diffusion.windows import KINDS as WINDOWS
 from prdp.learners import FRAMEWORKS
 from prdp.objectives import OBJECTIVES, Trajectory, objective_mistakes
 from prdp.support.errors import ConfigError
@@ -49,7 +51,6 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.allows(value), f"{rule.words}, or null", (*rule.choices, "null"))
 
 
-FAMILIES = ("stable_diffusion", "gaussian_mixtures")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _anything = Rule(lambda value: True, "anything")
@@ -67,7 +68,11 @@ RULES: dict[str, Rule] = {
     "updates_per_epoch": _count,
     "output_dir": _filled,
     "rollout_policy": one_of("current", "reference"),
-    "model.family": one_of(*FAMILIES),
+    "model.family": Rule(
+        lambda value: value in FAMILIES or "." in value,
+        f"one of {', '.join(FAMILIES)}, or the dotted path of a policy class",
+        tuple(FAMILIES),
+    ),
     "model.path": Rule(lambda value: bool(value.strip()), "'shapes', a folder in diffusers format, or a hub id"),
     "model.revision": _anything,
     "model.variant": _anything,
@@ -79,6 +84,14 @@ RULES: dict[str, Rule] = {
     "sampler.guidance_scale": at_least(0),
     "sampler.timestep_spacing": optional(one_of("leading", "trailing", "linspace")),
     "sampler.deterministic_final_steps": at_least(0),
+    "sampler.shift": optional(above(0)),
+    "sampler.window": one_of(*WINDOWS),
+    "sampler.window_size": _count,
+    "sampler.window_start": at_least(0),
+    "sampler.window_end": optional(_count),
+    "sampler.window_every": _count,
+    "sampler.trained_share": Rule(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "sampler.shared_start_noise": _anything,
     "sampler.microbatch": _count,
     "sampler.prompts_per_chunk": _count,
     "learner.framework": one_of(*FRAMEWORKS),

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.support.errors import StartError, UserError
-
-if TYPE_CHECKING:
-    from prdp.evaluation.settings import EvaluateConfig
 
 _RAY_OWN = ("CPU", "GPU", "memory", "object_store_memory")
 
@@ -35,31 +32,6 @@ def check_preconditions(config: TrainConfig) -> None:
     if not problems:
         problems += precision_problems(config.model, config.learner.autocast)
         problems += model_problems(config.model, config.sampler, config.learner)
-    refuse(problems)
-
-
-def check_evaluation_preconditions(config: EvaluateConfig, models: Sequence[ModelConfig]) -> None:
-    """Refuse an evaluation that could not start here.
-
-    Args:
-        config: of `prdp evaluate`; its device, precision and sampler hold for every model.
-        models: the pipelines behind what is evaluated.
-
-    Raises:
-        StartError: all that is missing, a line each.
-    """
-    cluster, inline = config.cluster, config.cluster.kind == "inline"
-    problems = gpu_problems(cluster)
-    problems += device_problems("model.device", config.model.device, cluster, cluster.sampler_gpus, inline)
-    for name in ("rewards", "watch"):
-        for key, device in devices_in(name, getattr(config, name)).items():
-            problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
-    for key, device in devices_in("features", config.features).items():
-        problems += device_problems(key, device, ClusterConfig(kind="inline"), 0.0, True)
-    if not problems:
-        problems += precision_problems(config.model, config.autocast)
-        for model in models:
-            problems += model_problems(model, config.sampler)
     refuse(problems)
 
 
@@ -224,23 +196,12 @@ def model_problems(model: ModelConfig, sampler: SamplerConfig, learner: LearnerC
 
 
 def transition_problems(model: ModelConfig, sampler: SamplerConfig) -> list[str]:
-    """Why a sampler section makes no chain of a model's scheduler."""
-    from prdp.diffusion.effective_scheduler import effective_scheduler
-    from prdp.diffusion.libraries import quiet
-    from prdp.diffusion.model_folder import check_model, read_component
-    from prdp.diffusion.variance_preserving import VariancePreserving
+    """Why a sampler section makes no chain of a model's process."""
+    from prdp.diffusion import family_of
     from prdp.diffusion.windows import trained_steps
 
-    quiet()
-    folder = check_model(model.path, model.variant, model.revision)
-    if folder is None:
-        from prdp.worlds.mixtures.policy import SCHEDULER
-
-        scheduler: Mapping[str, Any] = SCHEDULER
-    else:
-        scheduler = effective_scheduler(read_component(folder, "scheduler")).config
     try:
-        trained_steps(sampler, VariancePreserving(scheduler).transitions(sampler).noisy)
+        trained_steps(sampler, family_of(model).process_of(model).transitions(sampler).noisy)
     except ValueError as error:
         return [str(error)]
     return []

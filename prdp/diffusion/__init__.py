@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prdp.support.errors import ConfigError
+from prdp.support.targets import locate
+
 if TYPE_CHECKING:
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.sampler import Keep, Sampler
 
-FAMILIES = ("stable_diffusion", "gaussian_mixtures")
+FAMILIES = {
+    "stable_diffusion": "prdp.diffusion.stable_diffusion.StableDiffusionPolicy",
+    "gaussian_mixtures": "prdp.worlds.mixtures.policy.GaussianMixturesPolicy",
+}
+"""Name -> dotted path of the policy class."""
+
+
+def family_of(model: ModelConfig) -> type[Policy]:
+    """The policy class that `model.family` names.
+
+    Raises:
+        ConfigError: an unknown family, or a dotted path to nothing.
+    """
+    if model.family not in FAMILIES and "." not in model.family:
+        raise ConfigError(f"model.family={model.family}: must be one of {', '.join(FAMILIES)}, or a dotted path")
+    found: type[Policy] = locate("model.family", FAMILIES.get(model.family, model.family))
+    return found
 
 
 def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_reference: bool) -> Policy:
@@ -23,15 +42,7 @@ def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_
     Raises:
         ValueError: an unknown family; what is wrong with the model's folder.
     """
-    if model.family == "stable_diffusion":
-        from prdp.diffusion.stable_diffusion import StableDiffusionPolicy
-
-        return StableDiffusionPolicy.load(model, learner, seed=seed, keep_reference=keep_reference)
-    if model.family == "gaussian_mixtures":
-        from prdp.worlds.mixtures.policy import GaussianMixturesPolicy
-
-        return GaussianMixturesPolicy(model, learner, seed=seed, keep_reference=keep_reference)
-    raise ValueError(f"model.family is {model.family!r}, expected one of {', '.join(FAMILIES)}")
+    return family_of(model).load(model, learner, seed=seed, keep_reference=keep_reference)
 
 
 def build_sampler(

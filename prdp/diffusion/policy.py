@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.process import Process
 from prdp.diffusion.weights import TrainableWeights
@@ -24,6 +25,15 @@ class Policy(Protocol):
     process: Process
     weights: TrainableWeights
     precision: str
+
+    @classmethod
+    def load(cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True) -> Policy:
+        ...
+
+    @staticmethod
+    def process_of(model: ModelConfig) -> Process:
+        """The process of a model that is not loaded, for checks at the start."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Conditions: ...
 

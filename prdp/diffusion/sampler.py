@@ -14,9 +14,9 @@ from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.process import column
-from prdp.diffusion.transitions import Bool, Transitions, log_ratio, standardise
+from prdp.diffusion.transitions import Transitions, log_ratio, standardise
 from prdp.diffusion.windows import mask, stored_latents, trained, trained_steps, windows
-from prdp.types import Float32, Int64, PromptBatch, Rollout, Weights, stored_positions
+from prdp.types import Bool, Float32, Int64, PromptBatch, Rollout, Weights, stored_positions
 
 Keep = Literal["trajectory", "final_latents"]
 

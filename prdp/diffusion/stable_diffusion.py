@@ -87,6 +87,18 @@ class StableDiffusionPolicy:
             self._empty = {"states": self._text_states([""])}
         return Conditions({"states": self._text_states(prompts)}, self._empty)
 
+    @staticmethod
+    def process_of(model: ModelConfig) -> Process:
+        """Of the checkpoint's scheduler, which is read without loading weights."""
+        from prdp.diffusion.effective_scheduler import effective_scheduler
+        from prdp.diffusion.libraries import quiet
+        from prdp.diffusion.model_folder import check_model, read_component
+
+        quiet()
+        folder = check_model(model.path, model.variant, model.revision)
+        assert folder is not None, "a hub model that is not fetched yet has no scheduler to read"
+        return VariancePreserving(effective_scheduler(read_component(folder, "scheduler")).config)
+
     @torch.no_grad()
     def _text_states(self, prompts: Sequence[str]) -> torch.Tensor:
         tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from prdp.types import Float64, Int64
+from prdp.types import Bool, Float64, Int64
 
-Bool = npt.NDArray[np.bool_]
 Coefficients = tuple[float, float, float] | tuple[Float64, Float64, Float64]
 
 

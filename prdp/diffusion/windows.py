@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from prdp.config import SamplerConfig
-from prdp.diffusion.transitions import Bool
-from prdp.types import Int64
+from prdp.types import Bool, Int64
 
 KINDS = ("all", "fixed", "sliding", "random")
 _DOMAIN = 0x77696E646F77

@@ -87,7 +87,7 @@ def test_every_option_of_every_group_tells_its_file_and_its_classes() -> None:
         (["train", "--help", "learner.adam_"], ["learner.adam_beta1", "learner.adam_beta2", "learner.adam_epsilon"]),
         (["train", "--help", "reward.hpsv2"], ["path: xswu/HPSv2", "HPSv2(path: str, release: str = '2.0'"]),
         (["train", "--help", "objective.prdp"], ["beta: 3.0e-5 # KL weight"]),
-        (["train", "-h", "reward"], ["reward  (mapping; default prdp.rewards", "aesthetic ", "LAION's aesthetic"]),
+        (["train", "-h", "reward"], ["reward  (mapping; default prdp.", "aesthetic ", "LAION's aesthetic"]),
         (["train", "--help", "sampler.steps"], ["sampler.steps  (integer, at least 1", "; default 8)"]),
         (["evaluate", "--help", "seeds", "reward.redness"], ["default [0])", "Noise seeds", "Redness()"]),
         (["evaluate", "--help", "models"], ["models  (list of text, a list of at least one model; must be given)"]),

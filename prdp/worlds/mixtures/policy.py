@@ -123,6 +123,18 @@ class GaussianMixturesPolicy:
         self.network = CorrectedMixtures(seed).to(self.device)
         self.weights = TrainableWeights(self.network, learner.mode, keep_reference=keep_reference)
 
+    @classmethod
+    def load(
+        cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
+    ) -> GaussianMixturesPolicy:
+        """There is nothing to read: `model.path` names nothing."""
+        return cls(model, learner, seed=seed, keep_reference=keep_reference)
+
+    @staticmethod
+    def process_of(model: ModelConfig) -> Process:
+        """The one process of this world."""
+        return VariancePreserving(SCHEDULER)
+
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """`states`: the attributes in [-1, 1] and the parameters of the mixture, float32 [B, 6 + 6 K]."""
         attributes = parse_all(prompts)
