@@ -14,7 +14,7 @@ from prdp.checkpoints.checkpoint import STATE_FILE, TENSOR_FILE, read_state
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.configuration.typed import typed
 from prdp.diffusion.model_folder import INDEX, MIXTURES, check_model, fetch_model
-from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run, runs_of_sweep, sweep_labels
+from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
 from prdp.support.errors import StartError
 from prdp.support.suggest import did_you_mean
@@ -201,6 +201,7 @@ def _of_checkpoint(name: str | None, folder: Path) -> EvaluatedModel:
         raise StartError(f"models: {folder / STATE_FILE} is not the state of a checkpoint: {error}") from error
     if not (folder / TENSOR_FILE).is_file():
         raise StartError(f"models: {folder} is not whole: {TENSOR_FILE} is missing")
+    check_family(config.model, folder)
     run = _run_around(folder)
     if name is None:
         name = f"{_short(run.folder)}/{folder.name}" if run is not None else folder.name

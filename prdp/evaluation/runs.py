@@ -13,8 +13,10 @@ from typing import Any
 from omegaconf import MISSING
 
 from prdp.checkpoints.compatible import flat
-from prdp.config import TrainConfig
+from prdp.config import ModelConfig, TrainConfig
 from prdp.configuration.typed import conf_folder, read_config
+from prdp.diffusion import FAMILIES
+from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import load_yaml
 from prdp.support.targets import TARGET
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
@@ -69,6 +71,19 @@ def runs_of_sweep(folder: Path) -> list[Path]:
     return sorted(inside, key=lambda one: (int(one.name) if one.name.isdigit() else 1 << 31, one.name))
 
 
+def check_family(model: ModelConfig, place: Path) -> None:
+    """Refuse a run or a checkpoint whose model is a class of somebody's own: building it would run their code.
+
+    Raises:
+        ConfigError: names the class.
+    """
+    if model.family not in FAMILIES:
+        raise ConfigError(
+            f"{place}: model.family={model.family} is a class of its maker's own, which is not run; evaluated are the "
+            f"families {', '.join(FAMILIES)}"
+        )
+
+
 @cache
 def read_trained_run(folder: Path) -> TrainedRun:
     """Read a run's folder.
@@ -78,6 +93,7 @@ def read_trained_run(folder: Path) -> TrainedRun:
         ValueError: its log is damaged.
     """
     config = read_config(folder / CONFIG_FILE)
+    check_family(config.model, folder)
     rows = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
     return TrainedRun(
         folder=folder,

@@ -26,17 +26,15 @@ REWARDS = frozenset(
         "clipscore.CLIPScore",
         "compressibility.Compressibility",
         "compressibility.Incompressibility",
-        "gaussian_mixtures.QuadraticOfPoint",
         "hpsv2.HPSv2",
         "image_quality.ImageQuality",
         "imagereward.ImageReward",
         "pickscore.PickScore",
         "redness.Redness",
-        "shapes_judge.ShapesJudge",
         "vqa.VQAAlignment",
         "weighted_sum.WeightedSum",
     )
-)
+) | {"prdp.worlds.mixtures.reward.QuadraticOfPoint", "prdp.worlds.shapes.reward.ShapesJudge"}
 PROMPTS = frozenset(
     f"prdp.prompts.{name}"
     for name in (
@@ -44,15 +42,13 @@ PROMPTS = frozenset(
         "any_file.open_prompts",
         "csv_file.CsvFilePrompts",
         "dsg.DsgPrompts",
-        "gaussian_mixtures.GaussianMixturePrompts",
         "hf_dataset.HfDatasetPrompts",
         "json_file.JsonFilePrompts",
         "mixture.MixturePrompts",
         "parquet_file.ParquetFilePrompts",
-        "shapes.ShapesPrompts",
         "text_file.TextFilePrompts",
     )
-)
+) | {"prdp.worlds.mixtures.prompts.GaussianMixturePrompts", "prdp.worlds.shapes.prompts.ShapesPrompts"}
 
 
 def check_trust(sections: Iterable[tuple[Path, str, Any]], trusted: Sequence[Path]) -> None:

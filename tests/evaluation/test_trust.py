@@ -99,6 +99,13 @@ def test_more_than_data_needs_trust_and_is_told(stranger: Path, sections: dict[s
     assert wished in [*overlay["rewards"].values(), *overlay["prompts"].values()]
 
 
+def test_a_policy_class_of_somebody_is_not_built(stranger: Path) -> None:
+    rewrite(stranger, model={"family": "os.system", "path": "x"})
+    for words in ([], ["rewards=[redness]", "prompts=[shapes]"], [f"trust=[{stranger}]"]):
+        with pytest.raises(ConfigError, match=r"model\.family=os\.system is a class of its maker's own"):
+            read_command_line([f"models=[{stranger}]", *words], [conf_folder()])
+
+
 def test_what_is_given_on_the_command_line_needs_no_trust(stranger: Path) -> None:
     rewrite(stranger, reward={TARGET: "os.system", "command": "x"}, heldout={TARGET: "os.getcwd"})
     with pytest.raises(ConfigError, match=r"os\.getcwd(.|\n)*give prompts=\[\.\.\.\], which"):

@@ -1,0 +1,80 @@
+"""The direction of imports between rooms; docs/design.md says what each room is for."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "prdp"
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("cli",),
+    ("commands",),
+    ("train",),
+    ("evaluation",),
+    ("configuration", "reports"),
+    ("learners", "cluster", "checkpoints"),
+    ("worlds/mixtures", "worlds/shapes", "worlds"),
+    ("prompts",),
+    ("diffusion", "tracking", "rewards", "objectives"),
+    ("config", "types"),
+    ("support",),
+)
+"""From the door down: a room imports from the floors below its own, and from itself."""
+
+
+def room(module: str) -> str:
+    """The room of 'prdp.x.y', or the file itself where it lies in none."""
+    parts = module.split(".")[1:]
+    return "/".join(parts[:2]) if parts[:1] == ["worlds"] and len(parts) > 1 else (parts or ["__init__"])[0]
+
+
+def imports() -> dict[tuple[str, str], list[str]]:
+    """(room, room) -> the imports of the one from the other, lazy ones too."""
+    files = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    found: dict[tuple[str, str], list[str]] = {}
+    for module, file in files.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "prdp":
+                names = [f"{node.module}.{one.name}" for one in node.names]
+                targets = [name if name in files else node.module for name in names]
+            elif isinstance(node, ast.Import):
+                targets = [one.name for one in node.names if one.name.split(".")[0] == "prdp"]
+            else:
+                continue
+            for target in targets:
+                if room(target) != room(module) and target != "prdp" and module.count(".") > 0:
+                    found.setdefault((room(module), room(target)), []).append(f"{module} imports {target}")
+    return found
+
+
+def test_imports_point_down() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    upward = [
+        f"{line} ({there} is not below {here})"
+        for (here, there), lines in imports().items()
+        for line in lines
+        if here not in ("__main__", "__init__") and not floor[here] < floor[there]
+    ]
+    assert upward == []
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {room(".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)) for file in PACKAGE.rglob("*.py")}
+    named = {name for names in FLOORS for name in names}
+    assert rooms - {"__init__", "__main__"} == named
+    assert len(named) <= 25
+
+
+def test_only_the_cluster_imports_ray() -> None:
+    outside = [
+        str(file.relative_to(PACKAGE))
+        for file in PACKAGE.rglob("*.py")
+        if file.relative_to(PACKAGE).parts[0] != "cluster"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Import) and any(one.name.split(".")[0] == "ray" for one in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray")
+    ]
+    assert outside == []
