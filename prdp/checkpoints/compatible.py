@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -222,12 +220,6 @@ def _versions(key: str, identity: Mapping[str, Any]) -> dict[str, str]:
     for term, part in (identity.get("terms") or {}).items():
         found.update(_versions(f"{key}.terms.{term}", part))
     return found
-
-
-def config_fingerprint(config: Mapping[str, Any]) -> str:
-    """Hex digest of the keys that a resumed run may not change."""
-    text = json.dumps(jsonable(_binding(config), "config"), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from prdp.checkpoints.checkpoint import CheckpointError
-from prdp.checkpoints.compatible import check_compatible, check_length, check_same_reward, config_fingerprint
+from prdp.checkpoints.compatible import check_compatible, check_length, check_same_reward
 from prdp.config import TrainConfig
 
 REWARD = {
@@ -53,7 +53,6 @@ def config(**changes: Any) -> dict[str, Any]:
 )
 def test_changes_that_leave_the_curve_alone_are_allowed(change):
     check_compatible(config(), config(**change))
-    assert config_fingerprint(config()) == config_fingerprint(config(**change))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,6 @@ def test_changes_that_break_the_curve_are_named_with_both_values(key, value):
     assert f"  {key.replace('__', '.')}" in message
     assert "in the checkpoint" in message
     assert "output_dir" in message
-    assert config_fingerprint(config()) != config_fingerprint(config(**{key: value}))
 
 
 def test_every_changed_key_is_named_and_absent_ones_too():
