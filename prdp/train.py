@@ -87,11 +87,11 @@ class Run:
             check_unused(self.folder)
         check_trackers(config.tracking)
         source, heldout, self.heldout, self.overlap = prompts_of_run(config.prompts, config.evaluation)
-        self.learner_seat = reserve_learner(config.cluster)
+        self.gpu_reservation = reserve_learner(config.cluster)
         model = config.model
-        if self.learner_seat is not None:
-            self._held.callback(self.learner_seat.close)
-            model = dataclasses.replace(model, device=self.learner_seat.device)
+        if self.gpu_reservation is not None:
+            self._held.callback(self.gpu_reservation.close)
+            model = dataclasses.replace(model, device=self.gpu_reservation.device)
         policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False)
         transitions = policy.process.transitions(config.sampler)
         self.policy = policy

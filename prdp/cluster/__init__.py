@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prdp.cluster.base import RewardFactory, SamplerFactory, Workforce
-    from prdp.cluster.learner_seat import LearnerSeat
+    from prdp.cluster.gpu_reservation import GpuReservation
     from prdp.config import ClusterConfig
 
 KINDS = ("inline", "ray")
@@ -44,7 +44,7 @@ def build_workforce(
     raise ValueError(f"cluster.kind is {config.kind!r}; expected one of {', '.join(KINDS)}")
 
 
-def reserve_learner(config: ClusterConfig) -> LearnerSeat | None:
+def reserve_learner(config: ClusterConfig) -> GpuReservation | None:
     """Have Ray keep GPUs free for the learner, before anything else is placed; None when it is not asked to.
 
     Raises:
@@ -52,6 +52,6 @@ def reserve_learner(config: ClusterConfig) -> LearnerSeat | None:
     """
     if config.kind != "ray" or not config.learner_gpus:
         return None
-    from prdp.cluster.learner_seat import LearnerSeat
+    from prdp.cluster.gpu_reservation import GpuReservation
 
-    return LearnerSeat(config)
+    return GpuReservation(config)

@@ -210,7 +210,7 @@ def waits_of_worker(worker: RewardLike) -> float:
     return float(getattr(worker, "waits_seconds", 0.0))
 
 
-def place(chunk: PromptBatch) -> str:
+def describe_chunk(chunk: PromptBatch) -> str:
     """Where a chunk lies, for messages: 'epoch 3, prompts 8 to 11'."""
     return f"epoch {chunk.epoch}, prompts {chunk.offset} to {chunk.offset + len(chunk) - 1}"
 
@@ -249,15 +249,16 @@ def check_rollout(rollout: Rollout, chunk: PromptBatch, images_per_prompt: int, 
     made_by = (rollout.weights_version, rollout.weights_checksum)
     if published is not None and made_by != published:
         raise WeightsMismatchError(
-            f"the rollout of {place(chunk)} was made by weights version {made_by[0]}, checksum {made_by[1]}, but "
-            f"version {published[0]}, checksum {published[1]} was published"
+            f"the rollout of {describe_chunk(chunk)} was made by weights version {made_by[0]}, checksum {made_by[1]}, "
+            f"but version {published[0]}, checksum {published[1]} was published"
         )
     if rollout.prompts.offset != chunk.offset or rollout.prompts.texts != chunk.texts:
-        raise ValueError(f"asked for {place(chunk)}, the sampler answered with {place(rollout.prompts)} or other texts")
+        answered = describe_chunk(rollout.prompts)
+        raise ValueError(f"asked for {describe_chunk(chunk)}, the sampler answered with {answered} or other texts")
     expected = len(chunk) * images_per_prompt
     if len(rollout) != expected:
         raise ValueError(
-            f"the rollout of {place(chunk)} holds {len(rollout)} images, expected {expected} "
+            f"the rollout of {describe_chunk(chunk)} holds {len(rollout)} images, expected {expected} "
             f"({len(chunk)} prompts of {images_per_prompt} images)"
         )
 

@@ -32,7 +32,7 @@ class TransferError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """How the two ends find each other: a store in the learner's process, and a prefix of their own in it.
 
     Attributes:
@@ -73,19 +73,19 @@ class Receiver:
 
     def __init__(self, host: str) -> None:
         self._host = host
-        self._group: tuple[Meeting, Any] | None = None
+        self._group: tuple[Rendezvous, Any] | None = None
 
-    def receive(self, meeting: Meeting, manifest: Manifest) -> Weights:
+    def receive(self, rendezvous: Rendezvous, manifest: Manifest) -> Weights:
         """Weights with the very bytes that were sent, as arrays on the host.
 
         Raises:
             TransferError: whatever went wrong; the learner then gives this sampler up.
         """
         try:
-            if self._group is None or self._group[0] != meeting:
-                self._group = (meeting, join(meeting, _SAMPLER, self._host))
+            if self._group is None or self._group[0] != rendezvous:
+                self._group = (rendezvous, join(rendezvous, _SAMPLER, self._host))
             arrays = {name: np.empty(shape, dtype) for name, shape, dtype in manifest.layout}
-            receive(self._group[1], arrays, "cuda" if meeting.backend == "nccl" else "cpu")
+            receive(self._group[1], arrays, "cuda" if rendezvous.backend == "nccl" else "cpu")
         except Exception as error:
             raise TransferError(f"the weights did not arrive: {type(error).__name__}: {error}") from error
         return Weights(manifest.version, arrays, manifest.checksum)
@@ -113,7 +113,7 @@ def open_store(host: str, timeout: float) -> tuple[Any, int]:
     return store, port
 
 
-def join(meeting: Meeting, rank: int, host: str) -> Any:
+def join(rendezvous: Rendezvous, rank: int, host: str) -> Any:
     """Make the group of two, which waits for the other end.
 
     Args:
@@ -125,11 +125,11 @@ def join(meeting: Meeting, rank: int, host: str) -> Any:
     """
     from torch.distributed import PrefixStore, TCPStore
 
-    timeout = timedelta(seconds=meeting.timeout)
+    timeout = timedelta(seconds=rendezvous.timeout)
     # A connection of its own: one that waits would hold up all others.
-    store = TCPStore(meeting.host, meeting.port, is_master=False, timeout=timeout, wait_for_workers=False)
-    named = PrefixStore(meeting.key, store)
-    if meeting.backend == "nccl":
+    store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout, wait_for_workers=False)
+    named = PrefixStore(rendezvous.key, store)
+    if rendezvous.backend == "nccl":
         from torch.distributed import ProcessGroupNCCL
 
         # Without this a time-out does not raise but ends the process, which may be the learner's.
@@ -163,7 +163,7 @@ def send(
         RuntimeError: the other end is gone, or takes nothing.
     """
     arrays = [np.ascontiguousarray(array) for array in tensors.values()]
-    with _Stage(arrays, device, bucket_bytes) as stage:
+    with _StagingBuffer(arrays, device, bucket_bytes) as stage:
         for pieces in _buckets(arrays, bucket_bytes):
             stage.load(pieces)
             group.broadcast(stage.filled, _LEARNER).wait()
@@ -175,7 +175,7 @@ def send(
 def receive(group: Any, tensors: Mapping[str, np.ndarray], device: str, bucket_bytes: int = BUCKET_BYTES) -> None:
     """Fill C-ordered tensors with the bytes that the learner sends; see `send`."""
     arrays = list(tensors.values())
-    with _Stage(arrays, device, bucket_bytes) as stage:
+    with _StagingBuffer(arrays, device, bucket_bytes) as stage:
         for pieces in _buckets(arrays, bucket_bytes):
             stage.expect(pieces)
             group.broadcast(stage.filled, _LEARNER).wait()
@@ -183,7 +183,7 @@ def receive(group: Any, tensors: Mapping[str, np.ndarray], device: str, bucket_b
         group.broadcast(stage.receipt, _SAMPLER).wait()
 
 
-class _Stage:
+class _StagingBuffer:
     """One bucket on the host, and on the GPU where the group works there.
 
     Attributes:

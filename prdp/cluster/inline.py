@@ -8,7 +8,6 @@ import platform
 import time
 from typing import Any
 
-from prdp.cluster.assembly import Assembly
 from prdp.cluster.base import (
     OnChunk,
     RewardFactory,
@@ -19,12 +18,13 @@ from prdp.cluster.base import (
     acknowledged,
     check_request,
     check_rollout,
+    describe_chunk,
     identity_of_worker,
-    place,
     sampled,
     waits_of_worker,
 )
-from prdp.cluster.patience import Watch, limits_of
+from prdp.cluster.rollout_builder import RolloutBuilder
+from prdp.cluster.time_limits import Watchdog, limits_of
 from prdp.config import ClusterConfig
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -55,7 +55,7 @@ class InlineWorkforce(Workforce):
         self._weights: Weights | None = None
         self._bound: tuple[int, str] | None = None
         self._chunks = 0
-        self._watch = Watch(limits_of(config or ClusterConfig()))
+        self._watchdog = Watchdog(limits_of(config or ClusterConfig()))
 
     def publish(self, weights: Weights) -> None:
         self._workers()
@@ -74,11 +74,11 @@ class InlineWorkforce(Workforce):
 
     def status(self) -> dict[str, Any]:
         here = {"node": platform.node(), "pid": os.getpid(), "state": "ready", "restarts": 0, "chunks": self._chunks}
-        at, now = self._watch.work, time.time()
+        at, now = self._watchdog.work, time.time()
         scoring = at is not None and at.doing.startswith("scoring")
         return {
             "actors": [
-                {"name": kind, "kind": kind, **here, **(at.told(now) if at is not None and scoring == scores else {})}
+                {"name": kind, "kind": kind, **here, **(at.status(now) if at is not None and scoring == scores else {})}
                 for kind, scores in (("sampler", False), ("reward actor", True))
             ],
             "last_fault": None,
@@ -86,7 +86,7 @@ class InlineWorkforce(Workforce):
 
     def close(self) -> None:
         self._sampler = self._reward = self._weights = None
-        self._watch.close()
+        self._watchdog.close()
 
     def work(self, pending: InlinePending, on_chunk: OnChunk | None) -> Rollout:
         """Sample and score chunk by chunk, in order."""
@@ -95,30 +95,30 @@ class InlineWorkforce(Workforce):
         bound = self._bind(sampler, pending.weights)
         binding, sampling = time.perf_counter() - begun, 0.0
         chunks = pending.prompts.chunks(self._prompts_per_chunk)
-        assembly = Assembly(pending.prompts, chunks, pending.images_per_prompt)
+        builder = RolloutBuilder(pending.prompts, chunks, pending.images_per_prompt)
         for index, chunk in enumerate(chunks):
             images = len(chunk) * pending.images_per_prompt
-            with self._watch.over("sample", f"sampling {place(chunk)}", images):
+            with self._watchdog.over("sample", f"sampling {describe_chunk(chunk)}", images):
                 rollout = sampled(sampler, chunk, pending.images_per_prompt, pending.seed, pending.trajectory)
             sampling += rollout.seconds["sample"]
             check_rollout(rollout, chunk, pending.images_per_prompt, bound)
-            rollout = assembly.place(index, rollout if index else rollout.took("bind", binding))
+            rollout = builder.add_chunk(index, rollout if index else rollout.took("bind", binding))
             start = time.perf_counter()
-            with self._watch.over("score", f"scoring {place(chunk)}", images, waits):
+            with self._watchdog.over("score", f"scoring {describe_chunk(chunk)}", images, waits):
                 rewards, sub_scores = reward.score(
-                    rollout.images, rollout.image_prompts, rollout.image_metadata, place(chunk)
+                    rollout.images, rollout.image_prompts, rollout.image_metadata, describe_chunk(chunk)
                 )
-            scored = assembly.score(index, rollout.took("score", time.perf_counter() - start), rewards, sub_scores)
+            scored = builder.add_rewards(index, rollout.took("score", time.perf_counter() - start), rewards, sub_scores)
             self._chunks += 1
             if on_chunk is not None:
                 on_chunk(scored)
-        return assembly.whole(time.perf_counter() - begun, sampling)
+        return builder.build(time.perf_counter() - begun, sampling)
 
     def _bind(self, sampler: SamplerLike, weights: Weights | None) -> tuple[int, str] | None:
         """Bind the weights unless the sampler holds them; what it then holds, None before anything was published."""
         if weights is not None and self._bound != (weights.version, weights.checksum):
             self._bound = None
-            with self._watch.over("bind", "binding weights"):
+            with self._watchdog.over("bind", "binding weights"):
                 answer = sampler.load_weights(weights)
             acknowledged((weights.version, weights.checksum), "the inline sampler", answer)
             self._bound = answer

@@ -1,4 +1,4 @@
-"""Where the actors go: pools of equal actors, whether the nodes can hold them, and seats in a placement group."""
+"""Where the actors go: pools of equal actors, whether the nodes hold them, and their reserved resources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WAITING_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
+class PoolRequest:
     """Actors of one kind: how many, and what each of them claims, such as {"CPU": 1, "GPU": 0.5}."""
 
     kind: str
@@ -39,19 +39,19 @@ class Node:
     resources: Mapping[str, float]
 
 
-def pools_of(config: ClusterConfig) -> list[Pool]:
+def pools_of(config: ClusterConfig) -> list[PoolRequest]:
     """The pools that a configuration asks for; the learner's only when it claims a GPU.
 
     On a private Ray actors claim no CPUs, so that a small machine runs many, only slower.
     """
     cpus = 0.0 if config.address == "local" else float(planned_threads(config))
     pools = [
-        Pool("sampler", config.samplers, _demand(cpus, config.sampler_gpus, config.sampler_resources)),
-        Pool("reward actor", config.reward_actors, _demand(cpus, config.reward_gpus, config.reward_resources)),
+        PoolRequest("sampler", config.samplers, _demand(cpus, config.sampler_gpus, config.sampler_resources)),
+        PoolRequest("reward actor", config.reward_actors, _demand(cpus, config.reward_gpus, config.reward_resources)),
     ]
     if config.learner_gpus:
         here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
-        pools.insert(0, Pool("learner", 1, _demand(cpus, config.learner_gpus, here)))
+        pools.insert(0, PoolRequest("learner", 1, _demand(cpus, config.learner_gpus, here)))
     return pools
 
 
@@ -60,7 +60,7 @@ def nodes_of_cluster() -> list[Node]:
     return [Node(node["NodeManagerAddress"], dict(node["Resources"])) for node in ray.nodes() if node["Alive"]]
 
 
-def assign(pools: Sequence[Pool], nodes: Sequence[Node], spread: bool = False) -> list[Counter[str]] | None:
+def assign(pools: Sequence[PoolRequest], nodes: Sequence[Node], spread: bool = False) -> list[Counter[str]] | None:
     """Place every actor on a node, the most demanding first, were all nodes free.
 
     Args:
@@ -70,29 +70,29 @@ def assign(pools: Sequence[Pool], nodes: Sequence[Node], spread: bool = False) -
         for each node, how many actors of each kind it gets; None when they do not fit.
     """
     room = [dict(node.resources) for node in nodes]
-    seated: list[Counter[str]] = [Counter() for _ in nodes]
+    placed: list[Counter[str]] = [Counter() for _ in nodes]
     actors = [pool for pool in pools for _ in range(pool.count)]
     for pool in sorted(actors, key=lambda one: (one.demand.get("GPU", 0), one.demand.get("CPU", 0)), reverse=True):
-        order = sorted(range(len(nodes)), key=lambda index: seated[index].total()) if spread else range(len(nodes))
+        order = sorted(range(len(nodes)), key=lambda index: placed[index].total()) if spread else range(len(nodes))
         index = next((index for index in order if _has_room(room[index], pool.demand)), None)
         if index is None:
             return None
         for name, amount in pool.demand.items():
             room[index][name] = room[index].get(name, 0) - amount
-        seated[index][pool.kind] += 1
-    return seated
+        placed[index][pool.kind] += 1
+    return placed
 
 
-def plan(config: ClusterConfig, pools: Sequence[Pool], nodes: Sequence[Node]) -> str:
+def plan(config: ClusterConfig, pools: Sequence[PoolRequest], nodes: Sequence[Node]) -> str:
     """What is asked for, and which node could hold it, in lines for people.
 
     Raises:
         ClusterSetupError: the nodes, were they all free, could not hold it, and no autoscaler will add some: Ray itself
             would wait for ever. With what is asked and what is there.
     """
-    seated = assign(pools, nodes, config.placement == "spread")
+    placed = assign(pools, nodes, config.placement == "spread")
     asked = ", ".join(_asked(pool) for pool in pools)
-    if seated is None:
+    if placed is None:
         there = "; ".join(f"{node.name} with {_amounts(node.resources, pools)}" for node in nodes)
         message = (
             f"the cluster ({config.address}) cannot hold {asked}: in all {_amounts(_total(pools), pools)}; there are "
@@ -108,22 +108,22 @@ def plan(config: ClusterConfig, pools: Sequence[Pool], nodes: Sequence[Node]) ->
     if not config.sampler_gpus and any(node.resources.get("GPU") for node in nodes):
         _log.warning("the cluster has GPUs, but cluster.sampler_gpus is 0: the samplers run on the CPU")
     lines = [f"cluster: {asked}; {config.placement} over {len(nodes)} node(s), for instance"]
-    for node, kinds in zip(nodes, seated, strict=True):
+    for node, kinds in zip(nodes, placed, strict=True):
         if kinds:
             who = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.items())
             lines.append(f"  {node.name}  {_amounts(node.resources, pools)}: {who}")
     return "\n".join(lines)
 
 
-class Seats:
+class PlacementReservation:
     """A placement group with one bundle for each actor, or none where actors claim nothing.
 
     Args:
-        pools: what to hold seats for.
+        pools: what to reserve for.
         strategy: 'pack' on few nodes, 'spread' over many.
     """
 
-    def __init__(self, pools: Sequence[Pool], strategy: str) -> None:
+    def __init__(self, pools: Sequence[PoolRequest], strategy: str) -> None:
         self._pools = pools
         bundles = [_claimed(pool.demand) for pool in pools for _ in range(pool.count)]
         self._group: PlacementGroup | None = None
@@ -131,7 +131,7 @@ class Seats:
             self._group = placement_group(bundles, strategy=strategy.upper())
 
     def wait(self, seconds: float) -> None:
-        """Wait until the seats are held; says so when that takes long.
+        """Wait until the resources are reserved; says so when that takes long.
 
         Raises:
             ClusterSetupError: not within `seconds`; what is asked, and what is free.
@@ -147,7 +147,7 @@ class Seats:
                 )
             _log.warning("still waiting for room for %s; free in the cluster: %s", asked, free)
 
-    def of(self, kind: str) -> list[Any]:
+    def strategies(self, kind: str) -> list[Any]:
         """The scheduling strategy of each actor of a pool; None for anywhere."""
         first = 0
         for pool in self._pools:
@@ -157,7 +157,7 @@ class Seats:
         raise ValueError(f"no pool of {kind}s")
 
     def close(self) -> None:
-        """Let go of the seats."""
+        """Give the resources back."""
         if self._group is not None:
             ray.util.remove_placement_group(self._group)
             self._group = None
@@ -180,12 +180,12 @@ def _has_room(room: Mapping[str, float], demand: Demand) -> bool:
     return all(room.get(name, 0) + 1e-9 >= amount for name, amount in demand.items())
 
 
-def _asked(pool: Pool) -> str:
+def _asked(pool: PoolRequest) -> str:
     each = " and ".join(f"{amount:g} {name}" for name, amount in pool.demand.items() if not name.startswith("node:"))
     return f"{pool.count} {pool.kind}{'s' * (pool.count > 1)} of {each}"
 
 
-def _total(pools: Sequence[Pool]) -> dict[str, float]:
+def _total(pools: Sequence[PoolRequest]) -> dict[str, float]:
     total: Counter[str] = Counter()
     for pool in pools:
         for name, amount in pool.demand.items():
@@ -193,7 +193,7 @@ def _total(pools: Sequence[Pool]) -> dict[str, float]:
     return dict(total)
 
 
-def _amounts(resources: Mapping[str, float], pools: Sequence[Pool]) -> str:
+def _amounts(resources: Mapping[str, float], pools: Sequence[PoolRequest]) -> str:
     """The resources that matter here, for messages: '8 CPU, 1 GPU'."""
     names = dict.fromkeys(["CPU", "GPU", *(name for pool in pools for name in pool.demand)])
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names if not name.startswith("node:"))

@@ -14,7 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from prdp.cluster.threads import PATIENCE, planned_threads, thread_environment
+from prdp.cluster.threads import PASSIVE_WAITING, planned_threads, thread_environment
 
 if TYPE_CHECKING:
     from prdp.config import TrainConfig
@@ -49,7 +49,7 @@ def apply_threads(count: int) -> None:
         )
     _applied = str(count)
     os.environ.update(thread_environment(count))
-    for name, value in PATIENCE.items():
+    for name, value in PASSIVE_WAITING.items():
         os.environ.setdefault(name, value)
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -16,9 +16,9 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from prdp.cluster.base import RewardLike, SamplerLike, identity_of_worker, place, sampled, waits_of_worker
-from prdp.cluster.direct_weights import Manifest, Meeting, Receiver
-from prdp.cluster.messages import Messages
+from prdp.cluster.base import RewardLike, SamplerLike, describe_chunk, identity_of_worker, sampled, waits_of_worker
+from prdp.cluster.direct_weights import Manifest, Receiver, Rendezvous
+from prdp.cluster.warning_collector import WarningCollector
 from prdp.rewards.scoring import RewardError
 from prdp.support.errors import UnfinishedError
 from prdp.support.user_code import told
@@ -50,7 +50,7 @@ class SamplerActor:
     def build(self, factory: bytes, paths: Sequence[str]) -> Built:
         """Build the sampler from its pickled factory, which may import from the folders `paths` too."""
         _import_from(paths)
-        with _errors_of(self._name), Messages() as messages:
+        with _errors_of(self._name), WarningCollector() as messages:
             self._sampler = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
         return Built(os.getpid(), platform.node(), messages=messages.texts)
@@ -62,7 +62,7 @@ class SamplerActor:
         with _errors_of(self._name):
             return *self._sampler.load_weights(weights), time.perf_counter() - start
 
-    def receive_weights(self, meeting: Meeting, manifest: Manifest) -> tuple[int, str, float]:
+    def receive_weights(self, rendezvous: Rendezvous, manifest: Manifest) -> tuple[int, str, float]:
         """Take weights that the learner sends, and bind them; answers as `load_weights` does.
 
         Raises:
@@ -72,7 +72,7 @@ class SamplerActor:
         if self._receiver is None:
             self._receiver = Receiver(ray.util.get_node_ip_address())
         with _errors_of(self._name):
-            weights = self._receiver.receive(meeting, manifest)
+            weights = self._receiver.receive(rendezvous, manifest)
         version, checksum, _ = self.load_weights(weights)
         return version, checksum, time.perf_counter() - start
 
@@ -90,7 +90,7 @@ class SamplerActor:
         Three objects: the first says that the others are there, without moving them; scoring never moves trajectories.
         """
         assert self._sampler is not None
-        with _errors_of(f"{self._name}, {place(chunk)}"):
+        with _errors_of(f"{self._name}, {describe_chunk(chunk)}"):
             rollout = sampled(self._sampler, chunk, images_per_prompt, seed, trajectory)
             return None, dataclasses.replace(rollout, images=rollout.images[:0]), rollout.images
 
@@ -105,7 +105,7 @@ class RewardActor:
     def build(self, factory: bytes, paths: Sequence[str]) -> Built:
         """Build the reward worker from its pickled factory, which may import from the folders `paths` too."""
         _import_from(paths)
-        with _errors_of(self._name), Messages() as messages:
+        with _errors_of(self._name), WarningCollector() as messages:
             self._reward = cloudpickle.loads(factory)()
             _hold_torch_to(self._threads)
             identity, waits = identity_of_worker(self._reward), waits_of_worker(self._reward)
@@ -121,9 +121,9 @@ class RewardActor:
         assert self._reward is not None
         prompts = [text for text in chunk.texts for _ in range(images_per_prompt)]
         metadata = [meta for meta in chunk.metadata for _ in range(images_per_prompt)]
-        with _errors_of(f"{self._name}, {place(chunk)}"), Messages() as messages:
+        with _errors_of(f"{self._name}, {describe_chunk(chunk)}"), WarningCollector() as messages:
             start = time.perf_counter()
-            rewards, sub_scores = self._reward.score(images, prompts, metadata, place(chunk))
+            rewards, sub_scores = self._reward.score(images, prompts, metadata, describe_chunk(chunk))
             return rewards, sub_scores, time.perf_counter() - start, messages.texts
 
 

@@ -155,7 +155,7 @@ class _NoFolders(list[str]):
 def _job() -> JobConfig:
     """Ray would put the current folder before all else that workers import from: a `torch.py` there would be theirs.
 
-    Crews tell their actors where to look, after what is installed.
+    Pools tell their actors where to look, after what is installed.
     """
     job = JobConfig()
     job._py_driver_sys_path = _NoFolders()

@@ -8,17 +8,17 @@ from typing import Any
 
 import ray
 
+from prdp.cluster.actor_pool import ActorPool
 from prdp.cluster.base import Identity, RewardFactory, SamplerFactory, Workforce, check_request
+from prdp.cluster.dispatcher import Dispatcher
 from prdp.cluster.environment import find_environment
-from prdp.cluster.patience import limits_of
-from prdp.cluster.placement import Seats, nodes_of_cluster, plan, pools_of
+from prdp.cluster.placement import PlacementReservation, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_actors import RewardActor, SamplerActor
-from prdp.cluster.ray_crew import Crew
-from prdp.cluster.ray_dispatcher import Dispatcher
-from prdp.cluster.ray_job import Job
 from prdp.cluster.ray_metrics import RayMetrics
 from prdp.cluster.ray_session import connect
+from prdp.cluster.rollout_job import RolloutJob
 from prdp.cluster.threads import planned_threads
+from prdp.cluster.time_limits import limits_of
 from prdp.cluster.weight_transport import build_transport
 from prdp.config import ClusterConfig
 from prdp.types import PromptBatch, Weights
@@ -66,16 +66,18 @@ class RayWorkforce(Workforce):
         self._metrics: RayMetrics | None = None
         self._closed = False
         self._owns_ray = connect(config)
-        self._seats: Seats | None = None
+        self._reservation: PlacementReservation | None = None
         self._dispatcher: Dispatcher | None = None
         try:
             pools = pools_of(config)
             self.plan = plan(config, pools, nodes_of_cluster())
-            self._seats = Seats([pool for pool in pools if pool.kind != "learner"], config.placement)
-            self._seats.wait(config.start_timeout_seconds)
-            demands, patience = {pool.kind: pool.demand for pool in pools}, config.start_timeout_seconds
+            workers = [pool for pool in pools if pool.kind != "learner"]
+            self._reservation = PlacementReservation(workers, config.placement)
+            self._reservation.wait(config.start_timeout_seconds)
+            strategies = {pool.kind: self._reservation.strategies(pool.kind) for pool in workers}
+            demands, timeout = {pool.kind: pool.demand for pool in pools}, config.start_timeout_seconds
             self._samplers, self._rewards = (
-                Crew(kind, actor, factory, demands[kind], self._seats.of(kind), threads, patience, own)
+                ActorPool(kind, actor, factory, demands[kind], strategies[kind], threads, timeout, own)
                 for kind, actor, factory, own in (
                     ("sampler", SamplerActor, sampler_factory, None),
                     ("reward actor", RewardActor, reward_factory, environment),
@@ -98,11 +100,11 @@ class RayWorkforce(Workforce):
 
     def submit(
         self, prompts: PromptBatch, *, images_per_prompt: int, seed: int, trajectory: bool = True, urgent: bool = False
-    ) -> Job:
+    ) -> RolloutJob:
         dispatcher = self._open()
         check_request(prompts, images_per_prompt)
         chunks = prompts.chunks(self._prompts_per_chunk)
-        job = Job(prompts, chunks, self._weights, self._published, images_per_prompt, seed, trajectory)
+        job = RolloutJob(prompts, chunks, self._weights, self._published, images_per_prompt, seed, trajectory)
         dispatcher.submit(job, urgent)
         return job
 
@@ -111,9 +113,9 @@ class RayWorkforce(Workforce):
         return dict(self._rewards.identity or {})
 
     def status(self) -> dict[str, Any]:
-        fault = None if self._dispatcher is None else self._dispatcher.roster.last_fault
+        fault = None if self._dispatcher is None else self._dispatcher.supervisor.last_fault
         now = time.time()
-        actors = [member.told(now) for crew in (self._samplers, self._rewards) for member in crew.members]
+        actors = [member.status(now) for pool in (self._samplers, self._rewards) for member in pool.members]
         return {"actors": actors, "last_fault": fault}
 
     def export_metrics(self, run: str, metrics: Mapping[str, float], epoch: int) -> None:
@@ -129,15 +131,15 @@ class RayWorkforce(Workforce):
         if ray.is_initialized():
             if self._dispatcher is not None:
                 self._dispatcher.close()
-            if self._seats is not None:
-                self._seats.close()
+            if self._reservation is not None:
+                self._reservation.close()
             if self._owns_ray:
                 ray.shutdown()
 
     @property
     def process_ids(self) -> Mapping[str, int]:
         """Actor name -> process id, on whichever node it runs."""
-        return {member.name: member.pid for crew in (self._samplers, self._rewards) for member in crew.members}
+        return {member.name: member.pid for pool in (self._samplers, self._rewards) for member in pool.members}
 
     def _open(self) -> Dispatcher:
         if self._closed or self._dispatcher is None:

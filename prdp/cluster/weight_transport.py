@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import ray
 
+from prdp.cluster.actor_pool import CutOffError, LostError, Member, StalledError
 from prdp.cluster.base import ClusterSetupError
-from prdp.cluster.direct_weights import BACKENDS, Manifest, Meeting, join, open_store, send
+from prdp.cluster.direct_weights import BACKENDS, Manifest, Rendezvous, join, open_store, send
 from prdp.cluster.event_loop import EventLoop
-from prdp.cluster.ray_crew import CutOffError, LostError, Member, StalledError
 from prdp.config import ClusterConfig
 from prdp.types import Weights
 
@@ -39,19 +39,19 @@ class WeightTransport(Protocol):
         ...
 
     def publish(self, weights: Weights) -> Any:
-        """What a job keeps to give to `hand`."""
+        """What a job keeps to give to `deliver`."""
         ...
 
     def ready_for(self, member: Member, idle: bool) -> bool:
         """Whether a sampler can be handed weights now; if not, the loop will have an event when it may."""
         ...
 
-    def hand(self, member: Member, published: Any) -> Any:
+    def deliver(self, member: Member, published: Any) -> Any:
         """Have a sampler bind weights; a reference of its answer (version, checksum, seconds)."""
         ...
 
 
-class ByReference:
+class ObjectStoreTransport:
     """The weights lie in the object store once; each sampler fetches them when its turn to bind them comes."""
 
     def start(self, loop: EventLoop, on_lost: OnLost) -> None:
@@ -65,7 +65,7 @@ class ByReference:
         """Always: binding waits at the actor for the chunk before; see `WeightTransport`."""
         return True
 
-    def hand(self, member: Member, published: Any) -> Any:
+    def deliver(self, member: Member, published: Any) -> Any:
         """By reference; see `WeightTransport`."""
         return member.handle.load_weights.remote(published)
 
@@ -86,15 +86,15 @@ class _Transfer:
 
 
 @dataclasses.dataclass
-class _Line:
+class _Connection:
     """The group with one actor: where to meet, and the learner's end once they have."""
 
     handle: Any
-    meeting: Meeting
+    rendezvous: Rendezvous
     group: Any = None
 
 
-class Direct:
+class DirectTransport:
     """The weights go to one idle sampler after the other, by a process group of two with each.
 
     A transfer has a thread of its own, which is left to itself when the sampler dies or hangs in the middle.
@@ -114,7 +114,7 @@ class Direct:
         self._loop: EventLoop | None = None
         self._on_lost: OnLost = lambda member, error: None
         self._store: tuple[Any, int] | None = None
-        self._lines: dict[Member, _Line] = {}
+        self._connections: dict[Member, _Connection] = {}
         self._numbers = itertools.count()
         self._current: _Transfer | None = None
 
@@ -132,28 +132,30 @@ class Direct:
             self._current = None
         return idle and self._current is None
 
-    def hand(self, member: Member, published: Any) -> Any:
+    def deliver(self, member: Member, published: Any) -> Any:
         """Start a transfer; see `WeightTransport`."""
         assert self._loop is not None
-        line = self._line(member)
+        connection = self._connect(member)
         transfer = self._current = _Transfer(member, member.handle, published)
-        answer = member.handle.receive_weights.remote(line.meeting, Manifest.of(published))
-        threading.Thread(target=self._carry, args=(transfer, line), name="prdp weights", daemon=True).start()
+        answer = member.handle.receive_weights.remote(connection.rendezvous, Manifest.of(published))
+        threading.Thread(
+            target=self._run_transfer, args=(transfer, connection), name="prdp weights", daemon=True
+        ).start()
         self._loop.after(self._timeout, lambda: self._check_hung(transfer))
         return answer
 
-    def _line(self, member: Member) -> _Line:
-        line = self._lines.get(member)
-        if line is None or line.handle is not member.handle:
+    def _connect(self, member: Member) -> _Connection:
+        connection = self._connections.get(member)
+        if connection is None or connection.handle is not member.handle:
             host = ray.util.get_node_ip_address()
             if self._store is None:
                 self._store = open_store(host, self._timeout)
             key = f"{member.name}/{next(self._numbers)}"
-            meeting = Meeting(host, self._store[1], key, self._backend, self._timeout + _GRACE_SECONDS)
-            line = self._lines[member] = _Line(member.handle, meeting)
-        return line
+            rendezvous = Rendezvous(host, self._store[1], key, self._backend, self._timeout + _GRACE_SECONDS)
+            connection = self._connections[member] = _Connection(member.handle, rendezvous)
+        return connection
 
-    def _carry(self, transfer: _Transfer, line: _Line) -> None:
+    def _run_transfer(self, transfer: _Transfer, connection: _Connection) -> None:
         """Meet the sampler, when it is the first time, and send; in the transfer's thread."""
         assert self._loop is not None
         problem: Exception | None = None
@@ -162,10 +164,10 @@ class Direct:
             transfer.progressed = time.monotonic()
 
         try:
-            if line.group is None:
-                line.group = join(line.meeting, 0, line.meeting.host)
+            if connection.group is None:
+                connection.group = join(connection.rendezvous, 0, connection.rendezvous.host)
                 progressed()
-            send(line.group, transfer.weights.tensors, self._device, progressed)
+            send(connection.group, transfer.weights.tensors, self._device, progressed)
         except Exception as error:  # noqa: BLE001 - whatever it is, this sampler has no weights
             problem = error
         self._loop.call(lambda: self._ended(transfer, problem))
@@ -213,9 +215,9 @@ def build_transport(config: ClusterConfig, learner_device: str | None) -> Weight
         ValueError: an unknown name.
     """
     if learner_device is None or config.weight_transport == "object_store":
-        return ByReference()
+        return ObjectStoreTransport()
     if config.weight_transport in BACKENDS:
-        return Direct(config, learner_device)
+        return DirectTransport(config, learner_device)
     raise ValueError(f"{_KEY} is {config.weight_transport!r}; expected one of object_store, {', '.join(BACKENDS)}")
 
 

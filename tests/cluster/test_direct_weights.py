@@ -24,8 +24,8 @@ from prdp.types import Rollout, Weights, tensors_checksum
 pytest.importorskip("ray")
 pytest.importorskip("torch")
 
-from prdp.cluster.direct_weights import Manifest, Meeting, Receiver, TransferError, join, open_store, receive, send
-from prdp.cluster.weight_transport import ByReference, build_transport
+from prdp.cluster.direct_weights import Manifest, Receiver, Rendezvous, TransferError, join, open_store, receive, send
+from prdp.cluster.weight_transport import ObjectStoreTransport, build_transport
 
 HERE = "127.0.0.1"
 TENSORS = {
@@ -45,9 +45,9 @@ TENSORS = {
 def pair(timeout: float) -> Iterator[tuple[Any, Any]]:
     """Both ends of a group, in this process."""
     _store, port = open_store(HERE, timeout)
-    meeting = Meeting(HERE, port, "pair", "gloo", timeout)
+    rendezvous = Rendezvous(HERE, port, "pair", "gloo", timeout)
     with ThreadPoolExecutor(2) as pool:
-        learner, sampler = pool.map(lambda rank: join(meeting, rank, HERE), (0, 1))
+        learner, sampler = pool.map(lambda rank: join(rendezvous, rank, HERE), (0, 1))
     yield learner, sampler
 
 
@@ -65,12 +65,12 @@ def test_every_byte_arrives_in_buckets_of_any_size(bucket_bytes):
 
 def test_a_receiver_gets_weights_after_weights_and_none_at_all():
     _store, port = open_store(HERE, 30.0)
-    meeting, receiver = Meeting(HERE, port, "sampler 0/0", "gloo", 30.0), Receiver(HERE)
+    rendezvous, receiver = Rendezvous(HERE, port, "sampler 0/0", "gloo", 30.0), Receiver(HERE)
     with ThreadPoolExecutor(1) as pool:
-        group = pool.submit(join, meeting, 0, HERE)
+        group = pool.submit(join, rendezvous, 0, HERE)
         for published in (Weights.of(3, TENSORS), Weights.of(4, {}), Weights.of(5, {"one": np.ones(1)})):
             done = pool.submit(lambda sent=published: send(group.result(), sent.tensors, "cpu"))
-            got = receiver.receive(meeting, Manifest.of(published))
+            got = receiver.receive(rendezvous, Manifest.of(published))
             done.result()
             assert (got.version, got.checksum) == (published.version, published.checksum)
             assert tensors_checksum(got.tensors) == published.checksum
@@ -81,7 +81,7 @@ def test_an_end_that_takes_nothing_or_never_comes_is_an_error_in_time():
         send(learner, {"one": np.ones(1)}, "cpu")
     _store, port = open_store(HERE, 0.5)
     with pytest.raises(TransferError, match="the weights did not arrive: "):
-        Receiver(HERE).receive(Meeting(HERE, port, "nobody", "gloo", 0.5), Manifest.of(weights()))
+        Receiver(HERE).receive(Rendezvous(HERE, port, "nobody", "gloo", 0.5), Manifest.of(weights()))
 
 
 class TorchSampler(StubSampler):
@@ -203,7 +203,7 @@ def test_what_cannot_work_is_named_by_key():
     nccl = ClusterConfig(kind="ray", weight_transport="nccl")
     with pytest.raises(ClusterSetupError, match=r"^cluster\.weight_transport=nccl: "):
         build_transport(nccl, "cpu")
-    assert isinstance(build_transport(nccl, None), ByReference)
+    assert isinstance(build_transport(nccl, None), ObjectStoreTransport)
     with pytest.raises(ValueError, match=r"^cluster\.weight_transport is 'post'; expected one of object_store, gl"):
         build_transport(ClusterConfig(kind="ray", weight_transport="post"), "cpu")
 

@@ -142,7 +142,7 @@ def test_reward_actor_imports_what_the_driver_lacks(
 
 
 def test_environment_that_cannot_be_made_is_an_error_at_the_start(private_ray: object, tmp_path: Path) -> None:
-    from prdp.cluster.ray_crew import settle
+    from prdp.cluster.actor_pool import fetch_result
 
     @private_ray.remote(runtime_env={"py_executable": str(tmp_path / "python"), "working_dir": "gcs://missing.zip"})  # type: ignore[attr-defined]
     class Actor:
@@ -150,5 +150,5 @@ def test_environment_that_cannot_be_made_is_an_error_at_the_start(private_ray: o
             return 1
 
     with pytest.raises(ClusterSetupError, match=r"reward_environment: the environment could not be made"):
-        settle(Actor.remote().build.remote())
+        fetch_result(Actor.remote().build.remote())
     assert issubclass(ClusterSetupError, ClusterError)

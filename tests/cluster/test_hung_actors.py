@@ -14,13 +14,13 @@ pytest.importorskip("ray")
 
 from cluster_stubs import prompts
 
-from prdp.cluster import ray_roster
+from prdp.cluster import actor_supervisor
+from prdp.cluster.actor_pool import HungError, Member
+from prdp.cluster.actor_supervisor import ActorSupervisor, Task
 from prdp.cluster.base import ClusterError
-from prdp.cluster.patience import limits_of
 from prdp.cluster.ray_actors import Built
-from prdp.cluster.ray_crew import HungError, Member
-from prdp.cluster.ray_job import Job
-from prdp.cluster.ray_roster import Roster, Task
+from prdp.cluster.rollout_job import RolloutJob
+from prdp.cluster.time_limits import limits_of
 from prdp.config import ClusterConfig
 
 
@@ -35,7 +35,7 @@ class Answer:
 
 
 class Stage:
-    """A roster of two samplers, with its loop and clock in the test's hands; also its owner."""
+    """A supervisor of two samplers, with its loop and clock in the test's hands; also its owner."""
 
     start_timeout, installs = 900.0, False
 
@@ -45,11 +45,11 @@ class Stage:
         self.launched: list[tuple[Answer, Answer]] = []
         self.back: list[tuple[list[Task], Exception]] = []
         self.failures: list[BaseException] = []
-        self.roster = Roster((self,), self, self, 2, limits_of(config), lambda: self.now)  # type: ignore[arg-type]
+        self.supervisor = ActorSupervisor((self,), self, self, 2, limits_of(config), lambda: self.now)  # type: ignore[arg-type]
 
     def call(self, action: Callable[[], None]) -> None:
         action()
-        self.roster.look_after()
+        self.supervisor.after_event()
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (self.now + seconds, next(self.ticket), action))
@@ -69,28 +69,28 @@ class Stage:
         self.launched.append((Answer(), Answer()))
         return self.launched[-1]
 
-    def enter(self, member: Member, built: Built) -> None:
+    def admit(self, member: Member, built: Built) -> None:
         member.state = "ready"
 
-    def answered(self, task: Task, answer: Any) -> None:
+    def on_answer(self, task: Task, answer: Any) -> None:
         pass
 
-    def given_back(self, held: list[Task], error: Exception) -> None:
+    def on_actor_lost(self, held: list[Task], error: Exception) -> None:
         self.back.append((held, error))
 
-    def hopeless(self, error: BaseException) -> None:
+    def on_fatal(self, error: BaseException) -> None:
         self.failures.append(error)
 
     def start(self) -> None:
-        self.call(self.roster.launch_all)
+        self.call(self.supervisor.launch_all)
         for begun, answer in self.launched:
             begun.reply.set_result(None)
             answer.reply.set_result(Built(1, "here"))
 
     def ask(self, kind: str, index: int = 0, member: int = 0) -> Task:
-        job = Job(prompts(4), prompts(4).chunks(2), None, None, 3, 1, True)
+        job = RolloutJob(prompts(4), prompts(4).chunks(2), None, None, 3, 1, True)
         task = Task(kind, self.members[member], Answer(), job, index if kind != "bind" else -1, Answer())
-        self.call(lambda: self.roster.ask(task))
+        self.call(lambda: self.supervisor.ask(task))
         return task
 
     def finish(self, kind: str, seconds: float) -> None:
@@ -106,10 +106,10 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def staged(monkeypatch: pytest.MonkeyPatch, config: ClusterConfig) -> Stage:
-    monkeypatch.setattr(ray_roster, "_answered", lambda reference: reference.reply.done())
-    monkeypatch.setattr(ray_roster, "settle", lambda reference: reference.reply.result())
-    monkeypatch.setattr(ray_roster, "kill", lambda member: None)
-    monkeypatch.setattr(ray_roster, "free_resources", lambda: "2 CPUs and 0 GPUs")
+    monkeypatch.setattr(actor_supervisor, "_answered", lambda reference: reference.reply.done())
+    monkeypatch.setattr(actor_supervisor, "fetch_result", lambda reference: reference.reply.result())
+    monkeypatch.setattr(actor_supervisor, "kill", lambda member: None)
+    monkeypatch.setattr(actor_supervisor, "free_resources", lambda: "2 CPUs and 0 GPUs")
     return Stage(config)
 
 
@@ -125,9 +125,9 @@ def test_whoever_takes_far_longer_than_others_did_is_warned_of_and_replaced(stag
     assert (
         "sampler 0 has been" in caplog.text and "for 40 s without an answer; it is replaced after 80 s" in caplog.text
     )
-    told = stage.members[0].told(stage.members[0].work.since + 41)
+    told = stage.members[0].status(stage.members[0].work.since + 41)
     assert told["silent"] and told["limit_seconds"] == pytest.approx(80.0)
-    assert told["doing"].startswith(ray_roster._DOING[kind])
+    assert told["doing"].startswith(actor_supervisor._DOING[kind])
     stage.wait(38.0)
     assert not stage.back
     stage.wait(2.0)
@@ -174,7 +174,7 @@ def test_no_limit_still_warns(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     stage.wait(10_000.0)
     assert not stage.back
     assert "sampler 0 has been sampling epoch 3, prompts 0 to 1 for 30 s without an answer\n" in caplog.text
-    assert stage.members[0].told(1e12)["limit_seconds"] is None
+    assert stage.members[0].status(1e12)["limit_seconds"] is None
 
 
 def test_a_pause_of_this_process_is_nobodys_fault(stage: Stage) -> None:
@@ -192,7 +192,7 @@ def test_a_pause_of_this_process_is_nobodys_fault(stage: Stage) -> None:
 
 def test_an_actor_that_hangs_while_it_is_built_is_replaced_when_others_work(stage: Stage, caplog) -> None:
     stage.start()
-    stage.roster.lost(stage.members[0], HungError("for some reason"))
+    stage.supervisor.lost(stage.members[0], HungError("for some reason"))
     stage.wait(1.0)
     begun, _ = stage.launched[-1]
     stage.wait(5000.0)  # no room for it
@@ -206,9 +206,9 @@ def test_an_actor_that_hangs_while_it_is_built_is_replaced_when_others_work(stag
 
 def test_an_actor_that_hangs_while_it_is_built_and_is_needed_ends_the_run(stage: Stage) -> None:
     stage.installs = True
-    stage.call(stage.roster.launch_all)
+    stage.call(stage.supervisor.launch_all)
     waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
-    stage.roster.await_all(waiter)
+    stage.supervisor.await_all(waiter)
     stage.wait(2000.0)
     assert not stage.failures
     stage.launched[0][0].reply.set_result(None)

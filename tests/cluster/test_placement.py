@@ -7,32 +7,32 @@ import pytest
 pytest.importorskip("ray")
 
 from prdp.cluster.base import ClusterSetupError
-from prdp.cluster.placement import Node, Pool, Seats, assign, plan
+from prdp.cluster.placement import Node, PlacementReservation, PoolRequest, assign, plan
 from prdp.config import ClusterConfig
 
 NODES = [Node("10.0.0.1", {"CPU": 4.0, "GPU": 1.0}), Node("10.0.0.2", {"CPU": 2.0})]
 
 
 def test_actors_are_placed_on_single_nodes():
-    fractions = Pool("sampler", 2, {"CPU": 1.0, "GPU": 0.5})
-    assert assign([fractions, Pool("reward actor", 2, {"CPU": 2.0})], NODES) == [
+    fractions = PoolRequest("sampler", 2, {"CPU": 1.0, "GPU": 0.5})
+    assert assign([fractions, PoolRequest("reward actor", 2, {"CPU": 2.0})], NODES) == [
         {"sampler": 2, "reward actor": 1},
         {"reward actor": 1},
     ]
-    assert assign([Pool("sampler", 1, {"CPU": 1.0, "GPU": 2.0})], NODES) is None
-    assert assign([Pool("sampler", 2, {"CPU": 3.0})], NODES) is None
-    assert assign([Pool("sampler", 1, {"a100_node": 1.0})], NODES) is None
+    assert assign([PoolRequest("sampler", 1, {"CPU": 1.0, "GPU": 2.0})], NODES) is None
+    assert assign([PoolRequest("sampler", 2, {"CPU": 3.0})], NODES) is None
+    assert assign([PoolRequest("sampler", 1, {"a100_node": 1.0})], NODES) is None
     assert NODES[0].resources == {"CPU": 4.0, "GPU": 1.0}
 
 
 def test_spread_takes_the_emptiest_node():
-    pools = [Pool("sampler", 3, {"CPU": 1.0})]
+    pools = [PoolRequest("sampler", 3, {"CPU": 1.0})]
     assert assign(pools, NODES) == [{"sampler": 3}, {}]
     assert assign(pools, NODES, spread=True) == [{"sampler": 2}, {"sampler": 1}]
 
 
 def test_plan_says_who_goes_where():
-    pools = [Pool("sampler", 2, {"CPU": 1.0, "GPU": 0.5}), Pool("reward actor", 1, {"CPU": 4.0})]
+    pools = [PoolRequest("sampler", 2, {"CPU": 1.0, "GPU": 0.5}), PoolRequest("reward actor", 1, {"CPU": 4.0})]
     with pytest.raises(ClusterSetupError) as caught:
         plan(ClusterConfig(address="auto", sampler_gpus=0.5), pools, NODES)
     assert str(caught.value).startswith(
@@ -47,35 +47,35 @@ def test_plan_says_who_goes_where():
 
 
 def test_a_cluster_that_grows_may_be_too_small(caplog):
-    told = plan(ClusterConfig(autoscaling=True), [Pool("sampler", 9, {"CPU": 1.0})], NODES)
+    told = plan(ClusterConfig(autoscaling=True), [PoolRequest("sampler", 9, {"CPU": 1.0})], NODES)
     assert told == "cluster: 9 samplers of 1 CPU; on nodes that the autoscaler has to add"
     assert "cannot hold 9 samplers of 1 CPU" in caplog.text
 
 
 def test_gpus_left_idle_are_mentioned(caplog):
-    plan(ClusterConfig(), [Pool("sampler", 1, {"CPU": 1.0})], NODES)
+    plan(ClusterConfig(), [PoolRequest("sampler", 1, {"CPU": 1.0})], NODES)
     assert "the cluster has GPUs, but cluster.sampler_gpus is 0" in caplog.text
 
 
-def test_seats_are_held_or_refused_with_what_is_free(private_ray):
+def test_resources_are_reserved_or_refused_with_what_is_free(private_ray):
     cores = int(private_ray.cluster_resources()["CPU"])
-    seats = Seats([Pool("sampler", cores, {"CPU": 1.0})], "pack")
-    seats.wait(60)
-    assert [seat.placement_group_bundle_index for seat in seats.of("sampler")] == list(range(cores))
-    late = Seats([Pool("reward actor", 1, {"CPU": 1.0})], "pack")
+    reservation = PlacementReservation([PoolRequest("sampler", cores, {"CPU": 1.0})], "pack")
+    reservation.wait(60)
+    assert [one.placement_group_bundle_index for one in reservation.strategies("sampler")] == list(range(cores))
+    late = PlacementReservation([PoolRequest("reward actor", 1, {"CPU": 1.0})], "pack")
     try:
         with pytest.raises(ClusterSetupError, match=r"no room for 1 reward actor of 1 CPU within .*=0\.5; .*: 0 CPU"):
             late.wait(0.5)
-        seats.close()
+        reservation.close()
         late.wait(60)
     finally:
         late.close()
-        seats.close()
+        reservation.close()
 
 
-def test_actors_that_claim_nothing_need_no_seats():
-    seats = Seats([Pool("sampler", 2, {"CPU": 0.0})], "spread")
-    seats.wait(0.1)
-    assert seats.of("sampler") == [None, None]
+def test_actors_that_claim_nothing_need_no_reservation():
+    reservation = PlacementReservation([PoolRequest("sampler", 2, {"CPU": 0.0})], "spread")
+    reservation.wait(0.1)
+    assert reservation.strategies("sampler") == [None, None]
     with pytest.raises(ValueError, match="no pool of reward actors"):
-        seats.of("reward actor")
+        reservation.strategies("reward actor")

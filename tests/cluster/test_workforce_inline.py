@@ -67,8 +67,8 @@ def test_a_stall_is_told_and_seen_in_the_status(monkeypatch, caplog):
     told = []
 
     def stall(self, *arguments, **options):
-        workforce._watch._clock = lambda: 1e9
-        workforce._watch.look()
+        workforce._watchdog._clock = lambda: 1e9
+        workforce._watchdog.look()
         told.append({actor["name"]: actor for actor in workforce.status()["actors"]})
         return sample(self, *arguments, **options)
 

@@ -115,7 +115,7 @@ def test_reward_actor_killed_within_a_chunk_is_replaced_with_equal_results(share
 @pytest.fixture
 def impatient(shared, monkeypatch, tmp_path) -> tuple[Any, str]:
     """The shared workforce with a time-out for a reward's chunk, and a pipe that nobody ever writes to."""
-    monkeypatch.setattr(shared._dispatcher.roster.limits["score"], "seconds", 1.0)
+    monkeypatch.setattr(shared._dispatcher.supervisor.limits["score"], "seconds", 1.0)
     os.mkfifo(tmp_path / "silent")
     return shared, f"hang:{tmp_path}/silent"
 
@@ -136,7 +136,7 @@ def test_chunk_that_hangs_every_time_ends_the_run_and_not_the_workforce(impatien
     message = r"epoch 3, prompts 4 to 5: reward actor 0 hung on this chunk, attempt 3 of 3 \(cluster.retries=2\)"
     with pytest.raises(ClusterError, match=message):
         run(workforce, {4: {"reward": hang}})
-    workforce._dispatcher.roster.limits["score"].seconds = 0.0
+    workforce._dispatcher.supervisor.limits["score"].seconds = 0.0
     assert not differences(run(workforce), expected)
 
 
@@ -144,7 +144,7 @@ def test_chunk_that_hangs_every_time_ends_the_run_and_not_the_workforce(impatien
 def stopped_sampler(shared, monkeypatch) -> Iterator[int]:
     """The process of a sampler that the system has stopped, as a debugger or a stuck disk does."""
     run(shared)
-    monkeypatch.setattr(shared._dispatcher.roster.limits["sample"], "seconds", 1.0)
+    monkeypatch.setattr(shared._dispatcher.supervisor.limits["sample"], "seconds", 1.0)
     process = shared.process_ids["sampler 0"]
     os.kill(process, signal.SIGSTOP)
     yield process

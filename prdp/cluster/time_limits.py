@@ -72,7 +72,7 @@ class TimeLimit:
             return self.usual(units, first, extra) * 2.0**attempts
         return self.seconds or math.inf
 
-    def told(self, units: int, limit: float) -> str:
+    def explain(self, units: int, limit: float) -> str:
         """Why so long is too long, for messages."""
         if self.seconds is not None:
             return f"{self.key}={self.seconds:g}"
@@ -94,7 +94,7 @@ def limits_of(config: ClusterConfig) -> dict[str, TimeLimit]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class WorkStatus:
     """What somebody is at.
 
     Attributes:
@@ -109,7 +109,7 @@ class Work:
     warn_seconds: float
     limit_seconds: float
 
-    def told(self, now: float) -> dict[str, Any]:
+    def status(self, now: float) -> dict[str, Any]:
         """For status files: {"doing", "since": seconds since 1970, "limit_seconds": None for none, "silent": bool}."""
         limit = self.limit_seconds if math.isfinite(self.limit_seconds) else None
         return {
@@ -120,7 +120,7 @@ class Work:
         }
 
 
-class Watch:
+class Watchdog:
     """Says in the log when work in this process takes far longer than earlier work of its kind; it ends nothing.
 
     A thread of its own looks at the clock, asleep until a word is due.
@@ -133,13 +133,13 @@ class Watch:
     def __init__(self, limits: dict[str, TimeLimit], clock: Clock = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
         self._changed = threading.Condition()
-        self._at: tuple[Work, float, float] | None = None
+        self._at: tuple[WorkStatus, float, float] | None = None
         self._known: set[str] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     @property
-    def work(self) -> Work | None:
+    def work(self) -> WorkStatus | None:
         """What is being done now."""
         at = self._at
         return None if at is None else at[0]
@@ -159,7 +159,7 @@ class Watch:
         longest = limit.longest(units)
         known = "no earlier one is known of" if longest is None else f"earlier ones took at most {longest:.3g} s"
         begun = self._clock()
-        self._begin(Work(doing, time.time(), warn, math.inf), begun, known)
+        self._begin(WorkStatus(doing, time.time(), warn, math.inf), begun, known)
         try:
             yield
         finally:
@@ -188,11 +188,11 @@ class Watch:
             self._closed = True
             self._changed.notify()
 
-    def _begin(self, work: Work, begun: float, comparison: str) -> None:
+    def _begin(self, work: WorkStatus, begun: float, comparison: str) -> None:
         with self._changed:
             self._at, self._comparison = (work, begun, work.warn_seconds), comparison
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="prdp watch", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="prdp watchdog", daemon=True)
                 self._thread.start()
             self._changed.notify()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prdp.cluster.base import RewardWorker, waits_of_worker
-from prdp.cluster.patience import TimeLimit, Watch, limits_of
+from prdp.cluster.time_limits import TimeLimit, Watchdog, limits_of
 from prdp.config import ClusterConfig
 from prdp.configuration.compose import Composer
 from prdp.support.errors import ConfigError
@@ -39,14 +39,14 @@ def test_a_limit_follows_the_longest_of_what_was_finished_by_size() -> None:
     for _ in range(200):
         limit.learn(1.0, units=1)
     assert limit.longest(8) == 8.0
-    assert limit.told(8, 80.0) == "80 s, where earlier ones took at most 8 s (key sets another limit)"
+    assert limit.explain(8, 80.0) == "80 s, where earlier ones took at most 8 s (key sets another limit)"
 
 
 def test_a_number_stands_and_0_is_no_limit() -> None:
     limit = TimeLimit("key", 3.0, 900.0)
     limit.learn(100.0, 1)
     assert limit.of(8, first=True, extra=5.0, attempts=3) == 3.0
-    assert limit.told(8, 3.0) == "key=3"
+    assert limit.explain(8, 3.0) == "key=3"
     assert TimeLimit("key", 0.0, 900.0).of(8, first=False) == math.inf
 
 
@@ -70,41 +70,41 @@ def test_keys_of_the_limits() -> None:
 
 def test_work_of_this_process_that_takes_long_is_told_and_again_when_that_has_doubled(caplog: Any) -> None:
     clock = Clock()
-    watch = Watch({"sample": TimeLimit("key", None, 900.0)}, clock)
+    watchdog = Watchdog({"sample": TimeLimit("key", None, 900.0)}, clock)
     for _ in range(2):
-        with watch.over("sample", "sampling epoch 1, prompts 0 to 3", units=4):
+        with watchdog.over("sample", "sampling epoch 1, prompts 0 to 3", units=4):
             clock.now += 8.0
-    with caplog.at_level(logging.WARNING), watch.over("sample", "sampling epoch 2, prompts 4 to 7", units=4):
-        assert watch.look() == 40.0
+    with caplog.at_level(logging.WARNING), watchdog.over("sample", "sampling epoch 2, prompts 4 to 7", units=4):
+        assert watchdog.look() == 40.0
         clock.now += 41.0
-        assert watch.work is not None and watch.work.told(watch.work.since + 41)["silent"]
-        assert watch.look() == 41.0
-        assert watch.look() == 41.0
+        assert watchdog.work is not None and watchdog.work.status(watchdog.work.since + 41)["silent"]
+        assert watchdog.look() == 41.0
+        assert watchdog.look() == 41.0
         clock.now += 42.0
-        assert watch.look() == 83.0
-    watch.close()
+        assert watchdog.look() == 83.0
+    watchdog.close()
     assert caplog.messages == [
         f"sampling epoch 2, prompts 4 to 7 has taken {seconds} s; earlier ones took at most 8 s" for seconds in (41, 83)
     ]
-    assert watch.look() is None and watch.work is None
+    assert watchdog.look() is None and watchdog.work is None
 
 
-def test_the_thread_of_a_watch_speaks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_of_a_watchdog_speaks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     said = threading.Event()
-    monkeypatch.setattr("prdp.cluster.patience._log.warning", lambda *_: said.set())
-    watch = Watch({"score": TimeLimit("key", None, 0.02)})
-    with watch.over("score", "scoring"):
+    monkeypatch.setattr("prdp.cluster.time_limits._log.warning", lambda *_: said.set())
+    watchdog = Watchdog({"score": TimeLimit("key", None, 0.02)})
+    with watchdog.over("score", "scoring"):
         assert said.wait(30)
-    watch.close()
+    watchdog.close()
 
 
 def test_work_that_raises_teaches_nothing() -> None:
     limit = TimeLimit("key", None, 900.0)
-    watch = Watch({"score": limit}, Clock())
-    with pytest.raises(ZeroDivisionError), watch.over("score", "scoring"):
+    watchdog = Watchdog({"score": limit}, Clock())
+    with pytest.raises(ZeroDivisionError), watchdog.over("score", "scoring"):
         raise ZeroDivisionError
-    watch.close()
-    assert limit.longest(1) is None and watch.work is None
+    watchdog.close()
+    assert limit.longest(1) is None and watchdog.work is None
 
 
 def test_limits_that_cannot_be_are_refused() -> None:

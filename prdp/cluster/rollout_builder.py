@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from prdp.cluster import buffers
-from prdp.cluster.base import place
+from prdp.cluster.base import describe_chunk
 from prdp.types import Float64, PromptBatch, Rollout
 
 _FACTS = ("weights_version", "weights_checksum", "images_per_prompt")
 
 
-class Assembly:
+class RolloutBuilder:
     """Chunks go in, in any order; the whole comes out in prompt order.
 
     Args:
@@ -33,7 +33,7 @@ class Assembly:
         self._sub_scores: dict[str, Float64] | None = None
         self._seconds: Counter[str] = Counter()
 
-    def place(self, index: int, rollout: Rollout) -> Rollout:
+    def add_chunk(self, index: int, rollout: Rollout) -> Rollout:
         """Copy a sampled chunk to where it belongs; the same chunk, as views of the whole.
 
         Raises:
@@ -57,7 +57,7 @@ class Assembly:
         views: dict[str, Any] = {name: whole[rows] for name, whole in self._arrays.items()}
         return dataclasses.replace(rollout, **views)
 
-    def score(self, index: int, chunk: Rollout, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
+    def add_rewards(self, index: int, chunk: Rollout, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
         """Put a chunk's rewards in their place; the chunk with them.
 
         Raises:
@@ -67,7 +67,7 @@ class Assembly:
             self._sub_scores = {name: np.empty(len(self._rewards)) for name in sub_scores}
         if self._sub_scores.keys() != sub_scores.keys():
             raise ValueError(
-                f"{place(self._chunks[index])}: the reward gave the sub-scores {sorted(sub_scores)}, and "
+                f"{describe_chunk(self._chunks[index])}: the reward gave the sub-scores {sorted(sub_scores)}, and "
                 f"{sorted(self._sub_scores)} for other chunks"
             )
         rows = self._rows(index)
@@ -78,7 +78,7 @@ class Assembly:
         own = {name: values[rows] for name, values in self._sub_scores.items()}
         return dataclasses.replace(chunk, rewards=self._rewards[rows], sub_scores=own)
 
-    def whole(self, wall_seconds: float, sampling_seconds: float) -> Rollout:
+    def build(self, wall_seconds: float, sampling_seconds: float) -> Rollout:
         """The rollout, when every chunk is scored.
 
         Args:
@@ -103,7 +103,7 @@ class Assembly:
 
     def _check_alike(self, index: int, rollout: Rollout, arrays: Mapping[str, np.ndarray]) -> None:
         assert self._first is not None
-        where = place(self._chunks[index])
+        where = describe_chunk(self._chunks[index])
         for name in _FACTS:
             if getattr(rollout, name) != getattr(self._first, name):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Who does what: shares the chunks of all requests out among samplers and reward actors.
+"""Gives the chunks of all requests to samplers and reward actors.
 
 All of it happens in one thread of its own, so that sampling and scoring go on while the learner computes. The thread
 owns every piece of state; others reach it by its inbox alone.
@@ -15,12 +15,12 @@ from typing import Any
 
 import ray
 
-from prdp.cluster.base import ClusterError, acknowledged, check_rollout, place
+from prdp.cluster.actor_pool import ActorPool, LostError, Member, fetch_result, relay_warnings
+from prdp.cluster.actor_supervisor import ActorSupervisor, Task
+from prdp.cluster.base import ClusterError, acknowledged, check_rollout, describe_chunk
 from prdp.cluster.event_loop import EventLoop
-from prdp.cluster.patience import TimeLimit
-from prdp.cluster.ray_crew import Crew, LostError, Member, settle, tell
-from prdp.cluster.ray_job import Job
-from prdp.cluster.ray_roster import Roster, Task
+from prdp.cluster.rollout_job import RolloutJob
+from prdp.cluster.time_limits import TimeLimit
 from prdp.cluster.weight_transport import WeightTransport
 from prdp.types import Rollout
 
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Keeps the crews at work on the jobs, in the order in which they came.
+    """Keeps the pools at work on the jobs, in the order in which they came.
 
     Args:
-        samplers, rewards: the crews.
+        samplers, rewards: the pools.
         retries: deaths borne in a row, of one actor or on one chunk, beyond the first.
         limits: how long each kind of work may take.
         transport: brings the jobs' weights to the samplers.
@@ -42,24 +42,24 @@ class Dispatcher:
 
     def __init__(
         self,
-        samplers: Crew,
-        rewards: Crew,
+        samplers: ActorPool,
+        rewards: ActorPool,
         retries: int,
         limits: Mapping[str, TimeLimit],
         transport: WeightTransport,
     ) -> None:
         self._samplers, self._rewards = samplers.members, rewards.members
-        self._jobs: list[Job] = []
-        self._to_score: deque[tuple[Job, int, Rollout]] = deque()
+        self._jobs: list[RolloutJob] = []
+        self._to_score: deque[tuple[RolloutJob, int, Rollout]] = deque()
         self._failure: BaseException | None = None
         self._loop = EventLoop("prdp dispatcher", self._after_each, self._broken)
-        self.roster = Roster((samplers, rewards), self._loop, self, retries, limits)
+        self.supervisor = ActorSupervisor((samplers, rewards), self._loop, self, retries, limits)
         self._transport = transport
-        transport.start(self._loop, self.roster.lost)
+        transport.start(self._loop, self.supervisor.lost)
 
     def start(self) -> None:
         """Ask for every actor, without waiting for them."""
-        self._loop.call(self.roster.launch_all)
+        self._loop.call(self.supervisor.launch_all)
         self._loop.start()
 
     def await_ready(self) -> None:
@@ -70,20 +70,20 @@ class Dispatcher:
             Exception: what a factory raised, as itself.
         """
         ready: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._loop.call(lambda: self.roster.await_all(ready))
+        self._loop.call(lambda: self.supervisor.await_all(ready))
         ready.result()
 
-    def submit(self, job: Job, urgent: bool) -> None:
+    def submit(self, job: RolloutJob, urgent: bool) -> None:
         """Put a job at the end of the queue, or at its head."""
         self._loop.call(lambda: self._enqueue(job, urgent))
 
     def close(self) -> None:
         """End the thread and every actor."""
         self._loop.close()
-        self.roster.kill_all()
+        self.supervisor.kill_all()
 
-    def answered(self, task: Task, answer: Any) -> None:
-        """Take an actor's answer; see `Owner`."""
+    def on_answer(self, task: Task, answer: Any) -> None:
+        """Take an actor's answer; see `TaskOwner`."""
         if task.kind == "bind":
             self._bound(task, answer)
         elif task.kind == "sample":
@@ -91,42 +91,42 @@ class Dispatcher:
         else:
             self._scored(task, answer)
 
-    def raised(self, task: Task, error: Exception) -> None:
-        """End the job whose work raised; see `Owner`."""
+    def on_error(self, task: Task, error: Exception) -> None:
+        """End the job whose work raised; see `TaskOwner`."""
         if task.kind == "bind":
             task.member.bound = None
         assert task.job is not None
         self._drop(task.job, error)
 
-    def given_back(self, held: list[Task], error: LostError) -> None:
-        """Have others do what a dead actor had: the same noise makes the same images; see `Owner`."""
+    def on_actor_lost(self, held: list[Task], error: LostError) -> None:
+        """Have others do what a dead actor had: the same noise makes the same images; see `TaskOwner`."""
         for task in reversed(held):
             self._put_back(task)
         if held and error.at_work and _had_begun(held[0]):
             self._blame(held[0], error)
 
-    def hopeless(self, error: BaseException) -> None:
-        """Fail everything that waits; see `Owner`."""
-        self.roster.give_up(error)
-        waiting = [*self._jobs, *self.roster.jobs(), *(job for job, _, _ in self._to_score)]
+    def on_fatal(self, error: BaseException) -> None:
+        """Fail everything that waits; see `TaskOwner`."""
+        self.supervisor.give_up(error)
+        waiting = [*self._jobs, *self.supervisor.jobs(), *(job for job, _, _ in self._to_score)]
         for job in {id(job): job for job in waiting}.values():
             self._drop(job, error)
 
     def _after_each(self) -> None:
-        self._hand_out()
-        self.roster.look_after()
+        self._assign_chunks()
+        self.supervisor.after_event()
 
     def _broken(self, error: BaseException) -> None:
         _log.error("the dispatcher of the Ray actors failed", exc_info=error)
-        self.hopeless(error)
+        self.on_fatal(error)
         self._failure = error
 
-    def _drop(self, job: Job, error: BaseException) -> None:
+    def _drop(self, job: RolloutJob, error: BaseException) -> None:
         job.fail(error)
         self._jobs = [other for other in self._jobs if other is not job]
         self._to_score = deque(entry for entry in self._to_score if entry[0] is not job)
 
-    def _enqueue(self, job: Job, urgent: bool) -> None:
+    def _enqueue(self, job: RolloutJob, urgent: bool) -> None:
         if self._failure is not None:
             job.fail(self._failure)
         elif urgent:
@@ -134,7 +134,7 @@ class Dispatcher:
         else:
             self._jobs.append(job)
 
-    def _hand_out(self) -> None:
+    def _assign_chunks(self) -> None:
         """Fill the samplers evenly: nobody gets a second chunk before everybody has one, or waits for weights only."""
         while self._to_score and (reward := self._least_busy()) is not None:
             job, index, rollout = self._to_score.popleft()
@@ -144,7 +144,7 @@ class Dispatcher:
             for member in self._samplers:
                 if not self._jobs:
                     return
-                if member.state != "ready" or self.roster.load(member) != depth:
+                if member.state != "ready" or self.supervisor.load(member) != depth:
                     continue
                 if _holds(member, self._jobs[0]) or self._transport.ready_for(member, idle=depth == 0):
                     self._sample(member, self._jobs[0])
@@ -153,18 +153,18 @@ class Dispatcher:
             if without_weights:
                 return
 
-    def _sample(self, member: Member, job: Job) -> None:
+    def _sample(self, member: Member, job: RolloutJob) -> None:
         index = job.take()
         if not job.todo:
             self._jobs.remove(job)
         if not _holds(member, job):
-            self.roster.ask(Task("bind", member, self._transport.hand(member, job.weights), job))
+            self.supervisor.ask(Task("bind", member, self._transport.deliver(member, job.weights), job))
             member.bound = job.published
         begun = member.handle.begin.remote()
         answer, *products = member.handle.sample.options(num_returns=3).remote(
             job.chunks[index], job.images_per_prompt, job.seed, job.trajectory, begun
         )
-        self.roster.ask(Task("sample", member, answer, job, index, begun, (products[0], products[1])))
+        self.supervisor.ask(Task("sample", member, answer, job, index, begun, (products[0], products[1])))
 
     def _bound(self, task: Task, answer: Any) -> None:
         assert task.job is not None
@@ -183,12 +183,12 @@ class Dispatcher:
         assert task.products is not None
         if job.failed:
             return
-        rollout = dataclasses.replace(settle(task.products[0]), images=settle(task.products[1]))
+        rollout = dataclasses.replace(fetch_result(task.products[0]), images=fetch_result(task.products[1]))
         check_rollout(rollout, job.chunks[task.index], job.images_per_prompt, job.published)
         if member.bind_seconds:
             rollout = rollout.took("bind", member.bind_seconds)
             member.bind_seconds = 0.0
-        rollout = job.assembly.place(task.index, rollout)
+        rollout = job.builder.add_chunk(task.index, rollout)
         job.sampled()
         reward = self._least_busy()
         if reward is None:
@@ -196,19 +196,19 @@ class Dispatcher:
         else:
             self._score(reward, job, task.index, task.products[1], rollout)
 
-    def _score(self, member: Member, job: Job, index: int, images: Any, rollout: Rollout) -> None:
+    def _score(self, member: Member, job: RolloutJob, index: int, images: Any, rollout: Rollout) -> None:
         begun = member.handle.begin.remote()
         answer = member.handle.score.remote(images, job.chunks[index], job.images_per_prompt, begun)
-        self.roster.ask(Task("score", member, answer, job, index, begun, rollout=rollout))
+        self.supervisor.ask(Task("score", member, answer, job, index, begun, rollout=rollout))
 
     def _scored(self, task: Task, answer: Any) -> None:
         assert task.job is not None
         assert task.rollout is not None
-        rewards, sub_scores, seconds, messages = answer
-        tell(task.member, messages)
+        rewards, sub_scores, seconds, warnings = answer
+        relay_warnings(task.member, warnings)
         if not task.job.failed:
             chunk = task.rollout.took("score", seconds)
-            task.job.finish(task.job.assembly.score(task.index, chunk, rewards, sub_scores))
+            task.job.finish(task.job.builder.add_rewards(task.index, chunk, rewards, sub_scores))
 
     def _put_back(self, task: Task) -> None:
         assert task.job is not None
@@ -223,12 +223,12 @@ class Dispatcher:
 
     def _blame(self, task: Task, error: LostError) -> None:
         """Count a death on the chunk that was being worked on."""
-        job, index, retries = task.job, task.index, self.roster.retries
+        job, index, retries = task.job, task.index, self.supervisor.retries
         assert job is not None
         job.deaths[index] += 1
         if job.deaths[index] > retries and not job.failed:
             cause = ClusterError(
-                f"{place(job.chunks[index])}: {task.member.name} {error.fate} on this chunk, attempt "
+                f"{describe_chunk(job.chunks[index])}: {task.member.name} {error.fate} on this chunk, attempt "
                 f"{job.deaths[index]} of {retries + 1} (cluster.retries={retries}): {error}"
             )
             cause.__cause__ = error
@@ -237,7 +237,7 @@ class Dispatcher:
 
     def _least_busy(self) -> Member | None:
         ready = [member for member in self._rewards if member.state == "ready"]
-        return min(ready, key=self.roster.load, default=None)
+        return min(ready, key=self.supervisor.load, default=None)
 
 
 def _had_begun(task: Task) -> bool:
@@ -245,12 +245,12 @@ def _had_begun(task: Task) -> bool:
     if not ray.wait([task.begun], timeout=0)[0]:
         return False
     try:
-        settle(task.begun)
+        fetch_result(task.begun)
     except LostError:
         return False
     return True
 
 
-def _holds(member: Member, job: Job) -> bool:
+def _holds(member: Member, job: RolloutJob) -> bool:
     """Whether a sampler has the weights that a job is to be done under, or will have by its turn."""
     return job.published is None or member.bound == job.published

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Messages(logging.Handler):
+class WarningCollector(logging.Handler):
     """Within the block, collects what is logged under 'prdp' as a warning or worse."""
 
     def __init__(self) -> None:

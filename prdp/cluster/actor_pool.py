@@ -1,4 +1,4 @@
-"""Crews: actors of one kind, and what there is to know of each."""
+"""A pool: the actors of one kind, and the state of each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from prdp.cluster.base import ClusterSetupError, Identity
 from prdp.cluster.direct_weights import TransferError
 from prdp.cluster.environment import KEY, RewardEnvironment, import_paths, python_path
-from prdp.cluster.patience import Work
 from prdp.cluster.placement import Demand
 from prdp.cluster.ray_actors import Built, RewardActor, SamplerActor
-from prdp.cluster.threads import PATIENCE, thread_environment
+from prdp.cluster.threads import PASSIVE_WAITING, thread_environment
+from prdp.cluster.time_limits import WorkStatus
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ class StalledError(CutOffError):
 
 @dataclasses.dataclass(eq=False)
 class Member:
-    """One actor of a crew; `handle` changes when it is replaced.
+    """One actor of a pool; `handle` changes when it is replaced.
 
     Attributes:
         name, kind: 'sampler 3', 'sampler'.
-        index: within the crew.
+        index: within the pool.
         state: 'starting', 'ready' or 'waiting', which is dead and to be started again after a pause.
         bound: the weights handed to it last, acknowledged or on their way.
         bind_seconds: binding them took, until a chunk takes that along.
@@ -84,15 +84,15 @@ class Member:
     chunks: int = 0
     done: set[str] = dataclasses.field(default_factory=set)
     waits: float = 0.0
-    work: Work | None = None
+    work: WorkStatus | None = None
 
-    def told(self, now: float) -> dict[str, Any]:
+    def status(self, now: float) -> dict[str, Any]:
         """What people want to know of it, at `now`, in seconds since 1970; see `Workforce.status`."""
         facts = {key: getattr(self, key) for key in ("name", "kind", "node", "pid", "state", "restarts", "chunks")}
-        return facts if (work := self.work) is None else {**facts, **work.told(now)}
+        return facts if (work := self.work) is None else {**facts, **work.status(now)}
 
 
-class Crew:
+class ActorPool:
     """Actors of one kind.
 
     Args:
@@ -100,7 +100,7 @@ class Crew:
         actor: the class.
         factory: builds the plain class inside the actor.
         demand: the resources of each actor.
-        seats: where each actor goes: a scheduling strategy of Ray's, or None for anywhere.
+        strategies: where each actor goes: a scheduling strategy of Ray's, or None for anywhere.
         threads: CPU threads of each.
         start_timeout: seconds that an actor may take to start.
         environment: the one to run in, when it is not the driver's.
@@ -112,14 +112,14 @@ class Crew:
         actor: type[SamplerActor | RewardActor],
         factory: Callable[[], Any],
         demand: Demand,
-        seats: Sequence[Any],
+        strategies: Sequence[Any],
         threads: int,
         start_timeout: float,
         environment: RewardEnvironment | None = None,
     ) -> None:
         # Unpickled in the actor's own hands, so that a module it cannot import is an error like any other there.
         self._factory = cloudpickle.dumps(factory)
-        self._threads, self._seats, self._paths = threads, seats, import_paths(environment)
+        self._threads, self._strategies, self._paths = threads, strategies, import_paths(environment)
         self.start_timeout = start_timeout
         self.installs = environment is not None and bool(environment.packages)
         self.identity: dict[str, Any] | None = None
@@ -136,25 +136,25 @@ class Crew:
                 **(environment.runtime_env() if environment is not None else {}),
             },
         }
-        self.members = [Member(f"{kind} {index}", kind, index) for index in range(len(seats))]
+        self.members = [Member(f"{kind} {index}", kind, index) for index in range(len(strategies))]
 
     def launch(self, member: Member) -> tuple[Any, Any]:
         """Ask for an actor; a reference that is answered when it has a process, and that of its `Built`."""
-        seat = self._seats[member.index]
-        seated = {} if seat is None else {"scheduling_strategy": seat}
-        member.handle = self._actor.options(**self._options, **seated).remote(member.name, self._threads)
+        strategy = self._strategies[member.index]
+        placement = {} if strategy is None else {"scheduling_strategy": strategy}
+        member.handle = self._actor.options(**self._options, **placement).remote(member.name, self._threads)
         member.state, member.bound, member.bind_seconds = "starting", None, 0.0
         member.done, member.waits = set(), 0.0
         return member.handle.begin.remote(), member.handle.build.remote(self._factory, self._paths)
 
-    def enter(self, member: Member, built: Built) -> None:
-        """Take a new actor on.
+    def admit(self, member: Member, built: Built) -> None:
+        """Take a new actor into the pool.
 
         Raises:
             ClusterSetupError: it is another reward than the others, for instance because their machines hold different
                 installations.
         """
-        tell(member, built.messages)
+        relay_warnings(member, built.messages)
         if self.identity is None:
             self.identity = built.identity
         elif self.identity != built.identity:
@@ -165,7 +165,7 @@ class Crew:
         member.pid, member.node, member.waits, member.state = built.pid, built.node, built.waits, "ready"
 
 
-def tell(member: Member, messages: tuple[str, ...]) -> None:
+def relay_warnings(member: Member, messages: tuple[str, ...]) -> None:
     """Repeat an actor's warnings, which would otherwise end in the log of its process."""
     for text in messages:
         _log.warning("%s: %s", member.name, text)
@@ -184,7 +184,7 @@ def kill(member: Member) -> None:
         ray.kill(member.handle, no_restart=True)
 
 
-def settle(reference: Any) -> Any:
+def fetch_result(reference: Any) -> Any:
     """The value behind a reference.
 
     Raises:
@@ -220,7 +220,7 @@ def _first_lines(error: Exception) -> str:
 def _variables(threads: int, gpu: bool, environment: RewardEnvironment | None) -> dict[str, str]:
     """What an actor's process has to know before it imports anything."""
     return {
-        **PATIENCE,
+        **PASSIVE_WAITING,
         **thread_environment(threads),
         "PYTHONPATH": python_path(environment),
         **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}),

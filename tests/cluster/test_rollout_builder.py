@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cluster_stubs import StubSampler, content, differences, prompts
 
-from prdp.cluster.assembly import Assembly
+from prdp.cluster.rollout_builder import RolloutBuilder
 from prdp.types import PromptBatch, Rollout
 
 
@@ -20,17 +20,17 @@ def sampled(request: PromptBatch, **changes: Any) -> Rollout:
 def test_chunks_in_any_order_equal_the_whole():
     request = prompts(5, offset=4)
     chunks = request.chunks(2)
-    assembly = Assembly(request, chunks, 2)
+    builder = RolloutBuilder(request, chunks, 2)
     rewards = np.arange(10.0)
     views = {}
     for index in (2, 0, 1):
-        views[index] = assembly.place(index, sampled(chunks[index], seconds={"sample": 1.5}))
+        views[index] = builder.add_chunk(index, sampled(chunks[index], seconds={"sample": 1.5}))
     for index in (1, 2, 0):
         rows = slice(4 * index, 4 * index + 4)
-        scored = assembly.score(index, views[index], rewards[rows], {"half": rewards[rows] / 2})
+        scored = builder.add_rewards(index, views[index], rewards[rows], {"half": rewards[rows] / 2})
         assert content(scored.rewards) == content(rewards[rows])
         assert content(scored.images) == content(sampled(chunks[index]).images)
-    whole = assembly.whole(7.0, 5.0)
+    whole = builder.build(7.0, 5.0)
     assert not differences(whole, sampled(request).scored(rewards, {"half": rewards / 2}))
     assert whole.prompts == request
     assert whole.seconds == {"sample": 4.5, "rollout": 7.0, "sampling": 5.0}
@@ -49,17 +49,17 @@ def test_chunks_in_any_order_equal_the_whole():
 def test_chunks_that_do_not_belong_together_are_refused(changes, message):
     request = prompts(4)
     chunks = request.chunks(2)
-    assembly = Assembly(request, chunks, 2)
-    assembly.place(0, sampled(chunks[0]))
+    builder = RolloutBuilder(request, chunks, 2)
+    builder.add_chunk(0, sampled(chunks[0]))
     with pytest.raises(ValueError, match=message):
-        assembly.place(1, sampled(chunks[1], **changes))
+        builder.add_chunk(1, sampled(chunks[1], **changes))
 
 
 def test_rewards_with_other_sub_scores_are_refused():
     request = prompts(4)
     chunks = request.chunks(2)
-    assembly = Assembly(request, chunks, 2)
-    first, second = (assembly.place(index, sampled(chunk)) for index, chunk in enumerate(chunks))
-    assembly.score(0, first, np.zeros(4), {"color": np.zeros(4)})
+    builder = RolloutBuilder(request, chunks, 2)
+    first, second = (builder.add_chunk(index, sampled(chunk)) for index, chunk in enumerate(chunks))
+    builder.add_rewards(0, first, np.zeros(4), {"color": np.zeros(4)})
     with pytest.raises(ValueError, match=r"prompts 2 to 3: the reward gave the sub-scores \[\], and \['color'\] for"):
-        assembly.score(1, second, np.zeros(4), {})
+        builder.add_rewards(1, second, np.zeros(4), {})

@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("ray")
 
-from prdp.cluster import ray_roster
+from prdp.cluster import actor_supervisor
+from prdp.cluster.actor_pool import Member
+from prdp.cluster.actor_supervisor import ActorSupervisor
 from prdp.cluster.base import ClusterError
 from prdp.cluster.event_loop import EventLoop
-from prdp.cluster.ray_crew import Member
-from prdp.cluster.ray_roster import Roster
 
 
 class Never:
@@ -25,7 +25,7 @@ class Never:
 
 
 class Waiting:
-    """A crew whose actors find no room."""
+    """A pool whose actors find no room."""
 
     start_timeout, installs = 0.03, False
 
@@ -36,33 +36,33 @@ class Waiting:
         return Never(), Never()
 
 
-class Owner:
+class TaskOwner:
     """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.told: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
-    def hopeless(self, error: Exception) -> None:
+    def on_fatal(self, error: Exception) -> None:
         self.told.put(error)
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A roster of two samplers that wait, looked at every hundredth of a second."""
-    monkeypatch.setattr(ray_roster, "_WAITING_SECONDS", 0.01)
-    monkeypatch.setattr(ray_roster, "_answered", lambda reference: False)
-    monkeypatch.setattr(ray_roster, "free_resources", lambda: "0 CPUs and 0 GPUs")
-    owner, crew, failures = Owner(), Waiting(), queue.SimpleQueue()  # type: ignore[var-annotated]
+    """A supervisor of two samplers that wait, looked at every hundredth of a second."""
+    monkeypatch.setattr(actor_supervisor, "_WAITING_SECONDS", 0.01)
+    monkeypatch.setattr(actor_supervisor, "_answered", lambda reference: False)
+    monkeypatch.setattr(actor_supervisor, "free_resources", lambda: "0 CPUs and 0 GPUs")
+    owner, pool, failures = TaskOwner(), Waiting(), queue.SimpleQueue()  # type: ignore[var-annotated]
     loop = EventLoop("loop", lambda: None, failures.put)
-    roster = Roster((crew,), loop, owner, 2, {})  # type: ignore[arg-type]
-    yield crew, owner, loop, roster
+    supervisor = ActorSupervisor((pool,), loop, owner, 2, {})  # type: ignore[arg-type]
+    yield pool, owner, loop, supervisor
     loop.close()
     assert failures.empty()
 
 
 def test_a_kind_that_nobody_is_there_of_is_given_up(started, caplog):
-    _, owner, loop, roster = started
-    loop.call(roster.launch_all)
+    _, owner, loop, supervisor = started
+    loop.call(supervisor.launch_all)
     loop.start()
     error = owner.told.get(timeout=30)
     assert isinstance(error, ClusterError)
@@ -71,10 +71,10 @@ def test_a_kind_that_nobody_is_there_of_is_given_up(started, caplog):
 
 
 def test_a_replacement_is_waited_for_while_others_work(started, caplog):
-    crew, owner, loop, roster = started
-    crew.members[1].state = "ready"
+    pool, owner, loop, supervisor = started
+    pool.members[1].state = "ready"
     words: queue.SimpleQueue[None] = queue.SimpleQueue()
-    loop.call(lambda: roster._launch(crew.members[0]))
+    loop.call(lambda: supervisor._launch(pool.members[0]))
     loop.call(lambda: loop.after(0.3, lambda: words.put(None)))
     loop.start()
     words.get(timeout=30)

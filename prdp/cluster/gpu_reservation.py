@@ -5,12 +5,12 @@ from __future__ import annotations
 import ray
 
 from prdp.cluster.base import ClusterError
-from prdp.cluster.placement import Seats, nodes_of_cluster, plan, pools_of
+from prdp.cluster.placement import PlacementReservation, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_session import connect
 from prdp.config import ClusterConfig
 
 
-class LearnerSeat:
+class GpuReservation:
     """Claims `cluster.learner_gpus` on the driver's node, before the samplers can be given them.
 
     Args:
@@ -25,18 +25,18 @@ class LearnerSeat:
     """
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._seats: Seats | None = None
+        self._reservation: PlacementReservation | None = None
         self._owns_ray = connect(config)
         try:
             pools = pools_of(config)
             plan(config, pools, nodes_of_cluster())
-            self._seats = Seats(pools[:1], "pack")
-            self._seats.wait(config.start_timeout_seconds)
+            self._reservation = PlacementReservation(pools[:1], "pack")
+            self._reservation.wait(config.start_timeout_seconds)
             demand = pools[0].demand
-            (seat,) = self._seats.of("learner")
+            (strategy,) = self._reservation.strategies("learner")
             self._holder = (
-                ray.remote(Holder)
-                .options(num_cpus=demand["CPU"], num_gpus=demand["GPU"], scheduling_strategy=seat)
+                ray.remote(GpuHolder)
+                .options(num_cpus=demand["CPU"], num_gpus=demand["GPU"], scheduling_strategy=strategy)
                 .remote()
             )
             try:
@@ -50,16 +50,16 @@ class LearnerSeat:
             raise
 
     def close(self) -> None:
-        """Let go of the GPUs, and of Ray when this seat started or joined it."""
+        """Let go of the GPUs, and of Ray when this reservation started or joined it."""
         if ray.is_initialized():
             if self._owns_ray:
                 ray.shutdown()
-            elif self._seats is not None:
-                self._seats.close()
+            elif self._reservation is not None:
+                self._reservation.close()
 
 
-class Holder:
-    """Sits on the seat."""
+class GpuHolder:
+    """The actor that Ray counts the learner's GPUs to."""
 
     def gpu(self) -> int:
         """Number of the first GPU that Ray gave to it."""

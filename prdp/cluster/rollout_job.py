@@ -7,12 +7,12 @@ import time
 from collections import deque
 from typing import Any
 
-from prdp.cluster.assembly import Assembly
 from prdp.cluster.base import Identity, OnChunk
+from prdp.cluster.rollout_builder import RolloutBuilder
 from prdp.types import PromptBatch, Rollout
 
 
-class Job:
+class RolloutJob:
     """A `Pending` that the dispatcher works on.
 
     Args:
@@ -26,7 +26,7 @@ class Job:
         todo: chunks that nobody has, by index.
         deaths: actors that died on each chunk.
         failed: nothing of it is wanted any more.
-        assembly: of the rollout.
+        builder: puts the rollout together.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Job:
         self.todo = deque(range(len(chunks)))
         self.deaths = [0] * len(chunks)
         self.failed = False
-        self.assembly = Assembly(prompts, chunks, images_per_prompt)
+        self.builder = RolloutBuilder(prompts, chunks, images_per_prompt)
         self._outcomes: queue.SimpleQueue[Rollout | BaseException] = queue.SimpleQueue()
         self._begun: float | None = None
         self._sampled = self._ended = 0.0
@@ -80,4 +80,4 @@ class Job:
                 on_chunk(outcome)
         self.weights = None
         begun = self._begun or self._ended
-        return self.assembly.whole(self._ended - begun, self._sampled - begun)
+        return self.builder.build(self._ended - begun, self._sampled - begun)

@@ -1,4 +1,4 @@
-"""Who is there: starts the actors, waits for their answers, and starts those again that die or hang."""
+"""Starts the actors, waits for their answers, and starts those again that die or hang."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import ray
 
-from prdp.cluster.base import ClusterError, back_off, place
+from prdp.cluster.actor_pool import ActorPool, HungError, LostError, Member, fetch_result, kill
+from prdp.cluster.base import ClusterError, back_off, describe_chunk
 from prdp.cluster.event_loop import EventLoop
-from prdp.cluster.patience import Clock, TimeLimit, Work
-from prdp.cluster.ray_crew import Crew, HungError, LostError, Member, kill, settle
-from prdp.cluster.ray_job import Job
 from prdp.cluster.ray_session import free_resources
+from prdp.cluster.rollout_job import RolloutJob
+from prdp.cluster.time_limits import Clock, TimeLimit, WorkStatus
 from prdp.types import Rollout
 
 _log = logging.getLogger(__name__)
@@ -40,14 +40,14 @@ class Task:
             process.
         products: of 'sample', references of the rollout and the images.
         rollout: of 'score', the one to be scored.
-        started: when it was first seen to have its turn, by the roster's clock.
+        started: when it was first seen to have its turn, by the supervisor's clock.
         warned: that it takes long was said.
     """
 
     kind: str
     member: Member
     answer: Any
-    job: Job | None = None
+    job: RolloutJob | None = None
     index: int = -1
     begun: Any = None
     products: tuple[Any, Any] | None = None
@@ -65,35 +65,35 @@ class Task:
     @property
     def doing(self) -> str:
         """For people."""
-        where = "" if self.job is None or self.index < 0 else f" {place(self.job.chunks[self.index])}"
+        where = "" if self.job is None or self.index < 0 else f" {describe_chunk(self.job.chunks[self.index])}"
         return f"{_DOING[self.kind]}{where}"
 
 
-class Owner(Protocol):
+class TaskOwner(Protocol):
     """Whose work the actors do; everything is called in the loop's thread."""
 
-    def answered(self, task: Task, answer: Any) -> None:
+    def on_answer(self, task: Task, answer: Any) -> None:
         """A piece of work is done. May raise `LostError` when its products are gone."""
         ...
 
-    def raised(self, task: Task, error: Exception) -> None:
+    def on_error(self, task: Task, error: Exception) -> None:
         """The actor raised, or its answer was refused: not a matter of trying again."""
         ...
 
-    def given_back(self, held: list[Task], error: LostError) -> None:
+    def on_actor_lost(self, held: list[Task], error: LostError) -> None:
         """An actor is gone with what it had; if it was at work, then on the first, and the others waited."""
         ...
 
-    def hopeless(self, error: Exception) -> None:
+    def on_fatal(self, error: Exception) -> None:
         """No actor will do any more work."""
         ...
 
 
-class Roster:
-    """The crews, and what each of their members was asked for.
+class ActorSupervisor:
+    """The pools, and what each of their members was asked for.
 
     Args:
-        crews: nobody else touches their members while the loop runs.
+        pools: nobody else touches their members while the loop runs.
         loop: everything here happens in its thread.
         owner: gets answers, errors and what was held by the dead.
         retries: deaths of an actor that are borne in a row, beyond the first.
@@ -103,18 +103,18 @@ class Roster:
 
     def __init__(
         self,
-        crews: tuple[Crew, ...],
+        pools: tuple[ActorPool, ...],
         loop: EventLoop,
-        owner: Owner,
+        owner: TaskOwner,
         retries: int,
         limits: Mapping[str, TimeLimit],
         clock: Clock = time.monotonic,
     ) -> None:
-        self._crews, self._loop, self._owner = crews, loop, owner
+        self._pools, self._loop, self._owner = pools, loop, owner
         self.retries, self.limits = retries, limits
         self._clock, self._looked, self._now = clock, clock(), 0.0
         self._next_look = math.inf
-        self._tasks: dict[Member, list[Task]] = {member: [] for crew in crews for member in crew.members}
+        self._tasks: dict[Member, list[Task]] = {member: [] for pool in pools for member in pool.members}
         self._waiters: list[concurrent.futures.Future[None]] = []
         self.last_fault: dict[str, Any] | None = None
 
@@ -130,17 +130,17 @@ class Roster:
     def ask(self, task: Task) -> None:
         """Wait for the answer to a task without holding anybody up."""
         self._tasks[task.member].append(task)
-        task.answer.future().add_done_callback(lambda _: self._loop.call(lambda: self._settle(task)))
+        task.answer.future().add_done_callback(lambda _: self._loop.call(lambda: self._on_done(task)))
 
     def load(self, member: Member) -> int:
         """Chunks that an actor has."""
         return sum(task.kind in _WORK for task in self._tasks[member])
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[RolloutJob]:
         """Whose chunks are at some actor."""
         return [task.job for tasks in self._tasks.values() for task in tasks if task.job is not None]
 
-    def look_after(self) -> None:
+    def after_event(self) -> None:
         """What is to be done after every event: replace who hangs, tell who waits for everybody."""
         self._pass_time()
         due = min((self._check_hung(member) for member in self._tasks), default=math.inf)
@@ -168,10 +168,10 @@ class Roster:
         self.last_fault = {"time": time.time(), "text": fault}
         held = [task for task in self._tasks[member] if task.kind in _WORK]
         self._tasks[member] = []
-        self._owner.given_back(held, error)
+        self._owner.on_actor_lost(held, error)
         if member.failures > self.retries:
             cause = f"{member.name} {error.fate} {member.failures} times in a row (cluster.retries={self.retries}): "
-            self._owner.hopeless(ClusterError(f"{cause}{error}"))
+            self._owner.on_fatal(ClusterError(f"{cause}{error}"))
             member.failures = 0
         pause = back_off(member.failures - 1) if member.failures > 1 else 0.0
         self._loop.after(pause, lambda: self._launch(member))
@@ -184,11 +184,11 @@ class Roster:
             else:
                 waiter.set_exception(error)
 
-    def _crew(self, member: Member) -> Crew:
-        return next(crew for crew in self._crews if member in crew.members)
+    def _pool_of(self, member: Member) -> ActorPool:
+        return next(pool for pool in self._pools if member in pool.members)
 
     def _launch(self, member: Member) -> None:
-        begun, answer = self._crew(member).launch(member)
+        begun, answer = self._pool_of(member).launch(member)
         task = Task("build", member, answer, begun=begun)
         self.ask(task)
         self._loop.after(_WAITING_SECONDS, lambda: self._check_started(task, _WAITING_SECONDS))
@@ -197,46 +197,46 @@ class Roster:
         """Say that an actor takes long to start; give up when the time is over and nobody of its kind is there."""
         if task not in self._tasks[task.member]:
             return
-        crew, free = self._crew(task.member), free_resources()
-        doing = "; its environment is installed first" if crew.installs else ""
+        pool, free = self._pool_of(task.member), free_resources()
+        doing = "; its environment is installed first" if pool.installs else ""
         _log.warning("still waiting for %s to start; free in the cluster: %s%s", task.member.name, free, doing)
-        if waited >= crew.start_timeout and self._needed(crew) and not crew.installs:
+        if waited >= pool.start_timeout and self._needed(pool) and not pool.installs:
             self._never_started(task, free)
             return
         self._loop.after(_WAITING_SECONDS, lambda: self._check_started(task, waited + _WAITING_SECONDS))
 
-    def _needed(self, crew: Crew) -> bool:
+    def _needed(self, pool: ActorPool) -> bool:
         """Whether nothing can go on without a member that is to start."""
-        return bool(self._waiters) or all(member.state != "ready" for member in crew.members)
+        return bool(self._waiters) or all(member.state != "ready" for member in pool.members)
 
     def _never_started(self, task: Task, free: str) -> None:
-        seconds = self._crew(task.member).start_timeout
-        self._owner.hopeless(
+        seconds = self._pool_of(task.member).start_timeout
+        self._owner.on_fatal(
             ClusterError(
                 f"{task.member.name} did not start within cluster.start_timeout_seconds={seconds:g}; "
                 f"free in the cluster: {free}"
             )
         )
 
-    def _settle(self, task: Task) -> None:
+    def _on_done(self, task: Task) -> None:
         if task not in self._tasks[task.member]:
             return  # The actor was given up in the meantime, and its work given to others.
         member = task.member
         try:
-            answer = settle(task.answer)
+            answer = fetch_result(task.answer)
             if task.kind == "build":
-                self._crew(member).enter(member, answer)
+                self._pool_of(member).admit(member, answer)
             else:
-                self._owner.answered(task, answer)
+                self._owner.on_answer(task, answer)
         except LostError as error:
             self.lost(member, error)
             return
         except Exception as error:  # noqa: BLE001 - what the work raised belongs to whoever waits for it
             self._tasks[member].remove(task)
             if task.kind == "build":
-                self._owner.hopeless(error)
+                self._owner.on_fatal(error)
             else:
-                self._owner.raised(task, error)
+                self._owner.on_error(task, error)
             return
         self._tasks[member].remove(task)
         self._learn(task)
@@ -254,7 +254,7 @@ class Roster:
             done.add(task.kind)
 
     def _pass_time(self) -> None:
-        """Advance the roster's clock, which leaves out the time in which this process itself stood still."""
+        """Advance the supervisor's clock, which leaves out the time in which this process itself stood still."""
         now = self._clock()
         self._now += min(now - self._looked, _LOOK_SECONDS + _GAP_SECONDS)
         self._looked = now
@@ -281,7 +281,7 @@ class Roster:
         limit, warn = self._limit(task)
         begun, spent = task.started, self._now - task.started
         if member.work is None or (member.work.doing, member.work.limit_seconds) != (task.doing, limit):
-            member.work = Work(task.doing, time.time() - spent, warn, limit)
+            member.work = WorkStatus(task.doing, time.time() - spent, warn, limit)
         if spent >= limit and not _answered(task.answer):
             self._hung(task, limit)
             return math.inf
@@ -294,7 +294,7 @@ class Roster:
     def _limit(self, task: Task) -> tuple[float, float]:
         """Seconds that a task may take, and seconds after which it is worth a word."""
         if task.kind == "build":
-            seconds = self._crew(task.member).start_timeout
+            seconds = self._pool_of(task.member).start_timeout
             return seconds, seconds / 2
         limit, member, extra = self.limits[task.kind], task.member, 0.0
         first, attempts = task.kind not in member.done, 0
@@ -306,15 +306,15 @@ class Roster:
         return seconds, min(seconds, limit.usual(task.units, first, extra)) / 2
 
     def _hung(self, task: Task, limit: float) -> None:
-        crew = self._crew(task.member)
+        pool = self._pool_of(task.member)
         if task.kind != "build":
-            told = self.limits[task.kind].told(task.units, limit)
+            told = self.limits[task.kind].explain(task.units, limit)
             self.lost(task.member, HungError(f"{task.doing}: no answer within {told}"))
-        elif self._needed(crew):
+        elif self._needed(pool):
             self._tasks[task.member].remove(task)
             self._never_started(task, free_resources())
         else:
-            told = f"cluster.start_timeout_seconds={crew.start_timeout:g}"
+            told = f"cluster.start_timeout_seconds={pool.start_timeout:g}"
             self.lost(task.member, HungError(f"it did not start within {told}"))
 
 
