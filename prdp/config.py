@@ -20,6 +20,13 @@ class ModelConfig:
     """Branch, tag or commit on the hub; null takes its newest."""
     variant: str | None = None
     """File variant in the folder, such as 'fp16'."""
+    height: int | None = None
+    """Of images, in pixels; null takes the checkpoint's. Not of Stable Diffusion 1.x and 2.x yet."""
+    width: int | None = None
+    """Likewise."""
+    max_sequence_length: int | None = None
+    """Tokens of T5, of families that have it; null takes the number of diffusers' pipeline: 256 of Stable Diffusion
+    3."""
     dtype: str = "float32"
     """Precision that weights are stored in: float32, bfloat16 or float16. Weights that learn, log-probs and their
     evidence are float32 in any case."""

@@ -23,7 +23,7 @@ Train = Callable[[TrainConfig], object]
 @pytest.fixture
 def here(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder; the embedded model is a whole, empty one."""
-    monkeypatch.setattr(models, "EMBEDDED_FOLDER", model_folder)
+    monkeypatch.setitem(models.EMBEDDED_FOLDERS, "shapes", model_folder)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "stable_diffusion": "prdp.diffusion.stable_diffusion.StableDiffusionPolicy",
+    "stable_diffusion_3": "prdp.diffusion.stable_diffusion_3.StableDiffusion3Policy",
     "gaussian_mixtures": "prdp.worlds.mixtures.policy.GaussianMixturesPolicy",
 }
 """Name -> dotted path of the policy class."""

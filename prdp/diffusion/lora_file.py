@@ -13,8 +13,12 @@ _ADAPTER = "exported"
 """Names the adapter that is read back."""
 
 
-def save_lora(unet: Any, folder: Path) -> None:
-    """Write the adapters of a UNet as `LORA_FILE`, for `StableDiffusionPipeline.load_lora_weights`.
+def save_lora(network: Any, folder: Path, pipeline: Any, component: str) -> None:
+    """Write the adapters of a network as `LORA_FILE`, for `load_lora_weights` of its pipeline.
+
+    Args:
+        pipeline: class of the diffusers pipeline.
+        component: that the network is in it, unet or transformer.
 
     Matrices keep peft's names (lora_A, lora_B): diffusers takes the scheme of the first name for that of all, and its
     own conversion renames those of attention alone.
@@ -22,38 +26,33 @@ def save_lora(unet: Any, folder: Path) -> None:
     Raises:
         ValueError: what diffusers makes of the file is not what was learned; see `check_lora`.
     """
-    from diffusers import StableDiffusionPipeline
     from peft.utils import get_peft_model_state_dict
 
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=get_peft_model_state_dict(unet),
-        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
-        weight_name=LORA_FILE,
-        safe_serialization=True,
-    )
-    check_lora(unet, folder / LORA_FILE)
+    layers = {
+        f"{component}_lora_layers": get_peft_model_state_dict(network),
+        f"{component}_lora_adapter_metadata": network.peft_config["default"].to_dict(),
+    }
+    pipeline.save_lora_weights(folder, **layers, weight_name=LORA_FILE, safe_serialization=True)
+    check_lora(network, folder / LORA_FILE, pipeline, component)
 
 
-def check_lora(unet: Any, file: Path) -> None:
-    """Load a LoRA file by diffusers into a UNet of zeros, and compare it with the adapters of `unet`.
+def check_lora(network: Any, file: Path, pipeline: Any, component: str) -> None:
+    """Load a LoRA file by diffusers into a network of zeros, and compare it with the adapters of `network`.
 
     Raises:
         ValueError: names a matrix that diffusers binds to no layer, or with another value or scale.
     """
-    from diffusers import StableDiffusionPipeline
-
-    empty = _of_zeros(unet)
-    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-        file.parent, weight_name=file.name, return_lora_metadata=True
-    )
+    empty = _of_zeros(network)
+    found = pipeline.lora_state_dict(file.parent, weight_name=file.name, return_lora_metadata=True)
+    # With UNets the scales of layers come between the two.
+    (state, *alphas), metadata = found[:-1], found[-1]
     with warnings.catch_warnings():
         # peft warns of layers without matrices; they are counted below.
         warnings.simplefilter("ignore", RuntimeWarning)
-        StableDiffusionPipeline.load_lora_into_unet(
-            state, alphas, empty, adapter_name=_ADAPTER, metadata=metadata, low_cpu_mem_usage=True
+        getattr(pipeline, f"load_lora_into_{component}")(
+            state, *alphas, empty, adapter_name=_ADAPTER, metadata=metadata, low_cpu_mem_usage=True
         )
-    bound, learned = _matrices(empty, _ADAPTER), _matrices(unet, "default")
+    bound, learned = _matrices(empty, _ADAPTER), _matrices(network, "default")
     lost = [name for name in learned if name not in bound or bound[name][0].device.type == "meta"]
     changed = [
         name
@@ -69,20 +68,20 @@ def check_lora(unet: Any, file: Path) -> None:
         )
 
 
-def _of_zeros(unet: Any) -> Any:
+def _of_zeros(network: Any) -> Any:
     """A network of the same layers whose weights are one zero each, seen in all places: they need no memory."""
     with torch.device("meta"):
-        network = type(unet).from_config(unet.config)
-    for module in network.modules():
+        empty = type(network).from_config(network.config)
+    for module in empty.modules():
         for name, value in module.named_parameters(recurse=False):
             setattr(module, name, torch.nn.Parameter(torch.zeros(()).expand(value.shape), requires_grad=False))
-    return network
+    return empty
 
 
-def _matrices(unet: Any, adapter: str) -> dict[str, tuple[torch.Tensor, float]]:
+def _matrices(network: Any, adapter: str) -> dict[str, tuple[torch.Tensor, float]]:
     """Name without the adapter's -> matrix and the scale of its layer, alpha / rank."""
     found = {}
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         for part in ("lora_A", "lora_B"):
             if adapter in getattr(module, part, {}):
                 found[f"{name}.{part}"] = getattr(module, part)[adapter].weight.detach(), module.scaling[adapter]

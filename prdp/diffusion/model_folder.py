@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from prdp.diffusion.pipeline_formats import CLIP_TOKENIZERS, FORMATS, STABLE_DIFFUSION, PipelineFormat
 from prdp.support.errors import StartError
 from prdp.support.json_lines import load_json
 from prdp.support.suggest import nearest
@@ -14,27 +15,28 @@ from prdp.support.suggest import nearest
 EMBEDDED = "shapes"
 MIXTURES = "gaussian_mixtures"
 """`model.path` of the world of mixtures, which is formulas and has neither files nor a tokenizer."""
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "worlds" / "shapes" / "pipeline"
+EMBEDDED_FLOW = "shapes_flow"
+_WORLD = Path(__file__).parents[1] / "worlds" / "shapes"
+EMBEDDED_FOLDERS = {EMBEDDED: _WORLD / "pipeline", EMBEDDED_FLOW: _WORLD / "flow_pipeline"}
 INDEX = "model_index.json"
-PIPELINE = "StableDiffusionPipeline"
-TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-COMPONENTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-"""The parts that have weights, and the classes that are computed."""
-CONFIGS = {**dict.fromkeys(COMPONENTS, "config.json"), "scheduler": "scheduler_config.json"}
+TOKENIZERS = CLIP_TOKENIZERS
+SCHEDULER_FILE = "scheduler_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-"""Where components may come from; the last is a module of diffusers, with the safety checker."""
+_LIBRARIES = ("diffusers", "transformers")
+"""Where components may come from, beside the module of diffusers with the pipeline itself."""
 _NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 _PICKLED = (".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx")
 
 
 def model_location(path: str) -> str:
-    """What to hand to diffusers for `model.path`: the embedded pipeline for 'shapes', '~' expanded."""
-    return str(EMBEDDED_FOLDER) if path == EMBEDDED else os.path.expanduser(path)
+    """What to hand to diffusers for `model.path`: an embedded pipeline for its name, '~' expanded."""
+    return str(EMBEDDED_FOLDERS[path]) if path in EMBEDDED_FOLDERS else os.path.expanduser(path)
 
 
-def check_model(path: str, variant: str | None = None, revision: str | None = None) -> Path | None:
-    """Check that `model.path` is a whole Stable Diffusion pipeline in diffusers format, or a hub id of one.
+def check_model(
+    path: str, variant: str | None = None, revision: str | None = None, kind: PipelineFormat = STABLE_DIFFUSION
+) -> Path | None:
+    """Check that `model.path` is a whole pipeline in diffusers format, or a hub id of one.
 
     Of a hub repository that may be downloaded the small files are fetched, and weights are not looked for.
 
@@ -49,16 +51,18 @@ def check_model(path: str, variant: str | None = None, revision: str | None = No
     location = Path(model_location(path))
     where = f"model.path={path}"
     if location.is_dir():
-        _check_folder(where, location, variant)
+        _check_folder(where, location, variant, kind)
         return location
     if location.exists():
         raise StartError(f"{where}: {location} is a file, must be a folder in diffusers format")
-    if path != EMBEDDED and _HUB_ID.fullmatch(path):
-        return _check_hub(where, path, variant, revision)
+    if path not in EMBEDDED_FOLDERS and _HUB_ID.fullmatch(path):
+        return _check_hub(where, path, variant, revision, kind)
     raise StartError(f"{where}: there is no folder {location}{_hint(location)}")
 
 
-def fetch_model(path: str, variant: str | None = None, revision: str | None = None) -> Path:
+def fetch_model(
+    path: str, variant: str | None = None, revision: str | None = None, kind: PipelineFormat = STABLE_DIFFUSION
+) -> Path:
     """The folder with a pipeline's files; those of a hub repository that are not in its cache are downloaded.
 
     Raises:
@@ -67,12 +71,13 @@ def fetch_model(path: str, variant: str | None = None, revision: str | None = No
     location = Path(model_location(path))
     if location.is_dir():
         return location
-    from diffusers import StableDiffusionPipeline
+    import diffusers
 
+    without = {"safety_checker": None} if kind is STABLE_DIFFUSION else {}
     try:
         return Path(
-            StableDiffusionPipeline.download(
-                path, revision=revision, variant=variant, use_safetensors=True, safety_checker=None
+            getattr(diffusers, kind.pipeline).download(
+                path, revision=revision, variant=variant, use_safetensors=True, **without
             )
         )
     except (OSError, ValueError) as error:
@@ -81,7 +86,7 @@ def fetch_model(path: str, variant: str | None = None, revision: str | None = No
 
 def read_component(folder: Path, name: str) -> dict[str, Any]:
     """The configuration of a component of a pipeline's folder that `check_model` has found whole."""
-    return _read_json("model", folder / name / CONFIGS[name])
+    return _read_json("model", folder / name / config_file(name))
 
 
 def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Path]:
@@ -98,57 +103,78 @@ def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Pa
     return []
 
 
+def config_file(name: str) -> str:
+    """Where a component's folder keeps its configuration."""
+    return SCHEDULER_FILE if name == "scheduler" else "config.json"
+
+
 def _base(name: str) -> str:
-    return "model" if name == "text_encoder" else "diffusion_pytorch_model"
+    return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
-def _check_folder(where: str, folder: Path, variant: str | None, weights: bool = True) -> None:
+def _check_folder(where: str, folder: Path, variant: str | None, kind: PipelineFormat, weights: bool = True) -> None:
     index = _read_json(where, folder / INDEX)
-    _check_classes(where, folder / INDEX, index)
+    _check_classes(where, folder / INDEX, index, kind)
+    absent = [name for name in kind.optional if not _is_there(index.get(name))]
     for name, entry in index.items():
-        is_component = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
-        if is_component and name not in _NOT_NEEDED and not (folder / name).is_dir():
+        if _is_there(entry) and name not in _NOT_NEEDED and not (folder / name).is_dir():
             raise StartError(f"{where}: {folder} is incomplete: {INDEX} names {name}, but there is no folder {name}/")
-    for name, file in CONFIGS.items():
-        _read_json(where, folder / name / file)
-    if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise StartError(f"{where}: {folder / 'tokenizer'} holds neither tokenizer.json nor vocab.json")
+    for name in (*kind.components, "scheduler"):
+        if name not in absent:
+            _read_json(where, folder / name / config_file(name))
+    for name, classes in kind.tokenizers.items():
+        files = ("tokenizer.json", "vocab.json") if classes == CLIP_TOKENIZERS else ("tokenizer.json", "spiece.model")
+        if name not in absent and not any((folder / name / file).is_file() for file in files):
+            raise StartError(f"{where}: {folder / name} holds neither {' nor '.join(files)}")
     if weights:
-        for name in COMPONENTS:
-            _check_weights(where, folder, name, variant)
+        for name in kind.components:
+            if name not in absent:
+                _check_weights(where, folder, name, variant)
 
 
-def _check_classes(where: str, file: Path, index: dict[str, Any]) -> None:
+def _is_there(entry: Any) -> bool:
+    """Whether an entry of model_index.json names a component, and not that there is none."""
+    return isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
+
+
+def _check_classes(where: str, file: Path, index: dict[str, Any], kind: PipelineFormat) -> None:
     found = index.get("_class_name")
-    if found is not None and found != PIPELINE:
-        raise StartError(
-            f"{where}: {file} is of a {found}; only {PIPELINE} is computed: Stable Diffusion 1.x and 2.x and their "
-            "fine-tunes, text to image"
-        )
-    missing = [name for name in (*COMPONENTS, "tokenizer", "scheduler") if not isinstance(index.get(name), list)]
+    if found is not None and found != kind.pipeline:
+        other = next((one for one in FORMATS if one.pipeline == found), None)
+        advice = f"; set model.family={other.family}" if other is not None else ""
+        raise StartError(f"{where}: {file} is of a {found}; only {kind.pipeline} is computed: {kind.words}{advice}")
+    missing = [
+        name
+        for name in (*kind.components, *kind.tokenizers, "scheduler")
+        if not isinstance(index.get(name), list) and name not in kind.optional
+    ]
     if missing:
-        raise StartError(f"{where}: {file} names no {', '.join(missing)}; is it a Stable Diffusion pipeline?")
-    for name, expected in COMPONENTS.items():
+        raise StartError(f"{where}: {file} names no {', '.join(missing)}; is it a pipeline of {kind.words}?")
+    for name, expected in kind.components.items():
+        if name in kind.optional and not _is_there(index.get(name)):
+            continue
         if index[name][-1] != expected:
             raise StartError(f"{where}: {file} says that {name} is of class {index[name][-1]}: must be {expected}")
     for name, entry in index.items():
         # diffusers imports whatever module is named; transformers' Auto classes look for code in the folder.
-        if isinstance(entry, list) and any(part is not None for part in entry) and not _is_of_a_library(entry):
+        if isinstance(entry, list) and any(part is not None for part in entry) and not _is_of_a_library(entry, kind):
             raise StartError(
                 f"{where}: {file} takes {name} from {' '.join(map(str, entry))}: must be a class of "
-                f"{', '.join(_LIBRARIES)}, since the code of a model's folder is never run"
+                f"{', '.join((*_LIBRARIES, kind.module))}, since the code of a model's folder is never run"
             )
     if found is None:
-        raise StartError(f"{where}: {file} has no _class_name: must be {PIPELINE}")
-    if index["tokenizer"][-1] not in TOKENIZERS:
-        allowed = " or ".join(TOKENIZERS)
-        raise StartError(f"{where}: {file} says that tokenizer is of class {index['tokenizer'][-1]}: must be {allowed}")
+        raise StartError(f"{where}: {file} has no _class_name: must be {kind.pipeline}")
+    for name, allowed in kind.tokenizers.items():
+        if _is_there(index.get(name)) and index[name][-1] not in allowed:
+            raise StartError(
+                f"{where}: {file} says that {name} is of class {index[name][-1]}: must be {' or '.join(allowed)}"
+            )
 
 
-def _is_of_a_library(entry: list[Any]) -> bool:
+def _is_of_a_library(entry: list[Any], kind: PipelineFormat) -> bool:
     library, name = entry if len(entry) == 2 else (None, None)
     automatic = library == "transformers" and str(name).startswith("Auto")
-    return library in _LIBRARIES and isinstance(name, str) and not automatic
+    return library in (*_LIBRARIES, kind.module) and isinstance(name, str) and not automatic
 
 
 def _check_weights(where: str, folder: Path, name: str, variant: str | None) -> None:
@@ -204,7 +230,9 @@ def _read_json(where: str, file: Path) -> dict[str, Any]:
     return content
 
 
-def _check_hub(where: str, path: str, variant: str | None, revision: str | None) -> Path:
+def _check_hub(
+    where: str, path: str, variant: str | None, revision: str | None, kind: PipelineFormat
+) -> Path:
     from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -212,8 +240,12 @@ def _check_hub(where: str, path: str, variant: str | None, revision: str | None)
     cached = try_to_load_from_cache(path, INDEX, revision=revision)
     if isinstance(cached, str):
         folder = Path(cached).parent
-        if offline or all((folder / name / file).is_file() for name, file in CONFIGS.items()):
-            _check_folder(where, folder, variant, weights=offline)
+        if offline or all(
+            (folder / name / config_file(name)).is_file()
+            for name in (*kind.components, "scheduler")
+            if name not in kind.optional
+        ):
+            _check_folder(where, folder, variant, kind, weights=offline)
             return folder
     if offline:
         raise StartError(
@@ -227,7 +259,7 @@ def _check_hub(where: str, path: str, variant: str | None, revision: str | None)
             f"{where}: there is no such folder, and the hub does not give a repository of that name: "
             f"{_first_line(error)}{_hint(Path(path))}"
         ) from error
-    _check_folder(where, folder, variant, weights=False)
+    _check_folder(where, folder, variant, kind, weights=False)
     return folder
 
 

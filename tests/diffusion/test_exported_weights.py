@@ -122,16 +122,17 @@ def test_files_of_earlier_versions_can_be_evaluated(
 def test_a_file_that_diffusers_does_not_bind_whole_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
     policy = learned(pipeline_folder, lora_targets=ATTENTION + PROJECTIONS, lora_rank=4, lora_alpha=6.0)
     with pytest.raises(ValueError, match="of the 140 LoRA matrices that were learned diffusers binds 28, 0 of them"):
-        check_lora(policy.unet, converted(policy, tmp_path / "mixed"))
+        check_lora(policy.unet, converted(policy, tmp_path / "mixed"), StableDiffusionPipeline, "unet")
     policy.save(tmp_path / "whole")
     state = load_file(tmp_path / "whole" / LORA_FILE)
     name = next(iter(state))
     save_file({**state, name: state[name] + 1e-3}, tmp_path / "changed.safetensors")
     with pytest.raises(ValueError, match="binds 140, 140 of them with another value or scale"):
-        check_lora(policy.unet, tmp_path / "changed.safetensors")  # without its metadata, alpha is lost too
+        # Without its metadata, alpha is lost too.
+        check_lora(policy.unet, tmp_path / "changed.safetensors", StableDiffusionPipeline, "unet")
     with pytest.raises(ValueError, match="that were not learned"):
         attention = learned(pipeline_folder, lora_targets=ATTENTION, lora_rank=4, lora_alpha=6.0)
-        check_lora(attention.unet, tmp_path / "whole" / LORA_FILE)
+        check_lora(attention.unet, tmp_path / "whole" / LORA_FILE, StableDiffusionPipeline, "unet")
 
 
 def test_an_export_reads_back_what_it_wrote(

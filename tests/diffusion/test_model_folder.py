@@ -81,7 +81,7 @@ def test_not_a_folder(tmp_path: Path) -> None:
 
 
 def test_embedded_pipeline_goes_through_the_same_checks(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EMBEDDED_FOLDER", model_folder)
+    monkeypatch.setitem(module.EMBEDDED_FOLDERS, "shapes", model_folder)
     check_model("shapes")
     cut(model_folder / "unet" / WEIGHTS)
     with pytest.raises(StartError, match=r"model\.path=shapes"):

@@ -24,8 +24,8 @@ CAPTION_TOKENS = 24
 LAYERS, HEADS, HEAD_DIM = 6, 4, 32
 
 
-def build_transformer() -> SD3Transformer2DModel:
-    """Six joint blocks of width 128 on patches of one latent pixel, with the query and key norms of v3.5."""
+def build_transformer(layers: int = LAYERS) -> SD3Transformer2DModel:
+    """Joint blocks of width 128 on patches of one latent pixel, with the query and key norms of v3.5."""
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
@@ -33,7 +33,7 @@ def build_transformer() -> SD3Transformer2DModel:
         patch_size=1,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        num_layers=LAYERS,
+        num_layers=layers,
         attention_head_dim=HEAD_DIM,
         num_attention_heads=HEADS,
         joint_attention_dim=TEXT_WIDTH + SECOND_TEXT_WIDTH,

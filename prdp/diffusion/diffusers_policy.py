@@ -1,0 +1,189 @@
+"""What the policies of all families have in common: a diffusers pipeline with one network that learns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.guidance import guided
+from prdp.diffusion.precision import precision_problem, upcast
+from prdp.diffusion.process import Process
+from prdp.diffusion.weights import TrainableWeights
+from prdp.types import UInt8
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DiffusersPolicy(ABC):
+    """Text encoders, a denoising network and a VAE with one learning part, the network.
+
+    A family says what prompts become (`_encode`), how its network is called (`_predict`), and its process.
+
+    Args:
+        pipeline: of diffusers, in evaluation mode from here on.
+        process: how noise and data mix.
+        latent_shape: (C, h, w).
+        learner: which weights learn.
+        seed: of adapters.
+        keep_reference: whether the frozen start will be asked for.
+
+    Attributes:
+        scheduler_config: of the scheduler that the process was built from.
+        weights: the learning tensors and the reference.
+        precision: of the network's arithmetic outside `float32`: float32, bfloat16 or float16.
+
+    Raises:
+        ValueError: weights stored in one half precision, and autocast to the other.
+    """
+
+    NETWORK: ClassVar[str]
+    """Component of the pipeline that learns: unet or transformer."""
+    FROZEN: ClassVar[tuple[str, ...]]
+    """Components that have weights and do not learn; any may be absent."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        process: Process,
+        latent_shape: tuple[int, ...],
+        learner: LearnerConfig,
+        *,
+        seed: int = 0,
+        keep_reference: bool = True,
+    ) -> None:
+        self.pipeline = pipeline
+        self.process = process
+        self.latent_shape = latent_shape
+        self.network: Any = getattr(pipeline, self.NETWORK).eval()
+        self.device: torch.device = self.network.device
+        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        stored = str(self.network.dtype).removeprefix("torch.")
+        problem = precision_problem("model.dtype", stored, "learner.autocast", learner.autocast)
+        if problem is not None:
+            raise ValueError(problem)
+        self.precision: str = learner.autocast or stored
+        self._in_float32 = self.precision == "float32"
+        if self.device.type == "cuda":
+            # TF32, which convolutions take by default, keeps no more digits than float16.
+            torch.backends.cudnn.allow_tf32 = False
+        for name in self.FROZEN:
+            if getattr(pipeline, name, None) is not None:
+                getattr(pipeline, name).eval().requires_grad_(False)
+        self.weights = TrainableWeights(
+            self.network,
+            learner.mode,
+            rank=learner.lora_rank,
+            alpha=learner.lora_alpha,
+            targets=list(learner.lora_targets),
+            seed=seed,
+            keep_reference=keep_reference,
+        )
+        if learner.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+        self._empty: Mapping[str, torch.Tensor] | None = None
+
+    @abstractmethod
+    def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """The fields of `Conditions` for prompts, a row each; without gradient."""
+
+    @abstractmethod
+    def _predict(
+        self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """One branch of the network's output, [B, C, h, w]."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """What the network is given for prompts, and for the empty one."""
+        if self._empty is None:
+            self._empty = self._encode([""])
+        return Conditions(self._encode(prompts), self._empty)
+
+    def output(
+        self,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Conditions,
+        guidance_scale: float,
+        network: torch.nn.Module | None = None,
+    ) -> torch.Tensor:
+        """Guided network output u + w (c - u), float32 [B, C, h, w], differentiable in both branches.
+
+        Weights that are stored in half precision, or that learn in float32, compute by autocast to `precision`; in the
+        context of `float32` everything computes in float32.
+
+        Args:
+            latents: float32 [B, C, h, w].
+            times: in the unit of the process, [B]; images of different steps go through in one call.
+            conditions: of `encode`, B rows.
+            guidance_scale: w; up to 1 the output is c, and the unconditional branch is not computed; see `guided`.
+            network: the reference, when it is not the learning one.
+        """
+        network = network or self.network
+        with_guidance = guided(guidance_scale)
+        if with_guidance:
+            latents, times = torch.cat([latents, latents]), torch.cat([times, times])
+            conditions = conditions.behind_empty()
+        with self._arithmetic():
+            output = self._predict(network, latents, times, conditions).float()
+        if not with_guidance:
+            return output
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    @contextmanager
+    def float32(self) -> Iterator[None]:
+        """Let the network and its reference compute in float32: log-ratios are far below half precision."""
+        before, self._in_float32 = self._in_float32, True
+        try:
+            with upcast(*self.weights.networks()):
+                yield
+        finally:
+            self._in_float32 = before
+
+    @contextmanager
+    def reference(self) -> Iterator[torch.nn.Module]:
+        """The frozen start, to be passed to `output` as `network`."""
+        with self.weights.reference() as network:
+            yield network
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> UInt8:
+        """Clean latents float32 [B, C, h, w] to pixels, uint8 [B, H, W, 3]."""
+        vae = self.pipeline.vae
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+        shift = getattr(vae.config, "shift_factor", None)
+        pixels = vae.decode(scaled + shift if shift else scaled, return_dict=False)[0].float()
+        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def save(self, folder: Path) -> None:
+        """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights.
+
+        Raises:
+            ValueError: what was written, read back, is not what was learned; names a tensor.
+        """
+        if self.weights.mode == "lora":
+            from prdp.diffusion.lora_file import save_lora
+
+            save_lora(self.network, folder, type(self.pipeline), self.NETWORK)
+        else:
+            from prdp.diffusion.pipeline_files import check_network, save_pipeline
+
+            save_pipeline(self.pipeline, folder)
+            check_network(folder / self.NETWORK, self.weights.parameters)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._in_float32 else torch.autocast(self.device.type, DTYPES[self.precision])
+
+
+def device_of(model: ModelConfig) -> str:
+    """Where `model.device` puts a model."""
+    return model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

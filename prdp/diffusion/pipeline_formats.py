@@ -1,0 +1,57 @@
+"""What the folders of the families' diffusers pipelines hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
+
+
+@dataclass(frozen=True)
+class PipelineFormat:
+    """The parts of a pipeline's folder.
+
+    Attributes:
+        pipeline: class that model_index.json names.
+        family: `model.family` of such folders.
+        words: what it is of, for messages.
+        components: parts with weights, and the classes that are computed.
+        tokenizers: folder -> classes that are allowed.
+        optional: parts that model_index.json may say are absent.
+        module: the name that diffusers gives to the pipeline's own module in model_index.json.
+    """
+
+    pipeline: str
+    family: str
+    words: str
+    components: Mapping[str, str]
+    tokenizers: Mapping[str, tuple[str, ...]]
+    optional: tuple[str, ...] = ()
+    module: str = "stable_diffusion"
+
+
+STABLE_DIFFUSION = PipelineFormat(
+    pipeline="StableDiffusionPipeline",
+    family="stable_diffusion",
+    words="Stable Diffusion 1.x and 2.x and their fine-tunes, text to image",
+    components={"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
+    tokenizers={"tokenizer": CLIP_TOKENIZERS},
+)
+STABLE_DIFFUSION_3 = PipelineFormat(
+    pipeline="StableDiffusion3Pipeline",
+    family="stable_diffusion_3",
+    words="Stable Diffusion 3 and 3.5",
+    components={
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    },
+    tokenizers={"tokenizer": CLIP_TOKENIZERS, "tokenizer_2": CLIP_TOKENIZERS, "tokenizer_3": T5_TOKENIZERS},
+    optional=("text_encoder_3", "tokenizer_3"),
+    module="stable_diffusion_3",
+)
+FORMATS = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)

@@ -1,0 +1,194 @@
+"""Stable Diffusion 3 and 3.5 from a folder in diffusers format; T5 may be absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
+from prdp.diffusion.precision import upcast
+from prdp.diffusion.process import Process
+from prdp.diffusion.rectified_flow import SCHEDULER, RectifiedFlow
+from prdp.support.errors import StartError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+
+T5_TOKENS = 256
+"""Rows of T5's states, or of zeros without T5, that diffusers' pipeline appends unless told another number."""
+_MOST_T5_TOKENS = 512
+
+
+class StableDiffusion3Policy(DiffusersPolicy):
+    """Two CLIP text encoders and perhaps T5, a transformer that learns, and a VAE; see `DiffusersPolicy`."""
+
+    NETWORK = "transformer"
+    FROZEN = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+    def __init__(
+        self,
+        pipeline: StableDiffusion3Pipeline,
+        learner: LearnerConfig,
+        *,
+        max_sequence_length: int = T5_TOKENS,
+        size: tuple[int | None, int | None] = (None, None),
+        seed: int = 0,
+        keep_reference: bool = True,
+    ) -> None:
+        transformer, vae = dict(pipeline.transformer.config), dict(pipeline.vae.config)
+        shape = latent_shape(transformer, vae, size)
+        process = RectifiedFlow(dict(pipeline.scheduler.config), tokens=image_tokens(transformer, shape))
+        self._max_sequence_length = max_sequence_length
+        super().__init__(pipeline, process, shape, learner, seed=seed, keep_reference=keep_reference)
+
+    @classmethod
+    def load(
+        cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
+    ) -> StableDiffusion3Policy:
+        """Load the pipeline that `model.path` names."""
+        return cls(
+            load_pipeline(model),
+            learner,
+            max_sequence_length=model.max_sequence_length or T5_TOKENS,
+            size=(model.height, model.width),
+            seed=seed,
+            keep_reference=keep_reference,
+        )
+
+    @staticmethod
+    def process_of(model: ModelConfig) -> Process:
+        """Of the folder's scheduler and sizes, which are read without loading weights."""
+        folder = _checked(model)
+        transformer, vae = _config(folder, "transformer"), _config(folder, "vae")
+        shape = latent_shape(transformer, vae, (model.height, model.width))
+        return RectifiedFlow(_config(folder, "scheduler"), tokens=image_tokens(transformer, shape))
+
+    def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """`states` [B, tokens, joint_attention_dim] and `pooled` [B, pooled_projection_dim], float32.
+
+        Of the pipeline's own `encode_prompt`: the states before the last layer of both CLIP encoders side by side, then
+        those of T5 below, cut at `max_sequence_length`.
+        """
+        clip = (self.pipeline.text_encoder, self.pipeline.text_encoder_2)
+        # Half precision would give a prompt other states in another batch, and so another log-ratio.
+        with upcast(*clip):
+            states, _, pooled, _ = self.pipeline.encode_prompt(
+                prompt=list(prompts),
+                prompt_2=None,
+                prompt_3=None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self._max_sequence_length,
+            )
+        return {"states": states.float(), "pooled": pooled.float()}
+
+    def _predict(
+        self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        dtype = next(network.parameters()).dtype if self._in_float32 else latents.dtype
+        output: torch.Tensor = network(
+            hidden_states=latents.to(dtype),
+            timestep=1000.0 * times,
+            encoder_hidden_states=conditions.fields["states"],
+            pooled_projections=conditions.fields["pooled"],
+            return_dict=False,
+        )[0]
+        return output
+
+
+def latent_shape(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], size: tuple[int | None, int | None]
+) -> tuple[int, int, int]:
+    """(C, h, w) of the latents of images of `size`, height and width in pixels; None takes the transformer's own.
+
+    Raises:
+        StartError: the VAE or the patches cannot take the size, or the transformer has no positions for it; names the
+            nearest that fit.
+    """
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    patch, most = int(transformer["patch_size"]), int(transformer["pos_embed_max_size"])
+    unit, sides = factor * patch, []
+    for key, value in zip(("model.height", "model.width"), size, strict=True):
+        pixels = int(transformer["sample_size"]) * factor if value is None else value
+        if pixels % unit or not 0 < pixels <= most * unit:
+            below = min(max(pixels // unit, 1), most) * unit
+            near = dict.fromkeys([below, min(below + unit, most * unit)])
+            raise StartError(
+                f"{key}={pixels}: must be a multiple of {unit} pixels and at most {most * unit}, such as "
+                f"{' or '.join(map(str, near))}"
+            )
+        sides.append(pixels // factor)
+    return int(transformer["in_channels"]), sides[0], sides[1]
+
+
+def image_tokens(transformer: Mapping[str, Any], shape: tuple[int, int, int]) -> int:
+    """How many patches the transformer sees of latents of a shape."""
+    patch = int(transformer["patch_size"])
+    return (shape[1] // patch) * (shape[2] // patch)
+
+
+def load_pipeline(model: ModelConfig) -> StableDiffusion3Pipeline:
+    """The diffusers pipeline of `model`, on its device and in its precision.
+
+    Raises:
+        StartError: no such folder, files missing in it, or a component that is not computed exactly; names them.
+        ValueError: diffusers cannot load it.
+    """
+    from prdp.diffusion.libraries import quiet
+
+    quiet()
+    from diffusers import StableDiffusion3Pipeline
+
+    from prdp.diffusion.model_folder import fetch_model
+    from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_3
+
+    _checked(model)
+    folder = fetch_model(model.path, model.variant, model.revision, STABLE_DIFFUSION_3)
+    # diffusers wants to be told of what a folder lacks.
+    absent = {name: None for name in STABLE_DIFFUSION_3.optional if not (folder / name).is_dir()}
+    try:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            folder, variant=model.variant, dtype=DTYPES[model.dtype], use_safetensors=True, **absent
+        )
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(
+            f"model.path={model.path}: {folder} cannot be loaded as a Stable Diffusion 3 pipeline: {error}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device_of(model))
+
+
+def _checked(model: ModelConfig) -> Path:
+    """The whole folder of a model, with a scheduler that is computed."""
+    from prdp.diffusion.model_folder import check_model
+    from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_3
+
+    folder = check_model(model.path, model.variant, model.revision, STABLE_DIFFUSION_3)
+    assert folder is not None
+    scheduler = _config(folder, "scheduler")
+    found = scheduler.get("_class_name", SCHEDULER)
+    if found != SCHEDULER:
+        raise StartError(f"model.path={model.path}: {folder / 'scheduler'}: _class_name={found}: must be {SCHEDULER}")
+    length = model.max_sequence_length
+    if length is not None and not 1 <= length <= _MOST_T5_TOKENS:
+        raise StartError(f"model.max_sequence_length={length}: must be from 1 to {_MOST_T5_TOKENS}")
+    return folder
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    """A component's configuration with the defaults of its class."""
+    import inspect
+
+    import diffusers
+
+    from prdp.diffusion.model_folder import read_component
+
+    classes = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL", "scheduler": SCHEDULER}
+    parameters = inspect.signature(getattr(diffusers, classes[name]).__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    return {**defaults, **read_component(folder, name)}

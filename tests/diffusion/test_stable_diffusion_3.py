@@ -1,0 +1,306 @@
+"""Stable Diffusion 3 against diffusers' own pipeline, independent Gaussians and autodiff, on tiny random networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.diffusion import build_policy, build_sampler
+from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.stable_diffusion_3 import latent_shape
+from prdp.learners import build_learner
+from prdp.learners.guards import RatioError
+from prdp.support.errors import StartError
+from prdp.types import PromptBatch, Rollout, Weights
+from prdp.worlds.shapes.tiny_flow_pipeline import build_flow_pipeline, build_transformer
+
+PROMPTS = PromptBatch(2, 3, ("a large red circle", "two small stars"), ({}, {}))
+FULL = LearnerConfig(mode="full", max_grad_norm=1e9)
+LORA_TARGETS = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.to_add_out", "proj_in"]
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "flow_sde": {"kind": "flow_sde", "eta": 0.7, "deterministic_final_steps": 1},
+    "dance_sde": {"kind": "dance_sde", "eta": 0.3, "deterministic_final_steps": 1},
+    "cps": {"kind": "cps", "eta": 0.8},
+    "edm_churn": {"kind": "edm_churn", "eta": 0.1},
+    "cps in a window": {"kind": "cps", "eta": 0.8, "window": "random", "window_size": 2},
+}
+
+
+def narrow_pipeline(shift: float = 3.0, t5: bool = False, dynamic: bool = False) -> StableDiffusion3Pipeline:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=1.5,
+        shift_factor=0.06,
+        mid_block_add_attention=False,
+    )
+    pipeline = build_flow_pipeline(vae)
+    pipeline.register_modules(transformer=build_transformer(layers=2))
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic)
+    if t5:
+        from transformers import T5Config, T5EncoderModel
+
+        encoder = T5EncoderModel(
+            T5Config(vocab_size=len(pipeline.tokenizer), d_model=192, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        )
+        # T5's own tokenizer needs a trained model file; any with the same interface will do here.
+        pipeline.register_modules(text_encoder_3=encoder, tokenizer_3=pipeline.tokenizer)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sd3")
+    narrow_pipeline().save_pretrained(path)
+    return path
+
+
+def model(folder: Path, **changes: Any) -> ModelConfig:
+    settings = {"family": "stable_diffusion_3", "path": str(folder), "max_sequence_length": 3, "device": "cpu"}
+    return ModelConfig(**{**settings, **changes})
+
+
+def settings(name: str = "cps", **changes: Any) -> SamplerConfig:
+    return SamplerConfig(**{**SAMPLERS[name], "steps": 5, "guidance_scale": 1.0, **changes})
+
+
+def moved(weights: Weights, scale: float = 0.02) -> Weights:
+    rng = np.random.default_rng(1)
+    return Weights.of(
+        1, {k: (v + scale * rng.normal(size=v.shape)).astype(np.float32) for k, v in weights.tensors.items()}
+    )
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("grid", [None, "linspace"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_pictures_equal_those_of_diffusers(
+    tmp_path: Path, guidance_scale: float, grid: str | None, dynamic: bool
+) -> None:
+    pipeline = narrow_pipeline(dynamic=dynamic)
+    pipeline.save_pretrained(tmp_path)
+    sampler = SamplerConfig(
+        kind="euler", steps=6, guidance_scale=guidance_scale, timestep_spacing=grid, microbatch=3
+    )
+    ours = build_sampler(model(tmp_path, height=32, width=48), FULL, sampler, seed=0)
+    pictures = ours.sample(PROMPTS, 2, seed=5, trajectory=False).images
+    pipeline.set_progress_bar_config(disable=True)
+    for row, prompt in enumerate(PROMPTS.texts):
+        noise = ImageNoise(5, 2, np.array([3 + row] * 2), np.arange(2), (4, 8, 12))
+        theirs = pipeline(
+            prompt,
+            height=32,
+            width=48,
+            num_images_per_prompt=2,
+            num_inference_steps=6,
+            sigmas=None if grid is None else list(np.linspace(1, 1 / 6, 6)),
+            guidance_scale=guidance_scale,
+            latents=torch.from_numpy(noise.draw()),
+            max_sequence_length=3,
+            output_type="np",
+        ).images
+        difference = pictures[2 * row : 2 * row + 2].astype(int) - np.round(theirs * 255)
+        assert np.abs(difference).max() <= 1
+
+
+def test_t5_is_optional_and_its_tokens_count(tmp_path: Path) -> None:
+    with_t5, without = narrow_pipeline(t5=True), narrow_pipeline()
+    from prdp.diffusion.stable_diffusion_3 import StableDiffusion3Policy
+
+    encoded = [
+        StableDiffusion3Policy(pipeline, FULL, max_sequence_length=9).encode(["a star"]).fields["states"]
+        for pipeline in (with_t5, without)
+    ]
+    assert [part.shape for part in encoded] == [(1, 24 + 9, 192)] * 2
+    torch.testing.assert_close(encoded[0][:, :24], encoded[1][:, :24])
+    assert not encoded[1][:, 24:].any()
+    assert encoded[0][:, 24:].abs().min() > 0
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_log_ratios_are_those_of_independent_gaussians(folder: Path, name: str, guidance_scale: float) -> None:
+    sampler = build_sampler(model(folder), FULL, settings(name, guidance_scale=guidance_scale), seed=0)
+    policy, table = sampler._policy, sampler._transitions
+    sampler.load_weights(moved(policy.weights.export(0)))
+    rollout = sampler.sample(PROMPTS, 2, seed=3)
+    assert rollout.log_ratio.shape == (4, 2 if "window" in name else 4)
+    conditions = policy.encode(rollout.image_prompts)
+    for image in range(4):
+        for column, step in enumerate(rollout.steps[image]):
+            place = rollout.positions[image, column]
+            x, then = (torch.from_numpy(rollout.latents[image : image + 1, place + one]) for one in (0, 1))
+            time, given = torch.tensor([table.times[step]], dtype=torch.float32), conditions[np.array([image])]
+            with torch.no_grad():
+                output = policy.output(x, time, given, guidance_scale).double()
+            reference = torch.from_numpy(rollout.reference_output[image : image + 1, column]).double()
+            now, before = (
+                torch.distributions.Normal(
+                    table.sample_coef[step] * x.double() + table.output_coef[step] * velocity, table.sigma[step]
+                )
+                for velocity in (output, reference)
+            )
+            expected = (now.log_prob(then.double()) - before.log_prob(then.double())).mean().item()
+            assert abs(expected) > 1e-7
+            assert rollout.log_ratio[image, column] == pytest.approx(expected, rel=2e-3, abs=2e-6)
+
+
+def scored(rollout: Rollout) -> Rollout:
+    return rollout.scored(np.random.default_rng(0).normal(size=len(rollout)), {})
+
+
+@pytest.mark.parametrize("name", ["flow_sde", "cps in a window"])
+def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> None:
+    sampling = settings(name)
+    rollout = scored(build_sampler(model(folder), FULL, sampling, seed=0).sample(PROMPTS, 2, seed=3))
+    gradients = []
+    for microbatch in (3, 1000):
+        policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
+        config = dataclasses.replace(FULL, microbatch=microbatch)
+        table = policy.process.transitions(sampling)
+        objective = {"name": "prdp", "beta": 0.5, "clip_range": None}
+        learner: Any = build_learner(policy, table, 1.0, config, objective)
+        metrics = learner.update(rollout)
+        assert metrics["ratio_error"] < 1e-5
+        gradients.append({name: value.grad.clone() for name, value in policy.weights.parameters.items()})
+    policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
+    table, conditions = policy.process.transitions(sampling), policy.encode(rollout.image_prompts)
+    columns = []
+    for column in range(rollout.log_ratio.shape[1]):
+        steps, places = rollout.steps[:, column], rollout.positions[:, column]
+        x, then = (torch.from_numpy(rollout.latents[np.arange(4), places + one]) for one in (0, 1))
+        output = policy.output(x, torch.from_numpy(table.times[steps]).float(), conditions, 1.0)
+
+        def of(values: np.ndarray, steps: np.ndarray = steps) -> torch.Tensor:
+            return torch.from_numpy(values[steps]).view(-1, 1, 1, 1)
+
+        means = [
+            of(table.sample_coef) * x + of(table.output_coef) * velocity
+            for velocity in (output, torch.from_numpy(rollout.reference_output[:, column]))
+        ]
+        logs = [torch.distributions.Normal(mean, of(table.sigma)).log_prob(then) for mean in means]
+        columns.append((logs[0] - logs[1]).flatten(1).mean(1))
+    from prdp.objectives.prdp import prdp
+
+    loss, _ = prdp(
+        torch.stack(columns, 1),
+        torch.from_numpy(rollout.log_ratio).double(),
+        torch.from_numpy(rollout.rewards),
+        torch.from_numpy(rollout.group_ids),
+        beta=0.5,
+        clip_range=None,
+    )
+    loss.backward()
+    for name, value in policy.weights.parameters.items():
+        if value.grad is None:
+            assert not gradients[0][name].any()
+            continue
+        scale = value.grad.abs().max().clamp(min=1e-7)
+        for gradient in gradients:
+            assert (gradient[name] - value.grad).abs().max() <= 2e-3 * scale + 1e-8, name
+
+
+def test_the_ratio_guard_stops_a_learner_with_other_weights(folder: Path) -> None:
+    sampling = settings()
+    sampler = build_sampler(model(folder), FULL, sampling, seed=0)
+    rollout = scored(sampler.sample(PROMPTS, 2, seed=3))
+    policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
+    policy.weights.bind(moved(policy.weights.export(0), 0.2))
+    learner = build_learner(policy, policy.process.transitions(sampling), 1.0, FULL, {"name": "prdp", "beta": 1.0})
+    with pytest.raises(RatioError, match=r"image \d+, step \d+ \(time 0\.\d+\)"):
+        learner.update(rollout)
+
+
+def test_lora_goes_out_and_comes_back_in_diffusers(folder: Path, tmp_path: Path) -> None:
+    learner = LearnerConfig(lora_rank=4, lora_alpha=6.0, lora_targets=LORA_TARGETS[:-1])
+    policy: Any = build_policy(model(folder), learner, seed=0, keep_reference=False)
+    policy.weights.bind(moved(policy.weights.export(0), 0.05))
+    policy.save(tmp_path)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    latents = torch.randn(1, 4, 8, 8)
+
+    def output(transformer: Any) -> torch.Tensor:
+        conditions = policy.encode(["a star"]).fields
+        with torch.no_grad():
+            return transformer(
+                hidden_states=latents,
+                timestep=torch.tensor([500.0]),
+                encoder_hidden_states=conditions["states"],
+                pooled_projections=conditions["pooled"],
+                return_dict=False,
+            )[0]
+
+    before = output(pipeline.transformer)
+    pipeline.load_lora_weights(tmp_path)
+    torch.testing.assert_close(output(pipeline.transformer), output(policy.network), rtol=1e-4, atol=1e-5)
+    assert (output(pipeline.transformer) - before).abs().max() > 1e-4
+
+
+def test_full_weights_go_out_as_a_pipeline(folder: Path, tmp_path: Path) -> None:
+    policy: Any = build_policy(model(folder), FULL, seed=0, keep_reference=False)
+    policy.weights.bind(moved(policy.weights.export(0)))
+    policy.save(tmp_path)
+    again: Any = build_policy(model(tmp_path), FULL, seed=0, keep_reference=False)
+    assert again.weights.export(1).checksum == policy.weights.export(1).checksum
+
+
+def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do() -> None:
+    transformer = {"patch_size": 2, "pos_embed_max_size": 192, "sample_size": 128, "in_channels": 16}
+    vae = {"block_out_channels": (1, 1, 1, 1)}
+    assert latent_shape(transformer, vae, (None, None)) == (16, 128, 128)
+    assert latent_shape(transformer, vae, (512, 768)) == (16, 64, 96)
+    for size, message in {
+        (520, None): r"model.height=520: must be a multiple of 16 pixels and at most 3072, such as 512 or 528",
+        (512, 8): r"model.width=8: must be a multiple of 16 .* such as 16 or 32",
+        (4096, 512): r"model.height=4096: .* at most 3072, such as 3072",
+    }.items():
+        with pytest.raises(StartError, match=message):
+            latent_shape(transformer, vae, size)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: shutil.rmtree(path / "text_encoder_2"), "names text_encoder_2, but there is no folder"),
+        (lambda path: (path / "transformer" / "config.json").unlink(), r"transformer/config.json is missing"),
+        (
+            lambda path: (path / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "EulerDiscrete"}'),
+            "_class_name=EulerDiscrete: must be FlowMatchEulerDiscreteScheduler",
+        ),
+    ],
+)
+def test_folders_that_are_not_computed_are_refused(folder: Path, tmp_path: Path, change: Any, message: str) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    change(tmp_path / "model")
+    with pytest.raises(StartError, match=message):
+        build_policy(model(tmp_path / "model"), FULL, seed=0, keep_reference=False)
+
+
+def test_the_other_family_is_told(folder: Path) -> None:
+    with pytest.raises(StartError, match=r"of a StableDiffusion3Pipeline; .*; set model\.family=stable_diffusion_3"):
+        build_policy(ModelConfig(path=str(folder)), LearnerConfig(), seed=0, keep_reference=False)
+
+
+def test_prompts_are_encoded_alike_in_any_batch(folder: Path) -> None:
+    policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
+    together = policy.encode(["a star", "two large blue circles"])
+    alone = policy.encode(["two large blue circles"])
+    for name, value in alone.fields.items():
+        torch.testing.assert_close(value, together[np.array([1])].fields[name], rtol=1e-5, atol=1e-6)
+    with patch.object(type(policy.pipeline), "encode_prompt", side_effect=AssertionError):  # type: ignore[attr-defined]
+        assert together.behind_empty().fields["states"].shape[0] == 4
