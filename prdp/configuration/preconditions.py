@@ -160,39 +160,15 @@ def model_problems(model: ModelConfig, sampler: SamplerConfig, learner: LearnerC
 
     Only the first kind of problem is told: a folder that is not whole has no layers to speak of.
     """
-    from prdp.diffusion.model_components import check_components, empty_unet
-    from prdp.diffusion.model_folder import check_model
+    from prdp.diffusion import family_of
 
-    where = f"model.path={model.path}"
     try:
-        folder = check_model(model.path, model.variant, model.revision)
-        if folder is not None:
-            check_components(where, folder, model.variant)
+        family = family_of(model)
+        family.check(model)
     except UserError as error:
         return [str(error)]
     problems = transition_problems(model, sampler)
-    if folder is None or learner is None:
-        return problems
-    network = None
-    if learner.mode == "lora":
-        from prdp.diffusion.lora_targets import lora_target_problems
-
-        network = empty_unet(folder)
-        problems += lora_target_problems(network, learner.lora_targets)
-    if learner.framework == "jax":
-        from prdp.diffusion.jax_unet import UNet
-
-        unet = (network or empty_unet(folder)).config
-        try:
-            UNet(dict(unet))
-        except ValueError as error:
-            problems.append(f"learner.framework=jax: {where}: {error}")
-        sides = [unet.sample_size] if isinstance(unet.sample_size, int) else list(unet.sample_size)
-        factor = 2 ** (len(unet.block_out_channels) - 1)
-        if any(side % factor for side in sides):
-            found = f"unet sample_size={unet.sample_size}: must divide by {factor}"
-            problems.append(f"learner.framework=jax: {where}: {found}")
-    return problems
+    return problems if learner is None else problems + family.learner_problems(model, learner)
 
 
 def transition_problems(model: ModelConfig, sampler: SamplerConfig) -> list[str]:

@@ -83,7 +83,7 @@ def component_problems(folder: Path, variant: str | None = None) -> list[str]:
         else:
             found["unet"] += _unet_problems(network.config, vae, text)
             if not found["unet"]:
-                found["unet weights"] = _weight_problems(network, weight_files(folder, "unet", variant))
+                found["unet weights"] = weight_problems(network, weight_files(folder, "unet", variant))
     if not any(found.values()):
         for name, empty in (("vae", _empty_vae), ("text_encoder", _empty_text_encoder)):
             try:
@@ -91,7 +91,7 @@ def component_problems(folder: Path, variant: str | None = None) -> list[str]:
             except _UNFIT as error:
                 found[name] = [f"no network can be made of it: {type(error).__name__}: {error}"]
             else:
-                found[f"{name} weights"] = _weight_problems(network, weight_files(folder, name, variant))
+                found[f"{name} weights"] = weight_problems(network, weight_files(folder, name, variant))
     return [f"{folder / name.partition(' ')[0]}: {problem}" for name, each in found.items() for problem in each]
 
 
@@ -199,8 +199,13 @@ def _tokenizer_problems(folder: Path, text: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _weight_problems(network: torch.nn.Module, files: Sequence[Path]) -> list[str]:
-    """Tensors that the files lack or have in another shape: the libraries would leave such weights random."""
+def weight_problems(network: torch.nn.Module, files: Sequence[Path]) -> list[str]:
+    """Tensors that the files lack or have in another shape: the libraries would leave such weights random.
+
+    Args:
+        network: on the meta device.
+        files: safetensors; none is no problem here, see `check_model`.
+    """
     from safetensors import safe_open
 
     if not files:

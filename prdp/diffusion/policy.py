@@ -31,6 +31,16 @@ class Policy(Protocol):
         ...
 
     @staticmethod
+    def check(model: ModelConfig) -> None:
+        """Refuse a model that cannot be loaded and computed exactly, by a UserError, before anything is loaded."""
+        ...
+
+    @staticmethod
+    def learner_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
+        """Why a model that passes `check` cannot be trained so; a line each that names the key."""
+        ...
+
+    @staticmethod
     def process_of(model: ModelConfig) -> Process:
         """The process of a model that is not loaded, for checks at the start."""
         ...

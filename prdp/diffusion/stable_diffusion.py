@@ -13,6 +13,7 @@ from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.variance_preserving import VariancePreserving
+from prdp.support.errors import StartError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -43,6 +44,50 @@ class StableDiffusionPolicy(DiffusersPolicy):
     ) -> StableDiffusionPolicy:
         """Load the pipeline that `model.path` names; the embedded one and Stable Diffusion go the same way."""
         return cls(load_pipeline(model), learner, seed=seed, keep_reference=keep_reference)
+
+    @staticmethod
+    def check(model: ModelConfig) -> None:
+        """The folder is whole, and its components are ones that are computed exactly."""
+        from prdp.diffusion.model_components import check_components
+        from prdp.diffusion.model_folder import check_model
+
+        where = f"model.path={model.path}"
+        for key in ("height", "width", "max_sequence_length"):
+            if getattr(model, key) is not None:
+                raise StartError(f"model.{key}={getattr(model, key)}: must be null for model.family={model.family}")
+        folder = check_model(model.path, model.variant, model.revision)
+        if folder is not None:
+            check_components(where, folder, model.variant)
+
+    @staticmethod
+    def learner_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
+        """Layers that take no adapter, and networks that the JAX twin does not compute."""
+        from prdp.diffusion.lora_targets import lora_target_problems
+        from prdp.diffusion.model_components import empty_unet
+        from prdp.diffusion.model_folder import check_model
+
+        where = f"model.path={model.path}"
+        folder = check_model(model.path, model.variant, model.revision)
+        if folder is None:
+            return []
+        problems, network = [], None
+        if learner.mode == "lora":
+            network = empty_unet(folder)
+            problems += lora_target_problems(network, learner.lora_targets)
+        if learner.framework == "jax":
+            from prdp.diffusion.jax_unet import UNet
+
+            unet = (network or empty_unet(folder)).config
+            try:
+                UNet(dict(unet))
+            except ValueError as error:
+                problems.append(f"learner.framework=jax: {where}: {error}")
+            sides = [unet.sample_size] if isinstance(unet.sample_size, int) else list(unet.sample_size)
+            factor = 2 ** (len(unet.block_out_channels) - 1)
+            if any(side % factor for side in sides):
+                found = f"unet sample_size={unet.sample_size}: must divide by {factor}"
+                problems.append(f"learner.framework=jax: {where}: {found}")
+        return problems
 
     @staticmethod
     def process_of(model: ModelConfig) -> Process:

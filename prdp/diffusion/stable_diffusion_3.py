@@ -61,6 +61,34 @@ class StableDiffusion3Policy(DiffusersPolicy):
         )
 
     @staticmethod
+    def check(model: ModelConfig) -> None:
+        """The folder is whole, its weights fit their configurations, and the size fits the network."""
+        from prdp.diffusion.model_components import weight_problems
+        from prdp.diffusion.model_folder import weight_files
+
+        folder = _checked(model)
+        latent_shape(_config(folder, "transformer"), _config(folder, "vae"), (model.height, model.width))
+        problems = [
+            f"model.path={model.path}: {folder / name}: {problem}"
+            for name in ("transformer", "vae")
+            for problem in weight_problems(_empty(folder, name), weight_files(folder, name, model.variant))
+        ]
+        if problems:
+            raise StartError("\n".join(problems))
+
+    @staticmethod
+    def learner_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
+        """Layers that take no adapter; the JAX twin computes no transformers."""
+        from prdp.diffusion.lora_targets import lora_target_problems
+
+        problems = []
+        if learner.framework != "torch":
+            problems.append(f"learner.framework={learner.framework}: must be torch for model.family={model.family}")
+        if learner.mode == "lora":
+            problems += lora_target_problems(_empty(_checked(model), "transformer"), learner.lora_targets)
+        return problems
+
+    @staticmethod
     def process_of(model: ModelConfig) -> Process:
         """Of the folder's scheduler and sizes, which are read without loading weights."""
         folder = _checked(model)
@@ -178,6 +206,22 @@ def _checked(model: ModelConfig) -> Path:
     if length is not None and not 1 <= length <= _MOST_T5_TOKENS:
         raise StartError(f"model.max_sequence_length={length}: must be from 1 to {_MOST_T5_TOKENS}")
     return folder
+
+
+def _empty(folder: Path, name: str) -> torch.nn.Module:
+    """A component's network on the meta device, from its configuration alone."""
+    import diffusers
+
+    from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_3
+
+    try:
+        with torch.device("meta"):
+            network: torch.nn.Module = getattr(diffusers, STABLE_DIFFUSION_3.components[name]).from_config(
+                _config(folder, name)
+            )
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise StartError(f"{folder / name}: diffusers makes no network of it: {error}") from error
+    return network
 
 
 def _config(folder: Path, name: str) -> dict[str, Any]:

@@ -131,6 +131,15 @@ class GaussianMixturesPolicy:
         return cls(model, learner, seed=seed, keep_reference=keep_reference)
 
     @staticmethod
+    def check(model: ModelConfig) -> None:
+        """Formulas have no files to check."""
+
+    @staticmethod
+    def learner_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
+        """What it does not know the bounds of the configuration tell."""
+        return []
+
+    @staticmethod
     def process_of(model: ModelConfig) -> Process:
         """The one process of this world."""
         return VariancePreserving(SCHEDULER)
