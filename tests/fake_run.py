@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from prdp.types import PromptBatch, Rollout, Weights
 
 class FakePolicy:
     """Weights to bind and to export."""
+
+    process = SimpleNamespace(transitions=lambda _: None)
 
     def __init__(self) -> None:
         self.weights, self.scheduler_config = self, {}
