@@ -79,3 +79,28 @@ def test_only_the_cluster_imports_ray() -> None:
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray")
     ]
     assert outside == []
+
+
+PRIVATE = {"configuration/hydra_internals.py": "hydra", "cluster/ray_internals.py": "ray"}
+"""The files that may use private modules of a library; each has a test that an upgrade would fail."""
+
+
+def test_private_modules_of_a_library_are_used_in_one_file() -> None:
+    outside = []
+    for file in PACKAGE.rglob("*.py"):
+        allowed = PRIVATE.get(str(file.relative_to(PACKAGE).as_posix()))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [f"{node.module}.{one.name}" for one in node.names]
+            elif isinstance(node, ast.Import):
+                names = [one.name for one in node.names]
+            elif isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)] if ast.unparse(node).startswith(("ray._", "hydra._")) else []
+            else:
+                continue
+            for name in names:
+                top, *rest = name.split(".")
+                private = any(part.startswith("_") and not part.startswith("__") for part in rest)
+                if top not in ("prdp", "__future__", allowed) and private:
+                    outside.append(f"{file.relative_to(PACKAGE)}: {name}")
+    assert outside == []

@@ -11,14 +11,12 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private import ray_constants, services
-from ray.job_config import JobConfig
 
+from prdp.cluster import ray_internals
 from prdp.cluster.base import ClusterError, ClusterSetupError
 from prdp.cluster.sockets import check_socket_paths
 from prdp.cluster.threads import usable_cores
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_NETWORKED = ray_constants.ENABLE_RAY_CLUSTER
 _KNOCK_SECONDS = 5.0
 _START_ATTEMPTS = 3
 _STORE_SHARE = 0.25
@@ -80,9 +77,7 @@ def _start(config: ClusterConfig) -> None:
             "cluster.dashboard=true needs packages that plain Ray lacks: pip install 'prdp[dashboard]', or "
             "cluster.dashboard=false"
         )
-    # Ray takes the outward address for its ports even when it is told 127.0.0.1, unless this says that it runs
-    # on one machine only; its other processes learn it from the environment.
-    ray_constants.ENABLE_RAY_CLUSTER = _NETWORKED and not _is_loopback(config.host)
+    ray_internals.set_networked(ray_internals.NETWORKED and not _is_loopback(config.host))
     for attempt in range(_START_ATTEMPTS):
         try:
             ray.init(
@@ -93,8 +88,8 @@ def _start(config: ClusterConfig) -> None:
                 dashboard_host=config.host,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _node_ip_address=None if _is_anywhere(config.host) else config.host,
-                job_config=_job(),
+                job_config=ray_internals.job_without_folders(),
+                **ray_internals.bound_to(None if _is_anywhere(config.host) else config.host),
             )
             break
         except Exception as error:
@@ -115,7 +110,8 @@ def _start(config: ClusterConfig) -> None:
 def _join(config: ClusterConfig) -> None:
     try:
         _find(config.address)
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job())
+        job = ray_internals.job_without_folders()
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, job_config=job)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterSetupError(
             f"cluster.address={config.address}: could not join a running Ray ({error}). Start one with "
@@ -130,9 +126,9 @@ def _find(address: str) -> None:
         OSError: nothing answers.
     """
     first = ""
-    for networked in (_NETWORKED, False):
-        ray_constants.ENABLE_RAY_CLUSTER = networked
-        target = services.canonicalize_bootstrap_address_or_die(address)
+    for networked in (ray_internals.NETWORKED, False):
+        ray_internals.set_networked(networked)
+        target = ray_internals.bootstrap_address(address)
         if target == first:
             break
         first = first or target
@@ -145,30 +141,9 @@ def _find(address: str) -> None:
     raise ConnectionError(f"nothing answers at {first}")
 
 
-class _NoFolders(list[str]):
-    """Stays empty."""
-
-    def extend(self, folders: Iterable[str]) -> None:
-        """Nothing is added."""
-
-
-def _job() -> JobConfig:
-    """Ray would put the current folder before all else that workers import from: a `torch.py` there would be theirs.
-
-    Pools tell their actors where to look, after what is installed.
-    """
-    job = JobConfig()
-    job._py_driver_sys_path = _NoFolders()
-    return job
-
-
 def end_ray() -> None:
     """Kill the processes of a private Ray of this process, and what they have started, without waiting for any."""
-    node = ray._private.worker._global_node
-    if node is None:
-        return
-    own = {one.process.pid for processes in list(node.all_processes.values()) for one in processes}
-    for pid in _family(own):
+    for pid in _family(ray_internals.own_processes()):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 

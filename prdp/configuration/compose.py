@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prdp.configuration.hydra_internals import jobs_of_sweep, run_jobs
 from prdp.configuration.override_words import as_typed, home_quoted, how_to_write, quoted
 from prdp.configuration.typed import TRAIN, Root, conf_folder, explained, groups, schema_keys, typed, unknown_key
 from prdp.support.errors import ConfigError, ResumableError, StartError, UserError
@@ -60,30 +61,26 @@ class Composer:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Composer:
-        from hydra import version
-        from hydra._internal.hydra import Hydra
-        from hydra._internal.utils import create_config_search_path
+        from hydra import initialize_config_dir
         from hydra.core.config_store import ConfigStore
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.hydra_config import HydraConfig
 
-        version.setbase("1.3")
         for name, node in {"schema": self._root.schema, **self._root.nodes}.items():
             ConfigStore.instance().store(name=name, node=node)
-        search_path = create_config_search_path(f"file://{self._folders[0]}")
-        for folder in self._folders[1:]:
-            search_path.prepend(f"--config-dir {folder}", f"file://{folder}", anchor="schema")
         hydra_config = HydraConfig.instance()
         self._stack.callback(setattr, hydra_config, "cfg", hydra_config.cfg)
         GlobalHydra.instance().clear()
         self._stack.callback(GlobalHydra.instance().clear)
-        self._hydra = Hydra.create_main_hydra2(self._run_name(), search_path)
+        main, *others = self._folders
+        with _searched(others):
+            initialize_config_dir(str(main), job_name=self._run_name(), version_base="1.3")
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    @cached_property
+    @functools.cached_property
     def overrides(self) -> list[str]:
         """The overrides as Hydra gets them.
 
@@ -152,9 +149,8 @@ class Composer:
                     raise
                 told.append(error)  # Hydra would print its own line about it first.
 
-        run = self._hydra.multirun if self._sweep else self._hydra.run
         try:
-            run(self._root.name, on_composed, self.overrides)
+            run_jobs(self._root.name, on_composed, self.overrides, self._sweep)
         except OSError as error:
             if begun:
                 raise
@@ -175,7 +171,7 @@ class Composer:
         parsed = []
         for line in map(home_quoted, lines):
             try:
-                parsed += OverridesParser.create(self._hydra.config_loader).parse_overrides([line])
+                parsed += OverridesParser.create(_loader()).parse_overrides([line])
             except RecursionError:
                 raise ConfigError(f"'{line[:80]}...' is nested too deeply") from None
             except HydraException as error:
@@ -202,7 +198,6 @@ class Composer:
 
     def _combinations(self) -> list[list[str]]:
         """The overrides of each job of the sweep, by Hydra's own rules, those of Hydra itself included."""
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
@@ -213,8 +208,8 @@ class Composer:
         params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
         # Unresolved: an override may hold what only a job knows, such as ${hydra:job.num}.
         typed_in: Any = OmegaConf.to_container(master.hydra.overrides, resolve=False)
-        [batch] = BasicSweeper.split_arguments(self._parsed([*params, *typed_in["task"]]), None)
-        return [[*typed_in["hydra"], *overrides] for overrides in batch]
+        jobs = jobs_of_sweep(self._parsed([*params, *typed_in["task"]]))
+        return [[*typed_in["hydra"], *overrides] for overrides in jobs]
 
     def _composed(self, overrides: Sequence[str], number: int | None) -> Any:
         """The checked configuration of one job; `number` is its place in a sweep."""
@@ -238,9 +233,7 @@ class Composer:
         from yaml import YAMLError
 
         try:
-            return self._hydra.compose_config(
-                self._root.name, list(overrides), run_mode=mode, with_log_configuration=False
-            )
+            return _loader().load_configuration(self._root.name, list(overrides), run_mode=mode)
         except YAMLError as error:
             raise ConfigError(f"not YAML: {error}") from error
         except RecursionError:
@@ -256,3 +249,40 @@ class Composer:
         """Whether a key is below a section that takes any, or is, or is below, a mapping of amounts by name."""
         amounts = [name for name, kind in schema_keys(self._root.schema).items() if kind == dict[str, float]]
         return key in amounts or any(key.startswith(f"{section}.") for section in (*self._root.open_sections, *amounts))
+
+
+def _loader() -> Any:
+    from hydra.core.global_hydra import GlobalHydra
+
+    return GlobalHydra.instance().config_loader()
+
+
+@contextlib.contextmanager
+def _searched(folders: Sequence[Path]) -> Iterator[None]:
+    """Have a Hydra that is made within the block look for options in these folders, too, after its own."""
+    plugin = _search_path_plugin()
+    plugin.folders = tuple(folders)
+    try:
+        yield
+    finally:
+        plugin.folders = ()
+
+
+@functools.cache
+def _search_path_plugin() -> Any:
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class FurtherFolders(SearchPathPlugin):
+        """Adds folders to the search path of every Hydra that is made."""
+
+        folders: tuple[Path, ...] = ()
+
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            """See `SearchPathPlugin`."""
+            for folder in self.folders:
+                search_path.append(f"--config-dir {folder}", f"file://{folder}")
+
+    Plugins.instance().register(FurtherFolders)
+    return FurtherFolders
