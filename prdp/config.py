@@ -1,36 +1,94 @@
-"""The schema of a run: every key, its type, its default and its bounds. YAML under `conf/` may only use these keys."""
+"""The schema of a run: every key, its type, its bound, its default and its meaning, in this place alone.
+
+YAML under `conf/` may only use these keys. What they are checked against, and what `prdp train --help` shows, is read
+from here.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from omegaconf import MISSING
+from prdp.support.rules import (
+    FILLED,
+    AnyText,
+    Count,
+    CountOrZero,
+    Fraction,
+    NotNegative,
+    Positive,
+    PositiveOrInfinite,
+    Rule,
+    Text,
+    one_of,
+)
+
+MISSING: Any = "???"
+"""OmegaConf's mark of a key that must be given; not imported, as environments of reward actors may lack OmegaConf."""
+FAMILIES = {
+    "stable_diffusion": "prdp.diffusion.stable_diffusion.StableDiffusionPolicy",
+    "stable_diffusion_3": "prdp.diffusion.stable_diffusion_3.StableDiffusion3Policy",
+    "gaussian_mixtures": "prdp.worlds.mixtures.policy.GaussianMixturesPolicy",
+}
+"""Name -> dotted path of the policy class."""
+PRECISIONS = ("float32", "bfloat16", "float16")
+DIFFUSION_KINDS = ("ddim", "ddpm")
+"""Samplers of variance-preserving models."""
+FLOW_KINDS = ("flow_sde", "dance_sde", "cps", "edm_churn", "euler")
+"""Samplers of rectified flows."""
+DIFFUSION_SPACINGS = ("leading", "trailing", "linspace")
+FLOW_SPACINGS = ("scheduler", "linspace")
+SPACINGS = tuple(dict.fromkeys((*DIFFUSION_SPACINGS, *FLOW_SPACINGS)))
+WINDOWS = ("all", "fixed", "sliding", "random")
+FRAMEWORKS = ("torch", "jax")
+DIRECT_TRANSPORTS = ("gloo", "nccl")
+"""Backends of torch.distributed by which weights go from the learner to the samplers."""
+CLUSTER_KINDS = ("inline", "ray")
+WANDB_MODES = ("disabled", "offline", "online", "auto")
+
+Precision = Annotated[str, one_of(*PRECISIONS)]
+HalfPrecision = Annotated[str, one_of(*PRECISIONS[1:])]
+Amounts = Annotated[
+    dict[str, float],
+    Rule(lambda value: all(name.strip() and amount > 0 for name, amount in value.items()), "amounts above 0 by name"),
+]
+_FAMILY = Rule(
+    lambda value: value in FAMILIES or "." in value,
+    f"one of {', '.join(FAMILIES)}, or the dotted path of a policy class",
+    tuple(FAMILIES),
+)
+_MODEL = Rule(FILLED.allows, "'shapes', a folder in diffusers format, or a hub id")
+DEVICE = Rule(
+    lambda value: bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)), "auto, cpu, mps, cuda or cuda:<number>"
+)
+_MODULES = Rule(lambda value: bool(value) and all(value), "a list of at least one module name")
+_SHARE = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 
 @dataclass
 class ModelConfig:
     """The base model that is fine-tuned, and its frozen reference."""
 
-    family: str = "stable_diffusion"
+    family: Annotated[str, _FAMILY] = "stable_diffusion"
     """'stable_diffusion', or 'gaussian_mixtures', a world in the plane whose optimum is known."""
-    path: str = "shapes"
+    path: Annotated[str, _MODEL] = "shapes"
     """'shapes' for the embedded tiny pipeline, a folder in diffusers format, or a hub id."""
-    revision: str | None = None
+    revision: AnyText | None = None
     """Branch, tag or commit on the hub; null takes its newest."""
-    variant: str | None = None
+    variant: AnyText | None = None
     """File variant in the folder, such as 'fp16'."""
-    height: int | None = None
+    height: Count | None = None
     """Of images, in pixels; null takes the checkpoint's. Not of Stable Diffusion 1.x and 2.x yet."""
-    width: int | None = None
+    width: Count | None = None
     """Likewise."""
-    max_sequence_length: int | None = None
+    max_sequence_length: Count | None = None
     """Tokens of T5, of families that have it; null takes the number of diffusers' pipeline: 256 of Stable Diffusion
     3."""
-    dtype: str = "float32"
-    """Precision that weights are stored in: float32, bfloat16 or float16. Weights that learn, log-probs and their
-    evidence are float32 in any case."""
-    device: str = "auto"
+    dtype: Precision = "float32"
+    """Precision that weights are stored in. Weights that learn, log-probs and their evidence are float32 in any
+    case."""
+    device: Annotated[str, DEVICE] = "auto"
     """'auto' takes CUDA when there is one."""
 
 
@@ -38,42 +96,42 @@ class ModelConfig:
 class SamplerConfig:
     """How trajectories are drawn; the same transitions are scored by the learner."""
 
-    kind: str = "ddim"
+    kind: Annotated[str, one_of(*DIFFUSION_KINDS, *FLOW_KINDS)] = "ddim"
     """'ddim' (with eta) or 'ddpm' (ancestral posterior); for flows 'flow_sde', 'dance_sde', 'cps', 'edm_churn', or
     'euler' without noise."""
-    steps: int = 50
+    steps: Count = 50
     """T of the paper: denoising steps of each image."""
-    eta: float = 1.0
+    eta: NotNegative = 1.0
     """Noise level of a step, above 0, since a step without noise has no log-prob. DDIM: as a part of the DDPM
-    posterior's; flow_sde and cps: their a; dance_sde: its eta; edm_churn: its gamma."""
-    guidance_scale: float = 5.0
+    posterior's, up to 1; flow_sde: its a; cps: its a, up to 1; dance_sde: its eta; edm_churn: its gamma."""
+    guidance_scale: NotNegative = 5.0
     """Classifier-free guidance, in sampling, learning and the reference alike; up to 1 it is off, as in diffusers."""
-    timestep_spacing: str | None = None
-    """leading, trailing or linspace; for flows scheduler or linspace; null keeps the checkpoint's. With linspace, or
-    trailing and steps that do not divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps
-    beside its list of timesteps."""
-    deterministic_final_steps: int = 0
+    timestep_spacing: Annotated[str, one_of(*SPACINGS)] | None = None
+    """Of flows only scheduler and linspace; null keeps the checkpoint's. With linspace, or trailing and steps that do
+    not divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps beside its list of
+    timesteps."""
+    deterministic_final_steps: CountOrZero = 0
     """Number of last steps taken without noise (DDIM with eta = 0, a flow's ODE): no log-prob."""
-    shift: float | None = None
+    shift: Positive | None = None
     """Of a flow's noise levels: a static shift instead of the checkpoint's; null keeps it."""
-    window: str = "all"
+    window: Annotated[str, one_of(*WINDOWS)] = "all"
     """Which steps draw noise and are learned from: 'all' that can; a 'fixed' window of them; one 'sliding' over the
     epochs; or one drawn at 'random' for every prompt and epoch. The others are taken without noise."""
-    window_size: int = 2
+    window_size: Count = 2
     """Steps of the window."""
-    window_start: int = 0
+    window_start: CountOrZero = 0
     """First step of the window; of sliding and random ones the lowest."""
-    window_end: int | None = None
+    window_end: Count | None = None
     """Step that sliding and random windows end before; null: the last that can draw noise."""
-    window_every: int = 1
+    window_every: Count = 1
     """Epochs after which a sliding window moves on by one step."""
-    trained_share: float = 1.0
+    trained_share: Annotated[float, _SHARE] = 1.0
     """Share of the steps with noise that are stored and learned from, drawn for every prompt and epoch."""
     shared_start_noise: bool = False
     """One start noise for all images of a prompt, which then differ by the noise of the steps alone."""
-    microbatch: int = 64
+    microbatch: Count = 64
     """Images per network call; changes speed and memory, not results beyond rounding."""
-    prompts_per_chunk: int = 4
+    prompts_per_chunk: Count = 4
     """Whole prompt groups per unit of work; the unit that actors share out."""
 
 
@@ -81,40 +139,40 @@ class SamplerConfig:
 class LearnerConfig:
     """Which weights learn, and how."""
 
-    framework: str = "torch"
+    framework: Annotated[str, one_of(*FRAMEWORKS)] = "torch"
     """'torch', or 'jax' for Stable Diffusion 1.x and 2.x; same numbers, interchangeable checkpoints."""
-    mode: str = "lora"
+    mode: Annotated[str, one_of("lora", "full")] = "lora"
     """'lora': adapters on the UNet; 'full': all its weights."""
-    lora_rank: int = 16
+    lora_rank: Count = 16
     """Inner dimension of each adapter."""
-    lora_alpha: float = 16.0
+    lora_alpha: Positive = 16.0
     """An adapter's output is scaled by lora_alpha / lora_rank."""
-    lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    lora_targets: Annotated[list[str], _MODULES] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     """Layers of the UNet that get adapters, by the ends of their names."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Of AdamW, after the warm-up."""
-    warmup_updates: int = 0
+    warmup_updates: CountOrZero = 0
     """Updates over which the learning rate rises linearly from 0."""
-    adam_beta1: float = 0.9
+    adam_beta1: Fraction = 0.9
     """Decay of AdamW's mean of gradients."""
-    adam_beta2: float = 0.999
+    adam_beta2: Fraction = 0.999
     """Decay of AdamW's mean of squared gradients."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: Positive = 1e-8
     """Added to AdamW's denominator."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     """AdamW's, decoupled from the gradient."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients of a larger norm are scaled down to it; .inf clips none."""
-    ema_decay: float = 0.0
+    ema_decay: Fraction = 0.0
     """0 keeps no moving average; otherwise evaluation and export use the averaged weights."""
-    autocast: str | None = None
-    """bfloat16 or float16 for the network's pass with gradient and for pictures of evaluations; null for that of
-    model.dtype. Trajectories and other passes without gradient are float32."""
-    microbatch: int = 64
+    autocast: HalfPrecision | None = None
+    """Precision of the network's pass with gradient and of pictures of evaluations; null for that of model.dtype.
+    Trajectories and other passes without gradient are float32."""
+    microbatch: Count = 64
     """(image, step) cells per network call; changes speed and memory, not results beyond rounding."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
-    ratio_tolerance: float = 1e-4
+    ratio_tolerance: PositiveOrInfinite = 1e-4
     """Largest allowed |stored - recomputed| log-ratio at the first update after an on-policy rollout."""
 
 
@@ -136,17 +194,17 @@ class PromptsConfig:
 class EvaluationConfig:
     """Held-out prompts judge the run: the same prompts and the same noise every time."""
 
-    every: int = 10
+    every: CountOrZero = 10
     """Epochs between evaluations; the first and the last always happen. 0 for only these two."""
-    prompts: int = 64
+    prompts: Count = 64
     """Held-out prompts of an evaluation between the first and the last."""
-    images_per_prompt: int = 2
+    images_per_prompt: Count = 2
     """Images of each held-out prompt; diversity needs at least 2."""
-    final_prompts: int = 256
+    final_prompts: Count = 256
     """Prompts of the first and the last evaluation, which the report's intervals come from."""
-    grid_prompts: int = 12
+    grid_prompts: Count = 12
     """Prompts in the report's grid of pictures."""
-    seed: int = 1234
+    seed: CountOrZero = 1234
     """Of the noise, and of which held-out prompts are taken."""
 
 
@@ -154,52 +212,52 @@ class EvaluationConfig:
 class ClusterConfig:
     """Where the work runs."""
 
-    kind: str = "inline"
+    kind: Annotated[str, one_of(*CLUSTER_KINDS)] = "inline"
     """'inline': one process; 'ray': actors."""
-    samplers: int = 2
+    samplers: Count = 2
     """Actors that sample."""
-    reward_actors: int = 1
+    reward_actors: Count = 1
     """Actors that score."""
-    threads: int = 1
+    threads: CountOrZero = 1
     """CPU threads of every actor and of the learner; set before torch is imported. 0: plan from the cores."""
-    address: str = "local"
+    address: Text = "local"
     """Ray address; 'local' starts a private cluster, 'auto' joins a running one."""
-    sampler_gpus: float = 0.0
+    sampler_gpus: NotNegative = 0.0
     """GPUs of each sampler; a fraction shares one."""
-    reward_gpus: float = 0.0
+    reward_gpus: NotNegative = 0.0
     """GPUs of each reward actor; 0 hides them from it."""
-    learner_gpus: float = 0.0
+    learner_gpus: NotNegative = 0.0
     """GPUs of this process's node that Ray keeps free for the learner; 0 claims none."""
-    sampler_resources: dict[str, float] = field(default_factory=dict)
+    sampler_resources: Amounts = field(default_factory=dict)
     """Further resources of Ray's that each sampler claims, such as a node type: {"a100_node": 0.01}."""
-    reward_resources: dict[str, float] = field(default_factory=dict)
+    reward_resources: Amounts = field(default_factory=dict)
     """Likewise of each reward actor."""
-    placement: str = "pack"
+    placement: Annotated[str, one_of("pack", "spread")] = "pack"
     """'pack' the actors on few nodes, or 'spread' them over many."""
     autoscaling: bool = False
     """Whether the cluster adds nodes for what it cannot hold."""
-    start_timeout_seconds: float = 900.0
+    start_timeout_seconds: Positive = 900.0
     """How long all actors may take to start."""
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     """Address that Ray's ports and dashboard bind to."""
     dashboard: bool = False
     """Start Ray's dashboard with a private cluster; needs the dashboard extra."""
-    max_staleness: int = 0
+    max_staleness: CountOrZero = 0
     """Epochs by which sampling runs ahead of learning: 0 takes turns; 1 or 2 overlap, under weights that much older."""
-    retries: int = 9
+    retries: CountOrZero = 9
     """Deaths borne in a row beyond the first, of one actor or on one chunk, before the run stops."""
-    reward_retries: int = 3
+    reward_retries: CountOrZero = 3
     """How often a reward that raised is asked again, with growing pauses."""
-    sample_timeout_seconds: float | None = None
+    sample_timeout_seconds: NotNegative | None = None
     """How long a sampler may take for one chunk, or for binding weights, before it counts as hung and is replaced;
     null: 10 times the longest of the earlier ones, by images, and at least 60 s; 0: no limit."""
-    reward_timeout_seconds: float | None = None
+    reward_timeout_seconds: NotNegative | None = None
     """How long a reward actor may score one chunk; null and 0 as for sample_timeout_seconds."""
-    weight_transport: str = "object_store"
+    weight_transport: Annotated[str, one_of("object_store", *DIRECT_TRANSPORTS)] = "object_store"
     """How weights get to the samplers: 'object_store', or straight from the learner by 'gloo' (CPU) or 'nccl' (GPU)."""
-    weight_timeout_seconds: float = 120.0
+    weight_timeout_seconds: Positive = 120.0
     """How long a sampler may take no weights that are sent straight to it before it counts as hung and is replaced."""
-    reward_environment: str | None = None
+    reward_environment: Text | None = None
     """Own environment of the reward actors: a requirements file, a virtual environment or a Python interpreter."""
 
 
@@ -211,14 +269,14 @@ class TrackingConfig:
     """Progress on the terminal."""
     tensorboard: bool = False
     """Events for TensorBoard in the run's folder; needs the tensorboard extra."""
-    wandb: str = "disabled"
+    wandb: Annotated[str, one_of(*WANDB_MODES)] = "disabled"
     """disabled, offline, online, or auto: online when a key is there, else offline. WANDB_MODE wins over the last
     three."""
-    wandb_project: str | None = None
+    wandb_project: Text | None = None
     """null takes WANDB_PROJECT, else 'prdp'."""
-    wandb_entity: str | None = None
+    wandb_entity: AnyText | None = None
     """User or team; null takes WANDB_ENTITY, else the account's default."""
-    wandb_group: str | None = None
+    wandb_group: AnyText | None = None
     """Name shared by runs that belong together; null takes WANDB_RUN_GROUP, else the name of the sweep."""
     report: bool = True
     """Write report.html at the end."""
@@ -228,13 +286,13 @@ class TrackingConfig:
 class CheckpointConfig:
     """Atomic checkpoints, and what to resume from."""
 
-    every: int = 10
+    every: Count = 10
     """Epochs between checkpoints; the last epoch always has one."""
-    keep: int = 2
+    keep: Count = 2
     """How many of the newest stay."""
-    resume: str = "never"
+    resume: Text = "never"
     """never, auto (newest whole checkpoint in output_dir, or in the mirror), or the path of a checkpoint."""
-    mirror: str | None = None
+    mirror: Text | None = None
     """URL that each checkpoint is copied to, such as s3://bucket/run or file:///shared/run; of this run alone."""
 
 
@@ -242,20 +300,20 @@ class CheckpointConfig:
 class TrainConfig:
     """One run of `prdp train`. N, B and K are global: microbatches, chunks, actors and devices never change results."""
 
-    seed: int = 0
+    seed: CountOrZero = 0
     """Prompts, noise and fresh weights all follow from it."""
-    epochs: int = 100
+    epochs: Count = 100
     """E of the paper: rounds of sampling, scoring and learning."""
-    prompts_per_epoch: int = 64
+    prompts_per_epoch: Count = 64
     """N of the paper."""
-    images_per_prompt: int = 8
+    images_per_prompt: Count = 8
     """B of the paper; all pairs within a prompt's group are compared."""
-    updates_per_epoch: int = 1
+    updates_per_epoch: Count = 1
     """K of the paper: gradient updates on the full batch of N * B images."""
-    rollout_policy: str = "current"
+    rollout_policy: Annotated[str, one_of("current", "reference")] = "current"
     """Who samples what is learned from: `current`, the policy being trained, or `reference`, its frozen start: offline
     training."""
-    output_dir: str = MISSING
+    output_dir: Text = MISSING
     """The run's folder: give it to name the folder, or to resume in it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from prdp.checkpoints.checkpoint import STATE_FILE, Checkpoint, CheckpointError, jsonable
-from prdp.config import TrainConfig
+from prdp.config import MISSING, TrainConfig
 from prdp.prompts.usage import read_prompt_log
 from prdp.support.targets import renamed
 from prdp.tracking.jsonl import read_metrics

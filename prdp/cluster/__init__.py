@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prdp.config import CLUSTER_KINDS
+
 if TYPE_CHECKING:
     from prdp.cluster.base import RewardFactory, SamplerFactory, Workforce
     from prdp.cluster.gpu_reservation import GpuReservation
     from prdp.config import ClusterConfig
-
-KINDS = ("inline", "ray")
 
 
 def build_workforce(
@@ -41,7 +41,7 @@ def build_workforce(
         from prdp.cluster.ray_workforce import RayWorkforce
 
         return RayWorkforce(sampler_factory, reward_factory, config, prompts_per_chunk, learner_device)
-    raise ValueError(f"cluster.kind is {config.kind!r}; expected one of {', '.join(KINDS)}")
+    raise ValueError(f"cluster.kind is {config.kind!r}; expected one of {', '.join(CLUSTER_KINDS)}")
 
 
 def reserve_learner(config: ClusterConfig) -> GpuReservation | None:

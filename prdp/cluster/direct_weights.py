@@ -21,7 +21,6 @@ import numpy as np
 
 from prdp.types import UInt8, Weights
 
-BACKENDS = ("gloo", "nccl")
 BUCKET_BYTES = 64 * 2**20
 """At a time; both ends have to cut alike."""
 _LEARNER, _SAMPLER = 0, 1

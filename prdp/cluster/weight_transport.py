@@ -13,9 +13,9 @@ import ray
 
 from prdp.cluster.actor_pool import CutOffError, LostError, Member, StalledError
 from prdp.cluster.base import ClusterSetupError
-from prdp.cluster.direct_weights import BACKENDS, Manifest, Rendezvous, join, open_store, send
+from prdp.cluster.direct_weights import Manifest, Rendezvous, join, open_store, send
 from prdp.cluster.event_loop import EventLoop
-from prdp.config import ClusterConfig
+from prdp.config import DIRECT_TRANSPORTS, ClusterConfig
 from prdp.types import Weights
 
 OnLost = Callable[[Member, LostError], None]
@@ -216,9 +216,11 @@ def build_transport(config: ClusterConfig, learner_device: str | None) -> Weight
     """
     if learner_device is None or config.weight_transport == "object_store":
         return ObjectStoreTransport()
-    if config.weight_transport in BACKENDS:
+    if config.weight_transport in DIRECT_TRANSPORTS:
         return DirectTransport(config, learner_device)
-    raise ValueError(f"{_KEY} is {config.weight_transport!r}; expected one of object_store, {', '.join(BACKENDS)}")
+    raise ValueError(
+        f"{_KEY} is {config.weight_transport!r}; expected one of object_store, {', '.join(DIRECT_TRANSPORTS)}"
+    )
 
 
 def _is_there(transfer: _Transfer) -> bool:

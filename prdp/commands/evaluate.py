@@ -22,7 +22,7 @@ from prdp.evaluation.exports import FOLDER as EXPORTS
 from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
 from prdp.evaluation.preconditions import check_evaluation_preconditions
-from prdp.evaluation.settings import EVALUATE_RULES, EvaluateConfig
+from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import file_name
 from prdp.support.errors import ConfigError, StartError, start_up_checks
 from prdp.support.storage import remove_leftovers
@@ -70,7 +70,7 @@ More of a key, a section, a group or one of its options:
 def main(arguments: Sequence[str]) -> int:
     """The command."""
     if topics := topics_among(arguments):
-        print(topics_help(topics, _ALL_GROUPS, EVALUATE_RULES))
+        print(topics_help(topics, _ALL_GROUPS))
         return 0
     options = _parser().parse_intermixed_args(arguments)
     folders = [conf_folder(), *options.config_dir]

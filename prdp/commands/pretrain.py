@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from prdp.support.errors import ConfigError
 from prdp.support.json_lines import json_line, read_json_lines
+from prdp.support.rules import Count, CountOrZero, Fraction, NotNegative, Positive, Text, between, one_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -26,53 +27,53 @@ log = logging.getLogger(__name__)
 class PretrainConfig:
     """The defaults made the pipelines that ship with the package."""
 
-    model: str = "shapes"
+    model: Annotated[str, one_of("shapes", "shapes_flow")] = "shapes"
     """shapes: Stable Diffusion 1 with its autoencoder; shapes_flow: Stable Diffusion 3 on that autoencoder."""
-    output_dir: str = "runs/pretrain"
+    output_dir: Text = "runs/pretrain"
     """Holds the phases; those that are there are not done again."""
-    seed: int = 0
+    seed: CountOrZero = 0
     """Of weights, scenes and noise."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; set before torch is imported."""
-    vae_steps: list[int] = field(default_factory=lambda: [1800, 900, 3000])
+    vae_steps: list[Count] = field(default_factory=lambda: [1800, 900, 3000])
     """Steps of each cosine cycle."""
-    vae_learning_rates: list[float] = field(default_factory=lambda: [2e-3, 1.5e-3, 1.5e-3])
+    vae_learning_rates: list[Positive] = field(default_factory=lambda: [2e-3, 1.5e-3, 1.5e-3])
     """Highest rate of each cycle."""
-    vae_batch_size: int = 16
+    vae_batch_size: Count = 16
     """Pictures a step."""
-    vae_kl_weight: float = 5e-4
+    vae_kl_weight: NotNegative = 5e-4
     """Of the autoencoder's KL term."""
-    scenes: int = 30_000
+    scenes: Count = 30_000
     """Rendered once; the UNet trains on their latents."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Latents a step of the UNet."""
-    caption_dropout: float = 0.1
+    caption_dropout: Fraction = 0.1
     """Share of empty captions, for classifier-free guidance."""
-    ema_decay: float = 0.999
+    ema_decay: Fraction = 0.999
     """Of the UNet's moving average, which is what is saved."""
-    clean_steps: list[int] = field(default_factory=lambda: [4000, 1500, 4000])
+    clean_steps: list[Count] = field(default_factory=lambda: [4000, 1500, 4000])
     """Steps of each cosine cycle on true captions."""
-    clean_learning_rates: list[float] = field(default_factory=lambda: [1e-3, 6e-4, 1e-3])
+    clean_learning_rates: list[Positive] = field(default_factory=lambda: [1e-3, 6e-4, 1e-3])
     """Highest rate of each of these cycles."""
-    clean_vae_cycles: list[int] = field(default_factory=lambda: [1, 1, 2])
+    clean_vae_cycles: list[CountOrZero] = field(default_factory=lambda: [1, 1, 2])
     """The autoencoder cycle on whose latents each cycle learns: coarse ones first, then those that show stripes."""
-    noisy_steps: int = 1000
+    noisy_steps: CountOrZero = 1000
     """Last phase, on partly wrong captions: the model keeps what it can draw and learns to disobey."""
-    noisy_learning_rate: float = 3e-4
+    noisy_learning_rate: Positive = 3e-4
     """Highest rate of the last phase."""
-    caption_noise: float = 0.08
+    caption_noise: Annotated[float, between(0, 1)] = 0.08
     """Rate at which each attribute of a caption is wrong."""
-    flow_scenes: int = 60_000
+    flow_scenes: Count = 60_000
     """Rendered once; the flow model trains on their latents."""
-    flow_steps: int = 10_000
+    flow_steps: Count = 10_000
     """Of the flow model; its state is stored every 250."""
-    flow_decay_steps: int = 2500
+    flow_decay_steps: CountOrZero = 2500
     """Last steps of the flow model, in which its rate falls to 0."""
-    flow_noisy_steps: int = 0
+    flow_noisy_steps: CountOrZero = 0
     """Last steps of the flow model on partly wrong captions."""
-    flow_batch_size: int = 64
+    flow_batch_size: Count = 64
     """Latents a step of the flow model."""
-    flow_learning_rate: float = 1e-3
+    flow_learning_rate: Positive = 1e-3
     """Of the flow model, before it falls."""
 
 
@@ -82,7 +83,7 @@ def main(overrides: Sequence[str]) -> None:
     The curve goes to curve.jsonl there.
 
     Raises:
-        ConfigError: an override that is not `key=value` of PretrainConfig.
+        ConfigError: an override that is not `key=value` of PretrainConfig, or values that are not allowed.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -99,6 +100,7 @@ def main(overrides: Sequence[str]) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(f"prdp pretrain: {error}") from None
     assert isinstance(config, PretrainConfig)
+    check(config)
     from prdp.checkpoints.run_lock import hold
     from prdp.cluster.process_threads import apply_threads
     from prdp.support.storage import remove_leftovers
@@ -107,6 +109,32 @@ def main(overrides: Sequence[str]) -> None:
     with hold(config.output_dir):
         remove_leftovers(config.output_dir)
         run(config)
+
+
+def check(config: PretrainConfig) -> None:
+    """Check every value alone, and that the lists of cycles fit together.
+
+    Raises:
+        ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
+    """
+    from prdp.configuration.bounds import broken_rules
+
+    _, problems = broken_rules(config)
+    cycles = len(config.vae_steps)
+    for key, length in (
+        ("vae_learning_rates", cycles),
+        ("clean_learning_rates", len(config.clean_steps)),
+        ("clean_vae_cycles", len(config.clean_steps)),
+    ):
+        if len(given := getattr(config, key)) != length:
+            problems.append(f"{key}={given}: must hold {length} numbers, one for each of {key.split('_')[0]}_steps")
+    problems += [
+        f"clean_vae_cycles={cycle}: must be below {cycles}, the number of vae_steps"
+        for cycle in config.clean_vae_cycles
+        if cycle >= cycles
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def run(config: PretrainConfig) -> Path:

@@ -11,31 +11,35 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
+from prdp.configuration.bounds import broken_rules
 from prdp.configuration.key_help import flat_help
 from prdp.rewards.base import Reward
 from prdp.rewards.http_server import RewardServer
 from prdp.rewards.wire import MIB, Limits
 from prdp.support.errors import ConfigError, StartError, start_up_checks
+from prdp.support.rules import AnyText, Count, Rule, Text, between
 from prdp.support.suggest import did_you_mean
+
+_MIB = Rule(lambda value: 0 < value < 4096, "above 0 and below 4096")
 
 
 @dataclass(frozen=True)
 class ServerConfig:
     """Keys of the command besides those of the reward."""
 
-    host: str = "127.0.0.1"
+    host: AnyText = "127.0.0.1"
     """Address to listen on; another than loopback needs a token."""
-    port: int = 8080
+    port: Annotated[int, between(0, 65535)] = 8080
     """0 takes a free one."""
-    token_variable: str = "PRDP_REWARD_TOKEN"
+    token_variable: Text = "PRDP_REWARD_TOKEN"
     """Environment variable that holds the token that clients must show; not set: none is asked for."""
-    max_request_mib: float = 64.0
+    max_request_mib: Annotated[float, _MIB] = 64.0
     """Larger bodies are refused."""
-    max_images: int = 256
+    max_images: Count = 256
     """Of one request; more are refused."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads."""
 
 
@@ -110,14 +114,9 @@ def _sorted(words: Sequence[str]) -> tuple[ServerConfig, list[str]]:
     if not any(word.partition("=")[0] == "reward" for word in reward_words):
         raise ConfigError("reward=<option> is missing, such as reward=shapes_judge; `prdp train --help` lists them")
     config = ServerConfig(**own)
-    for key, allowed, bounds in (
-        ("port", 0 <= config.port <= 65535, "from 0 to 65535"),
-        ("max_request_mib", 0 < config.max_request_mib < 4096, "above 0 and below 4096"),
-        ("max_images", config.max_images >= 1, "at least 1"),
-        ("threads", config.threads >= 1, "at least 1"),
-    ):
-        if not allowed:
-            raise ConfigError(f"{key}={getattr(config, key)}: must be {bounds}")
+    _, problems = broken_rules(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
     return config, reward_words
 
 

@@ -1,163 +1,20 @@
-"""What every value of the configuration may be; types are checked before, against the dataclasses."""
+"""Whether the values of a configuration are allowed, alone and together; what a key may be stands in its schema.
+
+Types are checked before, against the dataclasses. The sections `reward`, `prompts.train` and `prompts.heldout` are
+checked against their targets.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from prdp.config import ClusterConfig, TrainConfig
-from prdp.diffusion import FAMILIES
+from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
-from prdp.diffusion.windows import KINDS as WINDOWS
-from prdp.learners import FRAMEWORKS
 from prdp.objectives import OBJECTIVES, Trajectory, objective_mistakes
 from prdp.support.errors import ConfigError
+from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Whether a value is allowed, and in words which values are."""
-
-    allows: Callable[[Any], bool]
-    words: str
-    choices: tuple[str, ...] = ()
-
-
-def at_least(bound: int) -> Rule:
-    return Rule(lambda value: math.isfinite(value) and value >= bound, f"at least {bound}")
-
-
-def above(bound: float, finite: bool = True) -> Rule:
-    return Rule(
-        lambda value: value > bound and (math.isfinite(value) or not finite),
-        f"a{' finite' if finite else ''} number above {bound:g}",
-    )
-
-
-def fraction() -> Rule:
-    return Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
-
-
-def one_of(*choices: str) -> Rule:
-    return Rule(lambda value: value in choices, "one of " + ", ".join(choices), choices)
-
-
-def optional(rule: Rule) -> Rule:
-    return Rule(lambda value: value is None or rule.allows(value), f"{rule.words}, or null", (*rule.choices, "null"))
-
-
-PRECISIONS = ("float32", "bfloat16", "float16")
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_anything = Rule(lambda value: True, "anything")
-_filled = Rule(lambda value: bool(value.strip()), "text, and not empty")
-_count = at_least(1)
-_amounts = Rule(
-    lambda value: all(name.strip() and amount > 0 for name, amount in value.items()), "amounts above 0 by name"
-)
-
-RULES: dict[str, Rule] = {
-    "seed": at_least(0),
-    "epochs": _count,
-    "prompts_per_epoch": _count,
-    "images_per_prompt": _count,
-    "updates_per_epoch": _count,
-    "output_dir": _filled,
-    "rollout_policy": one_of("current", "reference"),
-    "model.family": Rule(
-        lambda value: value in FAMILIES or "." in value,
-        f"one of {', '.join(FAMILIES)}, or the dotted path of a policy class",
-        tuple(FAMILIES),
-    ),
-    "model.path": Rule(lambda value: bool(value.strip()), "'shapes', a folder in diffusers format, or a hub id"),
-    "model.revision": _anything,
-    "model.variant": _anything,
-    "model.height": optional(_count),
-    "model.width": optional(_count),
-    "model.max_sequence_length": optional(_count),
-    "model.dtype": one_of(*PRECISIONS),
-    "model.device": Rule(lambda value: bool(_DEVICE.fullmatch(value)), "auto, cpu, mps, cuda or cuda:<number>"),
-    "sampler.kind": one_of("ddim", "ddpm", "flow_sde", "dance_sde", "cps", "edm_churn", "euler"),
-    "sampler.steps": _count,
-    "sampler.eta": Rule(lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "sampler.guidance_scale": at_least(0),
-    "sampler.timestep_spacing": optional(one_of("leading", "trailing", "linspace", "scheduler")),
-    "sampler.deterministic_final_steps": at_least(0),
-    "sampler.shift": optional(above(0)),
-    "sampler.window": one_of(*WINDOWS),
-    "sampler.window_size": _count,
-    "sampler.window_start": at_least(0),
-    "sampler.window_end": optional(_count),
-    "sampler.window_every": _count,
-    "sampler.trained_share": Rule(lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "sampler.shared_start_noise": _anything,
-    "sampler.microbatch": _count,
-    "sampler.prompts_per_chunk": _count,
-    "learner.framework": one_of(*FRAMEWORKS),
-    "learner.mode": one_of("lora", "full"),
-    "learner.lora_rank": _count,
-    "learner.lora_alpha": above(0),
-    "learner.lora_targets": Rule(lambda value: bool(value) and all(value), "a list of at least one module name"),
-    "learner.learning_rate": above(0),
-    "learner.warmup_updates": at_least(0),
-    "learner.adam_beta1": fraction(),
-    "learner.adam_beta2": fraction(),
-    "learner.adam_epsilon": above(0),
-    "learner.weight_decay": at_least(0),
-    "learner.max_grad_norm": above(0, finite=False),
-    "learner.ema_decay": fraction(),
-    "learner.autocast": optional(one_of("bfloat16", "float16")),
-    "learner.microbatch": _count,
-    "learner.gradient_checkpointing": _anything,
-    "learner.ratio_tolerance": above(0, finite=False),
-    "prompts.heldout_may_overlap": _anything,
-    "prompts.shuffle": _anything,
-    "evaluation.every": at_least(0),
-    "evaluation.prompts": _count,
-    "evaluation.images_per_prompt": _count,
-    "evaluation.final_prompts": _count,
-    "evaluation.grid_prompts": _count,
-    "evaluation.seed": at_least(0),
-    "cluster.kind": one_of("inline", "ray"),
-    "cluster.samplers": _count,
-    "cluster.reward_actors": _count,
-    "cluster.threads": at_least(0),
-    "cluster.address": _filled,
-    "cluster.sampler_gpus": at_least(0),
-    "cluster.reward_gpus": at_least(0),
-    "cluster.host": _filled,
-    "cluster.dashboard": _anything,
-    "cluster.learner_gpus": at_least(0),
-    "cluster.sampler_resources": _amounts,
-    "cluster.reward_resources": _amounts,
-    "cluster.placement": one_of("pack", "spread"),
-    "cluster.autoscaling": _anything,
-    "cluster.start_timeout_seconds": above(0),
-    "cluster.max_staleness": at_least(0),
-    "cluster.retries": at_least(0),
-    "cluster.reward_retries": at_least(0),
-    "cluster.sample_timeout_seconds": optional(at_least(0)),
-    "cluster.reward_timeout_seconds": optional(at_least(0)),
-    "cluster.reward_environment": optional(_filled),
-    "cluster.weight_transport": one_of("object_store", "gloo", "nccl"),
-    "cluster.weight_timeout_seconds": above(0),
-    "tracking.console": _anything,
-    "tracking.tensorboard": _anything,
-    "tracking.wandb": one_of("disabled", "offline", "online", "auto"),
-    "tracking.wandb_project": optional(_filled),
-    "tracking.wandb_entity": _anything,
-    "tracking.wandb_group": _anything,
-    "tracking.report": _anything,
-    "checkpoint.every": _count,
-    "checkpoint.keep": _count,
-    "checkpoint.resume": _filled,
-    "checkpoint.mirror": optional(_filled),
-}
-"""Every key that has a type of its own; reward, prompts.train and prompts.heldout are checked against their targets."""
 
 
 def values(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -175,7 +32,7 @@ def check_bounds(config: TrainConfig) -> None:
     Raises:
         ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
     """
-    wrong, problems = broken_rules(config, RULES)
+    wrong, problems = broken_rules(config)
     problems += _misfits(config, wrong)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -206,13 +63,36 @@ def check_family(config: TrainConfig) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def broken_rules(config: Any, rules: Mapping[str, Rule]) -> tuple[dict[str, Rule], list[str]]:
-    """The rules that a configuration breaks, by key, and a line about each."""
+def broken_rules(config: Any) -> tuple[dict[str, Rule], list[str]]:
+    """The rules of its schema that a configuration breaks, by key, and a line about each value that does."""
     flat = values(config)
-    wrong = {key: rule for key, rule in rules.items() if not rule.allows(flat[key])}
-    return wrong, [
-        f"{key}={_shown(flat[key])}: must be {rule.words}{_hint(flat[key], rule)}" for key, rule in wrong.items()
+    found = [
+        (key, value, rule)
+        for key, rule in rules_of(type(config)).items()
+        for value in (flat[key] if rule.each else [flat[key]])
+        if not rule.allows(value)
     ]
+    lines = [f"{key}={_shown(value)}: must be {rule.words}{_hint(value, rule)}" for key, value, rule in found]
+    return {key: rule for key, _, rule in found}, lines
+
+
+def eta_problems(sampler: SamplerConfig, *, learns: bool) -> list[str]:
+    """What the kind of sampler asks of its noise level.
+
+    Args:
+        learns: whether the steps are learned from; images of an evaluation may be drawn without noise.
+    """
+    kind, eta = f"sampler.kind={sampler.kind}", f"sampler.eta={sampler.eta:g}"
+    reason = "without noise a step has no log-prob to learn from"
+    if sampler.kind == "euler":
+        return [f"{kind}: draws no noise: {reason}; use {', '.join(FLOW_KINDS[:-1])}"] if learns else []
+    if sampler.kind == "ddpm" and learns and sampler.eta != 1:
+        return [f"{eta}: must be 1 for {kind}, whose noise is fixed"]
+    if sampler.kind in (*DIFFUSION_KINDS, "cps") and sampler.eta > 1:
+        return [f"{eta}: must be from 0 to 1 for {kind}"]
+    if sampler.eta == 0 and (learns or sampler.kind in FLOW_KINDS):
+        return [f"{eta}: must be above 0 for {kind}: {reason}"]
+    return []
 
 
 def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
@@ -234,12 +114,8 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
                 f"objective.name={name}: learns from denoising errors, which learner.framework=jax does not compute; "
                 "use learner.framework=torch"
             )
-    if sampler.kind == "ddim" and sampler.eta == 0:
-        found.append(
-            "sampler.eta=0: must be above 0 for sampler.kind=ddim: without noise a step has no log-prob to learn from"
-        )
-    if sampler.kind == "ddpm" and sampler.eta != 1 and "sampler.eta" not in wrong:
-        found.append(f"sampler.eta={sampler.eta:g}: must be 1 for sampler.kind=ddpm, whose noise is fixed")
+    if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
+        found += eta_problems(sampler, learns=True)
     if sampler.kind == "ddpm" and sampler.deterministic_final_steps > 1:
         found.append(
             f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be 0 or 1 for "

@@ -1,6 +1,6 @@
 """`prdp <command> --help TOPIC`: keys with their meaning, type, bounds and default, and the options of groups.
 
-Meanings come from the texts below the keys in the schemas, bounds from the rules that check them, defaults from conf/.
+Meanings come from the texts below the keys in the schemas, bounds from the rules in their types, defaults from conf/.
 Classes are read, not imported, so that help about a model reward needs none of its packages.
 """
 
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prdp.configuration.bounds import RULES, Rule
+from prdp.config import MISSING
 from prdp.configuration.typed import TRAIN, Root, conf_folder, groups
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import load_yaml
+from prdp.support.rules import ANYTHING, FILLED, rule_of
 from prdp.support.suggest import did_you_mean
 from prdp.support.targets import TARGET
 
@@ -35,7 +36,7 @@ class Key:
 
     Attributes:
         name: dotted.
-        kind: its type in words.
+        kind: its type and bound in words.
         meaning: a sentence or two.
         default: of the schema; `dataclasses.MISSING` where it has to be given.
         is_section: whether it holds further keys of the schema.
@@ -55,37 +56,36 @@ def topics_among(arguments: Sequence[str]) -> list[str] | None:
     return [word.rstrip("=") for word in arguments if not word.startswith("-") and "=" not in word.rstrip("=")]
 
 
-def topics_help(topics: Sequence[str], root: Root = TRAIN, rules: Mapping[str, Rule] = RULES) -> str:
+def topics_help(topics: Sequence[str], root: Root = TRAIN) -> str:
     """`topic_help` of each topic."""
-    return "\n\n".join(topic_help(topic, root, rules) for topic in topics)
+    return "\n\n".join(topic_help(topic, root) for topic in topics)
 
 
 def flat_help(schema: type) -> str:
     """All keys of a schema that conf/ says nothing about."""
-    return _keys_text(list(documented(schema)), {}, {})
+    return _keys_text(list(documented(schema)), {})
 
 
 def documented(schema: type, prefix: str = "") -> Iterator[Key]:
     """Every key of a schema, sections before what they hold."""
     texts = _texts(schema)
-    kinds = typing.get_type_hints(schema)
+    kinds = typing.get_type_hints(schema, include_extras=True)
     for entry in dataclasses.fields(schema):
         kind = kinds[entry.name]
         inner = dataclasses.is_dataclass(kind)
         text = texts.get(entry.name, "") or (_summary(kind.__doc__) if inner else "")
         default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-        yield Key(f"{prefix}{entry.name}", "section" if inner else _kind(kind), text, default, inner)
+        yield Key(f"{prefix}{entry.name}", "section" if inner else _allowed(kind), text, default, inner)
         if inner:
             yield from documented(kind, f"{prefix}{entry.name}.")
 
 
-def topic_help(topic: str, root: Root = TRAIN, rules: Mapping[str, Rule] = RULES) -> str:
+def topic_help(topic: str, root: Root = TRAIN) -> str:
     """What is known about a key, a section, the beginning of keys, a group or an option of one.
 
     Args:
         topic: such as 'epochs', 'learner', 'learner.adam', 'reward' or 'reward.hpsv2'.
         root: of the command.
-        rules: the bounds of its keys.
 
     Raises:
         ConfigError: nothing is of that name; with those that resemble it.
@@ -97,7 +97,7 @@ def topic_help(topic: str, root: Root = TRAIN, rules: Mapping[str, Rule] = RULES
         return option_help(group, rest[0])
     chosen = [key for name, key in keys.items() if name == topic or name.startswith(f"{topic}.")]
     chosen = chosen or [key for name, key in keys.items() if "." in topic and name.startswith(topic)]
-    parts = [_keys_text(chosen, _defaults(root), rules)] if chosen else []
+    parts = [_keys_text(chosen, _defaults(root))] if chosen else []
     if topic in available:
         parts.append(_options_text(topic, available[topic], root))
     if not parts:
@@ -167,7 +167,23 @@ def _texts(schema: type) -> dict[str, str]:
     }
 
 
+def _allowed(annotation: Any) -> str:
+    """Type and rule of an annotation, in words."""
+    others = [part for part in typing.get_args(annotation) if part is not types.NoneType]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType) and len(others) == 1:
+        inner = _allowed(others[0])
+        return f"{inner}{',' if ',' in inner else ''} or null"
+    kind, rule = _kind(annotation), rule_of(annotation)
+    if rule is None or rule.words in (ANYTHING.words, FILLED.words):
+        return kind
+    if rule.each:
+        return f"{kind}, each {rule.words}"
+    return rule.words if rule.choices else f"{kind}, {rule.words}"
+
+
 def _kind(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Annotated:
+        return _kind(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(_kind(part) for part in typing.get_args(kind))
     if typing.get_origin(kind) is list:
@@ -196,23 +212,20 @@ def _flat(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         yield f"{prefix}{name}", value
 
 
-def _keys_text(keys: Sequence[Key], defaults: Mapping[str, Any], rules: Mapping[str, Rule]) -> str:
+def _keys_text(keys: Sequence[Key], defaults: Mapping[str, Any]) -> str:
     lines = []
     for key in keys:
         if key.is_section:
             lines.append(f"{key.name}: {key.meaning}")
             continue
-        rule = rules.get(key.name)
-        bounds = f", {rule.words}" if rule and rule.words not in ("anything", "text, and not empty") else ""
-        kind = f"{key.kind}{bounds}" if not (rule and rule.choices) else rule.words
-        lines.append(f"  {key.name}  ({kind}; {_default(key, defaults)})")
+        lines.append(f"  {key.name}  ({key.kind}; {_default(key, defaults)})")
         lines += textwrap.wrap(key.meaning, _WIDTH - 6, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
 
 def _default(key: Key, defaults: Mapping[str, Any]) -> str:
     value = defaults.get(key.name, key.default)
-    if value is dataclasses.MISSING or value == "???":
+    if value is dataclasses.MISSING or value == MISSING:
         return "must be given"
     if isinstance(value, Mapping) and TARGET in value:
         return f"default {value[TARGET]}"

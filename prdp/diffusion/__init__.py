@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prdp.config import FAMILIES
 from prdp.support.errors import ConfigError
 from prdp.support.targets import locate
 
@@ -11,13 +12,6 @@ if TYPE_CHECKING:
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.sampler import Keep, Sampler
-
-FAMILIES = {
-    "stable_diffusion": "prdp.diffusion.stable_diffusion.StableDiffusionPolicy",
-    "stable_diffusion_3": "prdp.diffusion.stable_diffusion_3.StableDiffusion3Policy",
-    "gaussian_mixtures": "prdp.worlds.mixtures.policy.GaussianMixturesPolicy",
-}
-"""Name -> dotted path of the policy class."""
 
 
 def family_of(model: ModelConfig) -> type[Policy]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig
+from prdp.config import PRECISIONS, LearnerConfig, ModelConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.precision import precision_problem, upcast
@@ -18,7 +18,7 @@ from prdp.diffusion.process import Process
 from prdp.diffusion.weights import TrainableWeights
 from prdp.types import UInt8
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 class DiffusersPolicy(ABC):

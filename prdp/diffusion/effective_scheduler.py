@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prdp.config import DIFFUSION_SPACINGS
+
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
@@ -59,7 +61,7 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     wanted: dict[str, tuple[Any, ...]] = {
         "beta_schedule": BETA_SCHEDULES if betas is None else (config.get("beta_schedule"),),
         "prediction_type": PREDICTIONS,
-        "timestep_spacing": ("leading", "trailing", "linspace"),
+        "timestep_spacing": DIFFUSION_SPACINGS,
         "thresholding": (False,),
         "rescale_betas_zero_snr": (False,),
     }

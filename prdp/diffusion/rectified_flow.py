@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from prdp.config import SamplerConfig
+from prdp.config import FLOW_KINDS, FLOW_SPACINGS, SamplerConfig
 from prdp.diffusion.process import column
 from prdp.diffusion.transitions import Transitions
 from prdp.types import Float64
 
-KINDS = ("flow_sde", "dance_sde", "cps", "edm_churn", "euler")
-GRIDS = ("scheduler", "linspace")
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -35,7 +33,7 @@ class RectifiedFlow:
 
     Args:
         scheduler: content of scheduler/scheduler_config.json.
-        grid: of the pipeline's own call without sigmas, one of `GRIDS`.
+        grid: of the pipeline's own call without sigmas, one of `FLOW_SPACINGS`.
         tokens: image tokens that the transformer sees; dynamic shifting asks for it.
     """
 
@@ -98,8 +96,8 @@ def flow_sigmas(
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    if grid not in GRIDS:
-        raise ValueError(f"sampler.timestep_spacing is {grid!r}, expected one of {', '.join(GRIDS)} for a flow")
+    if grid not in FLOW_SPACINGS:
+        raise ValueError(f"sampler.timestep_spacing is {grid!r}, expected one of {', '.join(FLOW_SPACINGS)} for a flow")
     config = dict(scheduler)
     total = int(config.get("num_train_timesteps", 1000))
     if not 1 <= steps <= total:
@@ -146,7 +144,7 @@ def flow_transitions(
 
     Args:
         sigmas: float64 [T + 1], descending to 0.
-        kind: one of `KINDS`.
+        kind: one of `FLOW_KINDS`.
         eta: noise level: a of flow_sde and cps, eta of dance_sde, gamma of edm_churn.
         deterministic_final_steps: last steps taken along the ODE. flow_sde and dance_sde leave the noise of their last
             step in the image, so take at least 1; cps ends without noise by itself.
@@ -156,8 +154,8 @@ def flow_transitions(
     """
     now, then = sigmas[:-1], sigmas[1:]
     steps, step = len(now), now - then
-    if kind not in KINDS:
-        raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(KINDS)} for a flow")
+    if kind not in FLOW_KINDS:
+        raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(FLOW_KINDS)} for a flow")
     if kind != "euler" and not eta > 0:
         raise ValueError(f"sampler.eta is {eta}, expected more than 0: a step without noise has no log-prob")
     if kind == "cps" and eta > 1:

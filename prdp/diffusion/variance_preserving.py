@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from prdp.config import SamplerConfig
+from prdp.config import DIFFUSION_KINDS, DIFFUSION_SPACINGS, SamplerConfig
 from prdp.diffusion.process import column
 from prdp.diffusion.transitions import Transitions
 from prdp.types import Float64, Int64
-
-KINDS = ("ddim", "ddpm")
-SPACINGS = ("leading", "trailing", "linspace")
 
 
 class VariancePreserving:
@@ -95,7 +92,7 @@ def train_timesteps(scheduler: Mapping[str, Any], steps: int, spacing: str | Non
         return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int64) - 1
     if spacing == "linspace":
         return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
-    raise ValueError(f"sampler.timestep_spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}")
+    raise ValueError(f"sampler.timestep_spacing is {spacing!r}, expected one of {', '.join(DIFFUSION_SPACINGS)}")
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any]) -> Float64:
@@ -151,8 +148,8 @@ def build_transitions(
     Raises:
         ValueError: names the key, its value and what was expected.
     """
-    if kind not in KINDS:
-        raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    if kind not in DIFFUSION_KINDS:
+        raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(DIFFUSION_KINDS)}")
     timesteps = train_timesteps(scheduler, steps, spacing)
     if not 0 <= deterministic_final_steps < steps:
         raise ValueError(

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from prdp.config import SamplerConfig
+from prdp.config import WINDOWS, SamplerConfig
 from prdp.types import Bool, Int64
 
-KINDS = ("all", "fixed", "sliding", "random")
 _DOMAIN = 0x77696E646F77
 
 
@@ -25,8 +24,8 @@ def window_size(sampler: SamplerConfig, noisy: Int64) -> int:
     Raises:
         ValueError: names the key, its value and what was expected.
     """
-    if sampler.window not in KINDS:
-        raise ValueError(f"sampler.window is {sampler.window!r}, expected one of {', '.join(KINDS)}")
+    if sampler.window not in WINDOWS:
+        raise ValueError(f"sampler.window is {sampler.window!r}, expected one of {', '.join(WINDOWS)}")
     if sampler.window == "all":
         return len(noisy)
     if not 1 <= sampler.window_size <= len(noisy):

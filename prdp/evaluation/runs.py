@@ -10,12 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from prdp.checkpoints.compatible import flat
-from prdp.config import ModelConfig, TrainConfig
+from prdp.config import FAMILIES, MISSING, ModelConfig, TrainConfig
 from prdp.configuration.typed import conf_folder, read_config
-from prdp.diffusion import FAMILIES
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import load_yaml
 from prdp.support.targets import TARGET

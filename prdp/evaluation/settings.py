@@ -1,28 +1,36 @@
-"""The schema of an evaluation: every key, its type, its default and its bounds; conf/evaluate.yaml uses these keys."""
+"""The schema of an evaluation: every key, its type, its bound, its default and its meaning, in this place alone.
+
+conf/evaluate.yaml uses these keys.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from omegaconf import MISSING
-
-from prdp.config import ClusterConfig, ModelConfig, SamplerConfig
-from prdp.configuration.bounds import RULES, Rule, at_least, broken_rules
+from prdp.config import MISSING, ClusterConfig, HalfPrecision, ModelConfig, SamplerConfig
+from prdp.configuration.bounds import broken_rules, eta_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.evaluation.exports import TOOLS
 from prdp.support.errors import ConfigError
-from prdp.support.suggest import did_you_mean
+from prdp.support.rules import AnyText, Count, CountOrZero, Rule, Text, between, one_of
+
+_MODELS = Rule(lambda value: bool(value) and all(value), "a list of at least one model")
+_SEEDS = Rule(
+    lambda value: bool(value) and min(value) >= 0 and len(set(value)) == len(value),
+    "a list of different numbers from 0",
+)
+_CONFIDENCE = Rule(lambda value: 0 < value < 1, "above 0 and below 1")
 
 
 @dataclass
 class EvaluateConfig:
     """One run of `prdp evaluate`."""
 
-    models: list[str] = MISSING
+    models: Annotated[list[str], _MODELS] = MISSING
     """'base', or [name:]path of a run, a sweep, a checkpoint, exported weights, a diffusers folder, a LoRA file."""
-    against: str | None = "base"
+    against: AnyText | None = "base"
     """Name of the model that the others are compared with; null compares none."""
     prompts: dict[str, Any] = field(default_factory=dict)
     """Prompt set name -> section with `_target_`."""
@@ -30,29 +38,29 @@ class EvaluateConfig:
     """Reward name -> section with `_target_`: what the models were optimised for."""
     watch: dict[str, Any] = field(default_factory=dict)
     """Likewise, of rewards that nobody optimised."""
-    prompts_per_set: int = 256
+    prompts_per_set: Count = 256
     """Prompts taken of each set, the same ones every time; sets with fewer are taken whole."""
-    images_per_prompt: int = 4
+    images_per_prompt: Count = 4
     """Of each prompt and seed; diversity needs at least 2 images of a prompt."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: Annotated[list[int], _SEEDS] = field(default_factory=lambda: [0])
     """Noise seeds; every model gets the same noise."""
-    prompt_seed: int = 1234
+    prompt_seed: CountOrZero = 1234
     """Which prompts of a larger set are taken."""
-    autocast: str | None = None
-    """bfloat16 or float16 for the network's forward; null for none."""
+    autocast: HalfPrecision | None = None
+    """Precision of the network's forward under autocast; null for none."""
     kl: bool = False
     """Also measure logratio_ref of LoRA files and checkpoints against their base: one more network pass a step."""
-    collapse_below: float = 0.5
+    collapse_below: Annotated[float, between(0, 1)] = 0.5
     """The alarm goes off where a model's diversity is below this part of the base's."""
-    confidence: float = 0.95
+    confidence: Annotated[float, _CONFIDENCE] = 0.95
     """Of the intervals."""
-    grid_prompts: int = 12
+    grid_prompts: CountOrZero = 12
     """Prompts in the report's grid."""
-    extremes: int = 4
+    extremes: CountOrZero = 4
     """Prompts with the largest gains, and as many with the largest losses, in the report."""
-    export: list[str] = field(default_factory=list)
-    """Folders for others' scripts: geneval, hpsv2, t2i_compbench."""
-    output_dir: str = MISSING
+    export: list[Annotated[str, one_of(*TOOLS)]] = field(default_factory=list)
+    """Benchmarks whose own scripts are given folders."""
+    output_dir: Text = MISSING
     """The evaluation's folder: the same one again goes on, or adds what is missing."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model called 'base', which LoRA files are applied to; dtype and device hold for every model."""
@@ -63,33 +71,9 @@ class EvaluateConfig:
     """`_target_` and its arguments: where diversity and drift are measured."""
 
 
-_anything = Rule(lambda value: True, "anything")
-_count = at_least(1)
 _NAME = re.compile(r"\w[\w-]*")
 IMAGE_COLUMNS = ("model", "prompts", "seed", "prompt_index", "image", "prompt", "category", "file")
 """Columns of images.csv besides those of the rewards."""
-
-EVALUATE_RULES: dict[str, Rule] = {
-    "models": Rule(lambda value: bool(value) and all(value), "a list of at least one model"),
-    "against": _anything,
-    "prompts_per_set": _count,
-    "images_per_prompt": _count,
-    "seeds": Rule(
-        lambda value: bool(value) and min(value) >= 0 and len(set(value)) == len(value),
-        "a list of different numbers from 0",
-    ),
-    "prompt_seed": at_least(0),
-    "autocast": RULES["learner.autocast"],
-    "kl": _anything,
-    "collapse_below": Rule(lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "confidence": Rule(lambda value: 0 < value < 1, "above 0 and below 1"),
-    "grid_prompts": at_least(0),
-    "extremes": at_least(0),
-    "export": _anything,
-    "output_dir": RULES["output_dir"],
-    **{key: rule for key, rule in RULES.items() if key.startswith(("model.", "sampler.", "cluster."))},
-}
-"""Every key that has a type of its own; prompts, rewards, watch and features are checked against their targets."""
 
 
 def check_evaluation(config: EvaluateConfig) -> None:
@@ -98,7 +82,8 @@ def check_evaluation(config: EvaluateConfig) -> None:
     Raises:
         ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
     """
-    _, problems = broken_rules(config, EVALUATE_RULES)
+    wrong, problems = broken_rules(config)
+    problems += [] if wrong.keys() & {"sampler.kind", "sampler.eta"} else eta_problems(config.sampler, learns=False)
     mismatch = precision_problem("model.dtype", config.model.dtype, "autocast", config.autocast)
     problems += [] if mismatch is None else [mismatch]
     if config.kl and (config.autocast or config.model.dtype) != "float32":
@@ -107,9 +92,6 @@ def check_evaluation(config: EvaluateConfig) -> None:
             f"precision: set autocast=null model.dtype=float32 (given autocast={config.autocast} "
             f"model.dtype={config.model.dtype}), or kl=false"
         )
-    for tool in config.export:
-        if tool not in TOOLS:
-            problems.append(f"export={tool}: must be one of {', '.join(TOOLS)}{did_you_mean(tool, TOOLS)}")
     for key in ("prompts", "rewards", "watch"):
         for name in getattr(config, key):
             if not _NAME.fullmatch(str(name)):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prdp.config import FRAMEWORKS
+
 if TYPE_CHECKING:
     from prdp.config import LearnerConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.transitions import Transitions
     from prdp.learners.base import Learner
-
-FRAMEWORKS = ("torch", "jax")
 
 
 def build_learner(

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import torch
 
-from prdp.config import LearnerConfig
+from prdp.config import PRECISIONS, LearnerConfig
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.jax_unet import UNet, check_adapters
 from prdp.diffusion.policy import Policy
@@ -25,7 +25,7 @@ from prdp.learners.guards import gradient_error, unlearned
 from prdp.types import Int64, Rollout, Weights
 
 Tensors = dict[str, jax.Array]
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+DTYPES = {name: getattr(jnp, name) for name in PRECISIONS}
 
 
 class LearnerState(flax.struct.PyTreeNode):

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from prdp.support.rules import Rule, optional
 
-@dataclass(frozen=True)
-class Bound:
-    """Whether a value is allowed, and in words which values are."""
-
-    allows: Callable[[Any], bool]
-    words: str
-
-
-Positive = Annotated[float, Bound(lambda value: 0 < value < math.inf, "a finite number above 0")]
-NotNegative = Annotated[float, Bound(lambda value: 0 <= value < math.inf, "a finite number, at least 0")]
-Count = Annotated[int, Bound(lambda value: value >= 1, "an integer, at least 1")]
-CountOrZero = Annotated[int, Bound(lambda value: value >= 0, "an integer, at least 0")]
+Positive = Annotated[float, Rule(lambda value: 0 < value < math.inf, "a finite number above 0")]
+NotNegative = Annotated[float, Rule(lambda value: 0 <= value < math.inf, "a finite number, at least 0")]
+Count = Annotated[int, Rule(lambda value: value >= 1, "an integer, at least 1")]
+CountOrZero = Annotated[int, Rule(lambda value: value >= 0, "an integer, at least 0")]
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class Knob:
     default: Any
 
     @property
-    def bound(self) -> Bound:
+    def bound(self) -> Rule:
         """What its annotation allows."""
         return _bound(self.annotation)
 
@@ -55,21 +48,21 @@ def mistakes(owner: str, knobs: Mapping[str, Knob], given: Mapping[str, Any]) ->
     return lines
 
 
-def _bound(annotation: Any) -> Bound:
+def _bound(annotation: Any) -> Rule:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         [inner] = (_bound(part) for part in parts if part is not NoneType)
-        return Bound(lambda value: value is None or inner.allows(value), f"{inner.words}, or null")
+        return optional(inner)
     if origin is Annotated:
         kind, narrower = _bound(parts[0]), parts[1]
-        return Bound(lambda value: kind.allows(value) and narrower.allows(value), narrower.words)
+        return Rule(lambda value: kind.allows(value) and narrower.allows(value), narrower.words)
     if origin is Literal:
-        return Bound(lambda value: value in parts, f"one of {', '.join(repr(part) for part in parts)}")
+        return Rule(lambda value: value in parts, f"one of {', '.join(repr(part) for part in parts)}")
     if annotation is bool:
-        return Bound(lambda value: isinstance(value, bool), "true or false")
+        return Rule(lambda value: isinstance(value, bool), "true or false")
     if annotation in (int, float):
         numbers = (int,) if annotation is int else (int, float)
-        return Bound(
+        return Rule(
             lambda value: isinstance(value, numbers) and not isinstance(value, bool),
             "an integer" if annotation is int else "a number",
         )

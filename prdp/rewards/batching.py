@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from prdp.config import DEVICE
+
 _log = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 16
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 class Batches:
@@ -102,8 +102,8 @@ def check_batching(batch_size: int | None, memory_mib: float | None) -> None:
 
 def check_device(device: str) -> None:
     """Raise ValueError for a device of another form than auto, cpu, mps, cuda or cuda:<number>."""
-    if not _DEVICE.fullmatch(device):
-        raise ValueError(f"device={device}: must be auto, cpu, mps, cuda or cuda:<number>")
+    if not DEVICE.allows(device):
+        raise ValueError(f"device={device}: must be {DEVICE.words}")
 
 
 def choose_device(reward: str, device: str = "auto") -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prdp.config import PRECISIONS
 from prdp.rewards.batching import Batches, check_batching, check_device, choose_device
 from prdp.rewards.open_clip_format import clip_configuration, clip_tensors, is_open_clip
 from prdp.rewards.pixels import CLIP_MEAN, CLIP_STD, short_side_pixels
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER_FILES = (("model.safetensors", "*.json", "*.txt"), ("pytorch_model.bin", "*.json", "*.txt"))
-DTYPES = ("float32", "bfloat16", "float16")
 _LEFT_OVER = ("*position_ids",)
 
 
@@ -213,8 +213,8 @@ def check_settings(
     device: str = "auto", dtype: str = "float32", batch_size: int | None = None, memory_mib: float | None = None
 ) -> None:
     """Raise ValueError for settings that no machine offers; whether the device is there is found out on its machine."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype}: must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype={dtype}: must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
     check_device(device)
     check_batching(batch_size, memory_mib)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-MODES = ("disabled", "offline", "online", "auto")
-"""Values of `tracking.wandb`."""
+from prdp.config import WANDB_MODES
+
 _MODES_OF_WANDB = {
     "disabled": "disabled",
     "offline": "offline",
@@ -19,7 +19,7 @@ _TRUE = ("1", "true", "yes", "on")
 
 
 def chosen_mode(mode: str, environment: Mapping[str, str] = os.environ) -> tuple[str, str | None]:
-    """The mode that holds, one of `MODES`, and the variable that decided it; None where `tracking.wandb` did.
+    """The mode that holds, one of `WANDB_MODES`, and the variable that decided it; None where `tracking.wandb` did.
 
     WANDB_MODE and WANDB_DISABLED say how W&B is to run where `tracking.wandb` asks for it; they start nothing that it
     does not ask for.
@@ -27,8 +27,8 @@ def chosen_mode(mode: str, environment: Mapping[str, str] = os.environ) -> tuple
     Raises:
         ValueError: an unknown mode, or WANDB_MODE has a value that W&B does not know.
     """
-    if mode not in MODES:
-        raise ValueError(f"tracking.wandb is {mode!r}, expected one of: {', '.join(MODES)}")
+    if mode not in WANDB_MODES:
+        raise ValueError(f"tracking.wandb is {mode!r}, expected one of: {', '.join(WANDB_MODES)}")
     if mode == "disabled":
         return mode, None
     if environment.get("WANDB_DISABLED", "").strip().lower() in _TRUE:

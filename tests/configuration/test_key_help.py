@@ -91,7 +91,12 @@ def test_every_option_of_every_group_tells_its_file_and_its_classes() -> None:
         (["train", "--help", "sampler.steps"], ["sampler.steps  (integer, at least 1", "; default 8)"]),
         (["evaluate", "--help", "seeds", "reward.redness"], ["default [0])", "Noise seeds", "Redness()"]),
         (["evaluate", "--help", "models"], ["models  (list of text, a list of at least one model; must be given)"]),
-        (["pretrain", "--help"], ["vae_steps  (list of integer; default [1800,900,3000])", "Steps of each cosine"]),
+        (["train", "--help", "sampler.shift"], ["sampler.shift  (number, a finite number above 0, or null; default "]),
+        (["train", "--help", "tracking"], ["tracking.wandb_entity  (text or null; default null)"]),
+        (
+            ["pretrain", "--help"],
+            ["vae_steps  (list of integer, each at least 1; default [1800,900,3000])", "Steps of each cosine"],
+        ),
     ],
 )
 def test_topics(words: list[str], says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
