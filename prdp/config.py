@@ -71,7 +71,8 @@ class ModelConfig:
     """The base model that is fine-tuned, and its frozen reference."""
 
     family: Annotated[str, _FAMILY] = "stable_diffusion"
-    """'stable_diffusion', or 'gaussian_mixtures', a world in the plane whose optimum is known."""
+    """'stable_diffusion' for 1.x and 2.x, 'stable_diffusion_3' for 3 and 3.5, 'gaussian_mixtures' for a world in the
+    plane whose optimum is known, or a policy class of one's own."""
     path: Annotated[str, _MODEL] = "shapes"
     """'shapes' for the embedded tiny pipeline, a folder in diffusers format, or a hub id."""
     revision: AnyText | None = None

@@ -62,9 +62,9 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_and_composition_leave_the_heavy_libraries_alone() -> None:
     script = (
-        "import sys; from prdp.cli import main; main(['--help'])\n"
+        "import sys; from prdp.cli import main; main(['--help']); import prdp.config\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'wandb'}\n"
-        "assert not (heavy | {'numpy', 'hydra', 'omegaconf'}) & set(sys.modules), 'by help'\n"
+        "assert not (heavy | {'numpy', 'hydra', 'omegaconf'}) & set(sys.modules), 'by help or the schema'\n"
         "from prdp.configuration.compose import Composer\n"
         "with Composer(['experiment=shapes_demo']) as composer: composer.jobs()\n"
         "assert not heavy & set(sys.modules), 'by composition'\n"

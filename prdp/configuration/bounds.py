@@ -65,10 +65,11 @@ def check_family(config: TrainConfig) -> None:
 
 def broken_rules(config: Any) -> tuple[dict[str, Rule], list[str]]:
     """The rules of its schema that a configuration breaks, by key, and a line about each value that does."""
+    schema: type = type(config)
     flat = values(config)
     found = [
         (key, value, rule)
-        for key, rule in rules_of(type(config)).items()
+        for key, rule in rules_of(schema).items()
         for value in (flat[key] if rule.each else [flat[key]])
         if not rule.allows(value)
     ]
@@ -85,7 +86,8 @@ def eta_problems(sampler: SamplerConfig, *, learns: bool) -> list[str]:
     kind, eta = f"sampler.kind={sampler.kind}", f"sampler.eta={sampler.eta:g}"
     reason = "without noise a step has no log-prob to learn from"
     if sampler.kind == "euler":
-        return [f"{kind}: draws no noise: {reason}; use {', '.join(FLOW_KINDS[:-1])}"] if learns else []
+        others = ", ".join(one for one in FLOW_KINDS if one != sampler.kind)
+        return [f"{kind}: draws no noise: {reason}; use one of {others}"] if learns else []
     if sampler.kind == "ddpm" and learns and sampler.eta != 1:
         return [f"{eta}: must be 1 for {kind}, whose noise is fixed"]
     if sampler.kind in (*DIFFUSION_KINDS, "cps") and sampler.eta > 1:

@@ -33,9 +33,6 @@ __all__ = [
     "write_config",
 ]
 
-OPEN_SECTIONS = ("reward", "prompts.train", "prompts.heldout", "objective")
-"""Sections of `TrainConfig` whose keys are the arguments of their `_target_`, or the knobs of their `name`."""
-
 
 @dataclass(frozen=True)
 class Root:
@@ -44,7 +41,6 @@ class Root:
     Attributes:
         name: of conf/<name>.yaml.
         schema: dataclass of its keys; the YAML takes it in as `schema`.
-        open_sections: keys below these are arguments of a `_target_`.
         groups: the groups of conf/ that it is composed of.
         check: raises ConfigError for values out of bounds.
         prepare: changes the composed configuration, as plain containers, before it meets the schema.
@@ -53,17 +49,20 @@ class Root:
 
     name: str
     schema: type
-    open_sections: tuple[str, ...]
     groups: tuple[str, ...]
     check: Callable[[Any], None]
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda plain: plain
     nodes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def open_sections(self) -> tuple[str, ...]:
+        """Sections whose keys are the arguments of their `_target_`, or the knobs of their `name`."""
+        return tuple(key for key, kind in schema_keys(self.schema).items() if kind == dict[str, Any])
+
 
 TRAIN = Root(
     name="train",
     schema=TrainConfig,
-    open_sections=OPEN_SECTIONS,
     groups=("cluster", "experiment", "learner", "model", "objective", "prompts", "reward", "sampler", "tracking"),
     check=check_bounds,
 )

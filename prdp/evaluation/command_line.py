@@ -98,7 +98,6 @@ def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandL
 EVALUATE = Root(
     name="evaluate",
     schema=EvaluateConfig,
-    open_sections=("prompts", "rewards", "watch", "features"),
     groups=("cluster", "features", "model", "sampler"),
     check=check_evaluation,
     nodes={FROM_RUN: {}},
