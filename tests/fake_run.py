@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prdp import train
+from prdp.checkpoints import export
 from prdp.config import TrainConfig
 from prdp.configuration.typed import typed
 from prdp.support.interruption import uninterrupted
@@ -117,7 +118,7 @@ def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "build_learner", FakeLearner)
     monkeypatch.setattr(train, "build_workforce", FakeWorkforce)
     monkeypatch.setattr(train, "cut_prompts_report", lambda *_: "")
-    monkeypatch.setattr(train, "usage_text", lambda *_: "as you like")
+    monkeypatch.setattr(export, "usage_text", lambda *_: "as you like")
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 

@@ -109,7 +109,7 @@ from prdp.cli import main
 from prdp.configuration.typed import typed
 from prdp.learners.torch_learner import TorchLearner
 from prdp import train
-from prdp.commands.train import train as commands
+from prdp.commands import train as commands
 step = TorchLearner._step
 def signalling(self):
     if self.version == 3:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 
 from prdp import train
+from prdp.checkpoints import run_log, run_state, run_store
 from prdp.checkpoints.run_lock import LOCK_FILE, LockedError, LockLostError
 from prdp.cluster import rollout_queue
 from prdp.cluster.base import ResumableError
+from prdp.evaluation import heldout
 from prdp.prompts.usage import read_prompt_log
 from prdp.support import interruption
 from prdp.support.interruption import TerminatedError
@@ -26,7 +29,7 @@ from prdp.tracking.jsonl import read_metrics
 from tests import fake_run as fakes
 from tests.fake_run import FakeLearner, FakeWorkforce, fake_parts, fake_run
 
-TRACED = (train.__file__, rollout_queue.__file__, fakes.__file__)
+TRACED = tuple(module.__file__ for module in (train, heldout, run_log, run_state, run_store, rollout_queue, fakes))
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def finished(run: Any) -> dict[str, Any]:
         run.train()
     finally:
         run.close()
-    folder = run.folder
+    folder = run.store.folder
     return {
         "log": lasting(folder),
         "prompts": read_prompt_log(folder),
@@ -69,7 +72,7 @@ def interrupted_at(run: Any, moment: int, epoch: int) -> bool:
 
     def line(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal seen
-        if event == "line" and run.epoch >= epoch:
+        if event == "line" and run.state.epoch >= epoch:
             seen += 1
             if seen == moment:
                 interruption._arrived(signal.SIGTERM, None)
@@ -180,12 +183,13 @@ def test_what_is_kept_is_told_and_whether_going_on_helps(
 
 def test_a_full_log_costs_no_epoch_and_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full when the second epoch is logged, but for the checkpoint: its line is logged at the resume."""
+    begun = time.monotonic()
     expected = finished(fake_run(tmp_path / "straight"))
     run = fake_run(tmp_path / "run")
     real = os.write
 
     def full(descriptor: int, content: Any) -> int:
-        if run.epoch == 2 and b'"epoch"' in bytes(content):
+        if run.state.epoch == 2 and b'"epoch"' in bytes(content):
             real(descriptor, bytes(content)[:3])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(descriptor, content)
@@ -197,6 +201,8 @@ def test_a_full_log_costs_no_epoch_and_no_line(tmp_path: Path, monkeypatch: pyte
     assert caught.value.__notes__[0].startswith("2 finished epochs are kept; go on by")
     assert [row["epoch"] for row in read_metrics(tmp_path / "run")] == [0, 1]
     assert finished(fake_run(tmp_path / "run", checkpoint={"resume": "auto"})) == expected
+    spent = [row["wall_seconds"] for row in read_metrics(tmp_path / "run") if "time/epoch" in row]
+    assert spent == sorted(spent) and spent[-1] <= time.monotonic() - begun
 
 
 def test_a_second_start_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
@@ -232,7 +238,7 @@ def test_a_run_that_lost_its_folder_writes_no_more(tmp_path: Path, where: str) -
     if where == "next":
         run.rollouts.next = after(run.rollouts.next, 2, take_over)
     else:
-        run._save = after(run._save, 3, take_over)
+        run.store.save = after(run.store.save, 3, take_over)
     with pytest.raises(LockLostError, match=r"lost its run\.lock"):
         finished(run)
     now = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}

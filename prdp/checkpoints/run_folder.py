@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
+from prdp.config import TrainConfig
 from prdp.support.errors import ConfigError, ResumableError
 from prdp.support.storage import TEMPORARY, remove_leftovers
 from prdp.tracking.evaluations import FOLDER as EVALUATIONS
@@ -106,3 +107,13 @@ def last_words(error: BaseException, folder: Path, saved: int | None) -> str:
     kept = f"{saved} finished epochs are kept" if saved else "updates of the first epoch are kept"
     bound = "" if passes else ", or start anew in another output_dir where a key that a resume keeps has to change"
     return f"{kept}; {again}go on by checkpoint.resume=auto output_dir={folder}{bound}"
+
+
+def words_for_the_silent(config: TrainConfig) -> str:
+    """What is said of a run that is ended at once: by SIGKILL, by native code, or by Ray when its node is lost."""
+    lost = "its Ray node, or the head, is lost, or it" if config.cluster.kind == "ray" else "it"
+    return (
+        f"prdp train: the process was ended without a word: {lost} was killed by SIGKILL, or something in it called "
+        "os._exit; the checkpoints are whole, go on by the same command with checkpoint.resume=auto "
+        f"output_dir={config.output_dir}"
+    )

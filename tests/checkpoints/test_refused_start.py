@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from prdp import cli, train
+from prdp.checkpoints import run_store
 from prdp.evaluation.runs import read_trained_run
 from prdp.rewards.redness import Redness
 from prdp.support.errors import StartError, UserError
@@ -50,8 +51,8 @@ def another_version(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, 
 
 
 def other_prompts(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
-    real = train.fingerprint
-    monkeypatch.setattr(train, "fingerprint", lambda source: f"{real(source)}0")
+    real = run_store.fingerprint
+    monkeypatch.setattr(run_store, "fingerprint", lambda source: f"{real(source)}0")
     return {}
 
 
