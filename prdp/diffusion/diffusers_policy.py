@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from prdp.config import PRECISIONS, LearnerConfig, ModelConfig
+from prdp.config import PRECISIONS, LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.precision import precision_problem, upcast
@@ -179,6 +179,16 @@ class DiffusersPolicy(ABC):
 
             save_pipeline(self.pipeline, folder)
             check_network(folder / self.NETWORK, self.weights.parameters)
+
+    @abstractmethod
+    def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
+        """How to use exported weights in plain diffusers, in Markdown.
+
+        Args:
+            model, sampler, mode: sections of the run, and its learner.mode.
+            weights: folder of the exported weights.
+            prompt: an example.
+        """
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._in_float32 else torch.autocast(self.device.type, DTYPES[self.precision])

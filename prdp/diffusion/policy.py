@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.process import Process
 from prdp.diffusion.weights import TrainableWeights
@@ -63,3 +63,5 @@ class Policy(Protocol):
     def decode(self, latents: torch.Tensor) -> UInt8: ...
 
     def save(self, folder: Path) -> None: ...
+
+    def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str: ...

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
+from prdp.diffusion.usage import usage_text
 from prdp.diffusion.variance_preserving import VariancePreserving
 from prdp.support.errors import StartError
 
@@ -100,6 +102,10 @@ class StableDiffusionPolicy(DiffusersPolicy):
         folder = check_model(model.path, model.variant, model.revision)
         assert folder is not None, "a hub model that is not fetched yet has no scheduler to read"
         return VariancePreserving(effective_scheduler(read_component(folder, "scheduler")).config)
+
+    def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
+        """A program around `StableDiffusionPipeline`."""
+        return usage_text(model, sampler, self.scheduler_config, mode, weights, prompt)
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, width]; prompts are cut at the text encoder's length."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
+from prdp.diffusion.flow_usage import flow_usage_text
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.rectified_flow import SCHEDULER, RectifiedFlow
@@ -95,6 +96,15 @@ class StableDiffusion3Policy(DiffusersPolicy):
         transformer, vae = _config(folder, "transformer"), _config(folder, "vae")
         shape = latent_shape(transformer, vae, (model.height, model.width))
         return RectifiedFlow(_config(folder, "scheduler"), tokens=image_tokens(transformer, shape))
+
+    def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
+        """A program around `StableDiffusion3Pipeline`."""
+        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        height, width = (side * factor for side in self.latent_shape[1:])
+        table = self.process.transitions(sampler)
+        return flow_usage_text(
+            model, sampler, self.scheduler_config, table, (height, width), mode, weights, prompt
+        )
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, joint_attention_dim] and `pooled` [B, pooled_projection_dim], float32.

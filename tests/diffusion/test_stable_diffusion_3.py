@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from PIL import Image
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.stable_diffusion_3 import latent_shape
 from prdp.learners import build_learner
 from prdp.learners.guards import RatioError
@@ -304,3 +307,37 @@ def test_prompts_are_encoded_alike_in_any_batch(folder: Path) -> None:
         torch.testing.assert_close(value, together[np.array([1])].fields[name], rtol=1e-5, atol=1e-6)
     with patch.object(type(policy.pipeline), "encode_prompt", side_effect=AssertionError):  # type: ignore[attr-defined]
         assert together.behind_empty().fields["states"].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "guidance_scale"),
+    [("lora", "flow_sde", 1.0), ("full", "cps", 3.0), ("lora", "cps in a window", 1.0)],
+)
+def test_the_program_beside_the_weights_makes_the_pictures_of_the_sampler(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, name: str, guidance_scale: float
+) -> None:
+    sampling = settings(name, guidance_scale=guidance_scale, timestep_spacing="linspace")
+    learner = LearnerConfig(mode=mode, lora_rank=4, lora_alpha=6.0, lora_targets=LORA_TARGETS[:-1])
+    policy: Any = build_policy(model(folder), learner, seed=0, keep_reference=False)
+    policy.weights.bind(moved(policy.weights.export(0)))
+    policy.save(tmp_path / "weights")
+    prompt = PromptBatch(0, 0, ("a star",), ({},))
+    without = dataclasses.replace(sampling, kind="euler", window="all") if sampling.window != "all" else sampling
+    expected = Sampler(policy, without).sample(prompt, 1, 5, trajectory=False).images[0]
+    text = policy.usage(model(folder), sampling, mode, tmp_path / "weights", "a star")
+    noise = ImageNoise(5, 0, np.array([0]), np.array([0]), policy.latent_shape)
+
+    def drawn(*_: Any, **__: Any) -> torch.Tensor:
+        return torch.from_numpy(noise.draw())
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3.randn_tensor", drawn)
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert program is not None
+    real, names = torch.randn, {}
+    monkeypatch.setattr(torch, "randn", drawn)
+    exec(compile(program[1], "README.md", "exec"), names)
+    monkeypatch.setattr(torch, "randn", real)
+    picture = np.asarray(Image.open(tmp_path / "picture.png")).astype(int)
+    assert np.abs(picture - expected).max() <= 1
+    assert ("no guidance" in text) == (guidance_scale <= 1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.process import Process
@@ -190,6 +190,10 @@ class GaussianMixturesPolicy:
     def decode(self, latents: torch.Tensor) -> UInt8:
         """Points as pictures, uint8 [B, 1, 2, 3]; see `prdp.worlds.mixtures.coordinates`."""
         return encode_points(latents.flatten(1).cpu().numpy())
+
+    def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
+        """Empty: diffusers has no such model."""
+        return ""
 
     def save(self, folder: Path) -> None:
         """Write the correction as correction.safetensors beside a config.json that names the family.
