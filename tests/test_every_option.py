@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from http_rewards import serving
+from narrow_flow import narrow_pipeline
 from reference_models import imagereward_tensors
 from small_checkpoints import (  # noqa: F401
     bert_tokenizer,
@@ -36,8 +37,10 @@ SMALL = [
     *("epochs=1", "prompts_per_epoch=1", "images_per_prompt=2", "updates_per_epoch=1", "sampler.steps=2"),
     *("evaluation.prompts=1", "evaluation.final_prompts=1", "evaluation.images_per_prompt=1"),
 ]
+OF_FLOWS = ("cps", "flow_sde")
+"""Samplers of flow models."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
-REFUSED = {"model": {"sd14"}, "reward": {"image_quality"}, "cluster": {"ray"}}
+REFUSED = {"model": {"sd14", "sd35_medium"}, "reward": {"image_quality"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
 
 
@@ -52,10 +55,14 @@ def _combined() -> list[dict[str, str]]:
     pairs += [{"reward": name, "prompts": ("shapes", "shapes_small")[number % 2]} for number, name in enumerate(judged)]
     pairs += [{"reward": "vqa", "prompts": "dsg_1k"}]
     pairs += [{**mixtures, "prompts": name} for name in OPTIONS["prompts"] if name.startswith("gaussian_mixtures")]
-    cycled = ("objective", "sampler", "tracking", "learner")
+    cycled = {group: OPTIONS[group] for group in ("objective", "tracking", "learner")}
+    cycled["sampler"] = [name for name in OPTIONS["sampler"] if name not in OF_FLOWS]
+    of_flows = {"model": "local", "reward": "redness", "prompts": "text_file", "objective": "prdp"}
     return [
-        {"model": "local", **{group: OPTIONS[group][number % len(OPTIONS[group])] for group in cycled}, **pair}
+        {"model": "local", **{group: options[number % len(options)] for group, options in cycled.items()}, **pair}
         for number, pair in enumerate(pairs)
+    ] + [
+        {**of_flows, "sampler": name, "learner": OPTIONS["learner"][number % 2]} for number, name in enumerate(OF_FLOWS)
     ]
 
 
@@ -107,6 +114,13 @@ def files(
         "clip_tokenizer": str(clip_tokenizer),
         "hpsv2": str(open_clip_file),
     }
+
+
+@pytest.fixture(scope="session")
+def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flow")
+    narrow_pipeline().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -186,10 +200,12 @@ def test_every_option_is_started_below_or_refused() -> None:
 
 @pytest.mark.parametrize("run", COMBINED, ids=lambda run: " ".join(f"{key}={value}" for key, value in run.items()))
 def test_options_start(
-    train: Callable[..., Path], files: dict[str, str], model_folder: Path, run: dict[str, str]
+    train: Callable[..., Path], files: dict[str, str], model_folder: Path, flow_folder: Path, run: dict[str, str]
 ) -> None:
     words = [f"{group}={option}" for group, option in run.items()] + words_for(files, run["reward"], run["prompts"])
-    if run["model"] == "local":
+    if run["sampler"] in OF_FLOWS:
+        words += ["model.family=stable_diffusion_3", f"model.path={flow_folder}", "model.max_sequence_length=2"]
+    elif run["model"] == "local":
         words.append(f"model.path={model_folder}")
     if run["reward"] == "remote":
         from prdp.rewards.redness import Redness
@@ -224,5 +240,9 @@ def test_what_cannot_start_here_is_refused_with_the_reason(capsys: pytest.Captur
 
     if not isinstance(try_to_load_from_cache("CompVis/stable-diffusion-v1-4", "model_index.json"), str):
         assert "model.path=CompVis/stable-diffusion-v1-4: there is no such folder" in refusal("model=sd14")
+    if not isinstance(try_to_load_from_cache("stabilityai/stable-diffusion-3.5-medium", "model_index.json"), str):
+        assert "model.path=stabilityai/stable-diffusion-3.5-medium: there is no such folder" in refusal(
+            "model=sd35_medium", "sampler=cps"
+        )
     if importlib.util.find_spec("pyiqa") is None:
         assert "needs pyiqa, which is not installed" in refusal("reward=image_quality")

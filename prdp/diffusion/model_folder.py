@@ -15,9 +15,8 @@ from prdp.support.suggest import nearest
 EMBEDDED = "shapes"
 MIXTURES = "gaussian_mixtures"
 """`model.path` of the world of mixtures, which is formulas and has neither files nor a tokenizer."""
-EMBEDDED_FLOW = "shapes_flow"
-_WORLD = Path(__file__).parents[1] / "worlds" / "shapes"
-EMBEDDED_FOLDERS = {EMBEDDED: _WORLD / "pipeline", EMBEDDED_FLOW: _WORLD / "flow_pipeline"}
+EMBEDDED_FOLDERS = {EMBEDDED: Path(__file__).parents[1] / "worlds" / "shapes" / "pipeline"}
+"""`model.path` -> folder of the pipelines that ship with the package."""
 INDEX = "model_index.json"
 TOKENIZERS = CLIP_TOKENIZERS
 SCHEDULER_FILE = "scheduler_config.json"

@@ -12,7 +12,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
+from narrow_flow import narrow_pipeline
 from PIL import Image
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
@@ -24,7 +25,6 @@ from prdp.learners import build_learner
 from prdp.learners.guards import RatioError
 from prdp.support.errors import StartError
 from prdp.types import PromptBatch, Rollout, Weights
-from prdp.worlds.shapes.tiny_flow_pipeline import build_flow_pipeline, build_transformer
 
 PROMPTS = PromptBatch(2, 3, ("a large red circle", "two small stars"), ({}, {}))
 FULL = LearnerConfig(mode="full", max_grad_norm=1e9)
@@ -36,34 +36,6 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "edm_churn": {"kind": "edm_churn", "eta": 0.1},
     "cps in a window": {"kind": "cps", "eta": 0.8, "window": "random", "window_size": 2},
 }
-
-
-def narrow_pipeline(shift: float = 3.0, t5: bool = False, dynamic: bool = False) -> StableDiffusion3Pipeline:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=1.5,
-        shift_factor=0.06,
-        mid_block_add_attention=False,
-    )
-    pipeline = build_flow_pipeline(vae)
-    pipeline.register_modules(transformer=build_transformer(layers=2))
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic)
-    if t5:
-        from transformers import T5Config, T5EncoderModel
-
-        encoder = T5EncoderModel(
-            T5Config(vocab_size=len(pipeline.tokenizer), d_model=192, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-        )
-        # T5's own tokenizer needs a trained model file; any with the same interface will do here.
-        pipeline.register_modules(text_encoder_3=encoder, tokenizer_3=pipeline.tokenizer)
-    return pipeline
 
 
 @pytest.fixture(scope="module")
