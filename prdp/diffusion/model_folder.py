@@ -83,6 +83,12 @@ def fetch_model(
         raise ValueError(f"model.path={path}: the hub repository cannot be fetched: {_first_line(error)}") from error
 
 
+def family_in(folder: Path) -> str | None:
+    """The `model.family` of a pipeline's folder, by the class that its model_index.json names; None for others."""
+    found = _read_json(str(folder), folder / INDEX).get("_class_name")
+    return next((one.family for one in FORMATS if one.pipeline == found), None)
+
+
 def read_component(folder: Path, name: str) -> dict[str, Any]:
     """The configuration of a component of a pipeline's folder that `check_model` has found whole."""
     return _read_json("model", folder / name / config_file(name))

@@ -73,7 +73,11 @@ def _checkpoint_weights(folder: Path) -> Weights:
 
 
 def apply_lora(policy: Any, file: Path) -> None:
-    """Load a LoRA file of diffusers, kohya or PEFT into a Stable Diffusion policy; every tensor binds, or it raises.
+    """Load a LoRA file of diffusers, kohya or PEFT into a policy; every tensor binds, or it raises.
+
+    Args:
+        policy: a `DiffusersPolicy`.
+        file: *.safetensors.
 
     Raises:
         ValueError: no LoRA in the file, or tensors that match no layer of the model.
@@ -86,7 +90,7 @@ def apply_lora(policy: Any, file: Path) -> None:
     pipeline, state = policy.pipeline, load_file(file)
     if file.name == "adapter_model.safetensors":
         adapter = load_json((file.parent / "adapter_config.json").read_text(encoding="utf-8"))
-        state = {f"unet.{name.removeprefix(_PEFT_PREFIX)}": value for name, value in state.items()}
+        state = {f"{policy.NETWORK}.{name.removeprefix(_PEFT_PREFIX)}": value for name, value in state.items()}
         rank, alpha = int(adapter["r"]), float(adapter.get("lora_alpha", adapter["r"]))
         if adapter.get("use_rslora") or adapter.get("use_dora") or adapter.get("alpha_pattern"):
             raise ValueError(f"{file}: rslora, dora and alpha patterns of PEFT are not supported")
@@ -105,15 +109,16 @@ def apply_lora(policy: Any, file: Path) -> None:
         pipeline.load_lora_into_unet(mixed, alphas, pipeline.unet, metadata=metadata)
     else:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-    _check_bound(file, state, pipeline)
+    encoders = [getattr(pipeline, name, None) for name in policy.FROZEN if name.startswith("text_encoder")]
+    _check_bound(file, state, [policy.network, *(one for one in encoders if one is not None)])
 
 
-def _check_bound(file: Path, state: dict[str, Any], pipeline: Any) -> None:
+def _check_bound(file: Path, state: dict[str, Any], networks: list[Any]) -> None:
     """Every matrix of the file must be in a network; diffusers only warns about those that are not."""
     matrices = [name for name in state if name.endswith(".weight") and ("lora" in name or "down" in name)]
     inside = [
         (name, value)
-        for network in (pipeline.unet, pipeline.text_encoder)
+        for network in networks
         for name, value in network.named_parameters()
         if ".lora_A." in name or ".lora_B." in name
     ]

@@ -13,7 +13,9 @@ from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from prdp.checkpoints.checkpoint import STATE_FILE, TENSOR_FILE, read_state
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.configuration.typed import typed
-from prdp.diffusion.model_folder import INDEX, MIXTURES, check_model, fetch_model
+from prdp.diffusion import family_of
+from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, fetch_model
+from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
 from prdp.support.errors import StartError
@@ -83,7 +85,7 @@ def find_models(entries: Sequence[str], base: ModelConfig | None) -> list[Evalua
                 f"models: {model.name}: the model {MIXTURES} draws no pictures, so there is nothing to evaluate; "
                 "give runs, checkpoints, LoRA files, diffusers folders or hub ids of Stable Diffusion"
             )
-        check_model(model.model.path, model.model.variant, model.model.revision)
+        family_of(model.model).check(model.model)
     return found
 
 
@@ -131,7 +133,11 @@ def runs_among(entries: Iterable[str]) -> list[TrainedRun]:
 def model_digest(model: EvaluatedModel) -> str:
     """Changes with the weights and configuration files that the model consists of."""
     digest = hashlib.blake2b(digest_size=12)
-    digest.update(_pipeline_digest(model.model.path, model.model.revision, model.model.variant).encode())
+    pipeline = model.model
+    digest.update(_pipeline_digest(pipeline.path, pipeline.revision, pipeline.variant, pipeline.family).encode())
+    sizes = (pipeline.height, pipeline.width, pipeline.max_sequence_length)
+    if sizes != (None, None, None):
+        digest.update(f"{sizes}|".encode())
     if model.kind == "lora":
         assert model.path is not None
         digest.update(_file_digest(model.path).encode())
@@ -154,7 +160,10 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
     if (folder / INDEX).is_file():
         run = _run_around(folder)
         dtype = base or ModelConfig()
-        model = ModelConfig(path=str(folder), dtype=dtype.dtype, device=dtype.device)
+        family = family_in(folder) or dtype.family
+        plain = ModelConfig(family=family, path=str(folder), dtype=dtype.dtype, device=dtype.device)
+        # Sizes are those of the base, where it is of the same kind.
+        model = replace(dtype, path=str(folder), revision=None, variant=None) if family == dtype.family else plain
         return [EvaluatedModel(name or _short(folder), "pipeline", model, run=run, epoch=run.epoch if run else None)]
     lora = folder if folder.suffix == ".safetensors" else _lora_in(folder)
     if lora is not None and lora.is_file():
@@ -244,8 +253,8 @@ def _short(path: Path) -> str:
 
 
 @cache
-def _pipeline_digest(path: str, revision: str | None, variant: str | None) -> str:
-    folder = fetch_model(path, variant, revision)
+def _pipeline_digest(path: str, revision: str | None, variant: str | None, family: str) -> str:
+    folder = fetch_model(path, variant, revision, next(one for one in FORMATS if one.family == family))
     digest = hashlib.blake2b(digest_size=12)
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)

@@ -1,0 +1,61 @@
+"""Runs of Stable Diffusion 3 are found and sampled as those of Stable Diffusion 1 are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from narrow_flow import narrow_pipeline
+
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.diffusion import build_policy
+from prdp.evaluation.loading import build_evaluated_sampler
+from prdp.evaluation.models import find_models, model_digest
+from prdp.types import PromptBatch, Weights
+
+SAMPLER = SamplerConfig(kind="cps", eta=0.8, steps=4, guidance_scale=1.0)
+PROMPT = PromptBatch(0, 0, ("a star",), ({},))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    folder = tmp_path_factory.mktemp("sd3")
+    narrow_pipeline().save_pretrained(folder)
+    return ModelConfig(family="stable_diffusion_3", path=str(folder), max_sequence_length=2, device="cpu")
+
+
+def trained(base: ModelConfig, mode: str) -> Any:
+    learner = LearnerConfig(mode=mode, lora_rank=4, lora_targets=["attn.to_q", "attn.add_q_proj"])
+    policy: Any = build_policy(base, learner, seed=0, keep_reference=False)
+    start, rng = policy.weights.export(0).tensors, np.random.default_rng(0)
+    moved = {name: (value + 0.1 * rng.normal(size=value.shape)).astype(np.float32) for name, value in start.items()}
+    policy.weights.bind(Weights.of(1, moved))
+    return policy
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_exported_weights_are_sampled_as_they_were_learned(base: ModelConfig, tmp_path: Path, mode: str) -> None:
+    policy = trained(base, mode)
+    policy.save(tmp_path / "weights")
+    (found,) = find_models([str(tmp_path / "weights")], base)
+    assert (found.kind, found.model.family) == ("lora" if mode == "lora" else "pipeline", "stable_diffusion_3")
+    sampler = build_evaluated_sampler(found, SAMPLER, "float32", "cpu", None, kl=False)
+    ours: Any = sampler._policy
+    conditions, latents = policy.encode(["a star"]), torch.randn(1, *policy.latent_shape)
+    with torch.no_grad():
+        outputs = [one.output(latents, torch.tensor([0.5]), conditions, 1.0) for one in (policy, ours)]
+        start = build_policy(base, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
+        before = start.output(latents, torch.tensor([0.5]), conditions, 1.0)
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    assert (outputs[0] - before).abs().max() > 1e-3
+    assert sampler.sample(PROMPT, 1, 0, trajectory=False).images.shape == (1, 32, 32, 3)
+
+
+def test_sizes_and_tokens_change_the_digest(base: ModelConfig, tmp_path: Path) -> None:
+    (found,) = find_models([base.path], base)
+    wider = dataclasses.replace(found, model=dataclasses.replace(found.model, width=48))
+    assert model_digest(found) != model_digest(wider)
