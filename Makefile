@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Processes that share out the files of tests.
 TEST_WORKERS ?= 2
+# Core mathematics and configuration: no Ray here, and no runs. Tests marked slow are left out.
+FAST_TESTS := $(addprefix tests/,objectives configuration diffusion learners worlds support test_layout.py)
 # One thread a process: with busy cores beside them, OpenMP pools are slower by orders of magnitude.
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint install install-dev clean
+.PHONY: help demo test test-fast lint install install-dev clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -19,6 +21,9 @@ demo: $(VENV)/.base ## fine-tune the embedded model and write a report: the main
 
 test: $(VENV)/.dev lint ## check style and types, run all tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+test-fast: $(VENV)/.dev ## run the tests of core mathematics and configuration, in two minutes
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow" $(FAST_TESTS)
 
 lint: $(VENV)/.dev ## check style and types only
 	$(BIN)/ruff check .

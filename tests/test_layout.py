@@ -104,3 +104,21 @@ def test_private_modules_of_a_library_are_used_in_one_file() -> None:
                 if top not in ("prdp", "__future__", allowed) and private:
                     outside.append(f"{file.relative_to(PACKAGE)}: {name}")
     assert outside == []
+
+
+def test_the_fast_tier_is_of_folders_that_are_there_and_starts_no_ray() -> None:
+    root = PACKAGE.parent
+    makefile = (root / "Makefile").read_text(encoding="utf-8").splitlines()
+    [line] = [one for one in makefile if one.startswith("FAST_TESTS")]
+    folders = [root / "tests" / word.rstrip(")") for word in line.partition(",")[2].split()]
+    assert len(folders) > 5 and all(folder.exists() for folder in folders)
+    files = [file for one in folders for file in (one.rglob("*.py") if one.is_dir() else [one])]
+    starts = [
+        f"{file.relative_to(root)}: {ast.unparse(node)}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Import) and any(one.name.split(".")[0] == "ray" for one in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray")
+        or (isinstance(node, ast.Call) and ast.unparse(node).startswith("pytest.importorskip('ray"))
+    ]
+    assert starts == []

@@ -75,7 +75,7 @@ def cut_prompts_report(model: str, stream: PromptStream, held_out: Sequence[str]
     if model == MIXTURES:
         return "prompts are read whole"
     try:
-        tokenizer = load_tokenizer(model)
+        tokenizer = load_tokenizer(model, local_files_only=True)  # The model is loaded, so its files are here.
     except ValueError as error:
         return f"prompts that will be cut are not counted: {error}"
     texts = stream.peek(min(SAMPLE, stream.pass_length)).texts
@@ -84,10 +84,14 @@ def cut_prompts_report(model: str, stream: PromptStream, held_out: Sequence[str]
     return f"{training}\n{judging}"
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, local_files_only: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`: a folder in diffusers format, 'shapes', a tokenizer's folder, or a hub id.
 
     Its length is at most that of the text encoder beside it, where there is one.
+
+    Args:
+        model: `model.path`.
+        local_files_only: look for a hub id in the cache alone.
 
     Raises:
         ValueError: no tokenizer there.
@@ -100,7 +104,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     inside = (Path(location) / "tokenizer").is_dir() or not Path(location).exists()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            location, subfolder="tokenizer" if inside else "", trust_remote_code=False
+            location,
+            subfolder="tokenizer" if inside else "",
+            trust_remote_code=False,
+            local_files_only=local_files_only,
         )
         encoder = Path(location) / "text_encoder" / "config.json"
         if encoder.is_file():
