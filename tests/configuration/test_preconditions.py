@@ -323,3 +323,18 @@ def test_a_hub_repository_that_may_be_downloaded_is_checked_by_its_small_files(
     assert "is of a FluxPipeline" in refusals(capsys, "model.path=owner/name")
     message = refusals(capsys, "model.path=models/sdx")
     assert "the hub does not give a repository of that name: 404: no such repository" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sampler.kind=flow_sde"], "sampler.kind is 'flow_sde', expected one of ddim, ddpm"),
+        (["sampler.kind=dance_sde", "sampler.eta=3"], "sampler.kind is 'dance_sde', expected one of ddim, ddpm"),
+        (["experiment=mixtures_small", "sampler.kind=cps"], "sampler.kind is 'cps', expected one of ddim, ddpm"),
+        (["sampler.timestep_spacing=scheduler"], "expected one of leading, trailing, linspace"),
+    ],
+)
+def test_a_sampler_of_another_process_is_named(
+    words: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refusals(capsys, *words)
