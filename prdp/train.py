@@ -173,7 +173,7 @@ class Run:
             self.log.write()
 
     def _learn_epoch(self) -> None:
-        """Sample, score, update; the rollout, gigabytes at true size, goes when this returns."""
+        """Sample, score, update; the memory of the rollout, gigabytes at true size, is free for the next one then."""
         self.log.begin_epoch()
         metrics = self._publish()
         rollout = self._sample(metrics)
@@ -181,6 +181,7 @@ class Run:
             self._update(rollout, metrics)
         if self._updates_begun():  # all were done before a restart
             self.log.count_epoch(rollout, metrics)
+        self.workforce.release(rollout)
 
     def _publish(self) -> dict[str, float]:
         """Ask for the rollouts that may be under way now, under the weights that they are due."""

@@ -9,6 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
+from prdp.cluster import buffers
 from prdp.rewards.base import Reward, identity_of, waits_of
 from prdp.rewards.scoring import RewardUnavailableError, first_line, scored
 from prdp.support.errors import ResumableError, UserError
@@ -104,6 +107,17 @@ class Workforce(ABC):
             prompts, images_per_prompt=images_per_prompt, seed=seed, trajectory=trajectory, urgent=True
         )
         return pending.result(on_chunk)
+
+    def release(self, rollout: Rollout) -> None:
+        """Use the memory of a rollout again for those to come: nobody may look at its arrays from now on.
+
+        The rewards stay. Rollouts that are never released go as any object does.
+
+        Raises:
+            ValueError: it was released already.
+        """
+        for array in arrays_of(rollout).values():
+            buffers.release(array)
 
     @property
     @abstractmethod
@@ -213,6 +227,15 @@ def waits_of_worker(worker: RewardLike) -> float:
 def describe_chunk(chunk: PromptBatch) -> str:
     """Where a chunk lies, for messages: 'epoch 3, prompts 8 to 11'."""
     return f"epoch {chunk.epoch}, prompts {chunk.offset} to {chunk.offset + len(chunk) - 1}"
+
+
+def arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
+    """What a sampler has made: field -> array."""
+    return {
+        field.name: value
+        for field in dataclasses.fields(Rollout)
+        if isinstance(value := getattr(rollout, field.name), np.ndarray) and field.name != "rewards"
+    }
 
 
 Identity = tuple[int, str]

@@ -1,14 +1,12 @@
-"""Memory of rollouts that is used again once nothing refers to it any more.
+"""Memory of rollouts that is used again once they are released.
 
 A rollout at true size is gigabytes, and memory fresh from the system is zeroed page by page when it is first touched,
-which can cost more than all else that a driver does. Numpy's views name the array that owns their memory, so the number
-of references to an owner tells whether any part of it is still in use, wherever it went.
+which can cost more than all else that a driver does. What is never released goes as any object does.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import threading
 
 import numpy as np
@@ -17,35 +15,54 @@ import numpy.typing as npt
 SMALLEST = 1 << 20
 """Bytes from which on memory is kept."""
 
-_kept: list[np.ndarray] = []
+_free: list[np.ndarray] = []
 _lock = threading.Lock()
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
-    """As `numpy.empty`, in memory of the same size that was used before and is free again, if there is any.
+    """As `numpy.empty`, in released memory of the same size, if there is any.
 
-    Where there is none, what else is free is given back to the system first: sizes rarely change.
+    Where there is none, all that was released is given back to the system: sizes rarely change.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype)
     with _lock:
-        free = [place for place in range(len(_kept)) if _free(place)]
-        owner = next((_kept[place] for place in free if _kept[place].nbytes == size), None)
-        if owner is None:
-            for place in reversed(free):
-                del _kept[place]
-            owner = np.empty(size, np.uint8)
-            _kept.append(owner)
-        return owner.view(dtype).reshape(shape)
+        for place, memory in enumerate(_free):
+            if memory.nbytes == size:
+                return _free.pop(place).view(dtype).reshape(shape)
+        _free.clear()
+    return np.empty(shape, dtype)
 
 
-def kept_bytes() -> int:
-    """What is held, in use or not."""
+def release(array: np.ndarray) -> None:
+    """Have the memory of an array used again: nobody may look at any part of it from now on.
+
+    Args:
+        array: whole, as `empty` gave it; the memory of views, of small arrays and of those that cannot be written is
+            left alone.
+
+    Raises:
+        ValueError: it was released already.
+    """
+    if array.nbytes < SMALLEST or not (array.flags.c_contiguous and array.flags.writeable) or not _is_whole(array):
+        return
+    memory = array.reshape(-1).view(np.uint8)
     with _lock:
-        return sum(owner.nbytes for owner in _kept)
+        if any(np.may_share_memory(memory, other) for other in _free):
+            raise ValueError(f"memory of {array.nbytes:,} bytes was released twice")
+        _free.append(memory)
 
 
-def _free(place: int) -> bool:
-    """Whether only the list refers to an owner, and the call that counts."""
-    return sys.getrefcount(_kept[place]) == 2
+def free_bytes() -> int:
+    """What was released and is not in use again."""
+    with _lock:
+        return sum(memory.nbytes for memory in _free)
+
+
+def _is_whole(array: np.ndarray) -> bool:
+    """Whether an array covers all of the memory that it lies in."""
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return owner.base is None and owner.nbytes == array.nbytes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prdp.cluster import buffers
-from prdp.cluster.base import describe_chunk
+from prdp.cluster.base import arrays_of, describe_chunk
 from prdp.types import Float64, PromptBatch, Rollout
 
 _FACTS = ("weights_version", "weights_checksum", "images_per_prompt")
@@ -40,11 +40,7 @@ class RolloutBuilder:
             ValueError: it was made by other weights than another chunk, or its arrays have another shape.
         """
         rows = self._rows(index)
-        arrays = {
-            field.name: value
-            for field in dataclasses.fields(Rollout)
-            if isinstance(value := getattr(rollout, field.name), np.ndarray) and field.name != "rewards"
-        }
+        arrays = arrays_of(rollout)
         if self._first is None:
             self._first = rollout
             count = len(self._rewards)

@@ -50,6 +50,7 @@ class HeldoutEvaluation:
             metrics["time/evaluate"] = time.monotonic() - start
             self._log.state.unlogged |= metrics
             self._log.trackers.images("heldout", shown[::size], list(prompts.texts[:grid]), epoch)
+        self._workforce.release(rollout)
 
     def _sample(self, prompts: PromptBatch, weights: Weights) -> Rollout:
         size = self._config.images_per_prompt

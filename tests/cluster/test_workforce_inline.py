@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from cluster_stubs import StubSampler, build_worker, differences, prompts, weights
 
-from prdp.cluster import build_workforce
-from prdp.cluster.base import RewardWorker, WeightsMismatchError, Workforce, acknowledged, back_off
+from prdp.cluster import buffers, build_workforce
+from prdp.cluster.base import RewardWorker, WeightsMismatchError, Workforce, acknowledged, arrays_of, back_off
 from prdp.cluster.threads import planned_threads
 from prdp.config import ClusterConfig
 from prdp.rewards.scoring import RewardFaultError, RewardUnavailableError
@@ -247,3 +247,20 @@ def test_a_reward_that_retries_itself_is_asked_once():
 
 def test_pauses_grow_up_to_a_limit():
     assert [back_off(failures) for failures in (1, 2, 5, 6, 2000)] == [1, 2, 16, 30, 30]
+
+
+def test_the_memory_of_a_released_rollout_is_used_for_the_next_one(monkeypatch):
+    monkeypatch.setattr(buffers, "SMALLEST", 1)
+    monkeypatch.setattr(buffers, "_free", [])
+    workforce = inline()
+    first = workforce.sample(prompts(5), images_per_prompt=2, seed=1)
+    rewards = np.array(first.rewards)
+    workforce.release(first)
+    second = workforce.sample(prompts(5), images_per_prompt=2, seed=2)
+    for name, array in arrays_of(second).items():
+        assert np.shares_memory(array, getattr(first, name)), name
+    assert not differences(second, inline().sample(prompts(5), images_per_prompt=2, seed=2))
+    np.testing.assert_array_equal(first.rewards, rewards)
+    with pytest.raises(ValueError, match="released twice"):
+        workforce.release(second)
+        workforce.release(second)
