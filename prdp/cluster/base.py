@@ -108,6 +108,26 @@ class Workforce(ABC):
         )
         return pending.result(on_chunk)
 
+    @abstractmethod
+    def score(
+        self, images: UInt8, prompts: PromptBatch, *, images_per_prompt: int, on_chunk: OnChunk | None = None
+    ) -> Rollout:
+        """Score images that were made before, and wait for it; no sampler and no weights take part.
+
+        Args:
+            images: uint8 [n, H, W, 3], prompt-major.
+            prompts: of the images, n / images_per_prompt of them.
+            on_chunk: as of `Pending.result`.
+
+        Returns:
+            The images with their rewards, without trajectories; made by weights version 0.
+
+        Raises:
+            ValueError: no prompts, or other images than `prompts` and `images_per_prompt` make.
+            ClusterError: actors keep dying.
+            Exception: what the reward raised, as itself.
+        """
+
     def release(self, rollout: Rollout) -> None:
         """Use the memory of a rollout again for those to come: nobody may look at its arrays from now on.
 
@@ -292,3 +312,15 @@ def check_request(prompts: PromptBatch, images_per_prompt: int) -> None:
         raise ValueError(f"epoch {prompts.epoch} has no prompts to sample: the prompt list is empty")
     if images_per_prompt < 1:
         raise ValueError(f"images_per_prompt must be at least 1, got {images_per_prompt}")
+
+
+def check_images(images: UInt8, prompts: PromptBatch, images_per_prompt: int) -> None:
+    """Refuse images to score that are none, or not of these prompts, before any work starts."""
+    check_request(prompts, images_per_prompt)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images to score are {images.dtype} {list(images.shape)}, expected uint8 [n, H, W, 3]")
+    if len(images) != len(prompts) * images_per_prompt:
+        raise ValueError(
+            f"{len(images)} images to score, expected {len(prompts) * images_per_prompt} "
+            f"({len(prompts)} prompts of {images_per_prompt} images)"
+        )

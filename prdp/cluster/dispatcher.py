@@ -77,6 +77,10 @@ class Dispatcher:
         """Put a job at the end of the queue, or at its head."""
         self._loop.call(lambda: self._enqueue(job, urgent))
 
+    def score(self, job: RolloutJob) -> None:
+        """Have the images that a job brings along scored, behind those that wait already."""
+        self._loop.call(lambda: self._enqueue_images(job))
+
     def close(self) -> None:
         """End the thread and every actor."""
         self._loop.close()
@@ -133,6 +137,12 @@ class Dispatcher:
             self._jobs.insert(0, job)
         else:
             self._jobs.append(job)
+
+    def _enqueue_images(self, job: RolloutJob) -> None:
+        if self._failure is not None:
+            job.fail(self._failure)
+        else:
+            self._to_score.extend((job, index, job.builder.chunk(index)) for index in range(len(job.chunks)))
 
     def _assign_chunks(self) -> None:
         """Fill the samplers evenly: nobody gets a second chunk before everybody has one, or waits for weights only."""

@@ -16,6 +16,7 @@ from prdp.cluster.base import (
     SamplerLike,
     Workforce,
     acknowledged,
+    check_images,
     check_request,
     check_rollout,
     describe_chunk,
@@ -26,7 +27,7 @@ from prdp.cluster.base import (
 from prdp.cluster.rollout_builder import RolloutBuilder
 from prdp.cluster.time_limits import Watchdog, limits_of
 from prdp.config import ClusterConfig
-from prdp.types import PromptBatch, Rollout, Weights
+from prdp.types import PromptBatch, Rollout, UInt8, Weights
 
 
 class InlineWorkforce(Workforce):
@@ -68,6 +69,17 @@ class InlineWorkforce(Workforce):
         check_request(prompts, images_per_prompt)
         return InlinePending(self, self._weights, prompts, images_per_prompt, seed, trajectory)
 
+    def score(
+        self, images: UInt8, prompts: PromptBatch, *, images_per_prompt: int, on_chunk: OnChunk | None = None
+    ) -> Rollout:
+        _, reward = self._workers()
+        check_images(images, prompts, images_per_prompt)
+        begun, chunks = time.perf_counter(), prompts.chunks(self._prompts_per_chunk)
+        builder = RolloutBuilder.of_images(images, prompts, chunks, images_per_prompt)
+        for index in range(len(chunks)):
+            self._score(reward, builder, index, builder.chunk(index), on_chunk)
+        return builder.build(time.perf_counter() - begun, 0.0)
+
     @property
     def reward_identity(self) -> dict[str, Any]:
         return identity_of_worker(self._workers()[1])
@@ -91,7 +103,7 @@ class InlineWorkforce(Workforce):
     def work(self, pending: InlinePending, on_chunk: OnChunk | None) -> Rollout:
         """Sample and score chunk by chunk, in order."""
         sampler, reward = self._workers()
-        waits, begun = waits_of_worker(reward), time.perf_counter()
+        begun = time.perf_counter()
         bound = self._bind(sampler, pending.weights)
         binding, sampling = time.perf_counter() - begun, 0.0
         chunks = pending.prompts.chunks(self._prompts_per_chunk)
@@ -103,16 +115,20 @@ class InlineWorkforce(Workforce):
             sampling += rollout.seconds["sample"]
             check_rollout(rollout, chunk, pending.images_per_prompt, bound)
             rollout = builder.add_chunk(index, rollout if index else rollout.took("bind", binding))
-            start = time.perf_counter()
-            with self._watchdog.over("score", f"scoring {describe_chunk(chunk)}", images, waits):
-                rewards, sub_scores = reward.score(
-                    rollout.images, rollout.image_prompts, rollout.image_metadata, describe_chunk(chunk)
-                )
-            scored = builder.add_rewards(index, rollout.took("score", time.perf_counter() - start), rewards, sub_scores)
-            self._chunks += 1
-            if on_chunk is not None:
-                on_chunk(scored)
+            self._score(reward, builder, index, rollout, on_chunk)
         return builder.build(time.perf_counter() - begun, sampling)
+
+    def _score(
+        self, reward: RewardLike, builder: RolloutBuilder, index: int, rollout: Rollout, on_chunk: OnChunk | None
+    ) -> None:
+        """Score one chunk, and put its rewards where they belong."""
+        where, start = describe_chunk(rollout.prompts), time.perf_counter()
+        with self._watchdog.over("score", f"scoring {where}", len(rollout), waits_of_worker(reward)):
+            rewards, sub_scores = reward.score(rollout.images, rollout.image_prompts, rollout.image_metadata, where)
+        scored = builder.add_rewards(index, rollout.took("score", time.perf_counter() - start), rewards, sub_scores)
+        self._chunks += 1
+        if on_chunk is not None:
+            on_chunk(scored)
 
     def _bind(self, sampler: SamplerLike, weights: Weights | None) -> tuple[int, str] | None:
         """Bind the weights unless the sampler holds them; what it then holds, None before anything was published."""

@@ -9,7 +9,15 @@ from typing import Any
 import ray
 
 from prdp.cluster.actor_pool import ActorPool
-from prdp.cluster.base import Identity, RewardFactory, SamplerFactory, Workforce, check_request
+from prdp.cluster.base import (
+    Identity,
+    OnChunk,
+    RewardFactory,
+    SamplerFactory,
+    Workforce,
+    check_images,
+    check_request,
+)
 from prdp.cluster.dispatcher import Dispatcher
 from prdp.cluster.environment import find_environment
 from prdp.cluster.placement import PlacementReservation, nodes_of_cluster, plan, pools_of
@@ -21,7 +29,7 @@ from prdp.cluster.threads import planned_threads
 from prdp.cluster.time_limits import limits_of
 from prdp.cluster.weight_transport import build_transport
 from prdp.config import ClusterConfig
-from prdp.types import PromptBatch, Weights
+from prdp.types import PromptBatch, Rollout, UInt8, Weights
 
 
 class RayWorkforce(Workforce):
@@ -107,6 +115,16 @@ class RayWorkforce(Workforce):
         job = RolloutJob(prompts, chunks, self._weights, self._published, images_per_prompt, seed, trajectory)
         dispatcher.submit(job, urgent)
         return job
+
+    def score(
+        self, images: UInt8, prompts: PromptBatch, *, images_per_prompt: int, on_chunk: OnChunk | None = None
+    ) -> Rollout:
+        dispatcher = self._open()
+        check_images(images, prompts, images_per_prompt)
+        chunks = prompts.chunks(self._prompts_per_chunk)
+        job = RolloutJob(prompts, chunks, None, None, images_per_prompt, seed=0, trajectory=False, images=images)
+        dispatcher.score(job)
+        return job.result(on_chunk)
 
     @property
     def reward_identity(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from prdp.cluster import buffers
 from prdp.cluster.base import arrays_of, describe_chunk
-from prdp.types import Float64, PromptBatch, Rollout
+from prdp.types import Float64, PromptBatch, Rollout, UInt8
 
 _FACTS = ("weights_version", "weights_checksum", "images_per_prompt")
 
@@ -33,6 +33,26 @@ class RolloutBuilder:
         self._sub_scores: dict[str, Float64] | None = None
         self._seconds: Counter[str] = Counter()
 
+    @classmethod
+    def of_images(
+        cls, images: UInt8, prompts: PromptBatch, chunks: Sequence[PromptBatch], images_per_prompt: int
+    ) -> RolloutBuilder:
+        """One whose images are there already, without trajectories: only the rewards are missing.
+
+        Args:
+            images: uint8 [n, H, W, 3], of all chunks in order.
+        """
+        builder = cls(prompts, chunks, images_per_prompt)
+        none = np.empty((len(images), 0), np.float32)
+        whole = Rollout(prompts, images_per_prompt, none, none, none, none.astype(np.int64), images, 0, "")
+        builder._first, builder._arrays = whole, arrays_of(whole)
+        return builder
+
+    def chunk(self, index: int) -> Rollout:
+        """A chunk of `of_images`, as views of the whole."""
+        assert self._first is not None
+        return dataclasses.replace(self._first, prompts=self._chunks[index], **self._views(index))
+
     def add_chunk(self, index: int, rollout: Rollout) -> Rollout:
         """Copy a sampled chunk to where it belongs; the same chunk, as views of the whole.
 
@@ -50,8 +70,7 @@ class RolloutBuilder:
         self._check_alike(index, rollout, arrays)
         for name, value in arrays.items():
             self._arrays[name][rows] = value
-        views: dict[str, Any] = {name: whole[rows] for name, whole in self._arrays.items()}
-        return dataclasses.replace(rollout, **views)
+        return dataclasses.replace(rollout, **self._views(index))
 
     def add_rewards(self, index: int, chunk: Rollout, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
         """Put a chunk's rewards in their place; the chunk with them.
@@ -91,6 +110,10 @@ class RolloutBuilder:
             sub_scores=self._sub_scores or {},
             seconds={**self._seconds, "rollout": wall_seconds, "sampling": sampling_seconds},
         )
+
+    def _views(self, index: int) -> dict[str, Any]:
+        rows = self._rows(index)
+        return {name: whole[rows] for name, whole in self._arrays.items()}
 
     def _rows(self, index: int) -> slice:
         chunk = self._chunks[index]

@@ -9,7 +9,7 @@ from typing import Any
 
 from prdp.cluster.base import Identity, OnChunk
 from prdp.cluster.rollout_builder import RolloutBuilder
-from prdp.types import PromptBatch, Rollout
+from prdp.types import PromptBatch, Rollout, UInt8
 
 
 class RolloutJob:
@@ -21,6 +21,7 @@ class RolloutJob:
         weights: the published ones, as their transport wants them, held while they are needed; None before any are.
         published: their version and checksum, which every rollout has to be made by.
         images_per_prompt, seed, trajectory: as for `Workforce.submit`.
+        images: uint8 [n, H, W, 3] that are only to be scored, so that there is nothing `todo` for samplers.
 
     Attributes:
         todo: chunks that nobody has, by index.
@@ -38,16 +39,20 @@ class RolloutJob:
         images_per_prompt: int,
         seed: int,
         trajectory: bool,
+        images: UInt8 | None = None,
     ) -> None:
         self.chunks, self.weights, self.published = chunks, weights, published
         self.images_per_prompt, self.seed, self.trajectory = images_per_prompt, seed, trajectory
-        self.todo = deque(range(len(chunks)))
+        self.todo = deque(range(len(chunks)) if images is None else ())
         self.deaths = [0] * len(chunks)
         self.failed = False
-        self.builder = RolloutBuilder(prompts, chunks, images_per_prompt)
+        if images is None:
+            self.builder = RolloutBuilder(prompts, chunks, images_per_prompt)
+        else:
+            self.builder = RolloutBuilder.of_images(images, prompts, chunks, images_per_prompt)
         self._outcomes: queue.SimpleQueue[Rollout | BaseException] = queue.SimpleQueue()
-        self._begun: float | None = None
-        self._sampled = self._ended = 0.0
+        self._begun: float | None = None if images is None else time.perf_counter()
+        self._sampled = self._ended = self._begun or 0.0
 
     def take(self) -> int:
         """The next chunk to be worked on."""

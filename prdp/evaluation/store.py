@@ -186,14 +186,6 @@ def digest_of(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def stored_rollout(chunk: Chunk, version: int = 0, checksum: str = "") -> Rollout:
-    """The images of a chunk as a rollout without trajectories."""
-    images = chunk.images()
-    none = np.empty((len(images), 0), np.float32)
-    steps = none.astype(np.int64)
-    return Rollout(chunk.prompts, chunk.images_per_prompt, none, none, none, steps, images, version, checksum)
-
-
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         return from_strict_json(json.loads(file.read_text(encoding="utf-8")))

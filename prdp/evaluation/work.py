@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prdp.cluster import build_workforce
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.config import SamplerConfig
@@ -16,7 +18,7 @@ from prdp.evaluation.features import Features
 from prdp.evaluation.loading import build_evaluated_sampler, measures_kl
 from prdp.evaluation.models import EvaluatedModel, model_digest
 from prdp.evaluation.settings import EvaluateConfig
-from prdp.evaluation.store import Chunk, Scores, chunks_of, stored_rollout
+from prdp.evaluation.store import Chunk, Scores, chunks_of
 from prdp.tracking.console import format_seconds
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -92,17 +94,16 @@ def sample_missing(work: Work, say: Say) -> None:
 def score_missing(work: Work, name: str, section: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """Score by one reward what it has not scored; its identity, {"name", "version", ...}."""
     config = work.config
-    places = tuple({chunk.prompts.offset: chunk for chunk in chunks} for chunks in work.chunks.values())
     workforce = build_workforce(
         config.cluster,
-        partial(StoredImages, places),
+        NoSampler,
         partial(RewardWorker, dict(section), config.cluster.reward_retries),
         config.sampler.prompts_per_chunk,
     )
     try:
         identity = workforce.reward_identity
         key = {"identity": identity, "section": dict(section)}
-        wanted = [[chunk for chunk in place.values() if chunk.scores(name, key) is None] for place in places]
+        wanted = [[chunk for chunk in chunks if chunk.scores(name, key) is None] for chunks in work.chunks.values()]
         others = sum(chunk.has_scores_of_another(name, key) for chunks in wanted for chunk in chunks)
         if others:
             say(
@@ -128,27 +129,6 @@ def embed_missing(work: Work, space: Features, say: Say) -> None:
 def space_name(space: Features) -> str:
     """A feature space with its version, as its files are called."""
     return f"{space.name}-{space.version}"
-
-
-class StoredImages:
-    """Hands out images from disk where a sampler would make them, so that any workforce can score them.
-
-    Args:
-        places: for each model, prompt set and seed, offset -> chunk. Weights of version i mean place number i.
-    """
-
-    def __init__(self, places: Sequence[Mapping[int, Chunk]]) -> None:
-        self._places = places
-        self._version, self._checksum = 0, ""
-
-    def load_weights(self, weights: Weights) -> tuple[int, str]:
-        """Turn to another place."""
-        self._version, self._checksum = weights.version, weights.checksum
-        return self._version, self._checksum
-
-    def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
-        """The chunk's images, without trajectories."""
-        return stored_rollout(self._places[self._version][prompts.offset], self._version, self._checksum)
 
 
 def _image_key(config: EvaluateConfig, model: EvaluatedModel) -> dict[str, Any]:
@@ -232,9 +212,7 @@ def _score(
     work: Work, workforce: Workforce, wanted: Sequence[Sequence[Chunk]], name: str, key: Mapping[str, Any], say: Say
 ) -> None:
     seconds = 0.0
-    for version, (place, chunks) in enumerate(zip(work.chunks, wanted, strict=True)):
-        if chunks:
-            workforce.publish(Weights.of(version, {}))
+    for chunks in wanted:
         for group in _contiguous(chunks, _CHUNKS_AT_ONCE * work.config.cluster.reward_actors):
             by_offset = {chunk.prompts.offset: chunk for chunk in group}
 
@@ -243,16 +221,27 @@ def _score(
                 scores = Scores(rollout.rewards, rollout.sub_scores, rollout.seconds["score"])
                 by_offset[rollout.prompts.offset].save_scores(name, key, scores)
 
-            scored = workforce.sample(
+            scored = workforce.score(
+                np.concatenate([chunk.images() for chunk in group]),
                 joined([chunk.prompts for chunk in group]),
                 images_per_prompt=work.config.images_per_prompt,
-                seed=place[2],
-                trajectory=False,
                 on_chunk=save,
             )
             seconds += scored.seconds["score"]
     images = sum(len(chunk) for chunks in wanted for chunk in chunks)
     say(f"{name}: {images} images scored in {format_seconds(seconds)}")
+
+
+class NoSampler:
+    """Stands where a sampler is asked for while images are only scored."""
+
+    def load_weights(self, weights: Weights) -> tuple[int, str]:
+        """There are none to bind."""
+        raise NotImplementedError("nothing is sampled here")
+
+    def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
+        """There is nothing to sample with."""
+        raise NotImplementedError("nothing is sampled here")
 
 
 class Unscored:

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from cluster_stubs import StubSampler, build_worker, differences, prompts, weights
+from cluster_stubs import StubSampler, build_worker, content, differences, prompts, weights
 
 from prdp.cluster import buffers, build_workforce
 from prdp.cluster.base import RewardWorker, WeightsMismatchError, Workforce, acknowledged, arrays_of, back_off
@@ -264,3 +264,33 @@ def test_the_memory_of_a_released_rollout_is_used_for_the_next_one(monkeypatch):
     with pytest.raises(ValueError, match="released twice"):
         workforce.release(second)
         workforce.release(second)
+
+
+def test_stored_images_are_scored_as_when_they_were_made_and_need_no_sampler():
+    class Broken(StubSampler):
+        def sample(self, *arguments, **options):
+            raise AssertionError("no sampler takes part")
+
+        load_weights = sample
+
+    made = inline().sample(prompts(5, offset=4), images_per_prompt=2, seed=1)
+    workforce = build_workforce(ClusterConfig(), Broken, build_worker, 2)
+    seen: list[Rollout] = []
+    scored = workforce.score(made.images, prompts(5, offset=4), images_per_prompt=2, on_chunk=seen.append)
+    assert not {"rewards", "sub_scores", "images", "texts", "position"} & set(differences(scored, made))
+    assert scored.latents.shape == (10, 0) and set(scored.seconds) == {"score", "sampling", "rollout"}
+    assert [chunk.prompts.offset for chunk in seen] == [4, 6, 8]
+    assert [content(chunk.images) for chunk in seen] == [content(made.images[rows : rows + 4]) for rows in (0, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((3, 4, 4, 3), np.uint8), r"3 images to score, expected 4 \(2 prompts of 2 images\)"),
+        (np.zeros((4, 4, 4, 3)), r"float64 \[4, 4, 4, 3\], expected uint8 \[n, H, W, 3\]"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\], expected uint8 \[n, H, W, 3\]"),
+    ],
+)
+def test_images_that_are_not_of_the_prompts_are_not_scored(images, message):
+    with pytest.raises(ValueError, match=message):
+        inline().score(images, prompts(2), images_per_prompt=2)

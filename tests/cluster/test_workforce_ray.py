@@ -52,6 +52,17 @@ def expected() -> Rollout:
     return run(build_workforce(ClusterConfig(), StubSampler, build_worker, 2))
 
 
+def test_stored_images_get_the_same_rewards_from_actors_even_when_one_dies(shared, expected, tmp_path):
+    seen: list[Rollout] = []
+    faults = {2: {"reward": "kill", "once": str(tmp_path / "killed")}}
+    scored = shared.score(expected.images, prompts(9, faults), images_per_prompt=2, on_chunk=seen.append)
+    assert not {"rewards", "sub_scores", "images"} & set(differences(scored, expected))
+    assert sorted(chunk.prompts.offset for chunk in seen) == [0, 2, 4, 6, 8]
+    assert scored.seconds["sampling"] == 0.0 and scored.seconds["rollout"] > 0.0
+    with pytest.raises(RewardFaultError, match=REWARD):
+        shared.score(expected.images, prompts(9, {2: {"reward": "raise"}}), images_per_prompt=2)
+
+
 def test_two_actors_equal_inline_bit_for_bit(shared, expected):
     seen: list[Rollout] = []
     rollout = run(shared, on_chunk=seen.append)

@@ -11,7 +11,7 @@ import numpy as np
 from prdp.config import ModelConfig
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.settings import EvaluateConfig
-from prdp.evaluation.store import Scores, chunks_of, stored_rollout
+from prdp.evaluation.store import Scores, chunks_of
 from prdp.evaluation.work import Work
 from prdp.types import PromptBatch, Rollout, UInt8
 
@@ -57,7 +57,7 @@ def finished_work(
         for i, chunk in enumerate(places):
             own = slice(i * images_per_prompt, (i + 1) * images_per_prompt)
             chunk.save(rollout_of(chunk.prompts, pictures[own], images_per_prompt))
-            chunk.save_features(space_name(Pixels()), Pixels().features(stored_rollout(chunk).images))
+            chunk.save_features(space_name(Pixels()), Pixels().features(chunk.images()))
             subs = {k: np.array(v[own], np.float64) for k, v in (sub_scores or {}).get(model, {}).items()}
             found = Scores(np.array(scores[model][own], np.float64), subs, 0.5)
             chunk.save_scores("redness", {"identity": IDENTITY, "section": REDNESS}, found)
