@@ -43,7 +43,7 @@ def prdp(
         the loss, and {"groups_tied": number of prompts without a single untied pair, "clipfrac": share of log-ratios
         beyond the clip range, "prediction_size": root mean square of the predicted reward differences over that of the
         true ones: 0 at the reference, 1 at the regression's optimum; 0 where all are tied}. While the predictions are
-        far smaller than the truth, the gradient is group-relative REINFORCE's, and beta holds nothing back.
+        far smaller than the truth, the gradient is group-relative REINFORCE's, and beta has no effect.
     """
     clipped, clipfrac = log_ratio, 0.0
     if clip_range is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from prdp.configuration.compose import Composer
@@ -26,6 +27,7 @@ def test_a_job_is_run_in_the_folder_that_hydra_makes(tmp_path: Path) -> None:
     assert (tmp_path / "run").is_dir()
 
 
+@pytest.mark.slow
 def test_the_jobs_that_are_checked_are_those_that_a_sweep_runs(tmp_path: Path) -> None:
     words = ["experiment=shapes_smoke", "seed=3,4", "reward=redness,shapes_judge", f"hydra.sweep.dir={tmp_path}"]
     ran: list[tuple[int, str]] = []

@@ -175,6 +175,7 @@ def refusals(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return messages[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_model_that_would_not_be_computed_rightly(
     here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -230,6 +231,7 @@ def test_what_this_machine_or_this_network_cannot_do(
         assert text in message
 
 
+@pytest.mark.slow
 def test_what_the_jax_twin_does_not_compute(
     here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +269,7 @@ def test_packages_that_are_not_installed(
     assert f"needs {missing}, which is not installed: {says}" in message
 
 
+@pytest.mark.slow
 def test_a_mistyped_path_is_told_from_a_hub_id(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "models" / "sdxl").mkdir(parents=True)
     message = refusals(capsys, "model.path=models/sdx")
@@ -276,6 +279,7 @@ def test_a_mistyped_path_is_told_from_a_hub_id(here: Path, capsys: pytest.Captur
     assert "not in the local cache" in refusals(capsys, "model.path=owner/name")
 
 
+@pytest.mark.slow
 def test_a_hub_repository_is_checked_in_the_cache(
     here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +301,7 @@ def test_a_hub_repository_is_checked_in_the_cache(
     assert "set model.variant=fp16" in refusals(capsys, *words)
 
 
+@pytest.mark.slow
 def test_a_hub_repository_that_may_be_downloaded_is_checked_by_its_small_files(
     here: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,6 +231,7 @@ def test_own_folder_adds_options(tmp_path: Path) -> None:
         compose(folders=(tmp_path / "nowhere",))
 
 
+@pytest.mark.slow
 def test_every_option_of_every_group_is_valid() -> None:
     needed = {
         "local": ["model.path=/models/sd"],
@@ -347,6 +348,7 @@ def test_defaults_of_the_schema_are_within_bounds() -> None:
     typed(MINIMAL)
 
 
+@pytest.mark.slow
 def test_geometry() -> None:
     config = compose(
         *["prompts_per_epoch=6", "images_per_prompt=4", "updates_per_epoch=3", "epochs=10"],

@@ -90,6 +90,7 @@ def theirs(folder: Path, eta: float, **component: Any) -> np.ndarray:
     return (images * 255).round().astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("name", CASES)
 def test_pictures_equal_those_of_diffusers(model_folder: Path, name: str, eta: float) -> None:

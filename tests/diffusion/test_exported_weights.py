@@ -21,6 +21,8 @@ from prdp.diffusion.pipeline_files import check_network
 from prdp.evaluation.loading import apply_lora
 from prdp.types import Weights
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 PROJECTIONS = ["proj_in", "proj_out"]
 FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]

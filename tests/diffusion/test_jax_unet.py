@@ -14,6 +14,8 @@ from peft import LoraConfig
 
 from prdp.diffusion.jax_unet import UNet, check_adapters
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 4,

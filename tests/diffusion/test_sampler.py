@@ -91,6 +91,7 @@ def test_start_equals_reference_and_moved_weights_do_not(pipeline_folder: Path, 
     np.testing.assert_allclose(after.reference_output[:, 0], start.reference_output[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stored_log_ratios_are_those_of_the_two_gaussians(pipeline_folder: Path) -> None:
     sampler = sampler_at(pipeline_folder, deterministic_final_steps=2)
     sampler.load_weights(moved(sampler._policy.weights.export(0)))
@@ -115,6 +116,7 @@ def test_stored_log_ratios_are_those_of_the_two_gaussians(pipeline_folder: Path)
         np.testing.assert_allclose(rollout.log_ratio[:, step], (new - old).numpy(), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_and_trajectories_do_not_change_images(pipeline_folder: Path) -> None:
     whole = sampler_at(pipeline_folder).sample(PROMPTS, SIZE, SEED)
     cut = sampler_at(pipeline_folder, microbatch=3).sample(PROMPTS, SIZE, SEED)
@@ -124,6 +126,7 @@ def test_microbatches_and_trajectories_do_not_change_images(pipeline_folder: Pat
     assert bare.log_ratio.shape == (4, 0)
 
 
+@pytest.mark.slow
 def test_final_latents_are_kept_alone_and_decode_to_the_images(pipeline_folder: Path) -> None:
     whole = sampler_at(pipeline_folder, deterministic_final_steps=1).sample(PROMPTS, SIZE, SEED)
     assert whole.final_latents is None
@@ -180,6 +183,7 @@ def test_lora_targets_that_match_nothing_are_named(pipeline_folder: Path) -> Non
         build_policy(ModelConfig(path=str(pipeline_folder)), learner, seed=0, keep_reference=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_exported_weights_load_into_diffusers_with_equal_images(
     pipeline_folder: Path, tmp_path: Path, mode: str

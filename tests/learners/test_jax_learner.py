@@ -22,6 +22,8 @@ from prdp.learners.base import Learner
 from prdp.learners.guards import RatioError
 from prdp.types import PromptBatch, Rollout, Weights
 
+pytestmark = pytest.mark.slow
+
 SAMPLER = SamplerConfig(steps=3, guidance_scale=2.0, timestep_spacing="trailing")
 OBJECTIVE = {"name": "prdp", "beta": 1e-3, "clip_range": 1e-4}
 

@@ -20,6 +20,8 @@ from prdp.support.errors import ConfigError, StartError
 from prdp.support.json_lines import load_json
 from prdp.tracking.status_file import load_status, read_status
 
+pytestmark = pytest.mark.slow
+
 DEPTHS = (480, 990, 200_000)
 WORDS = ["experiment=shapes_smoke", "output_dir=nowhere"]
 

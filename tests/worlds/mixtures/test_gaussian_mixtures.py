@@ -33,6 +33,7 @@ def world() -> tuple[GaussianMixtures, QuadraticRewards]:
     return reference_mixtures(attributes), rewards_of(attributes, prompt_offset=0.7)
 
 
+@pytest.mark.slow
 def test_the_tilted_mixture_is_what_integration_on_a_grid_gives() -> None:
     mixtures, rewards = world()
     kl_weight = 0.4
@@ -119,6 +120,7 @@ def test_the_start_is_the_reference_and_its_chain_is_nearly_the_mixture() -> Non
     assert found["kl_to_optimum"] == pytest.approx(error["log_z"] - found["reward"] / 0.5)
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_not_the_reference_has_the_kl_of_its_steps() -> None:
     sampler = build_sampler(FAMILY, FULL, STEPS, seed=0)
     policy = sampler._policy
