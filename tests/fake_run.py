@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from prdp import train
-from prdp.checkpoints import export
 from prdp.config import TrainConfig
 from prdp.configuration.typed import typed
 from prdp.support.interruption import uninterrupted
@@ -31,6 +30,9 @@ class FakePolicy:
 
     def bind(self, weights: Weights) -> None:
         self.bound = weights
+
+    def usage(self, *_: Any) -> str:
+        return "as you like"
 
     def save(self, folder: Path) -> None:
         (folder / "weights.bin").write_bytes(self.bound.tensors["w"].tobytes())
@@ -121,7 +123,6 @@ def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "build_learner", FakeLearner)
     monkeypatch.setattr(train, "build_workforce", FakeWorkforce)
     monkeypatch.setattr(train, "cut_prompts_report", lambda *_: "")
-    monkeypatch.setattr(export, "usage_text", lambda *_: "as you like")
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prdp.checkpoints.run_folder import WEIGHTS
 from prdp.config import TrainConfig
 from prdp.diffusion.policy import Policy
-from prdp.diffusion.usage import USAGE_FILE, usage_text
+from prdp.diffusion.usage import USAGE_FILE
 from prdp.support.storage import atomic_directory
 from prdp.types import Weights
 
 
 def export_weights(config: TrainConfig, policy: Policy, weights: Weights, prompt: str) -> str:
-    """Write weights for diffusers' pipelines to load, beside a text that says how; what it says.
+    """Write weights for diffusers' pipelines to load, beside a text that says how; what it says, '' for a
+    model that is none of diffusers' pipelines.
 
     Args:
         config: of the run.
@@ -30,14 +29,7 @@ def export_weights(config: TrainConfig, policy: Policy, weights: Weights, prompt
     policy.weights.bind(weights)
     with atomic_directory(folder) as temporary:
         policy.save(temporary)
-        usage = _usage(config, policy.scheduler_config, folder, prompt)
+        usage = policy.usage(config.model, config.sampler, config.learner.mode, folder, prompt)
         if usage:
             (temporary / USAGE_FILE).write_text(usage, encoding="utf-8")
     return usage
-
-
-def _usage(config: TrainConfig, scheduler: Mapping[str, Any], folder: Path, prompt: str) -> str:
-    """Empty for a model that is none of diffusers' pipelines."""
-    if config.model.family != "stable_diffusion":
-        return ""
-    return usage_text(config.model, config.sampler, scheduler, config.learner.mode, folder, prompt)

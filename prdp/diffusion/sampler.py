@@ -42,7 +42,7 @@ class Sampler:
         self._policy = policy
         self._config = config
         self._transitions = transitions or policy.process.transitions(config)
-        self._trained_steps = trained_steps(config, self._transitions.noisy)
+        trained_steps(config, self._transitions.noisy)  # refuses a window that has no such steps
         self._keep = keep
         start = policy.weights.export(0)
         self._version, self._checksum = start.version, start.checksum
