@@ -67,8 +67,9 @@ def epoch_seconds(workforce: Workforce, staleness: int, epochs: int, learning: f
     start = time.perf_counter()
     for epoch in range(epochs):
         rollouts.fill(epoch, Weights.of(epoch, {"w": np.zeros(1, np.float32)}))
-        rollouts.next()
+        rollout = rollouts.next()
         time.sleep(learning)
+        workforce.release(rollout)
     return (time.perf_counter() - start) / epochs
 
 

@@ -77,10 +77,10 @@ def measured(samplers: int, options: argparse.Namespace) -> dict[str, float]:
             weights = Weights.of(epoch, {name: np.zeros(shape, np.float32) for name, shape in LORA.items()})
             start, cpu = time.perf_counter(), time.process_time()
             rollouts.fill(epoch, weights)
-            rollout = None  # as the loop does: two at once would be twice the memory
             rollout = rollouts.next()
             seconds.append(time.perf_counter() - start)
             working.append(time.process_time() - cpu)
+            workforce.release(rollout)  # as the loop does: two at once would be twice the memory
     later = float(np.mean(seconds[1:]))
     result = {
         "samplers": samplers,
