@@ -36,6 +36,7 @@ def moved(weights: Weights) -> Weights:
     return Weights.of(1, tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance_scale", "spacing", "steps"), [(3.0, None, 6), (1.0, "trailing", 5), (0.5, None, 3)])
 def test_images_equal_those_of_diffusers(
     pipeline_folder: Path, guidance_scale: float, spacing: str | None, steps: int
@@ -76,6 +77,7 @@ def test_noise_belongs_to_seed_epoch_prompt_and_image() -> None:
         assert not np.allclose(draws(**change)[0], first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_start_equals_reference_and_moved_weights_do_not(pipeline_folder: Path, mode: str) -> None:
     sampler = sampler_at(pipeline_folder, {"mode": mode})

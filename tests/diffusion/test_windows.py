@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_stored_transitions_are_those_of_the_trajectory(pipeline_folder: Path, name: str) -> None:
     """Against a trajectory that is followed step by step outside the sampler, with the same noise."""

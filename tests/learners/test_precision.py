@@ -79,6 +79,7 @@ def test_float16_gradients_do_not_underflow(narrow_pipeline: Path, dtype: str, a
     assert zero[1] < zero[0] + 0.02
 
 
+@pytest.mark.slow
 def test_jax_float16_gradients_do_not_underflow(narrow_pipeline: Path) -> None:
     exact, half = Run(narrow_pipeline), Run(narrow_pipeline, autocast="float16", framework="jax")
     rollout = exact.rollout(exact.learner.weights())
@@ -89,6 +90,7 @@ def test_jax_float16_gradients_do_not_underflow(narrow_pipeline: Path) -> None:
     assert cosine(exact.gradient(), torch.cat(flat)) > 0.999
 
 
+@pytest.mark.slow
 def test_an_overflow_lowers_the_scale_and_an_infinite_gradient_is_refused(narrow_pipeline: Path) -> None:
     run = Run(narrow_pipeline, autocast="float16")
     rollout = run.rollout(run.learner.weights())
@@ -121,6 +123,7 @@ def test_the_scale_is_a_power_of_two_of_the_largest_coefficient() -> None:
     assert gradient_scale({"log_ratio": np.zeros((2, 3))}, 96) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "dtype", "autocast"), [*(("lora", *half) for half in HALF), ("full", *HALF[2])])
 def test_half_precision_learns_as_float32_does(
     narrow_pipeline: Path, mode: str, dtype: str, autocast: str | None

@@ -71,6 +71,7 @@ def test_blur_and_noise_cost_little(split: str, blur: float, noise: float) -> No
     assert np.mean([r["score"] < 0.85 for r in results]) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_one_wrong_attribute_lowers_its_sub_score(attribute: str) -> None:
     rng = np.random.default_rng(23)
