@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import TrainConfig
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.windows import trained_steps
 from prdp.learners.precision import spot_check_size
 from prdp.objectives import OBJECTIVES, Trajectory
 
@@ -15,11 +18,11 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
     A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. For
-    objectives on trajectories, sampling evaluates the policy and the reference; the first update after sampling takes
-    the stored log-probs, and each further one recomputes them first, unless the loss is linear in them. Objectives on
-    denoising errors need no reference while sampling, and leave images out that they do not use: theirs are the most
-    that may be. In half precision a few cells of trajectories are evaluated twice more, to check them and to measure
-    their noise.
+    objectives on trajectories, sampling evaluates the policy and the reference, the latter in a window of noise at the
+    stored steps alone; the first update after sampling takes the stored log-probs, and each further one recomputes them
+    first, unless the loss is linear in them. Objectives on denoising errors need no reference while sampling, and leave
+    images out that they do not use: theirs are the most that may be. In half precision a few cells of trajectories are
+    evaluated twice more, to check them and to measure their noise.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
@@ -28,17 +31,19 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     images = groups * size
     branches = 2 if guided(config.sampler.guidance_scale) else 1
     steps = config.sampler.steps
-    # The last step of the ancestral sampler has no variance.
-    without_noise = max(config.sampler.deterministic_final_steps, int(config.sampler.kind == "ddpm"))
+    # The last step of these samplers has no variance.
+    ends_quietly = config.sampler.kind in ("ddpm", "cps", "edm_churn")
+    noisy = np.arange(steps - max(config.sampler.deterministic_final_steps, int(ends_quietly)))
     half = (config.learner.autocast or config.model.dtype) != "float32"
     evidence = method.evidence
     trajectory = isinstance(evidence, Trajectory)
     blind = set(method.channels) <= set(method.linear) - ({"log_ratio"} if half and trajectory else set())
     if isinstance(evidence, Trajectory):
-        networks, columns = 2, steps - without_noise
+        columns = trained_steps(config.sampler, noisy)
+        reference_steps = steps if columns == len(noisy) else columns
         passes = updates if blind else 2 * updates - 1
     else:
-        networks, columns = 1, config.objective.get("draws", evidence.draws)
+        reference_steps, columns = 0, config.objective.get("draws", evidence.draws)
         passes = updates * (1 + (not blind) + ("denoising_ref" in method.arrays))
     cells = images * columns
     checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and trajectory else 0
@@ -55,7 +60,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         "chunks_per_epoch": math.ceil(groups / config.sampler.prompts_per_chunk),
         "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
         "cells_per_update": cells,
-        "sampling_passes_per_epoch": images * steps * networks * branches,
+        "sampling_passes_per_epoch": images * (steps + reference_steps) * branches,
         "learning_passes_per_epoch": (cells * passes + checked) * branches,
         "learning_backwards_per_epoch": cells * branches * updates,
         "evaluations": 2 + between,

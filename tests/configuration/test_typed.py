@@ -372,6 +372,11 @@ def test_geometry() -> None:
         assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * 8 * 2
     ancestral = geometry(compose("sampler.kind=ddpm", "sampler.deterministic_final_steps=0"))
     assert ancestral["cells_per_update"] == ancestral["images_per_epoch"] * 7, "its last step draws no noise"
+    window = geometry(compose("sampler.window=random", "sampler.window_size=2", "sampler.guidance_scale=1"))
+    assert window["cells_per_update"] == window["images_per_epoch"] * 2
+    assert window["sampling_passes_per_epoch"] == window["images_per_epoch"] * (8 + 2)
+    share = geometry(compose("sampler.trained_share=0.5", "sampler.guidance_scale=1"))
+    assert share["cells_per_update"] == share["images_per_epoch"] * 4
     for name, columns, passes, networks in (("reinforce", 4, 3, 2), ("best_of_n", 5, 3, 1), ("diffusion_dpo", 5, 9, 1)):
         draws = {} if networks == 2 else {"draws": columns}
         other = geometry(dataclasses.replace(config, objective={"name": name, **draws}))
