@@ -97,7 +97,7 @@ def straight(configured: Callable[..., TrainConfig]) -> TrainConfig:
 def failing(config: TrainConfig, mood: Path, fault: str, epoch: int, evaluating: bool = False) -> BaseException:
     """Run until the scorer shows the fault, from sampling in `epoch` on or at the evaluation after it; the error."""
     run = Run(config)
-    draw, note = run.stream.next, run.prompt_log.write
+    draw, note = run.stream.next, run.log._prompt_log.write
 
     def strike(due: bool) -> None:
         if due:
@@ -111,7 +111,7 @@ def failing(config: TrainConfig, mood: Path, fault: str, epoch: int, evaluating:
         note(finished, indices)
         strike(finished == epoch + 1 and evaluating)
 
-    run.stream.next, run.prompt_log.write = next_prompts, write  # type: ignore[method-assign]
+    run.stream.next, run.log._prompt_log.write = next_prompts, write  # type: ignore[method-assign]
     try:
         with pytest.raises(Exception) as caught:
             run.train()

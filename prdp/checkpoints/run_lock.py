@@ -239,7 +239,7 @@ def _try(path: Path, made: bool) -> RunLock | Owner:
             owner = Owner.read(_content(descriptor))
             orphaned = locked is False and owner is not None and owner.is_a_neighbour and not owner.is_running
             if orphaned:  # by a child that was forked past Python, or just now: its hold on this file tells nothing
-                with _claimed(path, owner) as claimed:
+                with _claimed(path) as claimed:
                     if claimed and _is_still(path, descriptor) and Owner.read(_content(descriptor)) == owner:
                         path.unlink()
                         continue
@@ -247,7 +247,7 @@ def _try(path: Path, made: bool) -> RunLock | Owner:
                 return owner
             if locked is not False:
                 # The claim also keeps out who finds the lock held, the owner dead, and would remove the file.
-                with contextlib.nullcontext(True) if locked and owner is None else _claimed(path, owner) as claimed:
+                with contextlib.nullcontext(True) if locked and owner is None else _claimed(path) as claimed:
                     # In between its owner may have removed it, or another one may have taken it over.
                     if claimed and _is_still(path, descriptor) and Owner.read(_content(descriptor)) == owner:
                         mine = Owner.this()
@@ -284,9 +284,9 @@ def _is_alive(owner: Owner, path: Path, kernel: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _claimed(path: Path, owner: Owner | None) -> Iterator[bool]:
-    """Whether this process is the only one to take over from `owner` in the block, with a kernel's lock or without."""
-    claim = path.with_name(f"{TEMPORARY}{owner.token if owner else 'nobody'}-{path.name}")
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether this process is the only one to take the file over, or remove it, in the block."""
+    claim = path.with_name(f"{TEMPORARY}claim-{path.name}")
     with contextlib.suppress(FileNotFoundError):
         if _clock(path.parent) - claim.stat().st_mtime > SILENT_SECONDS:  # who made it has died
             claim.unlink()
