@@ -142,9 +142,9 @@ def _is_output_gone() -> bool:
 
 
 def _by_argparse(error: SystemExit) -> bool:
-    """Whether the arguments were refused, or asked for help."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_code.co_filename == argparse.__file__
+    """Whether the arguments were refused, or asked for help; wandb may have put a function of its own over sys.exit."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(code.co_filename == argparse.__file__ and code.co_name == "exit" for code in codes)
 
 
 def _tell(text: str) -> None:

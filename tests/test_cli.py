@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -252,13 +252,21 @@ def test_work_that_calls_sys_exit_is_not_done(
             main(["train", *words])
         assert caught.value.__notes__ == ["3 finished epochs are kept"]
     assert done == [1]
-    monkeypatch.setattr("prdp.commands.evaluate.main", lambda words: sys.exit())
+
+    def silently(_: Sequence[str]) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("prdp.commands.evaluate.main", silently)
     with pytest.raises(UnfinishedError, match=r"prdp evaluate: sys\.exit\(None\) was called"):
         main(["evaluate"])
 
 
+@pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("words", [["train", "--help"], ["status", "--no-such-option"]])
-def test_the_parser_may_exit(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_parser_may_exit(words: list[str], hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if hooked:  # as wandb does
+        real = sys.exit
+        monkeypatch.setattr(sys, "exit", lambda code: real(code))
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == (0 if "--help" in words else 2)
