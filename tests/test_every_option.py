@@ -101,6 +101,8 @@ def files(
     torch.save(imagereward_tensors(63), folder / "ImageReward.pt")
     function = "def bright(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n"
     (folder / "option_rewards.py").write_text(function)
+    loss = "def loss(log_ratio, rewards):\n    return -(log_ratio.mean(1) * rewards).mean(), {}\n"
+    (folder / "option_losses.py").write_text(loss)
     datasets = pytest.importorskip("datasets")
     captions = {"train": [f"a {word}" for word in WORDS], "test": [f"one {word}" for word in WORDS]}
     splits = {**captions, "test_unique": captions["test"]}
@@ -207,6 +209,8 @@ def test_options_start(
         words += ["model.family=stable_diffusion_3", f"model.path={flow_folder}", "model.max_sequence_length=2"]
     elif run["model"] == "local":
         words.append(f"model.path={model_folder}")
+    if run["objective"] == "callable":
+        words.append("objective._target_=option_losses.loss")
     if run["reward"] == "remote":
         from prdp.rewards.redness import Redness
 

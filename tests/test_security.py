@@ -53,6 +53,7 @@ BUILD = {
     "rewards/python_callable.py": "a function that the command line names",
     "rewards/weighted_sum.py": "terms of a section that was checked as a whole",
     "prompts/__init__.py": "the builders themselves",
+    "objectives/__init__.py": "the loss that `objective._target_` of the command line names",
     "diffusion/__init__.py": "the policy class that `model.family` of the command line names",
     "support/targets.py": "the builders themselves",
 }

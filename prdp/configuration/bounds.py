@@ -6,15 +6,17 @@ checked against their targets.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
-from prdp.objectives import OBJECTIVES, Trajectory, objective_mistakes
+from prdp.objectives import Trajectory, method_of, objective_label, objective_mistakes
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
+from prdp.support.targets import TARGET
 
 
 def values(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -97,25 +99,31 @@ def eta_problems(sampler: SamplerConfig, *, learns: bool) -> list[str]:
     return []
 
 
-def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
-    """Values that are fine alone and not together; keys that are wrong already are left out."""
-    found = []
-    sampler, name = config.sampler, str(config.objective.get("name"))
-    found += objective_mistakes(config.objective)
-    method = OBJECTIVES.get(name)
-    if method is None:
-        found[-1] += did_you_mean(name, OBJECTIVES)
-    else:
+def objective_problems(config: TrainConfig) -> list[str]:
+    """What is wrong with the objective and its knobs, or does not fit the rest; imports what a `_target_` names."""
+    found, label = objective_mistakes(config.objective), objective_label(config.objective)
+    with contextlib.suppress(ConfigError, TypeError):  # told by the line above
+        method = method_of(config.objective)
         if method.compares_images and config.images_per_prompt == 1:
             found.append(
-                f"images_per_prompt=1: must be at least 2: objective.name={name} compares images of the same prompt, "
-                "and fewer make no pair"
+                f"images_per_prompt=1: must be at least 2: {label} compares images of the same prompt, and fewer make "
+                "no pair"
             )
         if config.learner.framework == "jax" and not isinstance(method.evidence, Trajectory):
             found.append(
-                f"objective.name={name}: learns from denoising errors, which learner.framework=jax does not compute; "
-                "use learner.framework=torch"
+                f"{label}: learns from denoising errors, which learner.framework=jax does not compute; use "
+                "learner.framework=torch"
             )
+    return found
+
+
+def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
+    """Values that are fine alone and not together; keys that are wrong already are left out."""
+    found = []
+    sampler = config.sampler
+    # A target is imported when a run starts, never by reading a configuration: see `objective_problems`.
+    if TARGET not in config.objective:
+        found += objective_problems(config)
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
         found += eta_problems(sampler, learns=True)
     if sampler.kind == "ddpm" and sampler.deterministic_final_steps > 1:

@@ -11,7 +11,7 @@ from prdp.config import TrainConfig
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.windows import trained_steps
 from prdp.learners.precision import spot_check_size
-from prdp.objectives import OBJECTIVES, Trajectory
+from prdp.objectives import Trajectory, method_of
 
 
 def geometry(config: TrainConfig) -> dict[str, int]:
@@ -26,7 +26,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
-    method = OBJECTIVES[config.objective["name"]]
+    method = method_of(config.objective)
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
     branches = 2 if guided(config.sampler.guidance_scale) else 1

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
+from prdp.configuration.bounds import objective_problems
 from prdp.support.errors import StartError, UserError
+from prdp.support.targets import TARGET
 
 _RAY_OWN = ("CPU", "GPU", "memory", "object_store_memory")
 
@@ -24,6 +26,8 @@ def check_preconditions(config: TrainConfig) -> None:
         StartError: all that is missing, a line each.
     """
     problems = package_problems(config) + gpu_problems(config.cluster)
+    if TARGET in config.objective:
+        problems += objective_problems(config)
     cluster, inline = config.cluster, config.cluster.kind == "inline"
     learns_here = inline or not cluster.learner_gpus
     problems += device_problems("model.device", config.model.device, cluster, cluster.sampler_gpus, learns_here)

@@ -22,6 +22,9 @@ from prdp.objectives.prdp import prdp
 from prdp.objectives.rebel import rebel
 from prdp.objectives.reinforce import reinforce
 from prdp.objectives.reward_weighted_regression import reward_weighted_regression
+from prdp.support.errors import ConfigError
+from prdp.support.suggest import did_you_mean
+from prdp.support.targets import TARGET, locate
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +148,7 @@ class Objective:
     """A method with its knobs set.
 
     Attributes:
-        name: of OBJECTIVES.
+        name: of OBJECTIVES, or the dotted path of a target.
         method: what it computes.
         knobs: of its loss.
         evidence: where its channels come from, with its knobs set.
@@ -196,14 +199,60 @@ class Objective:
         )
 
 
+def method_of(config: Mapping[str, Any]) -> Method:
+    """The method that a configuration names: of OBJECTIVES by `name`, or anybody's by `_target_`.
+
+    A target is the dotted path of a loss like those here, on evidence of trajectories, or of a `Method` around one.
+
+    Raises:
+        ConfigError: an unknown name; a target that cannot be imported, or is no loss.
+    """
+    if TARGET not in config:
+        name = config.get("name")
+        if not isinstance(name, str) or name not in OBJECTIVES:
+            raise ConfigError(
+                f"objective.name={name}: must be one of {', '.join(OBJECTIVES)}{did_you_mean(str(name), OBJECTIVES)}"
+            )
+        return OBJECTIVES[name]
+    key, path = f"objective.{TARGET}", config[TARGET]
+    if config.get("name") is not None:
+        raise ConfigError(f"objective.name={config['name']}: must be null beside {key}={path}")
+    if not isinstance(path, str):
+        raise ConfigError(f"{key}={path}: must be a dotted path, package.module.name")
+    found = locate(key, path)
+    if not isinstance(found, Method):
+        if not inspect.isfunction(found):
+            raise ConfigError(f"{key}={path}: is a {type(found).__name__}, must be a loss function or a Method")
+        found = Method(found)
+    unknown = [name for name in found.arrays if name not in (*CHANNELS, *DATA)]
+    own = ("denoising",) if isinstance(found.evidence, Denoising) else ("log_ratio", "kl_ref")
+    if unknown:
+        raise ConfigError(
+            f"{key}={path}: takes '{unknown[0]}', which is none of the arrays {', '.join((*CHANNELS, *DATA))}; knobs "
+            "come after a *"
+        )
+    if not found.channels or set(found.channels) - set(own):
+        kind = type(found.evidence).__name__
+        raise ConfigError(f"{key}={path}: must take {' or '.join(own)}, the channels of {kind} evidence, and no other")
+    return found
+
+
+def objective_label(config: Mapping[str, Any]) -> str:
+    """'objective.name=prdp' or 'objective._target_=my_losses.mine', for messages."""
+    key = TARGET if TARGET in config else "name"
+    return f"objective.{key}={config.get(key)}"
+
+
 def objective_mistakes(config: Mapping[str, Any]) -> list[str]:
-    """A line for everything that is wrong with a configuration: a name of OBJECTIVES, and knobs of that method."""
-    name = config.get("name")
-    if not isinstance(name, str) or name not in OBJECTIVES:
-        return [f"objective.name={name}: must be one of {', '.join(OBJECTIVES)}"]
-    given = {key: value for key, value in config.items() if key != "name"}
-    knobs = OBJECTIVES[name].knobs
-    lines = mistakes(f"objective.name={name}", knobs, given)
+    """A line for everything that is wrong with a configuration: the method, and the knobs of that method."""
+    try:
+        knobs = method_of(config).knobs
+    except ConfigError as error:
+        return [str(error)]
+    except TypeError as error:
+        return [f"{objective_label(config)}: {error}"]
+    given = {key: value for key, value in config.items() if key not in ("name", TARGET)}
+    lines = mistakes(objective_label(config), knobs, given)
     if not lines and "buffer_size" in knobs:
         size, least = (given.get(key, knobs[key].default) for key in ("buffer_size", "min_count"))
         if 0 < size < least:
@@ -223,10 +272,11 @@ def build_objective(config: Mapping[str, Any]) -> Objective:
     wrong = objective_mistakes(config)
     if wrong:
         raise ValueError("\n".join(wrong))
-    method = OBJECTIVES[config["name"]]
+    method = method_of(config)
     knobs = {key: config.get(key, knob.default) for key, knob in method.loss_knobs.items()}
     given = {key: config[key] for key in method.evidence_knobs if key in config}
-    return Objective(config["name"], method, knobs, dataclasses.replace(method.evidence, **given))
+    name = str(config.get("name") or config[TARGET])
+    return Objective(name, method, knobs, dataclasses.replace(method.evidence, **given))
 
 
 def _check_shapes(evidence: Mapping[str, torch.Tensor], data: Mapping[str, torch.Tensor]) -> None:

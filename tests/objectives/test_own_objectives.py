@@ -1,0 +1,115 @@
+"""Losses from outside the package, named by `objective._target_`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prdp.configuration.bounds import objective_problems
+from prdp.configuration.typed import typed
+from prdp.objectives import build_objective, objective_mistakes
+from prdp.support.errors import ConfigError
+
+LOSSES = '''
+import torch
+from prdp.objectives import Denoising, Method
+from prdp.objectives._knobs import Positive
+
+def pulled(log_ratio: torch.Tensor, log_ratio_old: torch.Tensor, rewards: torch.Tensor, *, strength: Positive = 2.0):
+    """Regression of each image's mean log-ratio to its reward."""
+    error = strength * log_ratio.mean(1) - rewards
+    return error.square().mean(), {"error": error.abs().mean().item()}
+
+def likely(denoising: torch.Tensor, rewards: torch.Tensor):
+    return -(denoising.mean(1) * rewards).mean(), {}
+
+best = Method(likely, Denoising(draws=3), linear=("denoising",))
+
+def unknown(log_ratio: torch.Tensor, advantages: torch.Tensor):
+    return log_ratio.mean(), {}
+
+def none(rewards: torch.Tensor):
+    return rewards.mean(), {}
+
+number = 3
+raise_later = lambda: None
+'''
+
+
+@pytest.fixture(autouse=True)
+def own_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_losses.py").write_text(LOSSES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def section(name: str, **knobs: Any) -> dict[str, Any]:
+    return {"name": None, "_target_": f"own_losses.{name}", **knobs}
+
+
+def test_a_function_is_a_loss_on_trajectories() -> None:
+    objective = build_objective(section("pulled", strength=0.5, step_weighting="uniform"))
+    ratios, rewards = np.array([[0.1, 0.3], [0.0, -0.2]]), np.array([1.0, 2.0])
+    result = objective.coefficients({"log_ratio": ratios}, {"log_ratio_old": ratios, "rewards": rewards})
+    error = 0.5 * ratios.mean(1) - rewards
+    assert result.loss == pytest.approx((error**2).mean())
+    np.testing.assert_allclose(result.tables["log_ratio"], np.tile((error * 0.5 / 2)[:, None], (1, 2)))
+    assert result.metrics == {"error": pytest.approx(np.abs(error).mean())}
+
+
+def test_a_method_says_its_evidence() -> None:
+    objective = build_objective(section("best", draws=5))
+    assert objective.method.linear == ("denoising",)
+    assert getattr(objective.evidence, "draws") == 5  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (section("pulled", strength=0.0), r"objective\.strength=0: must be a finite number above 0"),
+        (section("pulled", beta=1.0), r"objective\.beta=1: objective\._target_=own_losses\.pulled has no such knob"),
+        (section("puled"), r"module own_losses has no 'puled'. Did you mean 'pulled'"),
+        (section("unknown"), r"takes 'advantages', which is none of the arrays log_ratio, kl_ref"),
+        (section("none"), r"must take log_ratio or kl_ref, the channels of Trajectory evidence"),
+        (section("likely"), r"must take log_ratio or kl_ref, the channels of Trajectory evidence"),
+        (section("number"), r"is a int, must be a loss function or a Method"),
+        ({"_target_": "", "strength": 1.0}, r"objective\._target_=: must be a dotted path"),
+        ({"_target_": "own_losses.pulled", "name": "prdp"}, r"objective\.name=prdp: must be null beside"),
+    ],
+)
+def test_mistakes_are_named(config: dict[str, Any], message: str) -> None:
+    import re
+
+    found = objective_mistakes(config)
+    assert len(found) == 1
+    assert re.search(message, found[0])
+
+
+def test_reading_a_configuration_imports_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef loss(log_ratio): ...\n")
+    content = {
+        "output_dir": "x",
+        "reward": {"_target_": "prdp.rewards.redness.Redness"},
+        "prompts": {"train": {"_target_": "a.b"}, "heldout": {"_target_": "a.b"}},
+        "objective": {"name": None, "_target_": "stranger.loss"},
+    }
+    config = typed(content)
+    assert not (tmp_path / "ran").exists()
+    config.images_per_prompt = 1
+    assert objective_problems(config) == []
+    assert (tmp_path / "ran").exists()
+
+
+def test_what_does_not_fit_the_rest_is_told() -> None:
+    content = {
+        "output_dir": "x",
+        "reward": {"_target_": "prdp.rewards.redness.Redness"},
+        "prompts": {"train": {"_target_": "a.b"}, "heldout": {"_target_": "a.b"}},
+        "objective": section("best"),
+        "learner": {"framework": "jax"},
+    }
+    assert "objective._target_=own_losses.best: learns from denoising errors" in objective_problems(typed(content))[0]
+    with pytest.raises(ConfigError, match=r"objective\.name=nothing: must be one of prdp"):
+        typed({**content, "objective": {"name": "nothing"}})
