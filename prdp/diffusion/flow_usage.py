@@ -53,7 +53,8 @@ def flow_usage_text(
         weights: folder of the exported weights.
         prompt: stands in the program as an example.
     """
-    from prdp.diffusion.model_folder import EMBEDDED_FOLDERS, model_location
+    from prdp.diffusion.model_folder import EMBEDDED_FOLDERS, absent_parts, model_location
+    from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_3
 
     with_noise = np.full(1, sampler.window == "all")
     rows = [
@@ -66,7 +67,8 @@ def flow_usage_text(
         f"{key}={value!r}" for key in ("revision", "variant") if (value := getattr(model, key)) is not None
     ]  # fmt: skip
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
-    options += _absent(weights if mode == "full" else Path(model_location(model.path)))
+    folder = weights if mode == "full" else Path(model_location(model.path))
+    options += [f"{name}=None" for name in absent_parts(folder, STABLE_DIFFUSION_3)] if folder.is_dir() else []
     lines = [
         "import torch",
         "from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline",
@@ -105,9 +107,3 @@ def flow_usage_text(
         remarks.append("* The run drew noise in a window of steps alone; the program draws none.")
     program = "\n".join(lines).strip("\n")
     return "\n".join(["# These weights in plain diffusers", "", "```python", program, "```", "", *remarks, ""])
-
-
-def _absent(folder: Path) -> list[str]:
-    """What diffusers wants to be told that the folder lacks."""
-    names = ("text_encoder_3", "tokenizer_3")
-    return [f"{name}=None" for name in names if folder.is_dir() and not (folder / name).is_dir()]

@@ -89,6 +89,11 @@ def family_in(folder: Path) -> str | None:
     return next((one.family for one in FORMATS if one.pipeline == found), None)
 
 
+def absent_parts(folder: Path, kind: PipelineFormat) -> list[str]:
+    """Optional parts that a pipeline's folder lacks; diffusers' `from_pretrained` wants to be told of them."""
+    return [name for name in kind.optional if not (folder / name).is_dir()]
+
+
 def read_component(folder: Path, name: str) -> dict[str, Any]:
     """The configuration of a component of a pipeline's folder that `check_model` has found whole."""
     return _read_json("model", folder / name / config_file(name))

@@ -182,13 +182,12 @@ def load_pipeline(model: ModelConfig) -> StableDiffusion3Pipeline:
     quiet()
     from diffusers import StableDiffusion3Pipeline
 
-    from prdp.diffusion.model_folder import fetch_model
+    from prdp.diffusion.model_folder import absent_parts, fetch_model
     from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_3
 
     _checked(model)
     folder = fetch_model(model.path, model.variant, model.revision, STABLE_DIFFUSION_3)
-    # diffusers wants to be told of what a folder lacks.
-    absent = {name: None for name in STABLE_DIFFUSION_3.optional if not (folder / name).is_dir()}
+    absent = dict.fromkeys(absent_parts(folder, STABLE_DIFFUSION_3))
     try:
         pipeline = StableDiffusion3Pipeline.from_pretrained(
             folder, variant=model.variant, dtype=DTYPES[model.dtype], use_safetensors=True, **absent

@@ -49,7 +49,7 @@ def trained_steps(sampler: SamplerConfig, noisy: Int64) -> int:
     size = window_size(sampler, noisy)
     if not 0 < sampler.trained_share <= 1:
         raise ValueError(f"sampler.trained_share is {sampler.trained_share}, expected more than 0 and at most 1")
-    return max(1, round(size * sampler.trained_share))
+    return _share(sampler, size)
 
 
 def stored_latents(sampler: SamplerConfig, noisy: Int64) -> int:
@@ -57,6 +57,10 @@ def stored_latents(sampler: SamplerConfig, noisy: Int64) -> int:
     size, trained = window_size(sampler, noisy), trained_steps(sampler, noisy)
     runs = min(trained, size - trained + 1)
     return trained + (runs if trained < size else _runs(noisy))
+
+
+def _share(sampler: SamplerConfig, size: int) -> int:
+    return max(1, round(size * sampler.trained_share))
 
 
 def _runs(rows: Int64) -> int:
@@ -91,7 +95,7 @@ def windows(sampler: SamplerConfig, noisy: Int64, seed: int, epoch: int, prompts
 def trained(sampler: SamplerConfig, noise: Int64, seed: int, epoch: int, prompts: Int64) -> Int64:
     """Of the steps that draw noise [prompts, W] those that are learned from, int64 [prompts, T], ascending."""
     size = noise.shape[1]
-    count = max(1, round(size * sampler.trained_share))
+    count = _share(sampler, size)
     if count == size:
         return noise
     chosen = [np.sort(_stream(seed, epoch, int(prompt), 1).permutation(size)[:count]) for prompt in prompts]

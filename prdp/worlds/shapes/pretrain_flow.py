@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from prdp.support.storage import write_atomically
-from prdp.worlds.shapes.pretrain_unet import LatentData, noisy_caption
+from prdp.worlds.shapes.pretrain_unet import LatentData, noisy_caption, take_step
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -109,17 +109,10 @@ def train_flow(
             pooled_projections=pooled,
         ).sample
         loss = F.mse_loss(velocity, noise - clean)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        decay = min(ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, current in zip(average.parameters(), modules.parameters(), strict=True):
-                kept.lerp_(current, 1.0 - decay)
+        norm = take_step(loss, modules, average, optimizer, step, ema_decay)
         total += loss.item()
         if (step + 1) % 50 == 0:
-            log(step + 1, {"flow/loss": total / 50, "flow/grad_norm": norm.item()})
+            log(step + 1, {"flow/loss": total / 50, "flow/grad_norm": norm})
             total = 0.0
         if (step + 1) % save_every == 0 or step == steps - 1:
             _save(folder / STATE, step + 1, modules, average, optimizer)

@@ -56,6 +56,27 @@ def noisy_caption(scene: Scene, rng: np.random.Generator, rate: float) -> str:
     return caption(scene)
 
 
+def take_step(
+    loss: torch.Tensor,
+    modules: torch.nn.Module,
+    average: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    ema_decay: float,
+) -> float:
+    """Descend on a loss, and fold the weights into their average; the gradient's norm before it is clipped to 1."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+    optimizer.step()
+    # A short memory at first, so that the average is never dominated by the random start.
+    decay = min(ema_decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for kept, current in zip(average.parameters(), modules.parameters(), strict=True):
+            kept.lerp_(current, 1.0 - decay)
+    return norm.item()
+
+
 def train_unet(
     pipeline: StableDiffusionPipeline,
     data: LatentData,
@@ -106,18 +127,10 @@ def train_unet(
         ).input_ids
         states = text_encoder(tokens).last_hidden_state
         loss = F.mse_loss(unet(noisy, timesteps, encoder_hidden_states=states).sample, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        # A short memory at first, so that the average is never dominated by the random start.
-        decay = min(ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, current in zip(average.parameters(), modules.parameters(), strict=True):
-                kept.lerp_(current, 1.0 - decay)
+        norm = take_step(loss, modules, average, optimizer, step, ema_decay)
         total += loss.item()
         if (step + 1) % 50 == 0:
-            log(step + 1, {"unet/loss": total / 50, "unet/grad_norm": norm.item()})
+            log(step + 1, {"unet/loss": total / 50, "unet/grad_norm": norm})
             total = 0.0
         if (step + 1) % save_every == 0 or step == steps - 1:
             live = {key: value.clone() for key, value in modules.state_dict().items()}
