@@ -80,7 +80,7 @@ class ModelConfig:
     variant: AnyText | None = None
     """File variant in the folder, such as 'fp16'."""
     height: Count | None = None
-    """Of images, in pixels; null takes the checkpoint's. Not of Stable Diffusion 1.x and 2.x yet."""
+    """Of images, in pixels; null takes the checkpoint's."""
     width: Count | None = None
     """Likewise."""
     max_sequence_length: Count | None = None

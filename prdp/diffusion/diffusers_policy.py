@@ -13,6 +13,7 @@ import torch
 from prdp.config import PRECISIONS, LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.image_size import picture_size
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.weights import TrainableWeights
@@ -98,6 +99,11 @@ class DiffusersPolicy(ABC):
         self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
         """One branch of the network's output, [B, C, h, w]."""
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(H, W) of decoded images, in pixels."""
+        return picture_size(self.latent_shape, self.pipeline.vae.config)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditions:

@@ -63,7 +63,7 @@ def component_problems(folder: Path, variant: str | None = None) -> list[str]:
         return loaded
     unet = read_component(folder, "unet")
     found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
-    vae = _vae_config(folder)
+    vae = component_config(folder, "vae", "AutoencoderKL")
     try:
         text = _text_config(folder)
     except _UNFIT as error:
@@ -108,6 +108,15 @@ def _loading_problems(folder: Path) -> list[str]:
     return problems + ([f"{adapter}: adapters of a text encoder are not computed"] if adapter.exists() else [])
 
 
+def component_config(folder: Path, name: str, kind: str) -> dict[str, Any]:
+    """The configuration of a component of a pipeline's folder, with the defaults of its class of diffusers."""
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    return {**defaults, **read_component(folder, name)}
+
+
 def empty_unet(folder: Path) -> UNet2DConditionModel:
     """The UNet of a pipeline's folder on the meta device, from its configuration alone."""
     import torch
@@ -135,14 +144,6 @@ def _empty_text_encoder(folder: Path) -> torch.nn.Module:
 
 def _needs(config: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
     return [f"{key}={config[key]}: must be null: {why}" for key, why in reasons.items() if config.get(key) is not None]
-
-
-def _vae_config(folder: Path) -> dict[str, Any]:
-    from diffusers import AutoencoderKL
-
-    parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-    return {**defaults, **read_component(folder, "vae")}
 
 
 def _text_config(folder: Path) -> Mapping[str, Any]:

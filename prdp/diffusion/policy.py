@@ -45,6 +45,16 @@ class Policy(Protocol):
         """The process of a model that is not loaded, for checks at the start."""
         ...
 
+    @staticmethod
+    def latent_shape_of(model: ModelConfig) -> tuple[int, ...]:
+        """(C, h, w) of a model that is not loaded."""
+        ...
+
+    @staticmethod
+    def picture_size_of(model: ModelConfig) -> tuple[int, int]:
+        """(H, W) of decoded images in pixels, of a model that is not loaded."""
+        ...
+
     def encode(self, prompts: Sequence[str]) -> Conditions: ...
 
     def output(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
+from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.usage import usage_text
@@ -19,6 +21,9 @@ from prdp.support.errors import StartError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+_PIPELINE_UNIT = 8
+"""Pixels that diffusers' pipeline wants sides to be multiples of, whatever the VAE."""
 
 
 class StableDiffusionPolicy(DiffusersPolicy):
@@ -31,12 +36,16 @@ class StableDiffusionPolicy(DiffusersPolicy):
     FROZEN = ("vae", "text_encoder")
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
+        self,
+        pipeline: StableDiffusionPipeline,
+        learner: LearnerConfig,
+        *,
+        size: tuple[int | None, int | None] = (None, None),
+        seed: int = 0,
+        keep_reference: bool = True,
     ) -> None:
         self.unet = pipeline.unet
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (int(self.unet.config.in_channels), int(height), int(width))
+        shape = latent_shape(self.unet.config, pipeline.vae.config, size)
         process = VariancePreserving(pipeline.scheduler.config)
         super().__init__(pipeline, process, shape, learner, seed=seed, keep_reference=keep_reference)
 
@@ -45,7 +54,8 @@ class StableDiffusionPolicy(DiffusersPolicy):
         cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
     ) -> StableDiffusionPolicy:
         """Load the pipeline that `model.path` names; the embedded one and Stable Diffusion go the same way."""
-        return cls(load_pipeline(model), learner, seed=seed, keep_reference=keep_reference)
+        size = (model.height, model.width)
+        return cls(load_pipeline(model), learner, size=size, seed=seed, keep_reference=keep_reference)
 
     @staticmethod
     def check(model: ModelConfig) -> None:
@@ -54,12 +64,14 @@ class StableDiffusionPolicy(DiffusersPolicy):
         from prdp.diffusion.model_folder import check_model
 
         where = f"model.path={model.path}"
-        for key in ("height", "width", "max_sequence_length"):
-            if getattr(model, key) is not None:
-                raise StartError(f"model.{key}={getattr(model, key)}: must be null for model.family={model.family}")
+        if model.max_sequence_length is not None:
+            raise StartError(
+                f"model.max_sequence_length={model.max_sequence_length}: must be null for model.family={model.family}"
+            )
         folder = check_model(model.path, model.variant, model.revision)
         if folder is not None:
             check_components(where, folder, model.variant)
+            _latent_shape_in(folder, model)
 
     @staticmethod
     def learner_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
@@ -84,11 +96,7 @@ class StableDiffusionPolicy(DiffusersPolicy):
                 UNet(dict(unet))
             except ValueError as error:
                 problems.append(f"learner.framework=jax: {where}: {error}")
-            sides = [unet.sample_size] if isinstance(unet.sample_size, int) else list(unet.sample_size)
-            factor = 2 ** (len(unet.block_out_channels) - 1)
-            if any(side % factor for side in sides):
-                found = f"unet sample_size={unet.sample_size}: must divide by {factor}"
-                problems.append(f"learner.framework=jax: {where}: {found}")
+            problems += _jax_size_problems(folder, model)
         return problems
 
     @staticmethod
@@ -96,16 +104,25 @@ class StableDiffusionPolicy(DiffusersPolicy):
         """Of the checkpoint's scheduler, which is read without loading weights."""
         from prdp.diffusion.effective_scheduler import effective_scheduler
         from prdp.diffusion.libraries import quiet
-        from prdp.diffusion.model_folder import check_model, read_component
+        from prdp.diffusion.model_folder import read_component
 
         quiet()
-        folder = check_model(model.path, model.variant, model.revision)
-        assert folder is not None, "a hub model that is not fetched yet has no scheduler to read"
-        return VariancePreserving(effective_scheduler(read_component(folder, "scheduler")).config)
+        return VariancePreserving(effective_scheduler(read_component(_folder(model), "scheduler")).config)
+
+    @staticmethod
+    def latent_shape_of(model: ModelConfig) -> tuple[int, ...]:
+        """Of the folder's configurations and the size that is asked for."""
+        return _latent_shape_in(_folder(model), model)
+
+    @staticmethod
+    def picture_size_of(model: ModelConfig) -> tuple[int, int]:
+        """Likewise."""
+        folder = _folder(model)
+        return picture_size(_latent_shape_in(folder, model), _vae(folder))
 
     def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
         """A program around `StableDiffusionPipeline`."""
-        return usage_text(model, sampler, self.scheduler_config, mode, weights, prompt)
+        return usage_text(model, sampler, self.scheduler_config, self.picture_size, mode, weights, prompt)
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, width]; prompts are cut at the text encoder's length."""
@@ -130,6 +147,28 @@ class StableDiffusionPolicy(DiffusersPolicy):
             latents, times.long(), encoder_hidden_states=conditions.fields["states"], return_dict=False
         )[0]
         return output
+
+
+def latent_shape(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], size: tuple[int | None, int | None]
+) -> tuple[int, int, int]:
+    """(C, h, w) of the latents of images of `size`, height and width in pixels; None takes the UNet's own.
+
+    Any number of latents goes through the UNet: where a side is odd at a level, diffusers' UNet takes the half rounded
+    up, and comes back to the very side. What is refused is what diffusers' pipeline refuses.
+
+    Raises:
+        StartError: the VAE or diffusers' pipeline cannot take the size; names the nearest that fit.
+    """
+    factor, own = vae_factor(vae), unet["sample_size"]
+    height, width = (
+        side if pixels is None else pixels // factor
+        for side, pixels in zip((own, own) if isinstance(own, int) else own, size, strict=True)
+    )
+    for key, pixels in zip(KEYS, size, strict=True):
+        if pixels is not None:
+            check_side(key, pixels, math.lcm(factor, _PIPELINE_UNIT))
+    return int(unet["in_channels"]), int(height), int(width)
 
 
 def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
@@ -170,6 +209,48 @@ def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
         raise ValueError(f"{where}: {folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device_of(model))
+
+
+def _folder(model: ModelConfig) -> Path:
+    from prdp.diffusion.model_folder import check_model
+
+    folder = check_model(model.path, model.variant, model.revision)
+    assert folder is not None, "the world of mixtures is of another family"
+    return folder
+
+
+def _vae(folder: Path) -> dict[str, Any]:
+    from prdp.diffusion.model_components import component_config
+
+    return component_config(folder, "vae", "AutoencoderKL")
+
+
+def _latent_shape_in(folder: Path, model: ModelConfig) -> tuple[int, int, int]:
+    from prdp.diffusion.model_components import component_config
+
+    unet = component_config(folder, "unet", "UNet2DConditionModel")
+    return latent_shape(unet, _vae(folder), (model.height, model.width))
+
+
+def _jax_size_problems(folder: Path, model: ModelConfig) -> list[str]:
+    """Sides that cannot be halved at every level: the JAX twin does not round."""
+    from prdp.diffusion.model_components import component_config
+
+    unet = component_config(folder, "unet", "UNet2DConditionModel")
+    halves = 2 ** (len(unet["block_out_channels"]) - 1)
+    unit, problems = math.lcm(halves * vae_factor(_vae(folder)), _PIPELINE_UNIT), []
+    for key, given, side in zip(KEYS, (model.height, model.width), _latent_shape_in(folder, model)[1:], strict=True):
+        if side % halves and given is None:
+            problems.append(
+                f"learner.framework=jax: model.path={model.path}: unet sample_size={unet['sample_size']}: must divide "
+                f"by {halves}"
+            )
+        elif side % halves:
+            try:
+                check_side(key, given, unit)
+            except StartError as error:
+                problems.append(f"learner.framework=jax: {error}")
+    return list(dict.fromkeys(problems))
 
 
 def _text_length(tokenizer: Any, text_encoder: Any) -> int:

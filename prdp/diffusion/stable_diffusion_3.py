@@ -12,6 +12,7 @@ from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
 from prdp.diffusion.flow_usage import flow_usage_text
+from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.rectified_flow import SCHEDULER, RectifiedFlow
@@ -68,7 +69,7 @@ class StableDiffusion3Policy(DiffusersPolicy):
         from prdp.diffusion.model_folder import weight_files
 
         folder = _checked(model)
-        latent_shape(_config(folder, "transformer"), _config(folder, "vae"), (model.height, model.width))
+        _latent_shape_in(folder, model)
         problems = [
             f"model.path={model.path}: {folder / name}: {problem}"
             for name in ("transformer", "vae")
@@ -93,17 +94,25 @@ class StableDiffusion3Policy(DiffusersPolicy):
     def process_of(model: ModelConfig) -> Process:
         """Of the folder's scheduler and sizes, which are read without loading weights."""
         folder = _checked(model)
-        transformer, vae = _config(folder, "transformer"), _config(folder, "vae")
-        shape = latent_shape(transformer, vae, (model.height, model.width))
-        return RectifiedFlow(_config(folder, "scheduler"), tokens=image_tokens(transformer, shape))
+        tokens = image_tokens(_config(folder, "transformer"), _latent_shape_in(folder, model))
+        return RectifiedFlow(_config(folder, "scheduler"), tokens=tokens)
+
+    @staticmethod
+    def latent_shape_of(model: ModelConfig) -> tuple[int, ...]:
+        """Of the folder's configurations and the size that is asked for."""
+        return _latent_shape_in(_checked(model), model)
+
+    @staticmethod
+    def picture_size_of(model: ModelConfig) -> tuple[int, int]:
+        """Likewise."""
+        folder = _checked(model)
+        return picture_size(_latent_shape_in(folder, model), _config(folder, "vae"))
 
     def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
         """A program around `StableDiffusion3Pipeline`."""
-        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
-        height, width = (side * factor for side in self.latent_shape[1:])
         table = self.process.transitions(sampler)
         return flow_usage_text(
-            model, sampler, self.scheduler_config, table, (height, width), mode, weights, prompt
+            model, sampler, self.scheduler_config, table, self.picture_size, mode, weights, prompt
         )
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
@@ -148,20 +157,17 @@ def latent_shape(
         StartError: the VAE or the patches cannot take the size, or the transformer has no positions for it; names the
             nearest that fit.
     """
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    patch, most = int(transformer["patch_size"]), int(transformer["pos_embed_max_size"])
-    unit, sides = factor * patch, []
-    for key, value in zip(("model.height", "model.width"), size, strict=True):
+    factor = vae_factor(vae)
+    unit, sides = factor * int(transformer["patch_size"]), []
+    for key, value in zip(KEYS, size, strict=True):
         pixels = int(transformer["sample_size"]) * factor if value is None else value
-        if pixels % unit or not 0 < pixels <= most * unit:
-            below = min(max(pixels // unit, 1), most) * unit
-            near = dict.fromkeys([below, min(below + unit, most * unit)])
-            raise StartError(
-                f"{key}={pixels}: must be a multiple of {unit} pixels and at most {most * unit}, such as "
-                f"{' or '.join(map(str, near))}"
-            )
+        check_side(key, pixels, unit, int(transformer["pos_embed_max_size"]) * unit)
         sides.append(pixels // factor)
     return int(transformer["in_channels"]), sides[0], sides[1]
+
+
+def _latent_shape_in(folder: Path, model: ModelConfig) -> tuple[int, int, int]:
+    return latent_shape(_config(folder, "transformer"), _config(folder, "vae"), (model.height, model.width))
 
 
 def image_tokens(transformer: Mapping[str, Any], shape: tuple[int, int, int]) -> int:
@@ -235,13 +241,7 @@ def _empty(folder: Path, name: str) -> torch.nn.Module:
 
 def _config(folder: Path, name: str) -> dict[str, Any]:
     """A component's configuration with the defaults of its class."""
-    import inspect
-
-    import diffusers
-
-    from prdp.diffusion.model_folder import read_component
+    from prdp.diffusion.model_components import component_config
 
     classes = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL", "scheduler": SCHEDULER}
-    parameters = inspect.signature(getattr(diffusers, classes[name]).__init__).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-    return {**defaults, **read_component(folder, name)}
+    return component_config(folder, name, classes[name])

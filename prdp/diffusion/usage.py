@@ -22,7 +22,13 @@ class LastStepsWithoutNoise(DDIMScheduler):
 
 
 def usage_text(
-    model: ModelConfig, sampler: SamplerConfig, scheduler: Mapping[str, Any], mode: str, weights: Path, prompt: str
+    model: ModelConfig,
+    sampler: SamplerConfig,
+    scheduler: Mapping[str, Any],
+    shape: tuple[int, int],
+    mode: str,
+    weights: Path,
+    prompt: str,
 ) -> str:
     """Markdown: a program that samples with diffusers alone as the run did, and where it differs.
 
@@ -30,6 +36,7 @@ def usage_text(
         model: the base of the run.
         sampler: how the run sampled.
         scheduler: configuration of the scheduler that the run sampled with.
+        shape: (height, width) of the images.
         mode: learner.mode, 'lora' or 'full'.
         weights: folder of the exported weights.
         prompt: stands in the program as an example.
@@ -39,7 +46,7 @@ def usage_text(
             "# These weights in plain diffusers",
             "",
             "```python",
-            _program(model, sampler, scheduler, mode, weights, prompt).strip("\n"),
+            _program(model, sampler, scheduler, shape, mode, weights, prompt).strip("\n"),
             "```",
             "",
             *_remarks(sampler, scheduler),
@@ -49,7 +56,13 @@ def usage_text(
 
 
 def _program(
-    model: ModelConfig, sampler: SamplerConfig, scheduler: Mapping[str, Any], mode: str, weights: Path, prompt: str
+    model: ModelConfig,
+    sampler: SamplerConfig,
+    scheduler: Mapping[str, Any],
+    shape: tuple[int, int],
+    mode: str,
+    weights: Path,
+    prompt: str,
 ) -> str:
     name = "DDPMScheduler" if sampler.kind == "ddpm" else "DDIMScheduler"
     options = ["safety_checker=None"]
@@ -75,6 +88,8 @@ def _program(
         'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")',
         "images = pipeline(",
         f"    {prompt!r},",
+        f"    height={shape[0]},",
+        f"    width={shape[1]},",
         f"    num_inference_steps={sampler.steps},",
         f"    guidance_scale={sampler.guidance_scale!r},",
         *([f"    eta={sampler.eta!r},"] if sampler.kind == "ddim" else []),

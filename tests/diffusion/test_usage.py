@@ -44,21 +44,27 @@ def run_program(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, noise:
 
 
 @pytest.mark.parametrize(
-    ("mode", "changes"),
+    ("mode", "changes", "size"),
     [
-        ("lora", {}),
-        ("lora", {"eta": 0.3, "deterministic_final_steps": 2, "timestep_spacing": "trailing"}),
-        ("lora", {"kind": "ddpm", "timestep_spacing": "linspace", "guidance_scale": 0.5}),
-        ("full", {"deterministic_final_steps": 1}),
+        ("lora", {}, {}),
+        ("lora", {"eta": 0.3, "deterministic_final_steps": 2, "timestep_spacing": "trailing"}, {}),
+        ("lora", {"kind": "ddpm", "timestep_spacing": "linspace", "guidance_scale": 0.5}, {}),
+        ("full", {"deterministic_final_steps": 1}, {}),
+        ("full", {}, {"height": 24, "width": 40}),
     ],
-    ids=["ddim", "last_steps_without_noise", "ddpm", "full"],
+    ids=["ddim", "last_steps_without_noise", "ddpm", "full", "not_square"],
 )
 def test_the_program_makes_the_pictures_of_the_sampler(
-    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, changes: dict[str, Any]
+    pipeline_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    changes: dict[str, Any],
+    size: dict[str, int],
 ) -> None:
-    model, settings = ModelConfig(path=str(pipeline_folder)), dataclasses.replace(SAMPLER, **changes)
+    model, settings = ModelConfig(path=str(pipeline_folder), **size), dataclasses.replace(SAMPLER, **changes)
     learner = LearnerConfig(mode=mode, lora_rank=4, lora_alpha=6.0, lora_targets=["to_q", "proj_in"])
-    policy = build_policy(model, learner, seed=0, keep_reference=False)
+    policy: Any = build_policy(model, learner, seed=0, keep_reference=False)
     rng = np.random.default_rng(0)
     start = policy.weights.export(0).tensors
     policy.weights.bind(
@@ -68,9 +74,10 @@ def test_the_program_makes_the_pictures_of_the_sampler(
     sampler = Sampler(policy, settings)
     expected = sampler.sample(PromptBatch(0, 0, (PROMPT,), ({},)), 1, SEED, trajectory=False).images[0]
 
-    text = usage_text(model, settings, policy.scheduler_config, mode, tmp_path / "weights", PROMPT)
+    text = policy.usage(model, settings, mode, tmp_path / "weights", PROMPT)
     noise = ImageNoise(SEED, 0, np.array([0]), np.array([0]), policy.latent_shape)
     picture = run_program(text, tmp_path, monkeypatch, noise)
+    assert picture.shape == expected.shape == (size.get("height", 32), size.get("width", 32), 3)
     assert np.abs(picture.astype(int) - expected).max() <= 1
     assert ("no guidance" in text) == (settings.guidance_scale <= 1)
     assert "t - num_train_timesteps // steps" not in text
@@ -78,7 +85,7 @@ def test_the_program_makes_the_pictures_of_the_sampler(
 
 def test_the_embedded_pipeline_is_named_by_its_function() -> None:
     scheduler = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
-    text = usage_text(ModelConfig(dtype="bfloat16"), SAMPLER, scheduler, "lora", Path("weights"), "x")
+    text = usage_text(ModelConfig(dtype="bfloat16"), SAMPLER, scheduler, (32, 32), "lora", Path("weights"), "x")
     assert "from_pretrained(pipeline_folder(), safety_checker=None, dtype=torch.bfloat16)" in text
     compile(program(text), USAGE_FILE, "exec")
 
@@ -95,5 +102,5 @@ def test_the_embedded_pipeline_is_named_by_its_function() -> None:
 )
 def test_where_diffusers_steps_elsewhere_it_is_told(spacing: str, steps: int, kind: str, told: bool) -> None:
     settings = SamplerConfig(kind=kind, steps=steps, timestep_spacing=spacing)
-    text = usage_text(ModelConfig(), settings, {"num_train_timesteps": 1000}, "lora", Path("weights"), "x")
+    text = usage_text(ModelConfig(), settings, {"num_train_timesteps": 1000}, (32, 32), "lora", Path("weights"), "x")
     assert ("t - num_train_timesteps // steps" in text) == told

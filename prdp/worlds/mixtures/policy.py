@@ -34,6 +34,8 @@ SCHEDULER = {
 }
 """Of Ho et al. 2020: at its end a signal of 0.006 is left, so that x_T says next to nothing of x_0."""
 
+LATENT_SHAPE: tuple[int, ...] = (2, 1, 1)
+"""Of a point."""
 _WIDTH = 64
 _FREQUENCIES = 4
 _TEXT = len(ATTRIBUTES)
@@ -116,7 +118,7 @@ class GaussianMixturesPolicy:
         if learner.mode == "lora":
             raise ValueError("learner.mode is 'lora', expected full for model.family=gaussian_mixtures")
         self.device = torch.device("cpu" if model.device == "auto" else model.device)
-        self.latent_shape: tuple[int, ...] = (2, 1, 1)
+        self.latent_shape = LATENT_SHAPE
         self.scheduler_config: Mapping[str, Any] = SCHEDULER
         self.process: Process = VariancePreserving(SCHEDULER)
         self.precision = "float32"
@@ -143,6 +145,16 @@ class GaussianMixturesPolicy:
     def process_of(model: ModelConfig) -> Process:
         """The one process of this world."""
         return VariancePreserving(SCHEDULER)
+
+    @staticmethod
+    def latent_shape_of(model: ModelConfig) -> tuple[int, ...]:
+        """Of a point."""
+        return LATENT_SHAPE
+
+    @staticmethod
+    def picture_size_of(model: ModelConfig) -> tuple[int, int]:
+        """Of `encode_points`."""
+        return 1, 2
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """`states`: the attributes in [-1, 1] and the parameters of the mixture, float32 [B, 6 + 6 K]."""
