@@ -17,7 +17,7 @@ from prdp.cluster.sockets import check_socket_paths
 from prdp.config import TrainConfig
 from prdp.configuration.bounds import check_family
 from prdp.configuration.compose import Composer, Job
-from prdp.configuration.geometry import geometry_text
+from prdp.configuration.geometry import geometry_text, memory_warning
 from prdp.configuration.key_help import documented, first_comment, topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
 from prdp.configuration.preconditions import check_preconditions
@@ -58,7 +58,7 @@ def train(arguments: Sequence[str]) -> int:
             apply_threads(plan_threads(config))
             number, job = next(waiting)
             where = f"job {number} of {len(jobs)}: {' '.join(job.overrides)}\n  " if options.multirun else ""
-            print(f"{where}{config.output_dir}\n{geometry_text(config)}", flush=True)
+            print(f"{where}{config.output_dir}\n{_plan(config)}", flush=True)
             if options.multirun:
                 _run_in_sweep(config, number)
             else:
@@ -84,7 +84,7 @@ def validate(arguments: Sequence[str]) -> int:
         for number, (job, note) in enumerate(zip(jobs, notes, strict=True), start=1):
             if options.multirun:
                 print(f"job {number} of {len(jobs)}: {' '.join(job.overrides)}")
-            print(geometry_text(job.config))
+            print(_plan(job.config))
             if note:
                 print(note)
     print("ok")
@@ -157,6 +157,11 @@ def options_text() -> str:
     sections = [key.name for key in keys if key.is_section]
     lines += ["sections:", f"  {', '.join(sections)}", "keys of no section:", f"  {', '.join(plain)}"]
     return "\n".join(lines)
+
+
+def _plan(config: TrainConfig) -> str:
+    """The size of a run, and whether its rollouts fit into memory."""
+    return "\n".join(filter(None, [geometry_text(config), memory_warning(config)]))
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from prdp.cluster.process_threads import plan_threads
-from prdp.config import TrainConfig
+from prdp.config import SamplerConfig, TrainConfig
+from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
-from prdp.diffusion.windows import trained_steps
+from prdp.diffusion.windows import stored_latents, trained_steps
 from prdp.learners.precision import spot_check_size
-from prdp.objectives import Trajectory, method_of
+from prdp.objectives import OBJECTIVES, Trajectory, method_of
+from prdp.support.memory import available_memory
+from prdp.types import Int64
+
+_GIB = 2**30
 
 
 def geometry(config: TrainConfig) -> dict[str, int]:
@@ -30,10 +36,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
     branches = 2 if guided(config.sampler.guidance_scale) else 1
-    steps = config.sampler.steps
-    # The last step of these samplers has no variance.
-    ends_quietly = config.sampler.kind in ("ddpm", "cps", "edm_churn")
-    noisy = np.arange(steps - max(config.sampler.deterministic_final_steps, int(ends_quietly)))
+    steps, noisy = config.sampler.steps, _noisy(config.sampler)
     half = (config.learner.autocast or config.model.dtype) != "float32"
     evidence = method.evidence
     trajectory = isinstance(evidence, Trajectory)
@@ -72,9 +75,62 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     }
 
 
+def rollout_bytes(config: TrainConfig, latent_shape: tuple[int, ...], picture_size: tuple[int, int]) -> dict[str, int]:
+    """Bytes of one epoch's rollout, by what it consists of; `prdp.types.Rollout` says what each is.
+
+    Args:
+        latent_shape: (C, h, w) of one image.
+        picture_size: (H, W) in pixels.
+    """
+    images = config.prompts_per_epoch * config.images_per_prompt
+    latent = images * math.prod(latent_shape) * np.dtype(np.float32).itemsize
+    pictures = images * math.prod(picture_size) * 3
+    if not isinstance(method_of(config.objective).evidence, Trajectory):
+        return {"final latents": latent, "pictures": pictures}
+    noisy = _noisy(config.sampler)
+    stored = trained_steps(config.sampler, noisy)
+    return {
+        f"latents around {stored:,} noisy steps": latent * stored_latents(config.sampler, noisy),
+        "reference outputs": latent * stored,
+        "pictures": pictures,
+    }
+
+
+def rollouts_at_once(config: TrainConfig) -> int:
+    """Rollouts that this process holds at a time: actors work on those that are asked for ahead."""
+    return 1 + (min(config.cluster.max_staleness, config.epochs - 1) if config.cluster.kind == "ray" else 0)
+
+
+def memory_warning(config: TrainConfig, available: int | None = None) -> str:
+    """What to change where the rollouts take more memory than there is; empty where they do not.
+
+    Args:
+        available: bytes; None asks the machine.
+    """
+    available = available_memory() if available is None else available
+    size, count = sum(_parts(config).values()), rollouts_at_once(config)
+    if size * count <= available:
+        return ""
+    keys = ["prompts_per_epoch", "images_per_prompt"]
+    at_once = ""
+    if count > 1:
+        keys.append("cluster.max_staleness")
+        at_once = f", and {count} are held at once (cluster.max_staleness={config.cluster.max_staleness})"
+    advice = ""
+    if isinstance(method_of(config.objective).evidence, Trajectory):
+        keys.append("sampler.trained_share")
+        others = " or ".join(name for name, method in OBJECTIVES.items() if not isinstance(method.evidence, Trajectory))
+        torch = config.learner.framework == "torch"
+        advice = ", set sampler.window" + (f", or take an objective that stores no trajectories ({others})" * torch)
+    return (
+        f"warning: memory: a rollout takes {_gib(size)}{at_once}; {_gib(available)} are available here, and the model "
+        f"needs some too. Lower {', '.join(keys)}{advice}"
+    )
+
+
 def geometry_text(config: TrainConfig) -> str:
-    """The geometry for people, an aligned line each."""
-    size = geometry(config)
+    """The geometry for people, an aligned line each; looks into the model's folder for the size of its latents."""
+    size, parts, at_once = geometry(config), _parts(config), rollouts_at_once(config)
     n, b = config.prompts_per_epoch, config.images_per_prompt
     actors = f"{size['samplers']} samplers, {size['reward_actors']} reward actors, 1 learner"
     rows = (
@@ -91,8 +147,32 @@ def geometry_text(config: TrainConfig) -> str:
             "images in all",
             f"{size['images']:,}, and {size['evaluation_images']:,} in {size['evaluations']:,} evaluations",
         ),
+        ("memory of a rollout", _memory_text(parts) + (f"; up to {at_once} at once" if at_once > 1 else "")),
         ("processes", actors if config.cluster.kind == "ray" else "1: sampling and scoring take turns"),
         ("CPU threads per process", f"{size['threads']:,}"),
     )
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _noisy(sampler: SamplerConfig) -> Int64:
+    """Steps that draw noise, as far as the configuration alone tells."""
+    # The last step of these samplers has no variance.
+    ends_quietly = sampler.kind in ("ddpm", "cps", "edm_churn")
+    return np.arange(sampler.steps - max(sampler.deterministic_final_steps, int(ends_quietly)))
+
+
+def _parts(config: TrainConfig) -> dict[str, int]:
+    family = family_of(config.model)
+    return rollout_bytes(config, family.latent_shape_of(config.model), family.picture_size_of(config.model))
+
+
+def _memory_text(parts: Mapping[str, int]) -> str:
+    total = sum(parts.values())
+    if total < 0.01 * _GIB:
+        return f"below 0.01 GiB of {', '.join(parts)}"
+    return f"{_gib(total)} = {' + '.join(f'{_gib(size)} {name}' for name, size in parts.items())}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB" if size < 10 * _GIB else f"{size / _GIB:,.1f} GiB"

@@ -1,0 +1,121 @@
+"""The memory of a rollout, told before a run starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from prdp.commands.train import train, validate
+from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
+from prdp.configuration import geometry
+from prdp.configuration.geometry import geometry_text, memory_warning, rollout_bytes, rollouts_at_once
+from prdp.diffusion import build_sampler, family_of
+from prdp.types import PromptBatch
+from prdp.worlds.mixtures.grammar import prompt_at
+
+GIB = 2**30
+SD3 = (16, 128, 128)
+LARGE = TrainConfig(
+    output_dir="x",
+    reward={"_target_": "x"},
+    prompts_per_epoch=64,
+    images_per_prompt=8,
+    sampler=SamplerConfig(kind="flow_sde", steps=50, eta=0.7),
+)
+
+
+def test_512_images_of_50_steps_of_stable_diffusion_3() -> None:
+    """A latent of 16 x 128 x 128 is 1 MiB: 51 around the steps, 50 of the reference, and 3 MiB of picture."""
+    parts = rollout_bytes(LARGE, SD3, (1024, 1024))
+    assert parts == {
+        "latents around 50 noisy steps": 25.5 * GIB,
+        "reference outputs": 25.0 * GIB,
+        "pictures": 1.5 * GIB,
+    }
+
+
+def test_what_is_not_stored_takes_no_memory() -> None:
+    def of(objective: str = "prdp", **sampler: object) -> list[float]:
+        changed = dataclasses.replace(
+            LARGE, objective={"name": objective}, sampler=dataclasses.replace(LARGE.sampler, **sampler)
+        )
+        return [value / GIB for value in rollout_bytes(changed, SD3, (1024, 1024)).values()]
+
+    assert of(window="random", window_size=2) == [1.5, 1.0, 1.5]
+    assert of(trained_share=0.5) == [25.0, 12.5, 1.5], "no two of them need be neighbours"
+    assert of(kind="cps", eta=0.7) == [25.0, 24.5, 1.5], "its last step draws no noise"
+    assert of("best_of_n") == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("keep", ["trajectory", "final_latents"])
+@pytest.mark.parametrize("sampler", [{}, {"window": "fixed", "window_size": 3}])
+def test_the_memory_is_that_of_a_rollout(keep: str, sampler: dict[str, object]) -> None:
+    model = ModelConfig(family="gaussian_mixtures", path="gaussian_mixtures")
+    settings = SamplerConfig(steps=6, guidance_scale=1.0, deterministic_final_steps=1, **sampler)
+    objective = {"name": "prdp" if keep == "trajectory" else "best_of_n"}
+    config = dataclasses.replace(
+        LARGE, model=model, sampler=settings, prompts_per_epoch=2, images_per_prompt=3, objective=objective
+    )
+    family = family_of(model)
+    parts = list(rollout_bytes(config, family.latent_shape_of(model), family.picture_size_of(model)).values())
+    texts = (prompt_at("train", 0), prompt_at("train", 1))
+    drawn = build_sampler(model, LearnerConfig(mode="full"), settings, seed=0, keep=keep).sample(
+        PromptBatch(0, 0, texts, ({}, {})), 3, seed=0
+    )
+    if keep == "trajectory":
+        assert parts == [drawn.latents.nbytes, drawn.reference_output.nbytes, drawn.images.nbytes]
+    else:
+        assert drawn.final_latents is not None
+        assert parts == [drawn.final_latents.nbytes, drawn.images.nbytes]
+
+
+def test_rollouts_that_are_sampled_ahead_are_held_too() -> None:
+    def of(epochs: int = 9, **cluster: object) -> int:
+        return rollouts_at_once(dataclasses.replace(LARGE, epochs=epochs, cluster=ClusterConfig(**cluster)))
+
+    assert of() == 1
+    assert of(kind="ray") == 1
+    assert of(kind="ray", max_staleness=2) == 3
+    assert of(epochs=2, kind="ray", max_staleness=2) == 2
+    assert of(kind="inline", max_staleness=2) == 1, "one process samples an epoch when it is asked for"
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_told_with_the_keys_that_need_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["experiment=shapes_smoke", "prompts_per_epoch=1024", "sampler.steps=4", f"output_dir={tmp_path / 'run'}"]
+    # Latents [4, 8, 8], 7 an image: 4 around the steps and 3 of the reference; a picture of 32x32 pixels.
+    size = 2048 * (7 * 4 * 8 * 8 * 4 + 3 * 32 * 32)
+    monkeypatch.setattr(geometry, "available_memory", lambda: size - 1)
+    assert validate(words) == 0
+    shown = capsys.readouterr().out
+    assert "memory of a rollout       0.02 GiB = 0.01 GiB latents around 3 noisy steps + 0.01 GiB reference" in shown
+    [told] = [line for line in shown.splitlines() if line.startswith("warning: memory")]
+    for key in ("prompts_per_epoch", "sampler.window", "sampler.trained_share", "best_of_n"):
+        assert key in told
+
+    def refuse(config: TrainConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prdp.train.main", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        train(words)
+    assert told in capsys.readouterr().out
+
+
+def test_the_warning_counts_what_is_held_at_once() -> None:
+    config = dataclasses.replace(
+        LARGE,
+        model=ModelConfig(family="gaussian_mixtures"),
+        objective={"name": "diffusion_dpo"},
+        cluster=ClusterConfig(kind="ray", max_staleness=1),
+    )
+    size = 512 * (8 + 6)
+    assert memory_warning(config, 2 * size) == ""
+    told = memory_warning(config, 2 * size - 1)
+    assert "2 are held at once (cluster.max_staleness=1)" in told
+    assert "sampler.window" not in told, "no trajectories are stored"
+    assert "up to 2 at once" in geometry_text(config)
