@@ -171,16 +171,17 @@ class Watchdog:
         self._known.add(kind)
 
     def look(self) -> float | None:
-        """Say what is due; seconds until the next word may be, None while nothing is done."""
-        if self._at is None:
-            return None
-        work, begun, due = self._at
-        spent = self._clock() - begun
-        if spent < due:
-            return due - spent
-        _log.warning("%s has taken %.0f s; %s", work.doing, spent, self._comparison)
-        self._at = work, begun, 2 * max(due, spent)
-        return self._at[2] - spent
+        """Say what is due, once whoever looks; seconds until the next word may be, None while nothing is done."""
+        with self._changed:
+            if self._at is None:
+                return None
+            work, begun, due = self._at
+            spent = self._clock() - begun
+            if spent < due:
+                return due - spent
+            _log.warning("%s has taken %.0f s; %s", work.doing, spent, self._comparison)
+            self._at = work, begun, 2 * max(due, spent)
+            return self._at[2] - spent
 
     def close(self) -> None:
         """End the thread."""

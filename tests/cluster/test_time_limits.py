@@ -98,6 +98,26 @@ def test_the_thread_of_a_watchdog_speaks_by_itself(monkeypatch: pytest.MonkeyPat
     watchdog.close()
 
 
+def test_a_word_is_said_once_though_two_look_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said, others = Clock(), [], []
+    watchdog = Watchdog({"score": TimeLimit("key", None, 900.0)}, clock)
+
+    def slow_warning(*_: object) -> None:
+        said.append(threading.current_thread().name)
+        if len(said) == 1:
+            others.append(threading.Thread(target=watchdog.look))
+            others[0].start()
+            others[0].join(0.2)
+
+    monkeypatch.setattr("prdp.cluster.time_limits._log.warning", slow_warning)
+    with watchdog.over("score", "scoring"):
+        clock.now += 500.0
+        watchdog.look()
+        others[0].join()
+    watchdog.close()
+    assert len(said) == 1
+
+
 def test_work_that_raises_teaches_nothing() -> None:
     limit = TimeLimit("key", None, 900.0)
     watchdog = Watchdog({"score": limit}, Clock())
