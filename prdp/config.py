@@ -99,12 +99,13 @@ class SamplerConfig:
 
     kind: Annotated[str, one_of(*DIFFUSION_KINDS, *FLOW_KINDS)] = "ddim"
     """'ddim' (with eta) or 'ddpm' (ancestral posterior); for flows 'flow_sde', 'dance_sde', 'cps', 'edm_churn', or
-    'euler' without noise."""
+    'euler', which draws no noise: for objectives on denoising errors and for evaluations."""
     steps: Count = 50
     """T of the paper: denoising steps of each image."""
     eta: NotNegative = 1.0
-    """Noise level of a step, above 0, since a step without noise has no log-prob. DDIM: as a part of the DDPM
-    posterior's, up to 1; flow_sde: its a; cps: its a, up to 1; dance_sde: its eta; edm_churn: its gamma."""
+    """Noise level of a step. DDIM: as a part of the DDPM posterior's, up to 1, and 0 for no noise; flow_sde: its a;
+    cps: its a, up to 1; dance_sde: its eta; edm_churn: its gamma. A step without noise has no log-prob, so that only
+    objectives on denoising errors learn without."""
     guidance_scale: NotNegative = 5.0
     """Classifier-free guidance, in sampling, learning and the reference alike; up to 1 it is off, as in diffusers."""
     timestep_spacing: Annotated[str, one_of(*SPACINGS)] | None = None

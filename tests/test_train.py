@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from narrow_flow import narrow_pipeline
 
 from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.config import TrainConfig
@@ -217,6 +218,31 @@ def test_ray_ends_with_the_same_bits_as_inline(
     cluster = {"kind": "ray", "samplers": samplers, "weight_transport": transport}
     main(configured(pipeline_folder, tmp_path / "run", cluster=cluster))
     assert_same(final_state(tmp_path / "run"), final_state(straight))
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("ddim", "diffusion_dpo"), ("euler", "best_of_n")])
+def test_samplers_without_noise_train_on_denoising_errors(
+    pipeline_folder: Path, tmp_path: Path, kind: str, objective: str
+) -> None:
+    flow = {"family": "stable_diffusion_3", "path": str(tmp_path / "flow"), "max_sequence_length": 3}
+    if kind == "euler":
+        narrow_pipeline().save_pretrained(tmp_path / "flow")
+    folder = main(
+        configured(
+            pipeline_folder,
+            tmp_path / "run",
+            epochs=1,
+            updates_per_epoch=1,
+            model=flow if kind == "euler" else {},
+            sampler={"kind": kind, "eta": 0.0, "deterministic_final_steps": 0},
+            objective={"name": objective, "draws": 2},
+            learner={"mode": "full"},
+        )
+    )
+    start, end = read_metrics(folder)
+    assert end["denoising_error"] > 0 and end["grad_norm"] > 0
+    assert start["eval/score"] != end["eval/score"]
+    assert f"kind: {kind}" in (folder / "config.yaml").read_text()
 
 
 def test_full_weights_train_and_microbatches_change_only_rounding(pipeline_folder: Path, tmp_path: Path) -> None:

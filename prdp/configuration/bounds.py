@@ -12,7 +12,7 @@ from typing import Any
 
 from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
-from prdp.objectives import Trajectory, method_of, objective_label, objective_mistakes
+from prdp.objectives import OBJECTIVES, Trajectory, method_of, objective_label, objective_mistakes
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
@@ -79,24 +79,50 @@ def broken_rules(config: Any) -> tuple[dict[str, Rule], list[str]]:
     return {key: rule for key, _, rule in found}, lines
 
 
-def eta_problems(sampler: SamplerConfig, *, learns: bool) -> list[str]:
-    """What the kind of sampler asks of its noise level.
-
-    Args:
-        learns: whether the steps are learned from; images of an evaluation may be drawn without noise.
-    """
+def noise_problems(sampler: SamplerConfig, images_per_prompt: int) -> list[str]:
+    """What the kind of sampler asks of its noise level, and what a sampler without noise cannot do."""
     kind, eta = f"sampler.kind={sampler.kind}", f"sampler.eta={sampler.eta:g}"
-    reason = "without noise a step has no log-prob to learn from"
-    if sampler.kind == "euler":
-        others = ", ".join(one for one in FLOW_KINDS if one != sampler.kind)
-        return [f"{kind}: draws no noise: {reason}; use one of {others}"] if learns else []
-    if sampler.kind == "ddpm" and learns and sampler.eta != 1:
+    if sampler.kind == "ddpm" and sampler.eta != 1:
         return [f"{eta}: must be 1 for {kind}, whose noise is fixed"]
     if sampler.kind in (*DIFFUSION_KINDS, "cps") and sampler.eta > 1:
         return [f"{eta}: must be from 0 to 1 for {kind}"]
-    if sampler.eta == 0 and (learns or sampler.kind in FLOW_KINDS):
-        return [f"{eta}: must be above 0 for {kind}: {reason}"]
-    return []
+    if sampler.eta == 0 and sampler.kind in FLOW_KINDS and sampler.kind != "euler":
+        return [f"{eta}: must be above 0 for {kind}: of a flow's samplers sampler.kind=euler draws no noise"]
+    if not without_noise(sampler):
+        return []
+    found = []
+    if sampler.window != "all":
+        found.append(f"sampler.window={sampler.window}: must be all where no step draws noise ({_cause(sampler)})")
+    if sampler.shared_start_noise and images_per_prompt > 1:
+        found.append(
+            f"sampler.shared_start_noise=true: must be false where no step draws noise ({_cause(sampler)}): all images "
+            "of a prompt would be the same"
+        )
+    return found
+
+
+def without_noise(sampler: SamplerConfig) -> bool:
+    """Whether no step of a sampler draws noise."""
+    return sampler.kind == "euler" or (sampler.kind == "ddim" and sampler.eta == 0)
+
+
+def log_prob_problems(sampler: SamplerConfig, label: str) -> list[str]:
+    """Why a sampler gives nothing to what is computed of the log-probs of steps.
+
+    Args:
+        label: of what asks for them.
+    """
+    if not without_noise(sampler):
+        return []
+    reason = f"draws no noise: a step without noise has no log-prob, and {label} is computed from those"
+    if sampler.kind != "euler":
+        return [f"{_cause(sampler)}: {reason}; set sampler.eta above 0"]
+    others = ", ".join(one for one in FLOW_KINDS if one != sampler.kind)
+    return [f"{_cause(sampler)}: {reason}; set sampler.kind to one of {others}"]
+
+
+def _cause(sampler: SamplerConfig) -> str:
+    return f"sampler.kind={sampler.kind}" if sampler.kind == "euler" else f"sampler.eta={sampler.eta:g}"
 
 
 def objective_problems(config: TrainConfig) -> list[str]:
@@ -109,7 +135,13 @@ def objective_problems(config: TrainConfig) -> list[str]:
                 f"images_per_prompt=1: must be at least 2: {label} compares images of the same prompt, and fewer make "
                 "no pair"
             )
-        if config.learner.framework == "jax" and not isinstance(method.evidence, Trajectory):
+        if isinstance(method.evidence, Trajectory):
+            others = [name for name, other in OBJECTIVES.items() if not isinstance(other.evidence, Trajectory)]
+            found += [
+                f"{problem}, or take an objective on denoising errors, which needs none: {', '.join(others)}"
+                for problem in log_prob_problems(config.sampler, label)
+            ]
+        elif config.learner.framework == "jax":
             found.append(
                 f"{label}: learns from denoising errors, which learner.framework=jax does not compute; use "
                 "learner.framework=torch"
@@ -125,7 +157,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     if TARGET not in config.objective:
         found += objective_problems(config)
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
-        found += eta_problems(sampler, learns=True)
+        found += noise_problems(sampler, config.images_per_prompt)
     if sampler.kind == "ddpm" and sampler.deterministic_final_steps > 1:
         found.append(
             f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be 0 or 1 for "

@@ -13,6 +13,7 @@ from typing import Any
 
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.configuration.bounds import objective_problems
+from prdp.objectives import Trajectory, method_of
 from prdp.support.errors import StartError, UserError
 from prdp.support.targets import TARGET
 
@@ -35,7 +36,10 @@ def check_preconditions(config: TrainConfig) -> None:
         problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
     if not problems:
         problems += precision_problems(config.model, config.learner.autocast)
-        problems += model_problems(config.model, config.sampler, config.learner)
+        needs_log_probs = isinstance(method_of(config.objective).evidence, Trajectory)
+        problems += model_problems(
+            config.model, config.sampler, config.learner, needs_log_probs=needs_log_probs
+        )
     refuse(problems)
 
 
@@ -159,7 +163,13 @@ def precision_problems(model: ModelConfig, autocast: str | None) -> list[str]:
     return problems
 
 
-def model_problems(model: ModelConfig, sampler: SamplerConfig, learner: LearnerConfig | None = None) -> list[str]:
+def model_problems(
+    model: ModelConfig,
+    sampler: SamplerConfig,
+    learner: LearnerConfig | None = None,
+    *,
+    needs_log_probs: bool = False,
+) -> list[str]:
     """Why a model cannot be loaded, sampled from and, where a learner is given, trained; its weights are not read.
 
     Only the first kind of problem is told: a folder that is not whole has no layers to speak of.
@@ -171,17 +181,19 @@ def model_problems(model: ModelConfig, sampler: SamplerConfig, learner: LearnerC
         family.check(model)
     except UserError as error:
         return [str(error)]
-    problems = transition_problems(model, sampler)
+    problems = transition_problems(model, sampler, needs_log_probs)
     return problems if learner is None else problems + family.learner_problems(model, learner)
 
 
-def transition_problems(model: ModelConfig, sampler: SamplerConfig) -> list[str]:
-    """Why a sampler section makes no chain of a model's process."""
+def transition_problems(model: ModelConfig, sampler: SamplerConfig, needs_log_probs: bool) -> list[str]:
+    """Why a sampler section makes no chain of a model's process, or one without a log-prob where these are needed."""
     from prdp.diffusion import family_of
     from prdp.diffusion.windows import trained_steps
 
     try:
-        trained_steps(sampler, family_of(model).process_of(model).transitions(sampler).noisy)
+        stored = trained_steps(sampler, family_of(model).process_of(model).transitions(sampler).noisy)
     except ValueError as error:
         return [str(error)]
+    if needs_log_probs and not stored:
+        return [f"sampler.steps={sampler.steps}: no step would draw noise, as the last one does not; take more steps"]
     return []

@@ -157,7 +157,7 @@ def flow_transitions(
     if kind not in FLOW_KINDS:
         raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(FLOW_KINDS)} for a flow")
     if kind != "euler" and not eta > 0:
-        raise ValueError(f"sampler.eta is {eta}, expected more than 0: a step without noise has no log-prob")
+        raise ValueError(f"sampler.eta is {eta}, expected more than 0 for sampler.kind={kind}; euler draws no noise")
     if kind == "cps" and eta > 1:
         raise ValueError(f"sampler.eta is {eta}, expected at most 1 for sampler.kind=cps")
     if not 0 <= deterministic_final_steps < steps:
@@ -184,6 +184,4 @@ def flow_transitions(
     if deterministic_final_steps:
         last = slice(steps - deterministic_final_steps, steps)
         sample_coef[last], output_coef[last], std[last] = quiet_sample_coef[last], quiet_output_coef[last], 0.0
-    if kind != "euler" and not std.any():
-        raise ValueError(f"sampler.steps is {steps}: no step would draw noise; take more steps")
     return Transitions(now, sample_coef, output_coef, std, quiet_sample_coef, quiet_output_coef)

@@ -141,7 +141,7 @@ def build_transitions(
     Args:
         scheduler: configuration with num_train_timesteps, betas, prediction_type, steps_offset, set_alpha_to_one.
         steps: T.
-        eta: noise level of DDIM, above 0.
+        eta: noise level of DDIM; with 0 no step draws noise.
         spacing: overrides the configuration's timestep_spacing.
         deterministic_final_steps: number of last steps taken with eta = 0; 0 and 1 are the same for 'ddpm'.
 
@@ -171,10 +171,6 @@ def build_transitions(
     if deterministic_final_steps:
         level[-deterministic_final_steps:] = 0.0
     sigma = level * np.sqrt(np.maximum(variance, 0.0))
-    if not sigma.any():
-        raise ValueError(
-            f"sampler.steps is {steps}: no step would draw noise, as the last one does not; take more steps"
-        )
     prediction = scheduler.get("prediction_type", "epsilon")
     sample_coef, output_coef = _mean_coefficients(abar, abar_prev, sigma, prediction)
     return Transitions(

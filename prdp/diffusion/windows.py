@@ -45,7 +45,7 @@ def window_size(sampler: SamplerConfig, noisy: Int64) -> int:
 
 
 def trained_steps(sampler: SamplerConfig, noisy: Int64) -> int:
-    """T of the evidence: the steps of each image that are stored and learned from."""
+    """T of the evidence: the steps of each image that are stored and learned from; 0 where none draws noise."""
     size = window_size(sampler, noisy)
     if not 0 < sampler.trained_share <= 1:
         raise ValueError(f"sampler.trained_share is {sampler.trained_share}, expected more than 0 and at most 1")
@@ -60,7 +60,7 @@ def stored_latents(sampler: SamplerConfig, noisy: Int64) -> int:
 
 
 def _share(sampler: SamplerConfig, size: int) -> int:
-    return max(1, round(size * sampler.trained_share))
+    return max(min(1, size), round(size * sampler.trained_share))
 
 
 def _runs(rows: Int64) -> int:

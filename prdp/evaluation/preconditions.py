@@ -37,5 +37,5 @@ def check_evaluation_preconditions(config: EvaluateConfig, models: Sequence[Mode
     if not problems:
         problems += precision_problems(config.model, config.autocast)
         for model in models:
-            problems += model_problems(model, config.sampler)
+            problems += model_problems(model, config.sampler, needs_log_probs=config.kl)
     refuse(problems)

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from prdp.cli import main
-from prdp.config import ModelConfig
+from prdp.config import ModelConfig, SamplerConfig
+from prdp.configuration.preconditions import transition_problems
 from prdp.diffusion.stable_diffusion import load_pipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -229,6 +230,15 @@ def test_what_this_machine_or_this_network_cannot_do(
     message = refusals(capsys, f"model.path={model_folder}", *(word.replace("{clip}", str(clip)) for word in words))
     for text in says:
         assert text in message
+
+
+def test_a_sampler_whose_only_step_draws_no_noise() -> None:
+    model = ModelConfig(family="gaussian_mixtures")
+    for kind in ("ddpm", "ddim"):
+        sampler = SamplerConfig(kind=kind, steps=1)
+        [problem] = transition_problems(model, sampler, needs_log_probs=True)
+        assert problem.startswith("sampler.steps=1: no step would draw noise")
+        assert transition_problems(model, sampler, needs_log_probs=False) == []
 
 
 @pytest.mark.slow

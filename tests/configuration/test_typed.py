@@ -6,15 +6,17 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from prdp.config import SamplerConfig, TrainConfig
-from prdp.configuration.bounds import eta_problems, values
+from prdp.configuration.bounds import noise_problems, values
 from prdp.configuration.compose import Composer
 from prdp.configuration.geometry import geometry, geometry_text
 from prdp.configuration.typed import conf_folder, groups, read_config, typed, write_config
+from prdp.objectives import OBJECTIVES
 from prdp.support.errors import ConfigError, UserError
 
 TARGET = {"_target_": "package.name"}
@@ -158,12 +160,49 @@ def test_the_noise_of_cps_is_a_part() -> None:
             typed({**MINIMAL, "sampler": {"kind": "cps", "eta": eta}})
 
 
-def test_images_of_an_evaluation_may_be_drawn_without_noise() -> None:
-    assert eta_problems(SamplerConfig(kind="ddim", eta=0.0), learns=False) == []
-    assert eta_problems(SamplerConfig(kind="ddpm", eta=0.5), learns=False) == []
-    assert eta_problems(SamplerConfig(kind="euler", eta=0.0), learns=False) == []
-    assert len(eta_problems(SamplerConfig(kind="ddim", eta=2.0), learns=False)) == 1
-    assert len(eta_problems(SamplerConfig(kind="cps", eta=0.0), learns=False)) == 1
+WITHOUT_NOISE = [{"kind": "euler"}, {"kind": "ddim", "eta": 0.0}]
+DENOISING = ("reward_weighted_regression", "best_of_n", "diffusion_dpo")
+
+
+@pytest.mark.parametrize("sampler", WITHOUT_NOISE)
+def test_without_noise_only_denoising_errors_are_learned_from(sampler: dict[str, Any]) -> None:
+    for name in DENOISING:
+        assert typed({**MINIMAL, "objective": {"name": name}, "sampler": sampler}).sampler.kind == sampler["kind"]
+    for name in OBJECTIVES.keys() - set(DENOISING):
+        with pytest.raises(ConfigError) as caught:
+            typed({**MINIMAL, "objective": {"name": name}, "sampler": sampler})
+        told = str(caught.value)
+        assert told.startswith("sampler.kind=euler: " if sampler["kind"] == "euler" else "sampler.eta=0: ")
+        for part in ("no log-prob", f"objective.name={name} is", "; set sampler.", ", ".join(DENOISING)):
+            assert part in told
+
+
+@pytest.mark.parametrize("sampler", WITHOUT_NOISE)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"window": "random"}, "sampler.window=random: must be all where no step draws noise (sampler."),
+        ({"shared_start_noise": True}, "sampler.shared_start_noise=true: must be false where no step draws noise"),
+    ],
+)
+def test_what_means_nothing_without_noise_is_refused(
+    sampler: dict[str, Any], change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        typed({**MINIMAL, "objective": {"name": "diffusion_dpo"}, "sampler": {**sampler, **change}})
+    assert str(caught.value).startswith(says)
+    with_noise = {**sampler, **change, "kind": "ddim", "eta": 1.0}
+    assert typed({**MINIMAL, "objective": {"name": "diffusion_dpo"}, "sampler": with_noise}).sampler.eta == 1.0
+
+
+def test_what_kinds_of_samplers_ask_of_their_noise() -> None:
+    def problems(**sampler: Any) -> list[str]:
+        return noise_problems(SamplerConfig(**sampler), images_per_prompt=1)
+
+    assert problems(kind="ddim", eta=0.0) == problems(kind="euler", eta=0.0) == []
+    assert problems(kind="euler", shared_start_noise=True) == [], "of one image a prompt"
+    for wrong in ({"kind": "ddpm", "eta": 0.5}, {"kind": "ddim", "eta": 2.0}, {"kind": "cps", "eta": 0.0}):
+        assert len(problems(**wrong)) == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -17,7 +17,6 @@ from prdp.diffusion.effective_scheduler import effective_scheduler
 from prdp.diffusion.model_components import component_problems
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
-from prdp.diffusion.variance_preserving import build_transitions
 from prdp.types import PromptBatch
 
 PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))
@@ -64,10 +63,8 @@ def pictures(folder: Path, eta: float) -> np.ndarray:
     """Ours, uint8."""
     learner = LearnerConfig(mode="frozen")
     policy = build_policy(ModelConfig(path=str(folder)), learner, seed=0, keep_reference=False)
-    # A table with eta 0 has no log-probs, and so is no sampler's; its means are what DDIM without noise takes.
-    table = build_transitions(policy.scheduler_config, steps=STEPS, eta=eta or 1e-12)
-    settings = SamplerConfig(steps=STEPS, guidance_scale=3.0, microbatch=4)
-    return Sampler(policy, settings, table).sample(PROMPTS, 1, SEED, trajectory=False).images
+    settings = SamplerConfig(steps=STEPS, eta=eta, guidance_scale=3.0, microbatch=4)
+    return Sampler(policy, settings).sample(PROMPTS, 1, SEED, trajectory=False).images
 
 
 def theirs(folder: Path, eta: float, **component: Any) -> np.ndarray:

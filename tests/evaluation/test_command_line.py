@@ -219,6 +219,8 @@ SHAPES = ["models=[base]", "model=shapes", "prompts=[shapes]", "rewards=[redness
         ([*SHAPES, "images_per_promt=5"], "Did you mean 'images_per_prompt'?"),
         ([*SHAPES, "collapse_below=2", "seeds=[1,1]"], "collapse_below=2: must be from 0 to 1"),
         ([*SHAPES, "kl=true", "autocast=bfloat16"], "set autocast=null model.dtype=float32 (given autocast=bfloat16"),
+        ([*SHAPES, "kl=true", "sampler.eta=0"], "kl=true is computed from those; set sampler.eta above 0, or kl=false"),
+        ([*SHAPES, "sampler.kind=ddpm", "sampler.eta=0.5"], "sampler.eta=0.5: must be 1 for sampler.kind=ddpm"),
         ([*SHAPES, "autocast=bfloat16", "model.dtype=float16"], "autocast=bfloat16: must be null or float16"),
         ([*SHAPES, "export=[genevl]"], "export=genevl: must be one of"),
         ([*SHAPES, "export=[geneval]"], "has no tag and no include"),
