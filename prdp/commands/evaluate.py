@@ -15,8 +15,10 @@ from prdp.cluster.process_threads import apply_threads
 from prdp.configuration.compose import Composer
 from prdp.configuration.key_help import topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
+from prdp.configuration.preconditions import refuse, size_problems
 from prdp.configuration.secret_values import check_no_secrets
 from prdp.configuration.typed import conf_folder, groups, schema_keys, write_config
+from prdp.diffusion import family_of
 from prdp.evaluation.command_line import EVALUATE, read_command_line
 from prdp.evaluation.exports import FOLDER as EXPORTS
 from prdp.evaluation.exports import check_export, export
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     with Composer(line.words, folders=options.config_dir, root=line.root, additions=line.additions) as composer:
         [job] = composer.jobs()
         apply_threads(job.config.cluster.threads or 1)
-        models, prompts = check_start(job.config, line.model_is_given)
+        models, prompts = check_start(job.config, line.model_is_given, line.sizes)
 
         def task(config: EvaluateConfig) -> None:
             evaluate(config, models, prompts, line.notes)
@@ -88,9 +90,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check_start(
-    config: EvaluateConfig, model_is_given: bool = True
+    config: EvaluateConfig, model_is_given: bool = True, sizes: Sequence[str] = ()
 ) -> tuple[list[EvaluatedModel], dict[str, PromptBatch]]:
     """Find models and prompts, and check everything that can be checked without computing.
+
+    Args:
+        model_is_given: whether the section `model` says what 'base' is.
+        sizes: those of its height and width that hold for every model.
 
     Raises:
         ConfigError, StartError: naming the key and what is wrong.
@@ -100,7 +106,8 @@ def check_start(
     from prdp.rewards import check_reward
 
     check_no_secrets(dataclasses.asdict(config))
-    models = find_models(config.models, config.model if model_is_given else None)
+    size = {name: getattr(config.model, name) for name in sizes}
+    models = find_models(config.models, config.model if model_is_given else None, size)
     names = [model.name for model in models]
     if config.against is not None and config.against not in names:
         if config.against != BASE:
@@ -115,6 +122,9 @@ def check_start(
     for key in ("rewards", "watch"):
         for name, section in getattr(config, key).items():
             check_reward(f"{key}.{name}", section, elsewhere=environment is not None)
+            if environment is None:
+                for model in models:
+                    refuse(size_problems(f"{key}.{name}", section, model.model, f", as {model.name} draws"))
     check_reward("features", config.features)
     prompts = {}
     for name, section in config.prompts.items():
@@ -147,6 +157,7 @@ def evaluate(
         say = progress.message
         remove_leftovers(folder, deep=True)
         write_config(config, folder / "config.yaml")
+        notes = (*notes, *_size_notes(models))
         for note in (str(folder), *notes):
             say(note)
         if len(config.seeds) * config.images_per_prompt < 2:
@@ -170,6 +181,18 @@ def evaluate(
             progress.message(f"ALARM {alarm}")
         say(f"report: {report}")
     return folder
+
+
+def _size_notes(models: Sequence[EvaluatedModel]) -> list[str]:
+    """What models whose pictures, or latents, have several sizes do not have in common."""
+    if all(model.shares_noise_with(models[0]) for model in models):
+        return []
+    sizes = [(model.name, *family_of(model.model).picture_size_of(model.model)) for model in models]
+    shown = ", ".join(f"{name} {height} x {width}" for name, height, width in sizes)
+    return [
+        f"the models' latents differ in shape, so that not all start from the same noise (height x width of pictures: "
+        f"{shown}); there is no drift between those that do not. model.height and model.width hold for every model"
+    ]
 
 
 def _export(results: Results, work: Work) -> None:

@@ -20,7 +20,7 @@ from prdp.configuration.compose import Composer, Job
 from prdp.configuration.geometry import geometry_text, memory_warning
 from prdp.configuration.key_help import documented, first_comment, topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
-from prdp.configuration.preconditions import check_preconditions
+from prdp.configuration.preconditions import check_preconditions, refuse, size_problems
 from prdp.configuration.secret_values import check_no_secrets
 from prdp.configuration.typed import conf_folder, config_yaml, groups, schema_keys
 from prdp.prompts import prompts_of_run
@@ -130,6 +130,8 @@ def check_start(config: TrainConfig) -> str:
                     check(prompt, metadata)
     check_family(config)
     check_preconditions(config)
+    if environment is None:
+        refuse(size_problems("reward", config.reward, config.model))
     folder = Path(config.output_dir)
     check_writable(folder)
     _check_mirror(config)

@@ -163,6 +163,26 @@ def precision_problems(model: ModelConfig, autocast: str | None) -> list[str]:
     return problems
 
 
+def size_problems(key: str, section: Mapping[str, Any], model: ModelConfig, where: str = "") -> list[str]:
+    """Why a reward cannot score pictures of a model's size; both have passed their own checks.
+
+    Args:
+        key: where the reward's section stands.
+        where: put behind each problem, such as the model's name.
+    """
+    from prdp.diffusion import family_of
+    from prdp.rewards import size_checks
+
+    checks = size_checks(key, section)
+    problems = []
+    for part, check in checks.items():
+        try:
+            check(*family_of(model).picture_size_of(model))
+        except ValueError as error:
+            problems.append(f"{part}: {error}{where}")
+    return problems
+
+
 def model_problems(
     model: ModelConfig,
     sampler: SamplerConfig,

@@ -38,6 +38,7 @@ class CommandLine:
         root: the configuration, with what the first run brings along.
         notes: what was taken from where, for people.
         model_is_given: whether anything says what 'base' is.
+        sizes: those of height and width that the command line gives, which hold for every model.
     """
 
     words: tuple[str, ...]
@@ -45,6 +46,7 @@ class CommandLine:
     root: Root
     notes: tuple[str, ...]
     model_is_given: bool
+    sizes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -92,7 +94,8 @@ def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandL
     )
     given = bool(runs) or any(re.match(r"\+*model(\.path)?=", word) for word in rest)
     rest = [_addressed(word, chosen.splits) for word in rest]
-    return CommandLine((*words, *rest), tuple(chosen.additions), root, tuple(notes), given)
+    sizes = tuple(name for name in ("height", "width") if any(re.match(rf"\+*model\.{name}=", word) for word in rest))
+    return CommandLine((*words, *rest), tuple(chosen.additions), root, tuple(notes), given, sizes)
 
 
 EVALUATE = Root(

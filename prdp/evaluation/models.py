@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -51,18 +51,25 @@ class EvaluatedModel:
     learner: LearnerConfig | None = None
     seed: int = 0
 
+    def shares_noise_with(self, other: EvaluatedModel) -> bool:
+        """Whether both start from the same noise, which has the shape of their latents."""
+        return self.model == other.model or _latent_shape(self.model) == _latent_shape(other.model)
+
     @property
     def source(self) -> str:
         """Where the weights come from, for people."""
         return self.model.path if self.path is None else f"{self.path}"
 
 
-def find_models(entries: Sequence[str], base: ModelConfig | None) -> list[EvaluatedModel]:
+def find_models(
+    entries: Sequence[str], base: ModelConfig | None, size: Mapping[str, int | None] | None = None
+) -> list[EvaluatedModel]:
     """The models that the entries name, in order, sweeps and folders of checkpoints unfolded.
 
     Args:
         entries: 'base' or '[name:]path'.
         base: what 'base' means and what LoRA files are applied to; None where nothing says so.
+        size: those of height and width that every model draws in, whatever it was trained in.
 
     Raises:
         StartError: an entry that is none of these, files that are missing, or two models of one name.
@@ -71,6 +78,7 @@ def find_models(entries: Sequence[str], base: ModelConfig | None) -> list[Evalua
     for entry in entries:
         name, path = split_name(entry)
         found += _found(entry, name, path, base)
+    found = [replace(model, model=replace(model.model, **(size or {}))) for model in found]
     # Images lie in folders that are called after the models, on file systems that may not tell 'A' from 'a'.
     by_folder: dict[str, list[EvaluatedModel]] = {}
     for model in found:
@@ -159,11 +167,8 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
         return [_of_checkpoint(f"{name}/{one.name}" if name else None, one) for one in checkpoints]
     if (folder / INDEX).is_file():
         run = _run_around(folder)
-        dtype = base or ModelConfig()
-        family = family_in(folder) or dtype.family
-        plain = ModelConfig(family=family, path=str(folder), dtype=dtype.dtype, device=dtype.device)
-        # Sizes are those of the base, where it is of the same kind.
-        model = replace(dtype, path=str(folder), revision=None, variant=None) if family == dtype.family else plain
+        like = run.config.model if run is not None else base or ModelConfig()
+        model = _like(like, str(folder), family_in(folder) or like.family)
         return [EvaluatedModel(name or _short(folder), "pipeline", model, run=run, epoch=run.epoch if run else None)]
     lora = folder if folder.suffix == ".safetensors" else _lora_in(folder)
     if lora is not None and lora.is_file():
@@ -176,13 +181,19 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
         prefix = f"{name}/" if name else ""
         return [_of_run(entry, prefix + label, one) for label, one in zip(labels, sweep, strict=True)]
     if _may_be_on_hub(path):
-        dtype = base or ModelConfig()
-        return [EvaluatedModel(name or path, "pipeline", ModelConfig(path=path, dtype=dtype.dtype))]
+        return [EvaluatedModel(name or path, "pipeline", _like(base or ModelConfig(), path, ModelConfig().family))]
     check_exists(entry)
     raise StartError(
         f"models: {entry}: {folder} is neither the folder of a run or sweep (config.yaml), nor a checkpoint "
         f"({STATE_FILE}), nor a diffusers folder ({INDEX}), nor a LoRA ({' or '.join(LORA_FILES)}, *.safetensors)"
     )
+
+
+def _like(model: ModelConfig, path: str, family: str) -> ModelConfig:
+    """A whole pipeline elsewhere; of a model of the same family it takes the sizes too."""
+    if family == model.family:
+        return replace(model, path=path, revision=None, variant=None)
+    return ModelConfig(family=family, path=path, dtype=model.dtype, device=model.device)
 
 
 def _of_run(entry: str, name: str, folder: Path) -> EvaluatedModel:
@@ -250,6 +261,10 @@ def _short(path: Path) -> str:
         return telling
     dated = re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", part.name)
     return f"{part.parent.name}/{part.name}" if dated or part.name.isdigit() else part.name
+
+
+def _latent_shape(model: ModelConfig) -> tuple[int, ...]:
+    return family_of(model).latent_shape_of(model)
 
 
 @cache

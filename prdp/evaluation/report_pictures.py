@@ -34,9 +34,11 @@ def grid(results: Results) -> str:
         title = f"<h3>{escape(prompt_set)}</h3>" if len(results.work.prompts) > 1 else ""
         sections.append(f'{title}<div class="{_cards(len(results.models), large)}">{"".join(cards)}</div>')
     body = "".join(sections)
+    alike = all(model.shares_noise_with(results.models[0]) for model in results.models)
+    noise = "; every model starts from the same noise" if alike else ""
     return (
-        '<h2>Side by side</h2><p class="lead">The first prompts of each set as they come, none picked; every model '
-        f"starts from the same noise. Under each picture its {escape(reward)}.</p>{body}"
+        f'<h2>Side by side</h2><p class="lead">The first prompts of each set as they come, none picked{noise}. '
+        f"Under each picture its {escape(reward)}.</p>{body}"
     )
 
 

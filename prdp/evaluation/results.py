@@ -82,7 +82,8 @@ class Spread:
     Attributes:
         diversity: mean pairwise distance of a prompt's images.
         relative: diversity as a part of that of the model compared with.
-        drift: mean distance of each image from its partner of the same noise.
+        drift: mean distance of each image from its partner of the same noise; NaN where latents of another shape start
+            from other noise.
         logratio_ref: mean log-ratio to the base over latent dims and steps, an estimate of the KL on that scale.
         collapsed: the alarm.
     """
@@ -174,12 +175,14 @@ def gather(work: Work, identities: Mapping[str, Mapping[str, Any]], features: st
     }
     cells: list[Cell] = []
     spreads: list[Spread] = []
+    models = {model.name: model for model in work.models}
     for prompt_set in work.prompts:
         base = images.get((work.config.against, prompt_set)) if work.config.against is not None else None
         for model in work.models:
             found = images[model.name, prompt_set]
             other = base if model.name != work.config.against else None
-            spreads.append(_spread(work, model.name, prompt_set, found, other))
+            noise = other is not None and model.shares_noise_with(models[str(work.config.against)])
+            spreads.append(_spread(work, model.name, prompt_set, found, other, noise))
             for reward in sections:
                 cells += _cells(work, model.name, prompt_set, reward, found, other)
     return Results(work, dict(identities), features, images, tuple(cells), tuple(spreads), ())
@@ -263,7 +266,9 @@ def _cells(work: Work, model: str, prompt_set: str, reward: str, found: Images, 
     return cells
 
 
-def _spread(work: Work, model: str, prompt_set: str, found: Images, base: Images | None) -> Spread:
+def _spread(
+    work: Work, model: str, prompt_set: str, found: Images, base: Images | None, same_noise: bool
+) -> Spread:
     confidence = work.config.confidence
     values, labels = mean_pairwise_distance(found.features, found.prompt)
     diversity = mean_interval(values, labels, confidence)
@@ -272,6 +277,7 @@ def _spread(work: Work, model: str, prompt_set: str, found: Images, base: Images
         own, _ = mean_pairwise_distance(base.features, base.prompt)
         reference = float(np.mean(own)) if len(own) else np.nan
         relative = diversity[0] / reference if reference > 0 else np.nan
+    if base is not None and same_noise:
         drift = mean_interval(paired_distance(found.features, base.features), found.prompt, confidence)
     ratio = mean_interval(found.logratio_ref, found.prompt, confidence)
     collapsed = bool(relative < work.config.collapse_below)

@@ -43,7 +43,7 @@ class EvaluateConfig:
     images_per_prompt: Count = 4
     """Of each prompt and seed; diversity needs at least 2 images of a prompt."""
     seeds: Annotated[list[int], _SEEDS] = field(default_factory=lambda: [0])
-    """Noise seeds; every model gets the same noise."""
+    """Noise seeds; models whose latents have one shape get the same noise."""
     prompt_seed: CountOrZero = 1234
     """Which prompts of a larger set are taken."""
     autocast: HalfPrecision | None = None
@@ -63,7 +63,8 @@ class EvaluateConfig:
     output_dir: Text = MISSING
     """The evaluation's folder: the same one again goes on, or adds what is missing."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model called 'base', which LoRA files are applied to; dtype and device hold for every model."""
+    """The model called 'base', which LoRA files are applied to; dtype and device hold for every model, and so do height
+    and width where the command line gives them."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How every model draws; what the first run says unless given."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

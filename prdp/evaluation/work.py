@@ -13,7 +13,6 @@ import numpy as np
 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import RewardWorker, Workforce
-from prdp.config import SamplerConfig
 from prdp.evaluation.features import Features
 from prdp.evaluation.loading import build_evaluated_sampler, measures_kl
 from prdp.evaluation.models import EvaluatedModel, model_digest
@@ -169,7 +168,7 @@ def _sample(work: Work, model: EvaluatedModel, wanted: Mapping[Place, Sequence[C
         partial(
             build_evaluated_sampler,
             model,
-            _plain_sampler(config.sampler),
+            config.sampler,
             config.model.dtype,
             config.model.device,
             config.autocast,
@@ -201,11 +200,6 @@ def _sample(work: Work, model: EvaluatedModel, wanted: Mapping[Place, Sequence[C
                 say(f"{place_name(place)}: {sum(map(len, chunks))} images in {format_seconds(seconds)}")
     finally:
         workforce.close()
-
-
-def _plain_sampler(sampler: SamplerConfig) -> SamplerConfig:
-    """Without the noise level that 'ddpm' has no use for."""
-    return dataclasses.replace(sampler, eta=1.0) if sampler.kind == "ddpm" else sampler
 
 
 def _score(

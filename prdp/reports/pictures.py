@@ -108,7 +108,9 @@ def comparison_picture(
     cell_width = len(shots) * (_WIDTH + _GAP) - _GAP
     texts = [_wrapped(text, font, cell_width) for _, text in shown]
     lines = max(len(text) for text in texts)
-    cell_height = _TEXT * lines + 8 + _WIDTH + 8 + _TEXT
+    paths = [evaluation.image_path(*key) for key, _ in shown for evaluation in evaluations.values()]
+    high_side = max(_shown_height(path) for path in paths)
+    cell_height = _TEXT * lines + 8 + high_side + 8 + _TEXT
     height = -(-len(shown) // columns)
     canvas = Image.new(
         "RGB",
@@ -125,16 +127,24 @@ def comparison_picture(
         low = shots[start][key][1]
         for side, (name, evaluation) in enumerate(evaluations.items()):
             x = left + side * (_WIDTH + _GAP)
-            with opened_picture(evaluation.image_path(*key)) as image:
+            path = evaluation.image_path(*key)
+            size = (_WIDTH, _shown_height(path))
+            with opened_picture(path) as image:
                 way = Image.Resampling.NEAREST if image.width < _WIDTH else Image.Resampling.LANCZOS
-                canvas.paste(image.convert("RGB").resize((_WIDTH, _WIDTH), way), (x, top))
-            draw.rectangle((x, top, x + _WIDTH - 1, top + _WIDTH - 1), outline=_LINE)
+                canvas.paste(image.convert("RGB").resize(size, way), (x, top))
+            draw.rectangle((x, top, x + size[0] - 1, top + size[1] - 1), outline=_LINE)
             high = shots[name][key][1]
             colour = _MUTED if name == start else _UP if high > low else _DOWN if high < low else _INK
-            draw.text((x, top + _WIDTH + 4), _fitting(name, f"  {high:.2f}", bold), colour, font=bold)
+            draw.text((x, top + high_side + 4), _fitting(name, f"  {high:.2f}", bold), colour, font=bold)
     path_png.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path_png, optimize=True)
     return path_png
+
+
+def _shown_height(path: Path) -> int:
+    """Of a picture that is drawn `_WIDTH` wide."""
+    with opened_picture(path) as image:
+        return max(1, round(_WIDTH * image.height / image.width))
 
 
 def _fitting(name: str, score: str, font: Any) -> str:

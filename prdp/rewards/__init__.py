@@ -40,12 +40,21 @@ def prompt_checks(key: str, section: Mapping[str, Any]) -> dict[str, Callable[[s
     Returns:
         functions of a prompt and its metadata that raise ValueError when it cannot be scored.
     """
-    check = getattr(locate(f"{key}.{TARGET}", section[TARGET]), "check_prompt", None)
+    return _members("check_prompt", key, section)
+
+
+def size_checks(key: str, section: Mapping[str, Any]) -> dict[str, Callable[[int, int], None]]:
+    """Likewise of a class's `check_size`: functions of the height and width of pictures that cannot be scored."""
+    return _members("check_size", key, section)
+
+
+def _members(name: str, key: str, section: Mapping[str, Any]) -> dict[str, Callable[..., None]]:
+    check = getattr(locate(f"{key}.{TARGET}", section[TARGET]), name, None)
     found = {} if check is None else {key: check}
     terms = section.get("terms")
-    for name, term in terms.items() if isinstance(terms, Mapping) else ():
-        if isinstance(term, Mapping) and isinstance(term.get("reward"), Mapping):
-            found |= prompt_checks(f"{key}.terms.{name}.reward", term["reward"])
+    for term, inner in terms.items() if isinstance(terms, Mapping) else ():
+        if isinstance(inner, Mapping) and isinstance(inner.get("reward"), Mapping):
+            found |= _members(name, f"{key}.terms.{term}.reward", inner["reward"])
     return found
 
 

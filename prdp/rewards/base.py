@@ -22,12 +22,13 @@ class Reward(Protocol):
 
     What `score` gets is the reward's own: images are read-only, and changes to prompts and metadata reach nobody else.
 
-    A reward may have four more members. The class method `check(**arguments) -> None` is called with the arguments of
+    A reward may have more members. The class method `check(**arguments) -> None` is called with the arguments of
     the constructor before anything long starts, and raises ValueError or FileNotFoundError for weights or packages that
-    are missing. The method `identity()` answers what `identity_of` would, for a reward that is made of others.
-    `retries_itself = True` keeps a run from asking it again after an error that may pass. `waits_seconds` is how long
-    one call may wait for others, such as a server that is away, before it raises: so much longer before it counts as
-    hung.
+    are missing. The static methods `check_prompt(prompt, metadata)` and `check_size(height, width)` raise ValueError
+    for prompts and for sizes of pictures that it cannot score. The method `identity()` answers what `identity_of`
+    would, for a reward that is made of others. `retries_itself = True` keeps a run from asking it again after an error
+    that may pass. `waits_seconds` is how long one call may wait for others, such as a server that is away, before it
+    raises: so much longer before it counts as hung.
     """
 
     name: str

@@ -219,6 +219,11 @@ SHAPES = ["models=[base]", "model=shapes", "prompts=[shapes]", "rewards=[redness
         ([*SHAPES, "images_per_promt=5"], "Did you mean 'images_per_prompt'?"),
         ([*SHAPES, "collapse_below=2", "seeds=[1,1]"], "collapse_below=2: must be from 0 to 1"),
         ([*SHAPES, "kl=true", "autocast=bfloat16"], "set autocast=null model.dtype=float32 (given autocast=bfloat16"),
+        ([*SHAPES, "model.height=36"], "model.height=36: must be a multiple of 8 pixels, such as 32 or 40"),
+        (
+            [*SHAPES, "model.height=24", "watch=[shapes_judge]"],
+            "watch.shapes_judge: shapes_judge scores square pictures, not 24 x 32 (height x width), as base draws",
+        ),
         ([*SHAPES, "kl=true", "sampler.eta=0"], "kl=true is computed from those; set sampler.eta above 0, or kl=false"),
         ([*SHAPES, "sampler.kind=ddpm", "sampler.eta=0.5"], "sampler.eta=0.5: must be 1 for sampler.kind=ddpm"),
         ([*SHAPES, "autocast=bfloat16", "model.dtype=float16"], "autocast=bfloat16: must be null or float16"),

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deep_pipeline import deep_pipeline
 
 from prdp.checkpoints.run_lock import LockedError, hold
 from prdp.commands.evaluate import check_start, evaluate, main
+from prdp.config import ModelConfig
 from prdp.configuration.compose import Composer
 from prdp.configuration.typed import conf_folder, typed
 from prdp.evaluation.command_line import read_command_line
@@ -82,7 +84,7 @@ def judge(*words: str) -> None:
     line = read_command_line(words, [conf_folder()])
     with Composer(line.words, root=line.root, additions=line.additions) as composer:
         [job] = composer.jobs()
-    evaluate(job.config, *check_start(job.config, line.model_is_given), line.notes)
+    evaluate(job.config, *check_start(job.config, line.model_is_given, line.sizes), line.notes)
 
 
 def table(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -126,6 +128,36 @@ def test_full_weights_and_their_checkpoint(full_run: Path, tmp_path: Path) -> No
     assert scores.pop("base") == pytest.approx(load_evaluation(full_run, 0).scores.mean(), abs=1e-6)
     assert sorted(scores) == ["full", "full/epoch_00001"]
     assert list(scores.values()) == pytest.approx([expected] * 2, abs=1e-6)
+
+
+def test_models_of_several_sizes_are_judged_beside_each_other(
+    lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Latents of 9 x 5, odd at every level: training compares each log-ratio with the one that was sampled."""
+    deep_pipeline().save_pretrained(tmp_path / "deep")
+    wide = trained(
+        tmp_path / "wide", tmp_path / "deep", epochs=1, model={"height": 72, "width": 40}, learner={"mode": "full"}
+    )
+    assert read_metrics(wide)[-1]["ratio_error"] < 1e-4
+    assert "height=72,\n    width=40," in (wide / "weights" / "README.md").read_text()
+    judge(f"models=[{wide},{lora_run}]", f"output_dir={tmp_path / 'own'}", "images_per_prompt=1", "prompts_per_set=2")
+    sizes = {name: pictures(tmp_path / "own", name).shape[1:3] for name in ("base", "wide", "lora")}
+    assert sizes == {"base": (72, 40), "wide": (72, 40), "lora": (32, 32)}
+    spread = {row["model"]: row for row in json.loads((tmp_path / "own" / "results.json").read_text())["spread"]}
+    assert spread["wide"]["drift"] >= 0
+    assert spread["lora"]["drift"] == "NaN"
+    assert table(tmp_path / "own")["lora", "redness"]["difference"] != 0
+    said = capsys.readouterr().out
+    assert "base 72 x 40, wide 72 x 40, lora 32 x 32" in said
+    report = (tmp_path / "own" / "report.html").read_text()
+    assert "every model starts from the same noise" not in report
+
+    weights = find_models([str(wide / "weights")], ModelConfig(path="shapes"))[0].model
+    assert (weights.height, weights.width) == (72, 40)
+    line = read_command_line([f"models=[{wide},{lora_run}]", "model.height=16"], [conf_folder()])
+    assert line.sizes == ("height",)
+    found = find_models([str(wide), str(lora_run)], None, {"height": 16})
+    assert [(one.model.height, one.model.width) for one in found] == [(16, 40), (16, None)]
 
 
 def test_only_what_is_missing_is_made(

@@ -324,6 +324,19 @@ def test_a_watched_reward_may_be_written_under_pictures(tmp_path: Path) -> None:
         comparison_picture({"after": tmp_path}, tmp_path / "picture.png", reward="size")
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 16), (16, 8)])
+def test_pictures_that_are_not_square_keep_their_shape(tmp_path: Path, height: int, width: int) -> None:
+    images = np.zeros((1, height, width, 3), np.uint8)
+    images[..., 0] = 255
+    for epoch in (0, 1):
+        save_evaluation(tmp_path, epoch, PromptBatch(0, 0, ("a",), ({},)), 1, np.array([0.5]), {}, images)
+    with Image.open(comparison_picture({"after": tmp_path}, tmp_path / "picture.png")) as picture:
+        red = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(2)
+    # Of 176 pixels in width, two of them the outline.
+    shape = red.any(1).sum(), red[red.any(1)][0].sum()
+    assert shape == (176 * height // width - 2, 2 * (176 - 2))
+
+
 def test_long_names_under_pictures_end_before_the_next_picture(whole_run: Path, tmp_path: Path) -> None:
     """Between the label of the first run and that of the second there is a gap of blank columns."""
     drawn = []

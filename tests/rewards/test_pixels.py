@@ -28,6 +28,16 @@ def test_the_short_side_is_resized_by_pillow_and_the_middle_kept(images: np.ndar
     np.testing.assert_allclose(short_side_pixels(images, 20, **PLAIN)[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(40, 56), (56, 40), (37, 91), (91, 37), (17, 20), (20, 33)])
+def test_the_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *size, 3)).astype(np.uint8)
+    prepare = CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 20, "width": 20})
+    expected = prepare(list(pictures), return_tensors="pt").pixel_values
+    torch.testing.assert_close(short_side_pixels(pictures, 20, crop_rounds=False), expected, rtol=0, atol=1e-6)
+
+
 def test_an_odd_excess_is_cropped_as_each_library_does(images: np.ndarray) -> None:
     wide = np.asarray(Image.fromarray(images[0]).resize((23, 20), Image.Resampling.BICUBIC))[None]
     values = wide[0].transpose(2, 0, 1) / 255.0

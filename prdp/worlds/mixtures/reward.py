@@ -33,6 +33,15 @@ class QuadraticOfPoint:
         self._kl_weight = kl_weight
         self._prompt_offset = prompt_offset
 
+    @staticmethod
+    def check_size(height: int, width: int) -> None:
+        """Raise ValueError for pictures that carry no point."""
+        if (height, width) != (1, 2):
+            raise ValueError(
+                f"quadratic_of_point scores points, as model=gaussian_mixtures draws them, not pictures of {height} x "
+                f"{width} (height x width)"
+            )
+
     def score(
         self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> tuple[Float64, dict[str, Float64]]:

@@ -29,6 +29,12 @@ class ShapesJudge:
     version = "1"
     sub_score_names: tuple[str, ...] = SUB_SCORES
 
+    @staticmethod
+    def check_size(height: int, width: int) -> None:
+        """Raise ValueError for pictures that are not square: they would be judged with their shapes distorted."""
+        if height != width:
+            raise ValueError(f"shapes_judge scores square pictures, not {height} x {width} (height x width)")
+
     def score(
         self,
         images: NDArray[np.uint8],
@@ -37,12 +43,13 @@ class ShapesJudge:
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         """Scores a batch of pictures.
 
-        images: uint8 [B, H, W, 3]; prompts and metadata: one per image (the metadata isn't looked at).
+        images: uint8 [B, H, H, 3]; prompts and metadata: one per image (the metadata isn't looked at).
         Returns the rewards, float64 [B] in [0, 1], and each sub-score, float64 [B] in [0, 1]; `relation` is NaN for
         prompts of one object.
         Raises ValueError for another dtype or shape, for lengths that differ, and for a prompt outside the grammar.
         """
         check_batch(images, prompts, metadata)
+        self.check_size(*images.shape[1:3])
         scenes = [_scene(prompt) for prompt in prompts]
         results = [judge(image, scene) for image, scene in zip(images, scenes, strict=True)]
         rewards = np.array([result["score"] for result in results], dtype=np.float64)
