@@ -240,16 +240,18 @@ def _jax_size_problems(folder: Path, model: ModelConfig) -> list[str]:
     halves = 2 ** (len(unet["block_out_channels"]) - 1)
     unit, problems = math.lcm(halves * vae_factor(_vae(folder)), _PIPELINE_UNIT), []
     for key, given, side in zip(KEYS, (model.height, model.width), _latent_shape_in(folder, model)[1:], strict=True):
-        if side % halves and given is None:
+        if not side % halves:
+            continue
+        if given is None:
             problems.append(
                 f"learner.framework=jax: model.path={model.path}: unet sample_size={unet['sample_size']}: must divide "
                 f"by {halves}"
             )
-        elif side % halves:
-            try:
-                check_side(key, given, unit)
-            except StartError as error:
-                problems.append(f"learner.framework=jax: {error}")
+            continue
+        try:
+            check_side(key, given, unit)
+        except StartError as error:
+            problems.append(f"learner.framework=jax: {error}")
     return list(dict.fromkeys(problems))
 
 

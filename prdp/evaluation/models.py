@@ -78,7 +78,7 @@ def find_models(
     for entry in entries:
         name, path = split_name(entry)
         found += _found(entry, name, path, base)
-    found = [replace(model, model=replace(model.model, **(size or {}))) for model in found]
+    found = [replace(model, model=_sized(model.model, size or {})) for model in found]
     # Images lie in folders that are called after the models, on file systems that may not tell 'A' from 'a'.
     by_folder: dict[str, list[EvaluatedModel]] = {}
     for model in found:
@@ -187,6 +187,10 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
         f"models: {entry}: {folder} is neither the folder of a run or sweep (config.yaml), nor a checkpoint "
         f"({STATE_FILE}), nor a diffusers folder ({INDEX}), nor a LoRA ({' or '.join(LORA_FILES)}, *.safetensors)"
     )
+
+
+def _sized(model: ModelConfig, size: Mapping[str, int | None]) -> ModelConfig:
+    return replace(model, height=size.get("height", model.height), width=size.get("width", model.width))
 
 
 def _like(model: ModelConfig, path: str, family: str) -> ModelConfig:
