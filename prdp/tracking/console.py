@@ -103,6 +103,7 @@ class Progress:
         self._cluster: Callable[[], Mapping[str, Any]] = dict
         self._heart: threading.Thread | None = None
         self._stop = threading.Event()
+        self._writing = threading.Lock()
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -200,9 +201,20 @@ class Progress:
             self._write_status()
 
     def _write_status(self) -> None:
+        """Under a lock from the first look on, or the heartbeat may put an older state in place of a newer one."""
         assert self._run_dir is not None
+        with self._writing:
+            cluster = dict(self._cluster())
+            fields = {"progress": self._fields(), **({"cluster": cluster} if cluster else {})}
+            try:
+                update_status(self._run_dir, **fields)
+            except OSError as error:
+                # The status is for onlookers: the log, which is required, tells of a disk that stays full.
+                log.warning("the status could not be written: %s", error)
+
+    def _fields(self) -> dict[str, Any]:
         paces = list(self._paces)
-        progress = {
+        return {
             "epoch": self._done,
             "epochs": self.epochs,
             "seconds_per_epoch": sum(paces) / len(paces) if paces else None,
@@ -213,13 +225,6 @@ class Progress:
                 for one in list(self._stages.values())
             ],
         }
-        cluster = dict(self._cluster())
-        fields = {"progress": progress, **({"cluster": cluster} if cluster else {})}
-        try:
-            update_status(self._run_dir, **fields)
-        except OSError as error:
-            # The status is for onlookers: the log, which is required, tells of a disk that stays full.
-            log.warning("the status could not be written: %s", error)
 
     def _line(self, metrics: Mapping[str, float]) -> str:
         width = len(str(self.epochs))

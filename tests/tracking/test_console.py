@@ -153,6 +153,34 @@ def test_the_heart_beats_during_a_long_stage(tmp_path: Path, monkeypatch: pytest
     assert read_status(tmp_path)["progress"]["stages"] == []
 
 
+def test_a_slow_heartbeat_puts_no_older_state_in_place_of_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has looked at the progress and is about to write it when an epoch ends."""
+    looked, go_on = threading.Event(), threading.Event()
+    start_status(tmp_path, status="running")
+    real = console.update_status
+
+    def updated(folder: Path, **fields: Any) -> None:
+        if threading.current_thread().name == "slow":
+            looked.set()
+            assert go_on.wait(60)
+        real(folder, **fields)
+
+    monkeypatch.setattr(console, "update_status", updated)
+    with Progress(2, 0, tmp_path, enabled=False) as progress:
+        beat = threading.Thread(target=progress._write_status, name="slow")
+        ending = threading.Thread(target=progress.epoch_done, args=({},))
+        beat.start()
+        assert looked.wait(60)
+        ending.start()
+        ending.join(0.2)
+        go_on.set()
+        beat.join()
+        ending.join()
+        assert read_status(tmp_path)["progress"]["epoch"] == 1
+
+
 def test_a_status_that_cannot_be_written_costs_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
