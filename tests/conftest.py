@@ -28,8 +28,8 @@ def prompt_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def _model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded pipeline with smaller networks, whose files take no time to copy."""
+def small_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded pipeline with smaller networks, of a few thousand weights: not to be harmed."""
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -75,9 +75,9 @@ def _model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model_folder(_model_folder: Path, tmp_path: Path) -> Path:
-    """A folder with a whole Stable Diffusion pipeline of a few thousand weights, to be harmed."""
-    return Path(shutil.copytree(_model_folder, tmp_path / "model"))
+def model_folder(small_pipeline: Path, tmp_path: Path) -> Path:
+    """A copy of the small pipeline, to be harmed."""
+    return Path(shutil.copytree(small_pipeline, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def mood(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def configured(
-    pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory, mood: Path
+    small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory, mood: Path
 ) -> Callable[..., TrainConfig]:
     """A configuration of three epochs, in a folder of the given name, that saves nothing before its end."""
 
@@ -68,7 +68,7 @@ def configured(
                 "prompts_per_epoch": 2,
                 "images_per_prompt": 2,
                 "output_dir": str(runs / name),
-                "model": {"path": str(pipeline_folder)},
+                "model": {"path": str(small_pipeline)},
                 "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 1},
                 "reward": {"_target_": "moody_reward.Moody", "folder": str(mood)},
                 "prompts": {

@@ -25,7 +25,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.fixture(scope="module")
-def run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def run(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A finished run, and what it was configured with besides the defaults."""
     folder = tmp_path_factory.mktemp("refused")
     prompts = folder.parent / "prompts.txt"
@@ -34,7 +34,7 @@ def run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         "epochs": 1,
         "prompts": {"train": {"_target_": "prdp.prompts.text_file.TextFilePrompts", "path": str(prompts)}},
     }
-    main(configured(pipeline_folder, folder, **changes))
+    main(configured(small_pipeline, folder, **changes))
     return folder, changes
 
 
@@ -103,7 +103,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_refused_resume_writes_nothing(
-    pipeline_folder: Path, run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    small_pipeline: Path, run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     import shutil
 
@@ -116,7 +116,7 @@ def test_a_refused_resume_writes_nothing(
         changes[key] = {**changes.get(key, {}), **value} if nested else value
     before = contents(folder)
     with pytest.raises((UserError, ModuleNotFoundError), match=says):
-        main(configured(pipeline_folder, folder, **changes))
+        main(configured(small_pipeline, folder, **changes))
     assert contents(folder) == before
 
 

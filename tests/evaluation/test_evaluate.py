@@ -55,14 +55,14 @@ def trained(folder: Path, pipeline: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lora_run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("runs") / "lora", pipeline_folder)
+def lora_run(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("runs") / "lora", small_pipeline)
 
 
 @pytest.fixture(scope="module")
-def full_run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_run(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     learner = {"mode": "full", "learning_rate": 1e-3, "ema_decay": 0.0}
-    return trained(tmp_path_factory.mktemp("runs") / "full", pipeline_folder, learner=learner, epochs=1)
+    return trained(tmp_path_factory.mktemp("runs") / "full", small_pipeline, learner=learner, epochs=1)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def foreign_loras(run: Path, folder: Path) -> dict[str, Path]:
     return {"peft": peft, "kohya": folder / "kohya.safetensors"}
 
 
-def test_loras_of_other_tools_make_the_same_images(pipeline_folder: Path, lora_run: Path, tmp_path: Path) -> None:
+def test_loras_of_other_tools_make_the_same_images(small_pipeline: Path, lora_run: Path, tmp_path: Path) -> None:
     files = foreign_loras(lora_run, tmp_path)
     entries = ",".join([f"own:{lora_run}", *(f"{name}:{path}" for name, path in files.items())])
     judge(f"models=[{entries}]", f"output_dir={tmp_path / 'out'}", "prompts_per_set=1")
@@ -250,7 +250,7 @@ def test_loras_of_other_tools_make_the_same_images(pipeline_folder: Path, lora_r
         np.testing.assert_allclose(pictures(tmp_path / "out", name), own, atol=1, err_msg=name)
 
 
-def test_a_lora_that_does_not_fit_is_refused(pipeline_folder: Path, lora_run: Path, tmp_path: Path) -> None:
+def test_a_lora_that_does_not_fit_is_refused(small_pipeline: Path, lora_run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     state = load_file(lora_run / "weights" / "pytorch_lora_weights.safetensors")
@@ -258,13 +258,13 @@ def test_a_lora_that_does_not_fit_is_refused(pipeline_folder: Path, lora_run: Pa
     strange = {key.replace("down_blocks", "sideways_blocks") if key == name else key: v for key, v in state.items()}
     save_file(strange, tmp_path / "strange.safetensors")
     run = typed({"output_dir": "x", "reward": {}, "prompts": {"train": {}, "heldout": {}}})
-    run.model.path = str(pipeline_folder)
+    run.model.path = str(small_pipeline)
     [model] = find_models([str(tmp_path / "strange.safetensors")], run.model)
     with pytest.raises(ValueError, match=r"strange\.safetensors"):
         build_evaluated_sampler(model, run.sampler, "float32", "cpu", None, False)
 
 
-def test_digests_follow_the_weights(pipeline_folder: Path, lora_run: Path, full_run: Path) -> None:
+def test_digests_follow_the_weights(small_pipeline: Path, lora_run: Path, full_run: Path) -> None:
     entries = [str(lora_run), f"saved:{lora_run}/checkpoints/epoch_00002", str(full_run)]
     digests = {model_digest(model) for model in find_models(entries, None)}
     assert len(digests) == 3

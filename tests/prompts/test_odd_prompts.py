@@ -29,7 +29,7 @@ TRAIN = [f"{text} again" for text in HELD_OUT]
 
 
 @pytest.fixture(scope="module")
-def run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped after an epoch and went on, with its report."""
     folder = tmp_path_factory.mktemp("odd")
     for name, texts in (("train", TRAIN), ("heldout", HELD_OUT)):
@@ -51,7 +51,7 @@ def run(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "prompts_per_epoch": 9,
             "images_per_prompt": 2,
             "output_dir": str(folder / "run"),
-            "model": {"path": str(pipeline_folder)},
+            "model": {"path": str(small_pipeline)},
             "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 9},
             "reward": {"_target_": "prdp.rewards.redness.Redness"},
             "prompts": sources,

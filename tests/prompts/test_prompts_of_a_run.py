@@ -17,7 +17,7 @@ from prdp.support.errors import UserError
 from prdp.train import main
 
 
-def config(pipeline_folder: Path, folder: Path, **changes: Any) -> Any:
+def config(small_pipeline: Path, folder: Path, **changes: Any) -> Any:
     source = {
         "_target_": "prdp.prompts.csv_file.CsvFilePrompts",
         "path": str(folder / "train.csv"),
@@ -29,7 +29,7 @@ def config(pipeline_folder: Path, folder: Path, **changes: Any) -> Any:
             "prompts_per_epoch": 3,
             "images_per_prompt": 2,
             "output_dir": str(folder / "run"),
-            "model": {"path": str(pipeline_folder)},
+            "model": {"path": str(small_pipeline)},
             "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 2},
             "reward": {"_target_": "prdp.rewards.redness.Redness"},
             "prompts": {
@@ -45,14 +45,14 @@ def config(pipeline_folder: Path, folder: Path, **changes: Any) -> Any:
     )
 
 
-def test_every_prompt_once_over_an_interruption_and_no_other_data(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_every_prompt_once_over_an_interruption_and_no_other_data(small_pipeline: Path, tmp_path: Path) -> None:
     texts = ["a red circle", "a blue star", "large " * 40, "a fox", "a bear", "a dog"]
     file = tmp_path / "train.csv"
     file.write_text("prompt,style\n" + "".join(f"{text},s\n" for text in texts))
     heldout = tmp_path / "heldout.csv"
     heldout.write_text("prompt,style\nA red circle!,s\na lake,s\n")
-    main(config(pipeline_folder, tmp_path, epochs=1))
-    main(config(pipeline_folder, tmp_path, checkpoint={"every": 1, "resume": "auto"}))
+    main(config(small_pipeline, tmp_path, epochs=1))
+    main(config(small_pipeline, tmp_path, checkpoint={"every": 1, "resume": "auto"}))
     usage = check_usage(tmp_path / "run")
     assert (usage.epochs, usage.whole_passes, usage.faults) == (2, 1, ())
     assert usage.counts.tolist() == [1] * 6
@@ -62,12 +62,12 @@ def test_every_prompt_once_over_an_interruption_and_no_other_data(pipeline_folde
     assert "0 of the 1 held-out prompts that evaluations use, and 1 of all 2 are training prompts too, such as" in log
     heldout.write_text("prompt,style\na red square,s\na lake,s\n")
     with pytest.raises(UserError, match=r"prompts\.heldout holds other prompts than when the checkpoint was written"):
-        main(config(pipeline_folder, tmp_path, epochs=3, checkpoint={"every": 1, "resume": "auto"}))
+        main(config(small_pipeline, tmp_path, epochs=3, checkpoint={"every": 1, "resume": "auto"}))
     heldout.write_text("prompt,style\nA red circle!,s\na lake,s\n")
     file.write_text(file.read_text().replace("a fox", "a cat"))
     os.utime(file, ns=(0, 1))
     with pytest.raises(UserError, match=r"prompts\.train holds other prompts than when the checkpoint was written"):
-        main(config(pipeline_folder, tmp_path, epochs=3, checkpoint={"every": 1, "resume": "auto"}))
+        main(config(small_pipeline, tmp_path, epochs=3, checkpoint={"every": 1, "resume": "auto"}))
 
 
 def test_prompts_without_the_questions_that_a_reward_asks_are_refused_at_the_start(
