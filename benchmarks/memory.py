@@ -22,7 +22,7 @@ def growth(steps: int, images: int, microbatch: int) -> float:
 
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
     from prdp.diffusion import build_policy
-    from prdp.learners.torch_learner import TorchLearner
+    from prdp.learners import build_learner
     from prdp.types import PromptBatch, Rollout
 
     config = LearnerConfig(mode="full", microbatch=microbatch, ratio_tolerance=1e9)
@@ -34,16 +34,20 @@ def growth(steps: int, images: int, microbatch: int) -> float:
     rollout = Rollout(
         prompts=PromptBatch(0, 0, texts, tuple({} for _ in texts)),
         images_per_prompt=4,
-        latents=rng.normal(size=(images, steps + 1, *shape)).astype(np.float32),
-        reference_output=rng.normal(size=(images, steps, *shape)).astype(np.float32),
-        log_ratio=np.zeros((images, steps), np.float32),
-        steps=np.tile(np.arange(steps), (images, 1)),
+        stored={
+            "latents": rng.normal(size=(images, steps + 1, *shape)).astype(np.float32),
+            "base_output": rng.normal(size=(images, steps, *shape)).astype(np.float32),
+            "log_ratio": np.zeros((images, steps), np.float32),
+            "steps": np.tile(np.arange(steps), (images, 1)),
+        },
+        conditions=policy.encode(texts).to_arrays()[0],
+        empty_conditions=policy.encode(texts).to_arrays()[1],
         images=np.zeros((images, 1, 1, 3), np.uint8),
         weights_version=0,
         weights_checksum="",
         rewards=rng.random(images),
     )
-    learner = TorchLearner(policy, table, 1.0, config, {"name": "prdp", "beta": 1.0})
+    learner = build_learner(policy, table, 1.0, config, {"name": "prdp", "beta": 1.0})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     learner.update(rollout)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

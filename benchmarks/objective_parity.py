@@ -55,13 +55,13 @@ def main() -> None:
         loss = DDPOTrainer.loss(None, clipped, CLIP_RANGE, difference.exp())
         (gradient,) = torch.autograd.grad(loss, difference)
 
-        data = {"log_ratio_old": evidence[1], "rewards": rewards}
-        data["history"] = history.including(epoch, prompts, rewards)
+        data = {"rewards": rewards, "history": history.including(epoch, prompts, rewards)}
         history.remember(epoch, prompts, rewards)
-        ours = objective.coefficients({"log_ratio": evidence[0]}, data)
+        ours = objective.coefficients({"log_importance": evidence[0] - evidence[1]}, data)
         worst["loss"] = max(worst["loss"], abs(ours.loss - loss.item()))
         worst["gradient"] = max(
-            worst["gradient"], float(np.abs(ours.tables["log_ratio"] - gradient.numpy()).max() / gradient.abs().max())
+            worst["gradient"],
+            float(np.abs(ours.tables["log_importance"] - gradient.numpy()).max() / gradient.abs().max()),
         )
         fallback.append(ours.metrics["batch_normalised"])
         clipfrac.append(ours.metrics["clipfrac"])

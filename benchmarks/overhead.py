@@ -22,7 +22,8 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.sampler import Sampler
-from prdp.learners.torch_learner import TorchLearner
+from prdp.evidence.trajectory import TrajectoryRecorder
+from prdp.learners import build_learner
 from prdp.types import PromptBatch, Weights
 
 PROMPTS, SIZE, STEPS, BATCH = 4, 8, 8, 32
@@ -56,7 +57,7 @@ def measure(model: str, mode: str, guidance_scale: float, repeats: int) -> tuple
     policy = build_policy(ModelConfig(path=model), learner_config, seed=0, keep_reference=True)
     settings = SamplerConfig(steps=STEPS, guidance_scale=guidance_scale, microbatch=BATCH)
     table = policy.process.transitions(settings)
-    sampler = Sampler(policy, settings)
+    sampler = Sampler(policy, settings, recorder=TrajectoryRecorder())
     # Version 1, so that the reference is really computed.
     sampler.load_weights(Weights.of(1, policy.weights.export(0).tensors))
     texts = tuple("a large solid red circle on a white background" for _ in range(PROMPTS))
@@ -64,7 +65,7 @@ def measure(model: str, mode: str, guidance_scale: float, repeats: int) -> tuple
     rollout = sampler.sample(prompts, SIZE, 0)
     rollout = rollout.scored(np.random.default_rng(0).random(len(rollout)), {})
     objective = {"name": "prdp", "beta": 1.0, "clip_range": None}
-    learner = TorchLearner(policy, table, guidance_scale, learner_config, objective)
+    learner = build_learner(policy, table, guidance_scale, learner_config, objective)
     learner._updates = 1
     states = policy.encode(rollout.image_prompts)
     latents = torch.randn(BATCH, *policy.latent_shape)

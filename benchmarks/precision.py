@@ -25,6 +25,7 @@ from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.transitions import log_ratio, standardise
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -61,7 +62,7 @@ class Run:
         self.learner._check_clip = lambda: None  # type: ignore[method-assign]
 
     def rollout(self, weights: Weights, seed: int, images: int = 4) -> Rollout:
-        sampler = Sampler(self.policy, sampling(self.guidance))
+        sampler = Sampler(self.policy, sampling(self.guidance), recorder=TrajectoryRecorder())
         if weights.version:
             sampler.load_weights(weights)
         rollout = sampler.sample(PROMPTS, images, seed=seed)
@@ -85,8 +86,8 @@ def evaluate(run: Run, rollout: Rollout, form: Form) -> tuple[np.ndarray, np.nda
     states = run.policy.encode(TEXTS).fields["states"].repeat_interleave(rollout.images_per_prompt, 0)
     ratios, references = [], []
     with torch.no_grad():
-        for step in range(rollout.log_ratio.shape[1]):
-            latents, following = (torch.from_numpy(rollout.latents[:, step + offset]) for offset in (0, 1))
+        for step in range(rollout.stored["log_ratio"].shape[1]):
+            latents, following = (torch.from_numpy(rollout.stored["latents"][:, step + offset]) for offset in (0, 1))
             rows = torch.full((len(latents),), step)
             timesteps = torch.full((len(latents),), float(run.table.times[step]))
             output, difference = form(latents, timesteps, states)
@@ -270,16 +271,14 @@ def compare_runs() -> None:
             half = autocast or dtype
             rollout = Run(guidance, dtype, autocast, all_half=all_half).rollout(weights, seed=2, images=2)
             ratios, references = exactly(guidance, weights, rollout, dtype)
-            true = dataclasses.replace(
-                rollout, log_ratio=ratios.astype(np.float32), reference_output=references.astype(np.float32)
-            )
-            error = np.abs(rollout.log_ratio - ratios).max()
+            true = rollout.storing(log_ratio=ratios.astype(np.float32), base_output=references.astype(np.float32))
+            error = np.abs(rollout.stored["log_ratio"] - ratios).max()
             for clip in (1e-6, 1e-4):
                 ours = Run(guidance, dtype, autocast, clip, all_half=all_half)
                 exact = Run(guidance, dtype, clip=clip)
                 # The same stored weights, computed with in float32.
                 exact.policy.unet.float()
-                exact.learner._precision, exact.policy._in_float32 = "float32", True
+                exact.policy.precision, exact.policy._in_float32 = "float32", True
                 exact.learner.load_state(*state)
                 ours.learner.load_state(*state)
                 cosines, fractions, noise = [], [], 0.0

@@ -90,7 +90,7 @@ def measured(samplers: int, options: argparse.Namespace) -> dict[str, float]:
         "overhead_percent": round(100 * (later / float(np.mean(ideal[1:])) - 1), 2),
         "first_overhead_percent": round(100 * (seconds[0] / ideal[0] - 1), 2),
         "driver_cpu_percent": round(100 * float(np.mean(working)) / float(np.mean(seconds)), 1),
-        "rollout_gib": round(sum(getattr(rollout, name).nbytes for name in ("latents", "reference_output")) / 2**30, 2),
+        "rollout_gib": round(sum(rollout.stored[name].nbytes for name in ("latents", "base_output")) / 2**30, 2),
         "driver_peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "store_peak_gib": round(store.peak / 2**30, 2),
         "store_gib": round(store.size / 2**30, 2),

@@ -47,16 +47,17 @@ class WaitingSampler:
         if len(self._arrays.get("latents", ())) != count:
             self._arrays = {
                 "latents": np.ones((count, self._steps + 1, *self._shape), np.float32),
-                "reference_output": np.ones((count, self._steps, *self._shape), np.float32),
+                "base_output": np.ones((count, self._steps, *self._shape), np.float32),
                 "log_ratio": np.ones((count, self._steps), np.float32),
                 "steps": np.tile(np.arange(self._steps), (count, 1)),
-                "images": np.ones((count, self._pixels, self._pixels, 3), np.uint8),
             }
+            self._images = np.ones((count, self._pixels, self._pixels, 3), np.uint8)
         time.sleep(seconds_of(self._seconds * len(prompts), self._jitter, prompts.epoch, prompts.offset))
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
-            **self._arrays,  # type: ignore[arg-type]
+            images=self._images,
+            stored=self._arrays,
             weights_version=self._bound[0],
             weights_checksum=self._bound[1],
         )

@@ -22,6 +22,7 @@ import numpy as np
 from prdp.config import TrainConfig
 from prdp.configuration.geometry import geometry
 from prdp.configuration.typed import read_config
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.support.targets import TARGET
 from prdp.tracking.jsonl import read_metrics
 
@@ -86,7 +87,10 @@ def mixtures(folder: Path, config: TrainConfig) -> dict[str, Any]:
     if kl_weight is None:
         raise SystemExit(f"{folder}: reward.kl_weight is null, expected the weight that the optimum is defined by")
     learner = dataclasses.replace(config.learner, mode="full")
-    start, trained = (build_sampler(config.model, learner, config.sampler, seed=config.seed) for _ in range(2))
+    start, trained = (
+        build_sampler(config.model, learner, config.sampler, seed=config.seed, recorder=TrajectoryRecorder())
+        for _ in range(2)
+    )
     trained.load_weights(Weights.of(1, load_file(folder / "weights" / "correction.safetensors")))
     found: dict[str, Any] = {"kl_weight": kl_weight}
     seed = config.evaluation.seed

@@ -47,14 +47,9 @@ class Holder:
 
     def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
         count = len(prompts) * images_per_prompt
-        empty = np.zeros((count, 0), np.float32)
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
-            latents=empty,
-            reference_output=empty,
-            log_ratio=empty,
-            steps=empty.astype(np.int64),
             images=np.zeros((count, 1, 1, 3), np.uint8),
             weights_version=self.version,
             weights_checksum=self.checksum,

@@ -132,7 +132,12 @@ class Run:
         self.workforce: Workforce = build_workforce(
             config.cluster,
             partial(
-                build_sampler, config.model, config.learner, config.sampler, seed=config.seed, keep=self.learner.keep
+                build_sampler,
+                config.model,
+                config.learner,
+                config.sampler,
+                seed=config.seed,
+                recorder=self.learner.recorder,
             ),
             partial(RewardWorker, config.reward, config.cluster.reward_retries),
             config.sampler.prompts_per_chunk,

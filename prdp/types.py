@@ -64,47 +64,36 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Groups of images with their denoising trajectories; n = prompts * images_per_prompt, prompt-major order.
+    """Groups of images, and what is learned from them; n = prompts * images_per_prompt, prompt-major order.
 
     Attributes:
         prompts: the prompts that were sampled.
         images_per_prompt: B of the paper.
-        latents: float32 [n, L, C, h, w], around the S stored steps. Those before column j stand at `positions[:, j]`,
-            and those after it follow them. Steps without noise, which have no log-prob, are not stored.
-        reference_output: float32 [n, S, C, h, w], guided network output of the reference before each stored step.
-        log_ratio: float32 [n, S], log pi_old / pi_ref of the stored transitions, as the mean over latent dims.
-        steps: int64 [n, S], rows of the sampler's transition table, ascending.
-            Without trajectories S is 0 in all four.
         images: uint8 [n, H, W, 3].
         weights_version, weights_checksum: of the policy that sampled.
+        stored: name -> array [n, ...], what the evidence keeps of the sampler's chains; empty for images that are not
+            learned from. The class of the evidence, in prdp/evidence/, says what is in it.
+        conditions: name -> array [prompts, ...], what the prompts became for the network; empty likewise.
+        empty_conditions: name -> array [1, ...], what the empty prompt became; empty for a family without guidance.
         rewards: float64 [n], None until scored.
         sub_scores: name -> float64 [n]; NaN where a sub-score does not apply.
         seconds: wall time per stage, e.g. {"sample": 1.2, "score": 0.1}.
-        final_latents: float32 [n, C, h, w], what the images were decoded from; None unless the sampler was told to keep
-            them.
     """
 
     prompts: PromptBatch
     images_per_prompt: int
-    latents: Float32
-    reference_output: Float32
-    log_ratio: Float32
-    steps: Int64
     images: UInt8
     weights_version: int
     weights_checksum: str
+    stored: Mapping[str, np.ndarray] = field(default_factory=dict)
+    conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    empty_conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
     rewards: Float64 | None = None
     sub_scores: Mapping[str, Float64] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    final_latents: Float32 | None = None
 
     def __len__(self) -> int:
         return len(self.images)
-
-    @property
-    def positions(self) -> Int64:
-        """Int64 [n, S]: where the latents before each stored step stand; neighbouring steps share those between."""
-        return stored_positions(self.steps)
 
     @property
     def group_ids(self) -> Int64:
@@ -121,6 +110,10 @@ class Rollout:
         """The metadata of each image's prompt, length n."""
         return [meta for meta in self.prompts.metadata for _ in range(self.images_per_prompt)]
 
+    def storing(self, **arrays: np.ndarray) -> Rollout:
+        """The same rollout with these arrays in `stored`, beside the others."""
+        return dataclasses.replace(self, stored={**self.stored, **arrays})
+
     def scored(self, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
         """The same rollout with its rewards."""
         return dataclasses.replace(self, rewards=rewards, sub_scores=dict(sub_scores))
@@ -128,16 +121,6 @@ class Rollout:
     def took(self, stage: str, seconds: float) -> Rollout:
         """The same rollout, with the seconds of a further stage."""
         return dataclasses.replace(self, seconds={**self.seconds, stage: seconds})
-
-
-def stored_positions(steps: Int64) -> Int64:
-    """Where the latents before each stored step stand in a trajectory, int64 [n, S]; see `Rollout`.
-
-    Args:
-        steps: int64 [n, S], ascending.
-    """
-    gaps = np.diff(steps, axis=1, prepend=steps[:, :1]) > 1
-    return np.arange(steps.shape[1]) + np.cumsum(gaps, axis=1)
 
 
 @dataclass(frozen=True)

@@ -106,15 +106,12 @@ class FakeWorkforce:
 
     def sample(self, prompts: PromptBatch, *, images_per_prompt: int, seed: int, **_: Any) -> Rollout:
         count = len(prompts) * images_per_prompt
-        none = np.empty((count, 0), np.float32)
         numbers = np.repeat([len(text) for text in prompts.texts], images_per_prompt) + np.arange(count) * seed
         images = np.broadcast_to((numbers % 250).astype(np.uint8)[:, None, None, None], (count, 2, 2, 3)).copy()
         version = self.published.version
         rewards = numbers / 100.0 + float(self.published.tensors["w"][0]) * 0.1
         seconds = {"rollout": 1e-3, "sampling": 1e-3, "score": 1e-3}
-        return Rollout(
-            prompts, images_per_prompt, none, none, none, none, images, version, "", rewards, seconds=seconds
-        )
+        return Rollout(prompts, images_per_prompt, images, version, "", rewards=rewards, seconds=seconds)
 
 
 def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:

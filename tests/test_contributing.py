@@ -45,6 +45,19 @@ def test_the_examples_run_from_outside_the_package(outside: list[list[str]]) -> 
     assert Path("run/weights/network.safetensors").is_file()
 
 
+def test_a_kind_of_evidence_from_outside_the_package(outside: list[list[str]]) -> None:
+    own = ["objective=callable", "objective._target_=my_evidence.method", "+objective.levels=3"]
+    command = [word for word in outside[1] if not word.startswith(("objective.", "output_dir=", "epochs="))]
+    for microbatch in (5, 1000):
+        words = [f"output_dir=run{microbatch}", "epochs=1", f"learner.microbatch={microbatch}"]
+        assert main([*command, *own, *words]) == 0
+    lines = [Path(f"run{size}/metrics.jsonl").read_text(encoding="utf-8").splitlines() for size in (5, 1000)]
+    few, many = ([json.loads(line) for line in run if "clean_error" in line] for run in lines)
+    assert few[0]["clean_error"] > 0
+    for name in ("clean_error", "loss", "grad_norm"):
+        assert few[0][name] == pytest.approx(many[0][name], rel=1e-4, abs=1e-7), name
+
+
 def test_an_argument_that_check_refuses_is_named(outside: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*outside[0], "reward.power=0"]) == 2
     assert "reward.power=0" in (told := capsys.readouterr().err) or "power=0: must be above 0" in told

@@ -14,8 +14,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("configuration", "reports"),
     ("learners", "cluster", "checkpoints"),
     ("worlds/mixtures", "worlds/shapes", "worlds"),
-    ("prompts",),
-    ("diffusion", "tracking", "rewards", "objectives"),
+    ("prompts", "objectives"),
+    ("evidence",),
+    ("diffusion", "tracking", "rewards"),
     ("config", "types"),
     ("support",),
 )

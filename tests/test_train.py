@@ -20,7 +20,7 @@ from prdp.cli import main as command_line
 from prdp.commands import train as commands
 from prdp.config import TrainConfig
 from prdp.configuration.typed import typed
-from prdp.learners.torch_learner import TorchLearner
+from prdp.learners.learner import Learner
 from prdp.rewards.names import taken
 from prdp.support.errors import StartError, UserError
 from prdp.support.interruption import TerminatedError, interruptions_raised
@@ -110,14 +110,14 @@ def test_resumed_run_ends_with_the_same_bits(small_pipeline: Path, straight: Pat
 KILLED = """
 import json, os, signal, sys
 from prdp.configuration.typed import typed
-from prdp.learners.torch_learner import TorchLearner
+from prdp.learners.learner import Learner
 from prdp.train import main
-step = TorchLearner._step
+step = Learner._step
 def deadly(self):
     if self.version == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self)
-TorchLearner._step = deadly
+Learner._step = deadly
 main(typed(json.loads(sys.argv[1])))
 """
 
@@ -147,16 +147,16 @@ def test_terminated_run_saves_what_is_finished_and_resumes(
 ) -> None:
     """SIGTERM in the step that ends the second epoch: it is counted as one with that step, and its line is logged."""
     folder = tmp_path / "run"
-    step = TorchLearner._step
+    step = Learner._step
 
-    def terminated(self: TorchLearner) -> Any:
+    def terminated(self: Learner) -> Any:
         if self.version == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self)
 
     config = configured(small_pipeline, folder, checkpoint={"every": 10})
     with monkeypatch.context() as patched:
-        patched.setattr(TorchLearner, "_step", terminated)
+        patched.setattr(Learner, "_step", terminated)
         patched.setattr(commands, "train", lambda _: main(config) and 0)
         assert command_line(["train"]) == 143
     assert "ended by SIGTERM; 2 finished epochs are kept" in capsys.readouterr().err

@@ -249,13 +249,26 @@ def describe_chunk(chunk: PromptBatch) -> str:
     return f"epoch {chunk.epoch}, prompts {chunk.offset} to {chunk.offset + len(chunk) - 1}"
 
 
+PARTS = ("stored", "conditions")
+"""Fields of a rollout that are mappings of arrays with a row an image, and with a row a prompt."""
+
+
 def arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
-    """What a sampler has made: field -> array."""
-    return {
-        field.name: value
-        for field in dataclasses.fields(Rollout)
-        if isinstance(value := getattr(rollout, field.name), np.ndarray) and field.name != "rewards"
-    }
+    """What a sampler has made: 'images', and '<part>/<name>' -> array."""
+    parts = {f"{part}/{name}": value for part in PARTS for name, value in getattr(rollout, part).items()}
+    return {"images": rollout.images, **parts}
+
+
+def with_arrays(rollout: Rollout, arrays: Mapping[str, np.ndarray]) -> Rollout:
+    """The rollout with other arrays in the places of `arrays_of`."""
+    parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
+    for key, value in arrays.items():
+        part, _, name = key.partition("/")
+        if name:
+            parts[part][name] = value
+    return dataclasses.replace(
+        rollout, images=arrays["images"], stored=parts["stored"], conditions=parts["conditions"]
+    )
 
 
 Identity = tuple[int, str]

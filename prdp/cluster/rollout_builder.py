@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from prdp.cluster import buffers
-from prdp.cluster.base import arrays_of, describe_chunk
+from prdp.cluster.base import arrays_of, describe_chunk, with_arrays
 from prdp.types import Float64, PromptBatch, Rollout, UInt8
 
 _FACTS = ("weights_version", "weights_checksum", "images_per_prompt")
@@ -43,15 +42,14 @@ class RolloutBuilder:
             images: uint8 [n, H, W, 3], of all chunks in order.
         """
         builder = cls(prompts, chunks, images_per_prompt)
-        none = np.empty((len(images), 0), np.float32)
-        whole = Rollout(prompts, images_per_prompt, none, none, none, none.astype(np.int64), images, 0, "")
+        whole = Rollout(prompts, images_per_prompt, images, 0, "")
         builder._first, builder._arrays = whole, arrays_of(whole)
         return builder
 
     def chunk(self, index: int) -> Rollout:
         """A chunk of `of_images`, as views of the whole."""
         assert self._first is not None
-        return dataclasses.replace(self._first, prompts=self._chunks[index], **self._views(index))
+        return with_arrays(dataclasses.replace(self._first, prompts=self._chunks[index]), self._views(index))
 
     def add_chunk(self, index: int, rollout: Rollout) -> Rollout:
         """Copy a sampled chunk to where it belongs; the same chunk, as views of the whole.
@@ -59,18 +57,18 @@ class RolloutBuilder:
         Raises:
             ValueError: it was made by other weights than another chunk, or its arrays have another shape.
         """
-        rows = self._rows(index)
         arrays = arrays_of(rollout)
         if self._first is None:
             self._first = rollout
-            count = len(self._rewards)
+            whole = self._rows(slice(0, len(self._prompts)))
             self._arrays = {
-                name: buffers.empty((count, *value.shape[1:]), value.dtype) for name, value in arrays.items()
+                name: buffers.empty((whole[_of_prompts(name)].stop, *value.shape[1:]), value.dtype)
+                for name, value in arrays.items()
             }
         self._check_alike(index, rollout, arrays)
-        for name, value in arrays.items():
-            self._arrays[name][rows] = value
-        return dataclasses.replace(rollout, **self._views(index))
+        for name, view in self._views(index).items():
+            view[:] = arrays[name]
+        return with_arrays(rollout, self._views(index))
 
     def add_rewards(self, index: int, chunk: Rollout, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
         """Put a chunk's rewards in their place; the chunk with them.
@@ -85,7 +83,7 @@ class RolloutBuilder:
                 f"{describe_chunk(self._chunks[index])}: the reward gave the sub-scores {sorted(sub_scores)}, and "
                 f"{sorted(self._sub_scores)} for other chunks"
             )
-        rows = self._rows(index)
+        rows = self._rows(self._place(index))[False]
         self._rewards[rows] = rewards
         for name, values in sub_scores.items():
             self._sub_scores[name][rows] = values
@@ -101,24 +99,28 @@ class RolloutBuilder:
             sampling_seconds: of these, those in which images were sampled; "sampling".
         """
         assert self._first is not None
-        arrays: dict[str, Any] = self._arrays
         return dataclasses.replace(
-            self._first,
-            **arrays,
+            with_arrays(self._first, self._arrays),
             prompts=self._prompts,
             rewards=self._rewards,
             sub_scores=self._sub_scores or {},
             seconds={**self._seconds, "rollout": wall_seconds, "sampling": sampling_seconds},
         )
 
-    def _views(self, index: int) -> dict[str, Any]:
-        rows = self._rows(index)
-        return {name: whole[rows] for name, whole in self._arrays.items()}
+    def _views(self, index: int) -> dict[str, np.ndarray]:
+        rows = self._rows(self._place(index))
+        return {name: whole[rows[_of_prompts(name)]] for name, whole in self._arrays.items()}
 
-    def _rows(self, index: int) -> slice:
+    def _place(self, index: int) -> slice:
+        """The prompts of a chunk."""
         chunk = self._chunks[index]
-        start = (chunk.offset - self._prompts.offset) * self._images_per_prompt
-        return slice(start, start + len(chunk) * self._images_per_prompt)
+        start = chunk.offset - self._prompts.offset
+        return slice(start, start + len(chunk))
+
+    def _rows(self, prompts: slice) -> dict[bool, slice]:
+        """Rows of some prompts, where there is one for each of them (True), and where there is one for each image."""
+        size = self._images_per_prompt
+        return {True: prompts, False: slice(prompts.start * size, prompts.stop * size)}
 
     def _check_alike(self, index: int, rollout: Rollout, arrays: Mapping[str, np.ndarray]) -> None:
         assert self._first is not None
@@ -136,3 +138,7 @@ class RolloutBuilder:
                     f"{where}: {name} is {value.dtype} {list(value.shape)}, and {self._arrays[name].dtype} "
                     f"[n, {', '.join(map(str, self._arrays[name].shape[1:]))}] in other chunks"
                 )
+
+
+def _of_prompts(name: str) -> bool:
+    return name.startswith("conditions/")

@@ -12,7 +12,7 @@ from typing import Any
 
 from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
-from prdp.objectives import OBJECTIVES, Trajectory, method_of, objective_label, objective_mistakes
+from prdp.objectives import method_of, objective_label, objective_mistakes, objectives_without_noise
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
@@ -135,17 +135,12 @@ def objective_problems(config: TrainConfig) -> list[str]:
                 f"images_per_prompt=1: must be at least 2: {label} compares images of the same prompt, and fewer make "
                 "no pair"
             )
-        if isinstance(method.evidence, Trajectory):
-            others = [name for name, other in OBJECTIVES.items() if not isinstance(other.evidence, Trajectory)]
+        if method.evidence.needs_noise:
             found += [
-                f"{problem}, or take an objective on denoising errors, which needs none: {', '.join(others)}"
+                f"{problem}, or take an objective on denoising errors, which needs none: "
+                f"{', '.join(objectives_without_noise())}"
                 for problem in log_prob_problems(config.sampler, label)
             ]
-        elif config.learner.framework == "jax":
-            found.append(
-                f"{label}: learns from denoising errors, which learner.framework=jax does not compute; use "
-                "learner.framework=torch"
-            )
     return found
 
 

@@ -11,9 +11,8 @@ from prdp.cluster.process_threads import plan_threads
 from prdp.config import SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
-from prdp.diffusion.windows import stored_latents, trained_steps
 from prdp.learners.precision import spot_check_size
-from prdp.objectives import OBJECTIVES, Trajectory, method_of
+from prdp.objectives import build_objective, method_of, objectives_without_noise
 from prdp.support.memory import available_memory
 from prdp.types import Int64
 
@@ -23,33 +22,31 @@ _GIB = 2**30
 def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
-    A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. For
-    objectives on trajectories, sampling evaluates the policy and the reference, the latter in a window of noise at the
-    stored steps alone; the first update after sampling takes the stored log-probs, and each further one recomputes them
-    first, unless the loss is linear in them. Objectives on denoising errors need no reference while sampling, and leave
-    images out that they do not use: theirs are the most that may be. In half precision a few cells of trajectories are
-    evaluated twice more, to check them and to measure their noise.
+    A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. Sampling
+    evaluates the policy, and the reference at the stored steps where the objective compares with it. The first update
+    after sampling takes what the sampler has stored of the evidence, and each further one computes it first, unless the
+    loss is linear in it. Evidence of the reference or of an old policy takes a pass more. Images that are left out are
+    counted all the same. In half precision a few cells that a sampler has stored are evaluated twice more, to check
+    them and to measure their noise.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
-    method = method_of(config.objective)
+    objective = build_objective(config.objective)
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
     branches = 2 if guided(config.sampler.guidance_scale) else 1
     steps, noisy = config.sampler.steps, _noisy(config.sampler)
     half = (config.learner.autocast or config.model.dtype) != "float32"
-    evidence = method.evidence
-    trajectory = isinstance(evidence, Trajectory)
-    blind = set(method.channels) <= set(method.linear) - ({"log_ratio"} if half and trajectory else set())
-    if isinstance(evidence, Trajectory):
-        columns = trained_steps(config.sampler, noisy)
-        reference_steps = steps if columns == len(noisy) else columns
-        passes = updates if blind else 2 * updates - 1
-    else:
-        reference_steps, columns = 0, config.objective.get("draws", evidence.draws)
-        passes = updates * (1 + (not blind) + ("denoising_ref" in method.arrays))
+    evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.method.linear)
+    guard = evidence.guard(objective.channels)
+    columns = evidence.columns(config.sampler, noisy)
+    first = channels <= linear | set(evidence.sampled)
+    others = channels <= linear - ({guard} if half else set())
+    further = sum(name in objective.arrays for name in evidence.passes)
+    passes = (2 - first) + (updates - 1) * (2 - others) + updates * further
     cells = images * columns
-    checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and trajectory else 0
+    checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and guard is not None else 0
+    reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)
     evaluation = config.evaluation
     between = (config.epochs - 1) // evaluation.every if evaluation.every else 0
     ray = config.cluster.kind == "ray"
@@ -85,15 +82,9 @@ def rollout_bytes(config: TrainConfig, latent_shape: tuple[int, ...], picture_si
     images = config.prompts_per_epoch * config.images_per_prompt
     latent = images * math.prod(latent_shape) * np.dtype(np.float32).itemsize
     pictures = images * math.prod(picture_size) * 3
-    if not isinstance(method_of(config.objective).evidence, Trajectory):
-        return {"final latents": latent, "pictures": pictures}
-    noisy = _noisy(config.sampler)
-    stored = trained_steps(config.sampler, noisy)
-    return {
-        f"latents around {stored:,} noisy steps": latent * stored_latents(config.sampler, noisy),
-        "reference outputs": latent * stored,
-        "pictures": pictures,
-    }
+    objective, sampler = build_objective(config.objective), config.sampler
+    kept = objective.evidence.stored_latents(sampler, _noisy(sampler), objective.arrays)
+    return {name: round(latent * count) for name, count in kept.items()} | {"pictures": pictures}
 
 
 def rollouts_at_once(config: TrainConfig) -> int:
@@ -117,11 +108,12 @@ def memory_warning(config: TrainConfig, available: int | None = None) -> str:
         keys.append("cluster.max_staleness")
         at_once = f", and {count} are held at once (cluster.max_staleness={config.cluster.max_staleness})"
     advice = ""
-    if isinstance(method_of(config.objective).evidence, Trajectory):
+    if method_of(config.objective).evidence.needs_noise:
         keys.append("sampler.trained_share")
-        others = " or ".join(name for name, method in OBJECTIVES.items() if not isinstance(method.evidence, Trajectory))
-        torch = config.learner.framework == "torch"
-        advice = ", set sampler.window" + (f", or take an objective that stores no trajectories ({others})" * torch)
+        advice = (
+            ", set sampler.window, or take an objective that stores no trajectories "
+            f"({' or '.join(objectives_without_noise())})"
+        )
     return (
         f"warning: memory: a rollout takes {_gib(size)}{at_once}; {_gib(available)} are available here, and the model "
         f"needs some too. Lower {', '.join(keys)}{advice}"

@@ -11,7 +11,8 @@ from prdp.support.targets import locate
 if TYPE_CHECKING:
     from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
     from prdp.diffusion.policy import Policy
-    from prdp.diffusion.sampler import Keep, Sampler
+    from prdp.diffusion.recording import Recorder
+    from prdp.diffusion.sampler import Sampler
 
 
 def family_of(model: ModelConfig) -> type[Policy]:
@@ -41,13 +42,19 @@ def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_
 
 
 def build_sampler(
-    model: ModelConfig, learner: LearnerConfig, sampler: SamplerConfig, *, seed: int, keep: Keep = "trajectory"
+    model: ModelConfig,
+    learner: LearnerConfig,
+    sampler: SamplerConfig,
+    *,
+    seed: int,
+    recorder: Recorder | None = None,
 ) -> Sampler:
     """A sampler with a policy of its own; picklable as a `functools.partial`, so that an actor can call it.
 
-    `keep` is what its rollouts hold for the learner, see `Sampler`.
+    `recorder` keeps what its rollouts hold for the learner, see `Sampler`.
     """
     from prdp.diffusion.sampler import Sampler
 
-    policy = build_policy(model, learner, seed=seed, keep_reference=keep == "trajectory")
-    return Sampler(policy, sampler, keep=keep)
+    needs_reference = recorder is not None and recorder.needs_reference
+    policy = build_policy(model, learner, seed=seed, keep_reference=needs_reference)
+    return Sampler(policy, sampler, recorder=recorder)

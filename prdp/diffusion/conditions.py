@@ -43,6 +43,26 @@ class Conditions:
             {name: torch.cat([empty[name].expand_as(value), value]) for name, value in self.fields.items()}
         )
 
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The fields and the empty ones as arrays on the host, the latter {} where there are none."""
+        fields, empty = (
+            {name: value.detach().cpu().numpy() for name, value in part.items()}
+            for part in (self.fields, self.empty or {})
+        )
+        return fields, empty
+
+    @classmethod
+    def from_arrays(
+        cls, fields: Mapping[str, np.ndarray], empty: Mapping[str, np.ndarray], device: torch.device
+    ) -> Conditions:
+        """What `to_arrays` gave, on a device."""
+        # A copy, because arrays that come through shared memory are read-only.
+        there, nothing = (
+            {name: torch.from_numpy(np.array(value)).to(device) for name, value in part.items()}
+            for part in (fields, empty)
+        )
+        return cls(there, nothing or None)
+
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
         """Every tensor of both branches through a function that keeps their rows."""
         fields = {name: function(value) for name, value in self.fields.items()}

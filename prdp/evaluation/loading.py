@@ -12,6 +12,7 @@ from prdp.diffusion import build_policy
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.support.json_lines import load_json
 from prdp.types import Weights
 
@@ -34,7 +35,7 @@ def build_evaluated_sampler(
         ValueError: weights that do not fit; names them.
     """
     policy = _policy(model, dtype, device, autocast, kl)
-    return Sampler(policy, sampler)
+    return Sampler(policy, sampler, recorder=TrajectoryRecorder() if kl else None)
 
 
 def measures_kl(model: EvaluatedModel) -> bool:

@@ -73,7 +73,8 @@ class Chunk:
         """Write images and record; scores of earlier images go."""
         from PIL import Image
 
-        ratios = rollout.log_ratio.mean(axis=1) if rollout.log_ratio.shape[1] else np.full(len(rollout), np.nan)
+        measured = rollout.stored.get("log_ratio")
+        ratios = np.full(len(rollout), np.nan) if measured is None else measured.mean(axis=1)
         record = {
             "key": dict(self.key),
             "prompts": list(self.prompts.texts),

@@ -1,4 +1,4 @@
-"""Learners: evidence, coefficients, accumulation, step; one contract, a twin in torch and one in JAX."""
+"""Learners: evidence, coefficients, accumulation, step; one coordinator, and an engine in torch or in JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from prdp.config import LearnerConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.transitions import Transitions
-    from prdp.learners.base import Learner
+    from prdp.learners.engine import Engine
+    from prdp.learners.learner import Learner
 
 
 def build_learner(
@@ -22,26 +23,36 @@ def build_learner(
     objective: Mapping[str, Any],
     seed: int = 0,
 ) -> Learner:
-    """The learner that `config.framework` names; only 'jax' imports JAX.
+    """The learner on the engine that `config.framework` names; only 'jax' imports JAX.
 
     Args:
+        policy: its learning weights are trained; in place by torch.
+        transitions: the table that the rollouts were sampled with.
+        guidance_scale: that the rollouts were sampled with.
         objective: name and knobs, see `prdp.objectives`.
         seed: of the run; denoising evidence draws its noise from it.
 
     Raises:
         ValueError: an unknown framework or objective, knobs that it does not take, JAX that is not installed, or a
-            network or an objective that the twin does not compute.
+            network that JAX does not compute.
     """
-    if config.framework == "torch":
-        from prdp.learners.torch_learner import TorchLearner
+    from prdp.learners.learner import Learner
+    from prdp.objectives import build_objective
 
-        return TorchLearner(policy, transitions, guidance_scale, config, objective, seed)
-    if config.framework == "jax":
+    built = build_objective(objective)
+    settings = (policy, transitions, guidance_scale, built.evidence, built.channels, config, seed)
+    if config.framework == "torch":
+        from prdp.learners.torch_engine import TorchEngine
+
+        engine: Engine = TorchEngine(*settings)
+    elif config.framework == "jax":
         try:
-            from prdp.learners.jax_learner import JaxLearner
+            from prdp.learners.jax_engine import JaxEngine
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"learner.framework=jax needs {error.name}: install it by pip install 'prdp[jax]'"
             ) from None
-        return JaxLearner(policy, transitions, guidance_scale, config, objective)
-    raise ValueError(f"learner.framework is {config.framework!r}, expected one of {', '.join(FRAMEWORKS)}")
+        engine = JaxEngine(*settings)
+    else:
+        raise ValueError(f"learner.framework is {config.framework!r}, expected one of {', '.join(FRAMEWORKS)}")
+    return Learner(engine, built, config)

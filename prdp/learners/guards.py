@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from prdp.types import Float64, Int64, Rollout
+from prdp.evidence import Evidence
+from prdp.types import Float64, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -20,25 +21,24 @@ class RatioError(RuntimeError):
     """On an on-policy rollout the recomputed log-ratio is not the stored one."""
 
 
-def check_rollout(rollout: Rollout, keep: str, compares_images: bool) -> dict[str, float]:
+def check_rollout(rollout: Rollout, evidence: Evidence, compares_images: bool) -> dict[str, float]:
     """Counts of what makes a batch teach less than it seems to.
 
     Args:
-        keep: what the rollout has to hold, the 'trajectory' or the 'final_latents'.
+        evidence: what the rollout has to hold something for.
         compares_images: whether images of the same prompt are compared with each other.
 
     Returns:
         {"rewards_constant": 1.0 when all rewards of the batch are equal, else 0.0}
 
     Raises:
-        ValueError: no rewards, no trajectory or final latents, or groups too small to make a pair.
+        ValueError: no rewards, nothing stored or no conditions, or groups too small to make a pair.
     """
     if rollout.rewards is None:
         raise ValueError("the rollout has no rewards: score it before learning from it")
-    if keep == "trajectory" and rollout.log_ratio.shape[1] == 0:
-        raise ValueError("the rollout has no trajectories: sample it with trajectory=True")
-    if keep == "final_latents" and rollout.final_latents is None:
-        raise ValueError("the rollout has no final latents: sample it with keep='final_latents' and trajectory=True")
+    evidence.check(rollout)
+    if not rollout.conditions:
+        raise ValueError("the rollout has no conditions of its prompts: sample it with trajectory=True")
     if compares_images and rollout.images_per_prompt < 2:
         raise ValueError(f"images_per_prompt is {rollout.images_per_prompt}: a group of one image makes no pair")
     if not np.isfinite(rollout.rewards).all():
@@ -53,13 +53,12 @@ def check_rollout(rollout: Rollout, keep: str, compares_images: bool) -> dict[st
 
 
 def check_ratio(
-    stored: Float64, recomputed: Float64, tolerance: float, update: int, steps: Int64, times: Float64
+    stored: Float64, recomputed: Float64, tolerance: float, update: int, place: Callable[[int, int], str]
 ) -> None:
-    """Compare the log-ratios [n, T] of an on-policy rollout with those that the sampler stored.
+    """Compare the evidence [n, T] of an on-policy rollout with what the sampler stored.
 
     Args:
-        steps: int64 [n, T], rows of the transition table.
-        times: float64, of the table's rows.
+        place: where the cell of an image and a column lies, for the message.
 
     Raises:
         RatioError: by how much they differ, and where.
@@ -67,11 +66,10 @@ def check_ratio(
     error = np.abs(stored - recomputed)
     worst = float(error.max())
     if not worst <= tolerance:
-        image, column = np.unravel_index(int(error.argmax()), error.shape)
-        step = steps[image, column]
+        image, column = (int(part) for part in np.unravel_index(int(error.argmax()), error.shape))
         raise RatioError(
             f"at update {update} the log-ratio of an on-policy rollout differs by {worst:.3g} from the stored one "
-            f"(learner.ratio_tolerance={tolerance:g}), worst at image {image}, step {step} (time {times[step]:g}): "
+            f"(learner.ratio_tolerance={tolerance:g}), worst at {place(image, column)}: "
             f"stored {stored[image, column]:.6g}, recomputed {recomputed[image, column]:.6g}. Sampler and learner do "
             "not compute the same policy: weights, precision or guidance differ"
         )

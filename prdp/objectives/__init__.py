@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
-from prdp.objectives._knobs import Count, Knob, mistakes
+from prdp.evidence import Denoising, Evidence, OldPolicy, Trajectory
+from prdp.objectives._knobs import Knob, mistakes
 from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.ddpo import ddpo
 from prdp.objectives.diffusion_dpo import diffusion_dpo
@@ -31,35 +32,8 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, npt.ArrayLike]
 
-CHANNELS = ("log_ratio", "kl_ref", "denoising")
-"""Evidence that a loss is differentiated by, [n, T] or [n, D]; what each is stands in README.md."""
-DATA = ("log_ratio_old", "denoising_ref", "rewards", "group_ids", "history")
-"""What a loss may ask for besides."""
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Evidence on the stored transitions of a rollout, a column per stochastic step; with its knobs.
-
-    Attributes:
-        step_weighting: 'uniform', or 'inverse_sensitivity': the evidence of each step is divided by (C / sigma)^2, mean
-            weight 1, before the objective sees it, so that clips too act on the weighted evidence.
-    """
-
-    step_weighting: Literal["uniform", "inverse_sensitivity"] = "uniform"
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """Evidence on final latents noised anew, a column per draw of (timestep, noise); with its knobs.
-
-    Attributes:
-        draws: per image and update.
-        shared_draws: all images of a prompt are noised alike.
-    """
-
-    draws: Count = 8
-    shared_draws: bool = False
+BATCH_ARRAYS = ("rewards", "group_ids", "history")
+"""What a loss may ask for beside the arrays of its evidence."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +45,26 @@ class Method:
         evidence: where its channels come from.
         linear: channels whose coefficients do not depend on any channel's values, so that no pass over the cells is
             needed to know them.
+        old_policy: how the old policy moves that the loss compares with, or that samples.
+        only_with: array -> knob: it is taken, and computed, where the knob is not 0; elsewhere the loss gets None.
     """
 
     loss: Callable[..., tuple[torch.Tensor, dict[str, float]]]
-    evidence: Trajectory | Denoising = Trajectory()
+    evidence: Evidence = field(default_factory=Trajectory)
     linear: tuple[str, ...] = ()
+    old_policy: OldPolicy | None = None
+    only_with: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def arrays(self) -> tuple[str, ...]:
-        """Names of the arrays that the loss takes, of CHANNELS and DATA."""
+        """Names of all arrays that the loss takes."""
         parameters = inspect.signature(self.loss).parameters.values()
         return tuple(entry.name for entry in parameters if entry.kind is entry.POSITIONAL_OR_KEYWORD)
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Those of its arrays that it is differentiated by."""
-        return tuple(name for name in self.arrays if name in CHANNELS)
+        return tuple(name for name in self.arrays if name in self.evidence.channels)
 
     @property
     def compares_images(self) -> bool:
@@ -107,20 +85,24 @@ class Method:
     @cached_property
     def evidence_knobs(self) -> dict[str, Knob]:
         """Knobs of its evidence."""
-        hints = get_type_hints(type(self.evidence), include_extras=True)
-        return {name: Knob(hints[name], value) for name, value in dataclasses.asdict(self.evidence).items()}
+        return _fields_as_knobs(self.evidence)
+
+    @cached_property
+    def old_policy_knobs(self) -> dict[str, Knob]:
+        """Knobs of its old policy."""
+        return {} if self.old_policy is None else _fields_as_knobs(self.old_policy)
 
     @property
     def knobs(self) -> dict[str, Knob]:
         """All that a configuration may set."""
-        return self.loss_knobs | self.evidence_knobs
+        return self.loss_knobs | self.evidence_knobs | self.old_policy_knobs
 
 
 OBJECTIVES: dict[str, Method] = {
     "prdp": Method(prdp),
     "ddpo": Method(ddpo),
-    "reinforce": Method(reinforce, linear=("log_ratio",)),
-    "grpo": Method(grpo, linear=("kl_ref",)),
+    "reinforce": Method(reinforce, linear=("log_importance",)),
+    "grpo": Method(grpo, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
     "rebel": Method(rebel),
     "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
     "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
@@ -152,12 +134,25 @@ class Objective:
         method: what it computes.
         knobs: of its loss.
         evidence: where its channels come from, with its knobs set.
+        old_policy: how its old policy moves, with its knobs set; None where it has none.
     """
 
     name: str
     method: Method
     knobs: Mapping[str, Any]
-    evidence: Trajectory | Denoising
+    evidence: Evidence
+    old_policy: OldPolicy | None = None
+
+    @cached_property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that the loss takes with these knobs."""
+        idle = {name for name, knob in self.method.only_with.items() if self.knobs[knob] == 0}
+        return tuple(name for name in self.method.arrays if name not in idle)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """Those of them that it is differentiated by."""
+        return tuple(name for name in self.arrays if name in self.evidence.channels)
 
     def coefficients(
         self, channels: Arrays, data: Arrays, step_weights: npt.ArrayLike | None = None
@@ -165,10 +160,10 @@ class Objective:
         """Evaluate on the host in float64 and differentiate with respect to every channel.
 
         Args:
-            channels: name -> evidence [n, T], those of `method.channels`.
-            data: name -> array, the rest of `method.arrays`: log_ratio_old and denoising_ref [n, T], rewards and
-                group_ids [n], history [n, H].
-            step_weights: [T], scales the evidence of each step before the loss sees it; None is all ones.
+            channels: name -> evidence [n, T], those of `channels`.
+            data: name -> array, the rest of `arrays`: further arrays of the evidence [n, T], rewards and group_ids [n],
+                history [n, H].
+            step_weights: [T] or [n, T], scales the evidence before the loss sees it; None is all ones.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -176,22 +171,21 @@ class Objective:
         import torch
 
         evidence = {
-            name: torch.tensor(np.asarray(channels[name], np.float64), requires_grad=True)
-            for name in self.method.channels
+            name: torch.tensor(np.asarray(channels[name], np.float64), requires_grad=True) for name in self.channels
         }
         others = {
             name: torch.tensor(np.asarray(data[name], np.int64 if name == "group_ids" else np.float64))
-            for name in self.method.arrays
-            if name not in CHANNELS
+            for name in self.arrays
+            if name not in evidence
         }
         _check_shapes(evidence, others)
         weights = None if step_weights is None else torch.tensor(np.asarray(step_weights, np.float64))
 
         def weighted(name: str, values: torch.Tensor) -> torch.Tensor:
-            of_steps = name in (*CHANNELS, "log_ratio_old", "denoising_ref")
-            return values * weights if of_steps and weights is not None else values
+            return values if weights is None or name in BATCH_ARRAYS else values * weights
 
-        arrays = {name: weighted(name, values) for name, values in (evidence | others).items()}
+        arrays: dict[str, Any] = dict.fromkeys(self.method.arrays)
+        arrays |= {name: weighted(name, values) for name, values in (evidence | others).items()}
         loss, metrics = self.method.loss(**arrays, **self.knobs)
         tables = torch.autograd.grad(loss, list(evidence.values()))
         return Coefficients(
@@ -224,17 +218,22 @@ def method_of(config: Mapping[str, Any]) -> Method:
         if not inspect.isfunction(found):
             raise ConfigError(f"{key}={path}: is a {type(found).__name__}, must be a loss function or a Method")
         found = Method(found)
-    unknown = [name for name in found.arrays if name not in (*CHANNELS, *DATA)]
-    own = ("denoising",) if isinstance(found.evidence, Denoising) else ("log_ratio", "kl_ref")
+    own, more = found.evidence.channels, found.evidence.data
+    kind = type(found.evidence).__name__
+    unknown = [name for name in found.arrays if name not in (*own, *more, *BATCH_ARRAYS)]
     if unknown:
         raise ConfigError(
-            f"{key}={path}: takes '{unknown[0]}', which is none of the arrays {', '.join((*CHANNELS, *DATA))}; knobs "
-            "come after a *"
+            f"{key}={path}: takes '{unknown[0]}', which is none of the arrays "
+            f"{', '.join((*own, *more, *BATCH_ARRAYS))} of {kind} evidence; knobs come after a *"
         )
-    if not found.channels or set(found.channels) - set(own):
-        kind = type(found.evidence).__name__
-        raise ConfigError(f"{key}={path}: must take {' or '.join(own)}, the channels of {kind} evidence, and no other")
+    if not found.channels:
+        raise ConfigError(f"{key}={path}: must take {' or '.join(own)}, the channels of {kind} evidence")
     return found
+
+
+def objectives_without_noise() -> list[str]:
+    """Names of those whose evidence does not come from noisy steps of the sampler."""
+    return [name for name, method in OBJECTIVES.items() if not method.evidence.needs_noise]
 
 
 def objective_label(config: Mapping[str, Any]) -> str:
@@ -276,15 +275,25 @@ def build_objective(config: Mapping[str, Any]) -> Objective:
     knobs = {key: config.get(key, knob.default) for key, knob in method.loss_knobs.items()}
     given = {key: config[key] for key in method.evidence_knobs if key in config}
     name = str(config.get("name") or config[TARGET])
-    return Objective(name, method, knobs, dataclasses.replace(method.evidence, **given))
+    old = method.old_policy
+    if old is not None:
+        old = dataclasses.replace(old, **{key: config[key] for key in method.old_policy_knobs if key in config})
+    return Objective(name, method, knobs, dataclasses.replace(method.evidence, **given), old)
+
+
+def _fields_as_knobs(settings: Evidence | OldPolicy) -> dict[str, Knob]:
+    hints = get_type_hints(type(settings), include_extras=True)
+    return {one.name: Knob(hints[one.name], getattr(settings, one.name)) for one in dataclasses.fields(settings)}
 
 
 def _check_shapes(evidence: Mapping[str, torch.Tensor], data: Mapping[str, torch.Tensor]) -> None:
     shape = next(iter(evidence.values())).shape
-    expected = {"log_ratio_old": shape, "denoising_ref": shape, "rewards": shape[:1], "group_ids": shape[:1]}
     fits = len(shape) == 2 and all(value.shape == shape for value in evidence.values())
     for name, value in data.items():
-        fits &= value.shape == expected.get(name, (len(value), *value.shape[1:])) and len(value) == shape[0]
+        if name == "history":
+            fits &= value.dim() == 2 and len(value) == shape[0]
+        else:
+            fits &= value.shape == (shape[:1] if name in BATCH_ARRAYS else shape)
     if not fits:
         given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in {**evidence, **data}.items())
         raise ValueError(f"{given} do not fit: evidence must be [n, T], rewards and group_ids [n], history [n, H]")

@@ -30,19 +30,19 @@ def running_advantages(
 
 
 def clipped_surrogate(
-    log_ratio: torch.Tensor, log_ratio_old: torch.Tensor, advantages: torch.Tensor, clip_range: float | None
+    log_importance: torch.Tensor, advantages: torch.Tensor, clip_range: float | None
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """PPO's pessimistic surrogate, negated, per denoising step and averaged over images and steps.
 
     Args:
-        log_ratio, log_ratio_old: [n, T], whose difference is log pi_theta / pi_old.
+        log_importance: log pi_theta / pi_old, [n, T].
         advantages: [n].
         clip_range: of the importance ratio around 1; None for no clip.
 
     Returns:
         the loss, and {"clipfrac": share of ratios beyond the clip range}.
     """
-    ratio = (log_ratio - log_ratio_old).exp()
+    ratio = log_importance.exp()
     gain = advantages[:, None] * ratio
     if clip_range is None:
         return -gain.mean(), {"clipfrac": 0.0}

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def ddpo(
-    log_ratio: torch.Tensor,
-    log_ratio_old: torch.Tensor,
+    log_importance: torch.Tensor,
     rewards: torch.Tensor,
     history: torch.Tensor,
     *,
@@ -25,7 +24,7 @@ def ddpo(
     """DDPO_IS: each denoising step is an action, with PPO's clipped importance ratio of its own.
 
     Args:
-        log_ratio, log_ratio_old: of the policy now and of the one that sampled to any common reference, [n, T].
+        log_importance: log pi_theta / pi_old of each step, of the policy now and the one that sampled, [n, T].
         rewards: raw, [n].
         history: the latest rewards of each image's prompt, these among them, [n, H]; NaN where there is none.
         clip_range: of the ratio around 1; None for no clip.
@@ -39,5 +38,5 @@ def ddpo(
     advantages, counts = running_advantages(
         rewards, history[:, max(history.shape[1] - buffer_size, 0) :], min_count, advantage_clip
     )
-    loss, clipping = clipped_surrogate(log_ratio, log_ratio_old, advantages, clip_range)
+    loss, clipping = clipped_surrogate(log_importance, advantages, clip_range)
     return loss, clipping | counts

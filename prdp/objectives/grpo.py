@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 
 def grpo(
-    log_ratio: torch.Tensor,
-    log_ratio_old: torch.Tensor,
-    kl_ref: torch.Tensor,
+    log_importance: torch.Tensor,
+    kl_ref: torch.Tensor | None,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
     *,
@@ -27,8 +26,9 @@ def grpo(
     """The clipped surrogate of group-standardised rewards, plus beta times the KL of each step to the reference.
 
     Args:
-        log_ratio, log_ratio_old: of the policy now and of the one that sampled to any common reference, [n, T].
-        kl_ref: ||mu_theta - mu_ref||^2 / (2 sigma^2) of each step, mean over latent dims, [n, T].
+        log_importance: log pi_theta / pi_old of each step, of the policy now and the one that sampled, [n, T].
+        kl_ref: ||mu_theta - mu_ref||^2 / (2 sigma^2) of each step, mean over latent dims, [n, T]; None, and not
+            computed, where beta is 0.
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
         beta: KL weight. The authors divide by the diffusion coefficient where the step's sigma is that times the root
@@ -46,5 +46,7 @@ def grpo(
     tied = (group_mean((centred == 0).double(), group_ids) == 1)
     scale = spread if std == "group" else rewards.std(correction=0)
     advantages = (centred / (scale + 1e-4)).clamp(-advantage_clip, advantage_clip)
-    loss, counts = clipped_surrogate(log_ratio, log_ratio_old, advantages, clip_range)
-    return loss + beta * kl_ref.mean(), counts | {"groups_tied": float(len(group_ids[tied].unique()))}
+    loss, counts = clipped_surrogate(log_importance, advantages, clip_range)
+    if kl_ref is not None:
+        loss = loss + beta * kl_ref.mean()
+    return loss, counts | {"groups_tied": float(len(group_ids[tied].unique()))}

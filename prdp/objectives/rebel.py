@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def rebel(
-    log_ratio: torch.Tensor,
-    log_ratio_old: torch.Tensor,
+    log_importance: torch.Tensor,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
     *,
@@ -24,7 +23,7 @@ def rebel(
     """Squared error of log-ratio differences to the old policy, divided by eta, as predictions of reward differences.
 
     Args:
-        log_ratio, log_ratio_old: of the policy now and of the one that sampled to any common reference, [n, T].
+        log_importance: log pi_theta / pi_old of each step, of the policy now and the one that sampled, [n, T].
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
         eta: step size; the larger, the farther one round of regression may go.
@@ -34,8 +33,7 @@ def rebel(
     Returns:
         the loss, mean over a prompt's pairs and then over prompts, and no counts.
     """
-    steps = log_ratio - log_ratio_old
-    score = steps.sum(1) if step_reduction == "sum" else steps.mean(1)
+    score = log_importance.sum(1) if step_reduction == "sum" else log_importance.mean(1)
     r, s = by_group(rewards, group_ids), by_group(score, group_ids)
     error = differences(s) / eta - differences(r)
     once = paired(r, pairs).triu(1).expand_as(error)

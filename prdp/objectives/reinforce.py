@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def reinforce(
-    log_ratio: torch.Tensor,
+    log_importance: torch.Tensor,
     rewards: torch.Tensor,
     history: torch.Tensor,
     *,
@@ -23,7 +23,7 @@ def reinforce(
     """Log-probs weighted by advantages; unbiased for the first update after sampling only.
 
     Args:
-        log_ratio: log pi_theta / pi_ref, [n, T]; the reference adds a constant.
+        log_importance: log pi_theta / pi_old, [n, T]; the old policy adds a constant.
         rewards, history, advantage_clip, buffer_size, min_count: as in `ddpo`.
 
     Returns:
@@ -32,4 +32,4 @@ def reinforce(
     advantages, counts = running_advantages(
         rewards, history[:, max(history.shape[1] - buffer_size, 0) :], min_count, advantage_clip
     )
-    return -(advantages[:, None] * log_ratio).mean(), counts
+    return -(advantages[:, None] * log_importance).mean(), counts

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from prdp.cluster.base import RewardWorker
+from prdp.cluster.base import RewardWorker, arrays_of
 from prdp.types import PromptBatch, Rollout, UInt8, Weights, tensors_checksum
 
 STEPS, SIDE = 3, 4
@@ -76,10 +76,15 @@ class StubSampler:
         return Rollout(
             prompts=prompts,
             images_per_prompt=images_per_prompt,
-            latents=noise if trajectory else noise[:, :0],
-            reference_output=-noise[:, 1:],
-            log_ratio=noise[:, 1:].mean((2, 3, 4)),
-            steps=np.tile(np.arange(STEPS), (len(noise), 1)),
+            stored={
+                "latents": noise,
+                "base_output": -noise[:, 1:],
+                "log_ratio": noise[:, 1:].mean((2, 3, 4)),
+                "steps": np.tile(np.arange(STEPS), (len(noise), 1)),
+            }
+            if trajectory
+            else {},
+            conditions={"states": np.array([[len(text)] for text in prompts.texts], np.float32)} if trajectory else {},
             images=(np.clip(noise[:, -1, 0, :, :, None].repeat(3, -1), -4, 4) * 31 + 128).astype(np.uint8),
             weights_version=self.version - (fault == "stale"),
             weights_checksum=tensors_checksum(self.tensors),
@@ -196,17 +201,13 @@ def differences(left: Rollout, right: Rollout) -> list[str]:
             "texts": rollout.prompts.texts,
             "position": (rollout.prompts.epoch, rollout.prompts.offset, rollout.images_per_prompt),
             "weights": (rollout.weights_version, rollout.weights_checksum),
-            "latents": content(rollout.latents),
-            "reference_output": content(rollout.reference_output),
-            "steps": content(rollout.steps),
-            "log_ratio": content(rollout.log_ratio),
-            "images": content(rollout.images),
+            **{name: content(array) for name, array in arrays_of(rollout).items()},
             "rewards": content(rollout.rewards),
             "sub_scores": {name: content(values) for name, values in rollout.sub_scores.items()},
         }
 
     one, two = facts(left), facts(right)
-    return [name for name in one if one[name] != two[name]]
+    return [name for name in one.keys() | two.keys() if one.get(name) != two.get(name)]
 
 
 def content(array: Any) -> tuple[str, tuple[int, ...], bytes]:

@@ -34,7 +34,7 @@ def test_chunks_in_any_order_equal_the_whole():
     assert not differences(whole, sampled(request).scored(rewards, {"half": rewards / 2}))
     assert whole.prompts == request
     assert whole.seconds == {"sample": 4.5, "rollout": 7.0, "sampling": 5.0}
-    assert np.shares_memory(views[0].latents, whole.latents)
+    assert np.shares_memory(views[0].stored["latents"], whole.stored["latents"])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,10 @@ def test_chunks_in_any_order_equal_the_whole():
     [
         ({"weights_version": 3}, r"epoch 3, prompts 2 to 3: weights_version is 3, and 0 in other chunks"),
         ({"weights_checksum": "ab"}, r"weights_checksum is 'ab', and '\w{16}' in other chunks"),
-        ({"final_latents": np.zeros((4, 1))}, r"prompts 2 to 3 holds \['final_latents', .* chunks hold \['images'"),
+        (
+            {"stored": {"final_latents": np.zeros((4, 1))}},
+            r"prompts 2 to 3 holds .*'stored/final_latents'\], .* chunks hold \[",
+        ),
         ({"images": np.zeros((4, 2, 2, 3), np.uint8)}, r"images is uint8 \[4, 2, 2, 3\], and uint8 \[n, 4, 4, 3\] in"),
     ],
 )

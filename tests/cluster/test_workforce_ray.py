@@ -72,7 +72,7 @@ def test_two_actors_equal_inline_bit_for_bit(shared, expected):
     assert set(rollout.seconds) >= {"sample", "score", "rollout"}
     assert rollout.rewards is not None
     assert shared.reward_identity == {"name": "brightness", "version": "1"}
-    assert rollout.latents.flags.writeable
+    assert rollout.stored["latents"].flags.writeable
     assert rollout.rewards.flags.writeable
 
 
@@ -93,7 +93,7 @@ def test_new_weights_reach_every_sampler(shared):
     shared.publish(weights(6, 2.0))
     second = shared.sample(prompts(9), images_per_prompt=2, seed=1)
     assert (first.weights_version, second.weights_version) == (5, 6)
-    assert (second.latents == first.latents * 4).all()
+    assert (second.stored["latents"] == first.stored["latents"] * 4).all()
 
 
 def test_scoring_goes_on_while_sampling_does(shared, expected, tmp_path):

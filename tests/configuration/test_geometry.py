@@ -12,6 +12,7 @@ from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig
 from prdp.configuration import geometry
 from prdp.configuration.geometry import geometry_text, memory_warning, rollout_bytes, rollouts_at_once
 from prdp.diffusion import build_sampler, family_of
+from prdp.objectives import build_objective
 from prdp.types import PromptBatch
 from prdp.worlds.mixtures.grammar import prompt_at
 
@@ -31,7 +32,7 @@ def test_512_images_of_50_steps_of_stable_diffusion_3() -> None:
     parts = rollout_bytes(LARGE, SD3, (1024, 1024))
     assert parts == {
         "latents around 50 noisy steps": 25.5 * GIB,
-        "reference outputs": 25.0 * GIB,
+        "outputs of the reference": 25.0 * GIB,
         "pictures": 1.5 * GIB,
     }
 
@@ -58,17 +59,16 @@ def test_the_memory_is_that_of_a_rollout(keep: str, sampler: dict[str, object]) 
     config = dataclasses.replace(
         LARGE, model=model, sampler=settings, prompts_per_epoch=2, images_per_prompt=3, objective=objective
     )
+    built = build_objective(objective)
+    recorder = built.evidence.recorder(built.arrays)
     family = family_of(model)
     parts = list(rollout_bytes(config, family.latent_shape_of(model), family.picture_size_of(model)).values())
     texts = (prompt_at("train", 0), prompt_at("train", 1))
-    drawn = build_sampler(model, LearnerConfig(mode="full"), settings, seed=0, keep=keep).sample(
+    drawn = build_sampler(model, LearnerConfig(mode="full"), settings, seed=0, recorder=recorder).sample(
         PromptBatch(0, 0, texts, ({}, {})), 3, seed=0
     )
-    if keep == "trajectory":
-        assert parts == [drawn.latents.nbytes, drawn.reference_output.nbytes, drawn.images.nbytes]
-    else:
-        assert drawn.final_latents is not None
-        assert parts == [drawn.final_latents.nbytes, drawn.images.nbytes]
+    names = ("latents", "base_output") if keep == "trajectory" else ("final_latents",)
+    assert parts == [*(drawn.stored[name].nbytes for name in names), drawn.images.nbytes]
 
 
 def test_rollouts_that_are_sampled_ahead_are_held_too() -> None:
@@ -92,7 +92,7 @@ def test_too_little_memory_is_told_with_the_keys_that_need_less(
     monkeypatch.setattr(geometry, "available_memory", lambda: size - 1)
     assert validate(words) == 0
     shown = capsys.readouterr().out
-    assert "memory of a rollout       0.02 GiB = 0.01 GiB latents around 3 noisy steps + 0.01 GiB reference" in shown
+    assert "memory of a rollout       0.02 GiB = 0.01 GiB latents around 3 noisy steps + 0.01 GiB outputs" in shown
     [told] = [line for line in shown.splitlines() if line.startswith("warning: memory")]
     for key in ("prompts_per_epoch", "sampler.window", "sampler.trained_share", "best_of_n"):
         assert key in told

@@ -209,9 +209,7 @@ def test_what_kinds_of_samplers_ask_of_their_noise() -> None:
 @pytest.mark.parametrize("autocast", ["null", "bfloat16", "float16"])
 def test_one_half_precision_at_a_time(dtype: str, autocast: str) -> None:
     """All others start: see tests/learners/test_precision.py."""
-    chosen = OmegaConf.merge(
-        MINIMAL, OmegaConf.from_dotlist([f"model.dtype={dtype}", f"learner.autocast={autocast}"])
-    )
+    chosen = OmegaConf.merge(MINIMAL, OmegaConf.from_dotlist([f"model.dtype={dtype}", f"learner.autocast={autocast}"]))
     if dtype == "float32" or autocast in ("null", dtype):
         assert typed(chosen).model.dtype == dtype
     else:
@@ -401,14 +399,14 @@ def test_geometry() -> None:
     assert (size["updates"], size["images"]) == (30, 240)
     assert (size["chunks_per_epoch"], size["images_per_chunk"]) == (2, 16)
     assert size["cells_per_update"] == 24 * 4
-    assert size["sampling_passes_per_epoch"] == 24 * 5 * 2 * 2
+    assert size["sampling_passes_per_epoch"] == 24 * (5 + 4) * 2
     assert size["learning_passes_per_epoch"] == 24 * 4 * 2 * (3 + 2)
     assert size["learning_backwards_per_epoch"] == 24 * 4 * 2 * 3
     assert (size["evaluations"], size["evaluation_images"]) == (3, (7 + 3 + 7) * 2)
     assert (size["samplers"], size["threads"]) == (3, 2)
     for scale in ("1", "0.5", "0"):
         unguided = geometry(compose(f"sampler.guidance_scale={scale}"))
-        assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * 8 * 2
+        assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * (8 + 7)
     ancestral = geometry(compose("sampler.kind=ddpm", "sampler.deterministic_final_steps=0"))
     assert ancestral["cells_per_update"] == ancestral["images_per_epoch"] * 7, "its last step draws no noise"
     window = geometry(compose("sampler.window=random", "sampler.window_size=2", "sampler.guidance_scale=1"))
@@ -416,12 +414,18 @@ def test_geometry() -> None:
     assert window["sampling_passes_per_epoch"] == window["images_per_epoch"] * (8 + 2)
     share = geometry(compose("sampler.trained_share=0.5", "sampler.guidance_scale=1"))
     assert share["cells_per_update"] == share["images_per_epoch"] * 4
-    for name, columns, passes, networks in (("reinforce", 4, 3, 2), ("best_of_n", 5, 3, 1), ("diffusion_dpo", 5, 9, 1)):
-        draws = {} if networks == 2 else {"draws": columns}
+    for name, columns, passes, of_reference in (
+        ("reinforce", 4, 3, 0),
+        ("rebel", 4, 5, 0),
+        ("grpo", 4, 5, 4),
+        ("best_of_n", 5, 3, 0),
+        ("diffusion_dpo", 5, 9, 0),
+    ):
+        draws = {} if columns == 4 else {"draws": columns}
         other = geometry(dataclasses.replace(config, objective={"name": name, **draws}))
         assert other["cells_per_update"] == 24 * columns
         assert other["learning_passes_per_epoch"] == 24 * columns * 2 * passes
-        assert other["sampling_passes_per_epoch"] == 24 * 5 * 2 * networks
+        assert other["sampling_passes_per_epoch"] == 24 * (5 + of_reference) * 2
     half = dataclasses.replace(config, learner=dataclasses.replace(config.learner, autocast="float16", microbatch=20))
     for objective, passes in (("prdp", 5), ("reinforce", 5), ("grpo", 5)):
         other = geometry(dataclasses.replace(half, objective={"name": objective}))

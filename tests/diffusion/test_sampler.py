@@ -15,6 +15,8 @@ from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.stable_diffusion import load_pipeline
+from prdp.evidence.denoising import FinalLatents
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.types import PromptBatch, Weights
 
 PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))
@@ -23,7 +25,8 @@ SEED, SIZE = 11, 2
 
 def sampler_at(folder: Path, learner: dict[str, Any] | None = None, **settings: Any) -> Sampler:
     config = SamplerConfig(**{"steps": 6, "guidance_scale": 3.0, **settings})
-    return build_sampler(ModelConfig(path=str(folder)), LearnerConfig(**(learner or {})), config, seed=0)
+    learning = LearnerConfig(**(learner or {}))
+    return build_sampler(ModelConfig(path=str(folder)), learning, config, seed=0, recorder=TrajectoryRecorder())
 
 
 def moved(weights: Weights) -> Weights:
@@ -82,15 +85,15 @@ def test_noise_belongs_to_seed_epoch_prompt_and_image() -> None:
 def test_start_equals_reference_and_moved_weights_do_not(pipeline_folder: Path, mode: str) -> None:
     sampler = sampler_at(pipeline_folder, {"mode": mode})
     start = sampler.sample(PROMPTS, SIZE, SEED)
-    assert not start.log_ratio.any()
+    assert not start.stored["log_ratio"].any()
     weights = moved(sampler._policy.weights.export(0))
     assert sampler.load_weights(weights) == (1, weights.checksum)
     after = sampler.sample(PROMPTS, SIZE, SEED)
-    assert np.abs(after.log_ratio).min() > 0
+    assert np.abs(after.stored["log_ratio"]).min() > 0
     assert after.weights_version == 1
     # The same x_T, so the reference's first output is that of the untouched start.
-    np.testing.assert_array_equal(after.latents[:, 0], start.latents[:, 0])
-    np.testing.assert_allclose(after.reference_output[:, 0], start.reference_output[:, 0], atol=1e-5)
+    np.testing.assert_array_equal(after.stored["latents"][:, 0], start.stored["latents"][:, 0])
+    np.testing.assert_allclose(after.stored["base_output"][:, 0], start.stored["base_output"][:, 0], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -98,53 +101,52 @@ def test_stored_log_ratios_are_those_of_the_two_gaussians(pipeline_folder: Path)
     sampler = sampler_at(pipeline_folder, deterministic_final_steps=2)
     sampler.load_weights(moved(sampler._policy.weights.export(0)))
     rollout = sampler.sample(PROMPTS, SIZE, SEED)
-    assert rollout.latents.shape == (4, 5, 4, 8, 8)
-    assert rollout.log_ratio.shape == (4, 4)
+    assert rollout.stored["latents"].shape == (4, 5, 4, 8, 8)
+    assert rollout.stored["log_ratio"].shape == (4, 4)
     policy, table = sampler._policy, sampler._transitions
-    np.testing.assert_array_equal(rollout.steps, [[0, 1, 2, 3]] * 4)
+    np.testing.assert_array_equal(rollout.stored["steps"], [[0, 1, 2, 3]] * 4)
     states = policy.encode(rollout.image_prompts)
     for step in range(4):
-        x = torch.from_numpy(rollout.latents[:, step])
+        x = torch.from_numpy(rollout.stored["latents"][:, step])
         with torch.no_grad():
             output = policy.output(x, torch.full((4,), float(table.times[step])), states, 3.0)
-        following = torch.from_numpy(rollout.latents[:, step + 1]).double()
+        following = torch.from_numpy(rollout.stored["latents"][:, step + 1]).double()
         sigma = float(table.sigma[step])
 
         def log_prob(at: torch.Tensor, value: torch.Tensor = following, scale: float = sigma) -> torch.Tensor:
             return torch.distributions.Normal(at.double(), scale).log_prob(value).flatten(1).mean(1)
 
-        reference = table.mean(step, x, torch.from_numpy(rollout.reference_output[:, step]))
+        reference = table.mean(step, x, torch.from_numpy(rollout.stored["base_output"][:, step]))
         new, old = log_prob(table.mean(step, x, output)), log_prob(reference)
-        np.testing.assert_allclose(rollout.log_ratio[:, step], (new - old).numpy(), atol=2e-5)
+        np.testing.assert_allclose(rollout.stored["log_ratio"][:, step], (new - old).numpy(), atol=2e-5)
 
 
 @pytest.mark.slow
 def test_microbatches_and_trajectories_do_not_change_images(pipeline_folder: Path) -> None:
     whole = sampler_at(pipeline_folder).sample(PROMPTS, SIZE, SEED)
     cut = sampler_at(pipeline_folder, microbatch=3).sample(PROMPTS, SIZE, SEED)
-    np.testing.assert_allclose(cut.latents, whole.latents, atol=2e-4)
+    np.testing.assert_allclose(cut.stored["latents"], whole.stored["latents"], atol=2e-4)
     bare = sampler_at(pipeline_folder).sample(PROMPTS, SIZE, SEED, trajectory=False)
     np.testing.assert_array_equal(bare.images, whole.images)
-    assert bare.log_ratio.shape == (4, 0)
+    assert not bare.stored and not bare.conditions
 
 
 @pytest.mark.slow
 def test_final_latents_are_kept_alone_and_decode_to_the_images(pipeline_folder: Path) -> None:
     whole = sampler_at(pipeline_folder, deterministic_final_steps=1).sample(PROMPTS, SIZE, SEED)
-    assert whole.final_latents is None
     settings = SamplerConfig(steps=6, guidance_scale=3.0, deterministic_final_steps=1, microbatch=3)
     path = ModelConfig(path=str(pipeline_folder))
-    sampler = build_sampler(path, LearnerConfig(mode="full"), settings, seed=0, keep="final_latents")
+    sampler = build_sampler(path, LearnerConfig(mode="full"), settings, seed=0, recorder=FinalLatents())
     sampler.load_weights(Weights.of(1, sampler._policy.weights.export(1).tensors))  # no reference, and none is asked
     rollout = sampler.sample(PROMPTS, SIZE, SEED)
-    assert rollout.final_latents is not None
-    assert rollout.log_ratio.shape == (4, 0)
-    assert rollout.latents.size == rollout.reference_output.size == 0
-    np.testing.assert_array_equal(sampler._policy.decode(torch.from_numpy(rollout.final_latents)), rollout.images)
+    assert rollout.stored.keys() == {"final_latents"}
+    np.testing.assert_array_equal(
+        sampler._policy.decode(torch.from_numpy(rollout.stored["final_latents"])), rollout.images
+    )
     assert np.abs(rollout.images.astype(int) - whole.images).max() <= 1
-    assert sampler.sample(PROMPTS, SIZE, SEED, trajectory=False).final_latents is None
-    parts = [sampler.sample(chunk, SIZE, SEED).final_latents for chunk in PROMPTS.chunks(1)]
-    np.testing.assert_allclose(np.concatenate(parts), rollout.final_latents, atol=2e-4)
+    assert not sampler.sample(PROMPTS, SIZE, SEED, trajectory=False).stored
+    parts = [sampler.sample(chunk, SIZE, SEED).stored["final_latents"] for chunk in PROMPTS.chunks(1)]
+    np.testing.assert_allclose(np.concatenate(parts), rollout.stored["final_latents"], atol=2e-4)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -206,9 +208,7 @@ def test_exported_weights_load_into_diffusers_with_equal_images(
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def image(of: Any) -> np.ndarray:
-        return of(
-            "a small solid red circle", latents=latents.clone(), num_inference_steps=3, output_type="np"
-        ).images
+        return of("a small solid red circle", latents=latents.clone(), num_inference_steps=3, output_type="np").images
 
     untouched = image(StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None))
     mine = policy.pipeline  # type: ignore[attr-defined]

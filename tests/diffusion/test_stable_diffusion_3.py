@@ -21,6 +21,7 @@ from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.stable_diffusion_3 import latent_shape
+from prdp.evidence.trajectory import TrajectoryRecorder, stored_positions
 from prdp.learners import build_learner
 from prdp.learners.guards import RatioError
 from prdp.support.errors import StartError
@@ -69,10 +70,8 @@ def test_pictures_equal_those_of_diffusers(
 ) -> None:
     pipeline = narrow_pipeline(dynamic=dynamic)
     pipeline.save_pretrained(tmp_path)
-    sampler = SamplerConfig(
-        kind="euler", steps=6, guidance_scale=guidance_scale, timestep_spacing=grid, microbatch=3
-    )
-    ours = build_sampler(model(tmp_path, height=32, width=48), FULL, sampler, seed=0)
+    sampler = SamplerConfig(kind="euler", steps=6, guidance_scale=guidance_scale, timestep_spacing=grid, microbatch=3)
+    ours = build_sampler(model(tmp_path, height=32, width=48), FULL, sampler, seed=0, recorder=TrajectoryRecorder())
     pictures = ours.sample(PROMPTS, 2, seed=5, trajectory=False).images
     pipeline.set_progress_bar_config(disable=True)
     for row, prompt in enumerate(PROMPTS.texts):
@@ -110,20 +109,22 @@ def test_t5_is_optional_and_its_tokens_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_log_ratios_are_those_of_independent_gaussians(folder: Path, name: str, guidance_scale: float) -> None:
-    sampler = build_sampler(model(folder), FULL, settings(name, guidance_scale=guidance_scale), seed=0)
+    sampler = build_sampler(
+        model(folder), FULL, settings(name, guidance_scale=guidance_scale), seed=0, recorder=TrajectoryRecorder()
+    )
     policy, table = sampler._policy, sampler._transitions
     sampler.load_weights(moved(policy.weights.export(0)))
     rollout = sampler.sample(PROMPTS, 2, seed=3)
-    assert rollout.log_ratio.shape == (4, 2 if "window" in name else 4)
+    assert rollout.stored["log_ratio"].shape == (4, 2 if "window" in name else 4)
     conditions = policy.encode(rollout.image_prompts)
     for image in range(4):
-        for column, step in enumerate(rollout.steps[image]):
-            place = rollout.positions[image, column]
-            x, then = (torch.from_numpy(rollout.latents[image : image + 1, place + one]) for one in (0, 1))
+        for column, step in enumerate(rollout.stored["steps"][image]):
+            place = stored_positions(rollout.stored["steps"])[image, column]
+            x, then = (torch.from_numpy(rollout.stored["latents"][image : image + 1, place + one]) for one in (0, 1))
             time, given = torch.tensor([table.times[step]], dtype=torch.float32), conditions[np.array([image])]
             with torch.no_grad():
                 output = policy.output(x, time, given, guidance_scale).double()
-            reference = torch.from_numpy(rollout.reference_output[image : image + 1, column]).double()
+            reference = torch.from_numpy(rollout.stored["base_output"][image : image + 1, column]).double()
             now, before = (
                 torch.distributions.Normal(
                     table.sample_coef[step] * x.double() + table.output_coef[step] * velocity, table.sigma[step]
@@ -132,7 +133,7 @@ def test_log_ratios_are_those_of_independent_gaussians(folder: Path, name: str, 
             )
             expected = (now.log_prob(then.double()) - before.log_prob(then.double())).mean().item()
             assert abs(expected) > 1e-7
-            assert rollout.log_ratio[image, column] == pytest.approx(expected, rel=2e-3, abs=2e-6)
+            assert rollout.stored["log_ratio"][image, column] == pytest.approx(expected, rel=2e-3, abs=2e-6)
 
 
 def scored(rollout: Rollout) -> Rollout:
@@ -142,7 +143,9 @@ def scored(rollout: Rollout) -> Rollout:
 @pytest.mark.parametrize("name", ["flow_sde", "cps in a window"])
 def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> None:
     sampling = settings(name)
-    rollout = scored(build_sampler(model(folder), FULL, sampling, seed=0).sample(PROMPTS, 2, seed=3))
+    rollout = scored(
+        build_sampler(model(folder), FULL, sampling, seed=0, recorder=TrajectoryRecorder()).sample(PROMPTS, 2, seed=3)
+    )
     gradients = []
     for microbatch in (3, 1000):
         policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
@@ -156,9 +159,9 @@ def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> N
     policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
     table, conditions = policy.process.transitions(sampling), policy.encode(rollout.image_prompts)
     columns = []
-    for column in range(rollout.log_ratio.shape[1]):
-        steps, places = rollout.steps[:, column], rollout.positions[:, column]
-        x, then = (torch.from_numpy(rollout.latents[np.arange(4), places + one]) for one in (0, 1))
+    for column in range(rollout.stored["log_ratio"].shape[1]):
+        steps, places = rollout.stored["steps"][:, column], stored_positions(rollout.stored["steps"])[:, column]
+        x, then = (torch.from_numpy(rollout.stored["latents"][np.arange(4), places + one]) for one in (0, 1))
         output = policy.output(x, torch.from_numpy(table.times[steps]).float(), conditions, 1.0)
 
         def of(values: np.ndarray, steps: np.ndarray = steps) -> torch.Tensor:
@@ -166,7 +169,7 @@ def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> N
 
         means = [
             of(table.sample_coef) * x + of(table.output_coef) * velocity
-            for velocity in (output, torch.from_numpy(rollout.reference_output[:, column]))
+            for velocity in (output, torch.from_numpy(rollout.stored["base_output"][:, column]))
         ]
         logs = [torch.distributions.Normal(mean, of(table.sigma)).log_prob(then) for mean in means]
         columns.append((logs[0] - logs[1]).flatten(1).mean(1))
@@ -174,7 +177,7 @@ def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> N
 
     loss, _ = prdp(
         torch.stack(columns, 1),
-        torch.from_numpy(rollout.log_ratio).double(),
+        torch.from_numpy(rollout.stored["log_ratio"]).double(),
         torch.from_numpy(rollout.rewards),
         torch.from_numpy(rollout.group_ids),
         beta=0.5,
@@ -192,7 +195,7 @@ def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> N
 
 def test_the_ratio_guard_stops_a_learner_with_other_weights(folder: Path) -> None:
     sampling = settings()
-    sampler = build_sampler(model(folder), FULL, sampling, seed=0)
+    sampler = build_sampler(model(folder), FULL, sampling, seed=0, recorder=TrajectoryRecorder())
     rollout = scored(sampler.sample(PROMPTS, 2, seed=3))
     policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
     policy.weights.bind(moved(policy.weights.export(0), 0.2))

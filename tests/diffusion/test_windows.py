@@ -12,9 +12,11 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_sampler
 from prdp.diffusion.windows import stored_latents, trained, trained_steps, windows
-from prdp.types import PromptBatch, stored_positions
+from prdp.evidence.trajectory import TrajectoryRecorder, stored_positions
+from prdp.types import PromptBatch
 
 NOISY = np.arange(9)
+FULL, RECORDER = LearnerConfig(mode="full"), TrajectoryRecorder()
 PROMPTS = np.arange(40)
 
 
@@ -66,14 +68,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_stored_transitions_are_those_of_the_trajectory(pipeline_folder: Path, name: str) -> None:
     """Against a trajectory that is followed step by step outside the sampler, with the same noise."""
     settings = SamplerConfig(steps=6, guidance_scale=1.0, microbatch=5, **SETTINGS[name])
-    sampler = build_sampler(ModelConfig(path=str(pipeline_folder)), LearnerConfig(mode="full"), settings, seed=0)
+    sampler = build_sampler(ModelConfig(path=str(pipeline_folder)), FULL, settings, seed=0, recorder=RECORDER)
     prompts = PromptBatch(1, 7, ("a", "b", "c"), ({}, {}, {}))
     rollout = sampler.sample(prompts, 2, seed=3)
     policy, table = sampler._policy, sampler._transitions
     noise = windows(settings, table.noisy, 3, 1, 7 + np.arange(3)).repeat(2, 0)
     whole = build_sampler(
-        ModelConfig(path=str(pipeline_folder)), LearnerConfig(mode="full"),
-        SamplerConfig(steps=6, guidance_scale=1.0), seed=0,
+        ModelConfig(path=str(pipeline_folder)), FULL,
+        SamplerConfig(steps=6, guidance_scale=1.0), seed=0, recorder=RECORDER,
     ).sample(prompts, 2, seed=3)  # fmt: skip
     from prdp.diffusion.noise import ImageNoise
 
@@ -81,7 +83,7 @@ def test_stored_transitions_are_those_of_the_trajectory(pipeline_folder: Path, n
     for image in range(6):
         stream = ImageNoise(3, 1, np.array([7 + image // 2]), np.array([image % 2]), policy.latent_shape)
         x = torch.from_numpy(stream.draw())
-        np.testing.assert_array_equal(x[0], whole.latents[image, 0])
+        np.testing.assert_array_equal(x[0], whole.stored["latents"][image, 0])
         for step in range(6):
             time = torch.full((1,), float(table.times[step]))
             with torch.no_grad():
@@ -93,12 +95,12 @@ def test_stored_transitions_are_those_of_the_trajectory(pipeline_folder: Path, n
             )
             after = float(sample[step]) * x + float(by_output[step]) * output
             after = after + float(table.sigma[step]) * drawn if noisy else after
-            if step in rollout.steps[image]:
-                column = rollout.steps[image].tolist().index(step)
-                place = rollout.positions[image, column]
-                np.testing.assert_allclose(rollout.latents[image, place], x[0], atol=2e-5)
-                np.testing.assert_allclose(rollout.latents[image, place + 1], after[0], atol=2e-5)
-                np.testing.assert_allclose(rollout.reference_output[image, column], output[0], atol=2e-5)
+            if step in rollout.stored["steps"][image]:
+                column = rollout.stored["steps"][image].tolist().index(step)
+                place = stored_positions(rollout.stored["steps"])[image, column]
+                np.testing.assert_allclose(rollout.stored["latents"][image, place], x[0], atol=2e-5)
+                np.testing.assert_allclose(rollout.stored["latents"][image, place + 1], after[0], atol=2e-5)
+                np.testing.assert_allclose(rollout.stored["base_output"][image, column], output[0], atol=2e-5)
             x = after
         assert np.abs(rollout.images[image].astype(int) - policy.decode(x)[0]).max() <= 1
 
@@ -106,8 +108,8 @@ def test_stored_transitions_are_those_of_the_trajectory(pipeline_folder: Path, n
 def test_images_of_a_prompt_can_share_their_start(pipeline_folder: Path) -> None:
     def latents(shared: bool) -> np.ndarray:
         settings = SamplerConfig(steps=3, guidance_scale=1.0, shared_start_noise=shared)
-        sampler = build_sampler(ModelConfig(path=str(pipeline_folder)), LearnerConfig(mode="full"), settings, seed=0)
-        return sampler.sample(PromptBatch(0, 0, ("a", "b"), ({}, {})), 3, seed=3).latents
+        sampler = build_sampler(ModelConfig(path=str(pipeline_folder)), FULL, settings, seed=0, recorder=RECORDER)
+        return sampler.sample(PromptBatch(0, 0, ("a", "b"), ({}, {})), 3, seed=3).stored["latents"]
 
     own, shared = latents(False), latents(True)
     np.testing.assert_array_equal(shared[:3, 0], np.tile(own[:1, 0], (3, 1, 1, 1)))

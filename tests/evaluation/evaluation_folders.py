@@ -26,8 +26,7 @@ def batch(texts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = N
 
 def rollout_of(prompts: PromptBatch, images: UInt8, images_per_prompt: int) -> Rollout:
     """Images as a sampler would hand them over, without trajectories."""
-    none = np.empty((len(images), 0), np.float32)
-    return Rollout(prompts, images_per_prompt, none, none, none, none, images, 0, "", seconds={"sample": 2.0})
+    return Rollout(prompts, images_per_prompt, images, 0, "", seconds={"sample": 2.0})
 
 
 def finished_work(

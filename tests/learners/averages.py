@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from prdp.learners.base import Learner
+from prdp.learners.learner import Learner
 
 DECAY = 0.6
 UPDATES = 16

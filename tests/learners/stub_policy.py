@@ -116,16 +116,20 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
             output = policy.output(x, times, states, 1.0)
             z, d = standardise(transitions, rows, x, following, output, torch.from_numpy(reference[:, step]))
             ratios[:, step] = log_ratio(z, d).numpy()
+    rewards = rng.normal(size=count)
     return Rollout(
         prompts=PromptBatch(0, 0, texts, tuple({} for _ in texts)),
         images_per_prompt=size,
-        latents=latents,
-        reference_output=reference,
-        log_ratio=ratios,
-        steps=np.tile(np.arange(steps), (count, 1)),
+        stored={
+            "latents": latents,
+            "base_output": reference,
+            "log_ratio": ratios,
+            "steps": np.tile(np.arange(steps), (count, 1)),
+            "final_latents": rng.normal(size=(count, *policy.latent_shape)),
+        },
+        conditions=policy.encode(texts).to_arrays()[0],
         images=np.zeros((count, 4, 4, 3), np.uint8),
         weights_version=0,
         weights_checksum=policy.weights.export(0).checksum,
-        rewards=rng.normal(size=count),
-        final_latents=rng.normal(size=(count, *policy.latent_shape)),
+        rewards=rewards,
     )

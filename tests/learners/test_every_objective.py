@@ -14,7 +14,9 @@ from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion.process import draw_cells
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.variance_preserving import VariancePreserving, build_transitions
-from prdp.learners.torch_learner import TorchLearner
+from prdp.evidence.trajectory import TrajectoryRecorder
+from prdp.learners import build_learner
+from prdp.learners.learner import Learner
 from prdp.objectives import OBJECTIVES, Denoising, build_objective
 from prdp.types import PromptBatch, Rollout
 
@@ -40,10 +42,10 @@ VARIANTS = [
 ]
 
 
-def build(policy: StubPolicy, name: str, knobs: dict[str, Any] | None = None, **learner: Any) -> TorchLearner:
+def build(policy: StubPolicy, name: str, knobs: dict[str, Any] | None = None, **learner: Any) -> Learner:
     settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": float("inf"), "microbatch": 5, **learner}
     config = LearnerConfig(mode="full", **settings)
-    return TorchLearner(policy, TRANSITIONS, 1.0, config, {"name": name, **KNOBS[name], **(knobs or {})}, SEED)
+    return build_learner(policy, TRANSITIONS, 1.0, config, {"name": name, **KNOBS[name], **(knobs or {})}, SEED)
 
 
 def moved(policy: StubPolicy) -> StubPolicy:
@@ -59,14 +61,14 @@ def trajectory_channels(policy: StubPolicy, rollout: Rollout) -> dict[str, torch
     states = policy.encode(rollout.image_prompts)
     ratios, divergences = [], []
     for step in range(STEPS):
-        x, following = torch.from_numpy(rollout.latents[:, step]), torch.from_numpy(rollout.latents[:, step + 1])
+        x, following = (torch.from_numpy(rollout.stored["latents"][:, step + after]) for after in (0, 1))
         timesteps = torch.full((len(x),), float(TRANSITIONS.times[step]), dtype=torch.float64)
         sigma = torch.tensor(float(TRANSITIONS.sigma[step]), dtype=torch.float64)
         now, reference = (
             torch.distributions.Normal(TRANSITIONS.mean(step, x, output), sigma)
             for output in (
                 policy.output(x, timesteps, states, 1.0),
-                torch.from_numpy(rollout.reference_output[:, step]),
+                torch.from_numpy(rollout.stored["base_output"][:, step]),
             )
         )
         ratios.append((now.log_prob(following) - reference.log_prob(following)).flatten(1).mean(1))
@@ -85,7 +87,7 @@ def denoising_channel(
         for draw in range(evidence.draws):
             key = (np.array([prompt]), np.array([0 if evidence.shared_draws else number]), np.array([draw]))
             timesteps, noise = draw_cells(process, SEED, 0, *key, policy.latent_shape)
-            latents = torch.from_numpy(rollout.final_latents[image : image + 1])  # type: ignore[index]
+            latents = torch.from_numpy(rollout.stored["final_latents"][image : image + 1])
             x, target = process.noised(latents, timesteps, torch.from_numpy(noise).double())
             output = policy.output(x, torch.from_numpy(timesteps), states[np.array([prompt])], 1.0, network)
             rows.append(-((output - target) ** 2).mean())
@@ -94,17 +96,19 @@ def denoising_channel(
 
 def rollout_of(policy: StubPolicy) -> Rollout:
     """Sampled from the policy, in float64, with evidence of a policy and a reference that are near it."""
-    sampler = Sampler(policy, SAMPLER, TRANSITIONS)
+    sampler = Sampler(policy, SAMPLER, TRANSITIONS, TrajectoryRecorder())
     rollout = sampler.sample(PromptBatch(0, 0, ("x", "xx", "xxx"), ({}, {}, {})), 4, SEED)
     rng = np.random.default_rng(1)
-    output = rollout.reference_output.astype(np.float64)
+    output = rollout.stored["base_output"].astype(np.float64)
+    rollout = rollout.storing(
+        latents=rollout.stored["latents"].astype(np.float64),
+        base_output=output + 0.02 * rng.normal(size=output.shape),
+        log_ratio=0.02 * rng.normal(size=rollout.stored["log_ratio"].shape),
+    )
+    rewards = rng.normal(size=len(rollout))
     return dataclasses.replace(
-        rollout,
-        latents=rollout.latents.astype(np.float64),
-        reference_output=output + 0.02 * rng.normal(size=output.shape),
-        log_ratio=0.02 * rng.normal(size=rollout.log_ratio.shape),
-        rewards=rng.normal(size=len(rollout)),
-        final_latents=rng.normal(size=(len(rollout), *policy.latent_shape)),
+        rollout.storing(final_latents=rng.normal(size=(len(rollout), *policy.latent_shape))),
+        rewards=rewards,
         # Not the learner's version, so nothing that the sampler stored may be taken for the policy's own.
         weights_version=1,
     )
@@ -118,7 +122,7 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
     moved(policy)
     objective = build_objective({"name": name, **KNOBS[name], **knobs})
     arrays: dict[str, torch.Tensor] = {
-        "log_ratio_old": torch.from_numpy(rollout.log_ratio),
+        "log_ratio_old": torch.from_numpy(rollout.stored["log_ratio"]),
         "rewards": torch.from_numpy(rollout.rewards),
         "group_ids": torch.from_numpy(rollout.group_ids),
         "history": torch.from_numpy(rollout.rewards).view(3, 4).repeat_interleave(4, 0),
@@ -133,6 +137,7 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         if objective.evidence.step_weighting == "inverse_sensitivity":
             inverse = torch.from_numpy(1 / TRANSITIONS.sensitivity)
             weights = inverse / inverse.mean()
+        channels["log_importance"] = channels["log_ratio"] - arrays["log_ratio_old"]
         arrays |= {name: values * weights for name, values in channels.items()}
         arrays["log_ratio_old"] = arrays["log_ratio_old"] * weights
     loss, counts = objective.method.loss(*(arrays[key] for key in objective.method.arrays), **objective.knobs)
@@ -190,7 +195,7 @@ def test_what_the_rollout_must_hold() -> None:
     policy = StubPolicy()
     rollout = stub_rollout(policy, TRANSITIONS)
     with pytest.raises(ValueError, match="no final latents"):
-        build(policy, "best_of_n").update(dataclasses.replace(rollout, final_latents=None))
+        build(policy, "best_of_n").update(dataclasses.replace(rollout, stored={}))
     lonely = stub_rollout(policy, TRANSITIONS, prompts=12, size=1)
     with pytest.raises(ValueError, match="makes no pair"):
         build(policy, "grpo").update(lonely)
@@ -203,7 +208,7 @@ SOLVABLE = {**SCHEDULER, "prediction_type": "sample"}
 
 def mean_reward(rollout: Rollout) -> np.ndarray:
     """Mean of the first latent channel, which stands for the image."""
-    final = rollout.latents[:, -1] if rollout.final_latents is None else rollout.final_latents
+    final = rollout.stored["final_latents"] if "final_latents" in rollout.stored else rollout.stored["latents"][:, -1]
     return final[:, 0].mean((1, 2)).astype(np.float64)
 
 
@@ -213,8 +218,8 @@ def test_the_expected_reward_rises(name: str) -> None:
     policies = [StubPolicy(scheduler=SOLVABLE) for _ in range(2)]
     config = LearnerConfig(mode="full", learning_rate=1e-2, microbatch=1000)
     knobs = {**KNOBS[name], "beta": 500.0} if name == "diffusion_dpo" else KNOBS[name]
-    learner = TorchLearner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
-    sampler = Sampler(policies[1], SAMPLER, transitions, learner.keep)
+    learner = build_learner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
+    sampler = Sampler(policies[1], SAMPLER, transitions, learner.recorder)
     texts = ("x", "xx", "xxx")
 
     def sampled(epoch: int) -> Rollout:

@@ -20,10 +20,10 @@ from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.variance_preserving import build_transitions
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
-from prdp.learners.base import Learner
+from prdp.learners.learner import Learner
 from prdp.learners.precision import check_noise, gradient_scale, spot_cells
-from prdp.learners.torch_learner import TorchLearner
 from prdp.support.errors import UserError
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -46,7 +46,7 @@ class Run:
         self.learner: Learner = build_learner(self.policy, transitions, SAMPLER.guidance_scale, self.config, objective)
 
     def rollout(self, weights: Weights) -> Rollout:
-        sampler = build_sampler(self.model, self.config, SAMPLER, seed=0)
+        sampler = build_sampler(self.model, self.config, SAMPLER, seed=0, recorder=TrajectoryRecorder())
         if weights.version:
             sampler.load_weights(weights)
         prompts = PromptBatch(weights.version, 0, ("a small red circle", "two stars"), ({}, {}))
@@ -62,10 +62,9 @@ def cosine(left: torch.Tensor, right: torch.Tensor) -> float:
 
 def tiny_coefficients(learner: Any, rollout: Rollout) -> None:
     """The gradient of evidence with coefficients of 512 images and 50 steps."""
-    signs = np.random.default_rng(1).choice([-1.0, 1.0], rollout.log_ratio.shape)
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], rollout.stored["log_ratio"].shape)
     tables = {"log_ratio": signs / (512 * 50)}
-    states = learner._encode(rollout.prompts.texts)
-    learner._accumulate_scaled(rollout, states, np.arange(rollout.log_ratio.size), tables, None)
+    learner._accumulate(learner.engine.batch(rollout, 0), np.arange(signs.size), tables, None)
 
 
 @pytest.mark.parametrize(("dtype", "autocast"), [half for half in HALF if "float16" in half])
@@ -86,7 +85,10 @@ def test_jax_float16_gradients_do_not_underflow(narrow_pipeline: Path) -> None:
     for run in (exact, half):
         tiny_coefficients(run.learner, rollout)
     learner: Any = half.learner
-    flat = [torch.from_numpy(np.array(learner._gradient[name])).flatten() for name in exact.policy.weights.parameters]
+    flat = [
+        torch.from_numpy(np.array(learner.engine._network.gradient[name])).flatten()
+        for name in exact.policy.weights.parameters
+    ]
     assert cosine(exact.gradient(), torch.cat(flat)) > 0.999
 
 
@@ -134,9 +136,9 @@ def test_half_precision_learns_as_float32_does(
     exact.learner.update(exact.rollout(exact.learner.weights()))
     states = [exact.learner.state()]
     expected, rollout = (run.rollout(exact.learner.weights()) for run in (exact, half))
-    assert np.abs(rollout.log_ratio).max() > 0
-    for name in ("log_ratio", "reference_output", "latents"):
-        np.testing.assert_array_equal(getattr(rollout, name), getattr(expected, name))
+    assert np.abs(rollout.stored["log_ratio"]).max() > 0
+    for name in ("log_ratio", "base_output", "latents"):
+        np.testing.assert_array_equal(rollout.stored[name], expected.stored[name])
     for update in range(2):
         half.learner.load_state(*states[-1])
         right, ours = (run.learner.update(rollout) for run in (exact, half))
@@ -186,7 +188,7 @@ def test_every_objective_takes_evidence_in_float32(name: str, on_policy: bool) -
     rollout = stub_rollout(StubPolicy(), transitions)
     gradients, metrics = [], []
     for policy in (StubPolicy(), RoundingPolicy()):
-        learner = TorchLearner(
+        learner = build_learner(
             policy, transitions, 1.0, LearnerConfig(mode="full", max_grad_norm=1e9), {"name": name}, seed=3
         )
         with torch.no_grad():  # after the learner, which may keep the policy as its reference
@@ -210,8 +212,8 @@ def test_evidence_noise_is_told_and_refused_where_a_clip_acts(
     rollout = stub_rollout(policy, transitions)
     config = LearnerConfig(mode="full", learning_rate=1e-6, microbatch=1000)
 
-    def build(clip_range: float) -> TorchLearner:
-        return TorchLearner(policy, transitions, 1.0, config, {"name": "prdp", "beta": 0.5, "clip_range": clip_range})
+    def build(clip_range: float) -> Learner:
+        return build_learner(policy, transitions, 1.0, config, {"name": "prdp", "beta": 0.5, "clip_range": clip_range})
 
     noise = build(1.0).update(rollout)["evidence_noise"]
     assert 1e-4 < noise < 1.0
@@ -242,8 +244,8 @@ def test_the_noise_of_stale_rollouts_is_measured_at_the_first_update_of_each(cap
             rollout, prompts=dataclasses.replace(rollout.prompts, epoch=epoch), weights_version=99
         )
 
-    def build(clip_range: float) -> TorchLearner:
-        return TorchLearner(policy, transitions, 1.0, config, {"name": "prdp", "beta": 0.5, "clip_range": clip_range})
+    def build(clip_range: float) -> Learner:
+        return build_learner(policy, transitions, 1.0, config, {"name": "prdp", "beta": 0.5, "clip_range": clip_range})
 
     learner = build(1.0)
     first, again, other = (learner.update(stale(epoch)) for epoch in (1, 1, 2))

@@ -17,8 +17,9 @@ from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 from prdp.config import LearnerConfig
 from prdp.diffusion.transitions import log_ratio, standardise
 from prdp.diffusion.variance_preserving import build_transitions
+from prdp.learners import build_learner
 from prdp.learners.guards import RatioError, unlearned
-from prdp.learners.torch_learner import TorchLearner
+from prdp.learners.learner import Learner
 from prdp.objectives.prdp import prdp
 from prdp.types import Rollout
 
@@ -26,9 +27,9 @@ STEPS = 5
 TRANSITIONS = build_transitions(SCHEDULER, steps=STEPS)
 
 
-def build(policy: StubPolicy, beta: float = 0.5, clip_range: float | None = 1e-2, **learner: Any) -> TorchLearner:
+def build(policy: StubPolicy, beta: float = 0.5, clip_range: float | None = 1e-2, **learner: Any) -> Learner:
     config = LearnerConfig(mode="full", **{"learning_rate": 1e-3, "max_grad_norm": 1e9, **learner})
-    return TorchLearner(policy, TRANSITIONS, 1.0, config, {"name": "prdp", "beta": beta, "clip_range": clip_range})
+    return build_learner(policy, TRANSITIONS, 1.0, config, {"name": "prdp", "beta": beta, "clip_range": clip_range})
 
 
 def full_autodiff(policy: StubPolicy, rollout: Rollout, beta: float, clip_range: float | None) -> list[torch.Tensor]:
@@ -37,16 +38,16 @@ def full_autodiff(policy: StubPolicy, rollout: Rollout, beta: float, clip_range:
     states = policy.encode(rollout.image_prompts)
     columns = []
     for step in range(STEPS):
-        x, following = torch.from_numpy(rollout.latents[:, step]), torch.from_numpy(rollout.latents[:, step + 1])
+        x, following = (torch.from_numpy(rollout.stored["latents"][:, step + after]) for after in (0, 1))
         times = torch.full((count,), float(TRANSITIONS.times[step]), dtype=torch.float64)
         output = policy.output(x, times, states, 1.0)
-        reference = torch.from_numpy(rollout.reference_output[:, step])
+        reference = torch.from_numpy(rollout.stored["base_output"][:, step])
         columns.append(
             log_ratio(*standardise(TRANSITIONS, torch.full((count,), step), x, following, output, reference))
         )
     loss, _ = prdp(
         torch.stack(columns, 1),
-        torch.from_numpy(rollout.log_ratio),
+        torch.from_numpy(rollout.stored["log_ratio"]),
         torch.from_numpy(rollout.rewards),
         torch.from_numpy(rollout.group_ids),
         beta=beta,
@@ -96,7 +97,7 @@ def test_first_update_uses_the_stored_evidence_and_equals_autodiff() -> None:
 def test_the_ratio_guard_stops_before_the_step_and_says_where() -> None:
     policy = StubPolicy()
     rollout = stub_rollout(policy, TRANSITIONS)
-    rollout.log_ratio[5, 2] += 0.5
+    rollout.stored["log_ratio"][5, 2] += 0.5
     before = policy.weights.export(0)
     learner = build(policy)
     with pytest.raises(RatioError, match=r"differs by 0\.5 .*image 5, step 2"):
@@ -108,7 +109,7 @@ def test_the_ratio_guard_stops_before_the_step_and_says_where() -> None:
 def test_a_ratio_that_is_not_a_number_stops_too() -> None:
     policy = StubPolicy()
     rollout = stub_rollout(policy, TRANSITIONS)
-    rollout.latents[3, 1] = np.nan
+    rollout.stored["latents"][3, 1] = np.nan
     with pytest.raises(RatioError, match="image 3"):
         build(policy).update(rollout)
 
@@ -179,7 +180,8 @@ def test_a_gradient_without_a_finite_norm_is_named_and_not_stepped(entry: float,
     [
         ({"rewards": None}, "no rewards"),
         ({"rewards": np.full(12, np.nan)}, "12 of 12 rewards are not finite"),
-        ({"log_ratio": np.empty((12, 0))}, "no trajectories"),
+        ({"stored": {}}, "no trajectories"),
+        ({"conditions": {}}, "no conditions of its prompts"),
         ({"images_per_prompt": 1}, "a group of one image makes no pair"),
     ],
 )
@@ -205,19 +207,20 @@ def test_constant_rewards_and_dead_parameters_are_counted_and_named(caplog: pyte
 def test_step_weights_divide_by_the_sensitivity() -> None:
     policy = StubPolicy()
     config = {"name": "prdp", "beta": 0.5, "clip_range": None, "step_weighting": "inverse_sensitivity"}
-    learner = TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(mode="full"), config)
+    learner = build_learner(policy, TRANSITIONS, 1.0, LearnerConfig(mode="full"), config)
     learner.update(stub_rollout(policy, TRANSITIONS))
     weights = 1 / TRANSITIONS.sensitivity
-    assert learner._step_weights is not None
-    np.testing.assert_allclose(learner._step_weights, np.tile(weights / weights.mean(), (12, 1)))
+    found = learner.objective.evidence.weights(stub_rollout(policy, TRANSITIONS), TRANSITIONS)
+    assert found is not None
+    np.testing.assert_allclose(found, np.tile(weights / weights.mean(), (12, 1)))
     with pytest.raises(ValueError, match=r"objective\.step_weighting=kappa: must be one of 'uniform', 'inverse"):
-        TorchLearner(policy, TRANSITIONS, 1.0, LearnerConfig(), {**config, "step_weighting": "kappa"})
+        build_learner(policy, TRANSITIONS, 1.0, LearnerConfig(), {**config, "step_weighting": "kappa"})
 
 
 def test_the_moving_average_is_its_formula() -> None:
     def set_gradient(learner: Any, update: int) -> None:
         rng = np.random.default_rng(update)
-        for value in learner._parameters.values():
+        for value in learner.engine._parameters.values():
             value.grad = torch.from_numpy(rng.normal(size=value.shape))
 
     check_average(lambda: build(StubPolicy(), ema_decay=DECAY), set_gradient, rtol=1e-12)

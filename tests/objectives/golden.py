@@ -18,8 +18,10 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
     old = 0.1 * rng.normal(size=shape)
     history = rng.normal(size=(GROUPS * SIZE, 8))
     history[: 2 * SIZE, 3:] = np.nan
+    importance = spread * rng.normal(size=shape)
     return {
-        "log_ratio": old + spread * rng.normal(size=shape),
+        "log_ratio": old + importance,
+        "log_importance": importance,
         "log_ratio_old": old,
         "kl_ref": rng.random(shape),
         "denoising": -rng.random(shape),

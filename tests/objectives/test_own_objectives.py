@@ -71,9 +71,9 @@ def test_a_method_says_its_evidence() -> None:
         (section("pulled", strength=0.0), r"objective\.strength=0: must be a finite number above 0"),
         (section("pulled", beta=1.0), r"objective\.beta=1: objective\._target_=own_losses\.pulled has no such knob"),
         (section("puled"), r"module own_losses has no 'puled'. Did you mean 'pulled'"),
-        (section("unknown"), r"takes 'advantages', which is none of the arrays log_ratio, kl_ref"),
-        (section("none"), r"must take log_ratio or kl_ref, the channels of Trajectory evidence"),
-        (section("likely"), r"must take log_ratio or kl_ref, the channels of Trajectory evidence"),
+        (section("unknown"), r"takes 'advantages', which is none of the arrays log_ratio, kl_ref, log_importance"),
+        (section("none"), r"must take log_ratio or kl_ref or log_importance, the channels of Trajectory evidence"),
+        (section("likely"), r"takes 'denoising', which is none of the arrays .* of Trajectory evidence"),
         (section("number"), r"is a int, must be a loss function or a Method"),
         ({"_target_": "", "strength": 1.0}, r"objective\._target_=: must be a dotted path"),
         ({"_target_": "own_losses.pulled", "name": "prdp"}, r"objective\.name=prdp: must be null beside"),
@@ -107,9 +107,11 @@ def test_what_does_not_fit_the_rest_is_told() -> None:
         "output_dir": "x",
         "reward": {"_target_": "prdp.rewards.redness.Redness"},
         "prompts": {"train": {"_target_": "a.b"}, "heldout": {"_target_": "a.b"}},
-        "objective": section("best"),
-        "learner": {"framework": "jax"},
+        "objective": section("pulled"),
+        "sampler": {"eta": 0.0},
     }
-    assert "objective._target_=own_losses.best: learns from denoising errors" in objective_problems(typed(content))[0]
+    [problem] = objective_problems(typed(content))
+    assert "no log-prob, and objective._target_=own_losses.pulled is computed from those" in problem
+    assert objective_problems(typed({**content, "objective": section("best")})) == []
     with pytest.raises(ConfigError, match=r"objective\.name=nothing: must be one of prdp"):
         typed({**content, "objective": {"name": "nothing"}})

@@ -26,7 +26,7 @@ def clipped(arrays: dict[str, np.ndarray], advantages: list[float], clip_range: 
     terms, beyond = [], 0
     for image, advantage in enumerate(advantages):
         for step in range(STEPS):
-            rho = np.exp(arrays["log_ratio"][image, step] - arrays["log_ratio_old"][image, step])
+            rho = np.exp(arrays["log_importance"][image, step])
             bounded = min(max(rho, 1 - clip_range), 1 + clip_range)
             terms.append(max(-advantage * rho, -advantage * bounded))
             beyond += abs(rho - 1) > clip_range
@@ -37,19 +37,18 @@ def test_ddpo_by_hand() -> None:
     # Two images, one step. Rewards 3 and 1 have mean 2 and deviation 1, so advantages 1 and -1. Ratios 1.3 and 0.5,
     # clipped to [0.8, 1.2]: max(-1.3, -1.2) = -1.2 and max(0.5, 0.8) = 0.8. Both are clipped: no gradient.
     arrays = {
-        "log_ratio": np.log([[1.3], [0.5]]),
-        "log_ratio_old": np.zeros((2, 1)),
+        "log_importance": np.log([[1.3], [0.5]]),
         "rewards": np.array([3.0, 1.0]),
         "history": np.full((2, 0), np.nan),
     }
     result = evaluate("ddpo", arrays, clip_range=0.2, buffer_size=0)
     assert result.loss == pytest.approx((-1.2 + 0.8) / 2, rel=1e-5)
-    np.testing.assert_allclose(result.tables["log_ratio"], [[0.0], [0.0]])
+    np.testing.assert_allclose(result.tables["log_importance"], [[0.0], [0.0]])
     assert result.metrics == {"clipfrac": 1.0, "batch_normalised": 1.0}
     # Rewards the other way round: max(1.3, 1.2) and max(-0.5, -0.8): the clip leaves what takes the policy back alone.
     result = evaluate("ddpo", {**arrays, "rewards": np.array([1.0, 3.0])}, clip_range=0.2, buffer_size=0)
     assert result.loss == pytest.approx((1.3 - 0.5) / 2, rel=1e-5)
-    np.testing.assert_allclose(result.tables["log_ratio"], [[0.65], [-0.25]], rtol=1e-5)
+    np.testing.assert_allclose(result.tables["log_importance"], [[0.65], [-0.25]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("advantage_clip", [10.0, 0.7])
@@ -61,30 +60,29 @@ def test_ddpo(advantage_clip: float) -> None:
     assert result.metrics == pytest.approx({"clipfrac": clipfrac, "batch_normalised": 2 / 3})
     assert 0.2 < clipfrac < 0.8
     numeric = numeric_tables("ddpo", arrays, clip_range=0.03, min_count=4, advantage_clip=advantage_clip)
-    np.testing.assert_allclose(result.tables["log_ratio"], numeric["log_ratio"], atol=1e-8)
+    np.testing.assert_allclose(result.tables["log_importance"], numeric["log_importance"], atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["ddpo", "reinforce"])
 def test_a_history_shorter_than_the_buffer_counts_whole(name: str) -> None:
     # Three rewards known of the one prompt, 0, 2 and 4: mean 2, deviation sqrt(8 / 3). With a buffer of 2: 3 and 1.
     arrays = {
-        "log_ratio": np.zeros((1, 1)),
-        "log_ratio_old": np.zeros((1, 1)),
+        "log_importance": np.zeros((1, 1)),
         "rewards": np.array([4.0]),
         "history": np.array([[0.0, 2.0, 4.0]]),
     }
     for length, advantage in ((5, 2.0 / np.sqrt(8 / 3)), (3, 2.0 / np.sqrt(8 / 3)), (2, 1.0)):
         result = evaluate(name, arrays, buffer_size=length, min_count=2)
-        np.testing.assert_allclose(result.tables["log_ratio"], [[-advantage]], rtol=1e-5)
+        np.testing.assert_allclose(result.tables["log_importance"], [[-advantage]], rtol=1e-5)
 
 
 def test_ddpo_on_policy_is_reinforce() -> None:
     arrays = batch(spread=0.0)
     ddpo, reinforce = (evaluate(name, arrays, min_count=4) for name in ("ddpo", "reinforce"))
-    np.testing.assert_allclose(ddpo.tables["log_ratio"], reinforce.tables["log_ratio"], rtol=1e-12)
-    expected = -np.repeat(np.array(own_advantages(arrays, 4, 10.0))[:, None], STEPS, 1) / arrays["log_ratio"].size
-    np.testing.assert_allclose(reinforce.tables["log_ratio"], expected, rtol=1e-12)
-    assert reinforce.loss == pytest.approx((expected * arrays["log_ratio"]).sum(), rel=1e-12)
+    np.testing.assert_allclose(ddpo.tables["log_importance"], reinforce.tables["log_importance"], rtol=1e-12)
+    expected = -np.repeat(np.array(own_advantages(arrays, 4, 10.0))[:, None], STEPS, 1) / arrays["log_importance"].size
+    np.testing.assert_allclose(reinforce.tables["log_importance"], expected, rtol=1e-12)
+    assert reinforce.loss == pytest.approx((expected * arrays["log_importance"]).sum(), rel=1e-12)
 
 
 def test_running_statistics_equal_the_authors_bookkeeping() -> None:
@@ -96,7 +94,7 @@ def test_running_statistics_equal_the_authors_bookkeeping() -> None:
     for epoch in range(6):
         prompts = [str(text) for text in rng.choice(["a", "b", "c", "d", "e"], size=4).repeat(2)]
         rewards = rng.normal(size=8)
-        arrays = {"log_ratio": np.ones((8, 1)), "rewards": rewards}
+        arrays = {"log_importance": np.ones((8, 1)), "rewards": rewards}
         arrays["history"] = history.including(epoch, prompts, rewards)
         result = evaluate("reinforce", arrays, buffer_size=length, min_count=least)
         history.remember(epoch, prompts, rewards)
@@ -106,7 +104,7 @@ def test_running_statistics_equal_the_authors_bookkeeping() -> None:
         for prompt, reward in zip(prompts, rewards, strict=True):
             of = buffers[prompt] if len(buffers[prompt]) >= least else rewards
             expected.append((reward - np.mean(of)) / (np.std(of) + 1e-6))
-        np.testing.assert_allclose(-8 * result.tables["log_ratio"][:, 0], expected, rtol=1e-12)
+        np.testing.assert_allclose(-8 * result.tables["log_importance"][:, 0], expected, rtol=1e-12)
         shares.append(result.metrics["batch_normalised"])
     assert shares[0] > shares[-1] == 0.0
 
@@ -126,9 +124,9 @@ def test_grpo(std: str) -> None:
     assert result.loss == pytest.approx(loss + 0.4 * np.mean(arrays["kl_ref"]), rel=1e-12)
     assert result.metrics == pytest.approx({"clipfrac": clipfrac, "groups_tied": 1.0})
     np.testing.assert_allclose(result.tables["kl_ref"], np.full((12, STEPS), 0.4 / 60))
-    numeric = numeric_tables("grpo", arrays, **knobs)["log_ratio"]
-    np.testing.assert_allclose(result.tables["log_ratio"], numeric, atol=1e-8)
-    assert not result.tables["log_ratio"][:SIZE].any()
+    numeric = numeric_tables("grpo", arrays, **knobs)["log_importance"]
+    np.testing.assert_allclose(result.tables["log_importance"], numeric, atol=1e-8)
+    assert not result.tables["log_importance"][:SIZE].any()
 
 
 def test_the_default_beta_of_grpo_is_the_authors_at_ten_steps() -> None:
@@ -145,4 +143,4 @@ def test_without_clip_the_ratio_is_free() -> None:
     arrays = batch()
     result = evaluate("grpo", arrays, clip_range=None, beta=0.0)
     assert result.metrics["clipfrac"] == 0.0
-    assert np.count_nonzero(result.tables["log_ratio"]) == 60
+    assert np.count_nonzero(result.tables["log_importance"]) == 60

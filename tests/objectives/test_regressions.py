@@ -19,15 +19,15 @@ def test_rebel(pairs: str, step_reduction: str) -> None:
         errors = []
         for left, right in PAIRS[pairs]:
             a, b = group * SIZE + left, group * SIZE + right
-            moved = arrays["log_ratio"] - arrays["log_ratio_old"]
+            moved = arrays["log_importance"]
             to_old = [sum(moved[image]) / (1 if step_reduction == "sum" else STEPS) for image in (a, b)]
             errors.append(((to_old[0] - to_old[1]) / eta - (arrays["rewards"][a] - arrays["rewards"][b])) ** 2)
         means.append(np.mean(errors))
     knobs = {"eta": eta, "pairs": pairs, "step_reduction": step_reduction}
     result = evaluate("rebel", arrays, **knobs)
     assert result.loss == pytest.approx(np.mean(means), rel=1e-12)
-    numeric = numeric_tables("rebel", arrays, **knobs)["log_ratio"]
-    np.testing.assert_allclose(result.tables["log_ratio"], numeric, atol=1e-7)
+    numeric = numeric_tables("rebel", arrays, **knobs)["log_importance"]
+    np.testing.assert_allclose(result.tables["log_importance"], numeric, atol=1e-7)
 
 
 @pytest.mark.parametrize("pairs", PAIRS)
@@ -64,8 +64,9 @@ def test_the_sum_is_the_mean_with_beta_divided_by_the_steps() -> None:
 
 
 def test_rebel_is_prdp_without_clip_where_the_old_policy_is_the_reference() -> None:
-    arrays, beta = {**batch(), "log_ratio_old": np.zeros((GROUPS * SIZE, STEPS))}, 0.3
+    arrays, beta = batch(), 0.3
+    arrays |= {"log_ratio": arrays["log_importance"], "log_ratio_old": np.zeros((GROUPS * SIZE, STEPS))}
     prdp = evaluate("prdp", arrays, beta=beta, clip_range=None, step_reduction="sum")
     rebel = evaluate("rebel", arrays, eta=1 / beta)
     assert rebel.loss == pytest.approx(beta**2 * prdp.loss, rel=1e-12)
-    np.testing.assert_allclose(rebel.tables["log_ratio"], beta**2 * prdp.tables["log_ratio"], rtol=1e-9)
+    np.testing.assert_allclose(rebel.tables["log_importance"], beta**2 * prdp.tables["log_ratio"], rtol=1e-9)

@@ -8,6 +8,7 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.types import PromptBatch
 from prdp.worlds.mixtures.distance import (
     discretisation_error,
@@ -109,8 +110,8 @@ def test_energy_distance_tells_equal_from_shifted() -> None:
 
 def test_the_start_is_the_reference_and_its_chain_is_nearly_the_mixture() -> None:
     batch = PromptBatch(0, 0, TEXTS, tuple({} for _ in TEXTS))
-    rollout = build_sampler(FAMILY, FULL, STEPS, seed=0).sample(batch, 600, seed=0)
-    assert not rollout.log_ratio.any()
+    rollout = build_sampler(FAMILY, FULL, STEPS, seed=0, recorder=TrajectoryRecorder()).sample(batch, 600, seed=0)
+    assert not rollout.stored["log_ratio"].any()
     error = discretisation_error(rollout, kl_weight=0.5)
     assert error["energy_distance"] < 0.03
     assert error["log_z_chain"] == pytest.approx(error["log_z"], abs=0.2)
@@ -122,7 +123,7 @@ def test_the_start_is_the_reference_and_its_chain_is_nearly_the_mixture() -> Non
 
 @pytest.mark.slow
 def test_a_policy_that_is_not_the_reference_has_the_kl_of_its_steps() -> None:
-    sampler = build_sampler(FAMILY, FULL, STEPS, seed=0)
+    sampler = build_sampler(FAMILY, FULL, STEPS, seed=0, recorder=TrajectoryRecorder())
     policy = sampler._policy
     weights = policy.weights.export(1)
     weights.tensors["correction.4.bias"][:] = 0.3

@@ -11,6 +11,7 @@ from prdp.commands.train import check_start
 from prdp.config import TrainConfig
 from prdp.configuration.compose import Composer
 from prdp.diffusion import build_sampler
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.prompts import build_prompts
 from prdp.prompts.stream import fixed_prompts
 from prdp.support.errors import ConfigError
@@ -43,7 +44,9 @@ def test_a_short_run_comes_nearer_to_the_optimum(tmp_path: Path) -> None:
     prompts = fixed_prompts(build_prompts("prompts.heldout", config.prompts.heldout), 32, seed=0)
     found = []
     for trained in (False, True):
-        sampler = build_sampler(config.model, config.learner, config.sampler, seed=config.seed)
+        sampler = build_sampler(
+            config.model, config.learner, config.sampler, seed=config.seed, recorder=TrajectoryRecorder()
+        )
         if trained:
             sampler.load_weights(Weights.of(1, load_file(tmp_path / "run" / "weights" / "correction.safetensors")))
         found.append(distance_to_optimum(sampler.sample(prompts, 64, seed=1), kl_weight=0.5))

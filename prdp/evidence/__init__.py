@@ -1,0 +1,8 @@
+"""Evidence: the scalars of images and steps that objectives are functions of; one file a kind."""
+
+from prdp.evidence.base import Evidence
+from prdp.evidence.denoising import Denoising
+from prdp.evidence.old_policy import OldPolicy
+from prdp.evidence.trajectory import Trajectory
+
+__all__ = ["Denoising", "Evidence", "OldPolicy", "Trajectory"]

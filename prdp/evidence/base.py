@@ -1,0 +1,159 @@
+"""What a kind of evidence is: scalars of every image and column, which objectives are functions of.
+
+A kind is one class. What samplers keep for it, its columns, the passes it costs and how its channels are computed stand
+there, and nobody else asks which kind it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from prdp.config import SamplerConfig
+from prdp.types import Float64, Int64, Rollout
+
+if TYPE_CHECKING:
+    import torch
+
+    from prdp.diffusion.conditions import Conditions
+    from prdp.diffusion.policy import Policy
+    from prdp.diffusion.recording import Recorder
+    from prdp.diffusion.transitions import Transitions
+
+Channels = dict[str, Float64]
+"""Channel -> evidence of every cell, [n, T]; 0 at cells that were left out."""
+Of = Literal["policy", "reference", "old"]
+"""Whose evidence: of the learning weights, of their frozen start, or of the moving old policy."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A network and all that its evidence follows from.
+
+    Attributes:
+        policy, transitions, guidance_scale: that the rollout was sampled with.
+        seed: of the run.
+        update: number of the optimizer step.
+        network: whose evidence it is; None for the policy's own.
+    """
+
+    policy: Policy
+    transitions: Transitions
+    guidance_scale: float
+    seed: int
+    update: int
+    network: torch.nn.Module | None = None
+
+    def output(self, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The guided output, float32 [b, C, h, w]; see `Policy.output`."""
+        return self.policy.output(latents, times, conditions, self.guidance_scale, self.network)
+
+
+@dataclass(frozen=True)
+class Evidence(ABC):
+    """A kind of evidence. The fields of its dataclass are its knobs, keys of the section `objective`.
+
+    Attributes:
+        channels: what a loss may be differentiated by.
+        sampled: of them those that a rollout tells of the policy that sampled, see `stored`.
+        data: what a loss may ask for besides rewards.
+        passes: of `data`, what takes passes over the cells: name -> (channel, whose).
+        needs_noise: whether its columns are steps of the sampler that draw noise.
+        keeps: names in `Rollout.stored` of what it is computed from.
+        skips_unused: whether images without a coefficient are left out of all passes.
+    """
+
+    channels: ClassVar[tuple[str, ...]]
+    sampled: ClassVar[tuple[str, ...]] = ()
+    data: ClassVar[tuple[str, ...]] = ()
+    passes: ClassVar[Mapping[str, tuple[str, Of]]] = {}
+    needs_noise: ClassVar[bool] = False
+    keeps: ClassVar[tuple[str, ...]] = ()
+    skips_unused: ClassVar[bool] = False
+
+    def guard(self, arrays: Collection[str]) -> str | None:
+        """The channel whose recomputed value must be the stored one on an on-policy rollout; None for no such."""
+        return None
+
+    @abstractmethod
+    def recorder(self, arrays: Collection[str]) -> Recorder:
+        """What samplers keep for a loss that asks for these arrays."""
+
+    @abstractmethod
+    def columns(self, sampler: SamplerConfig, noisy: Int64) -> int:
+        """T of the evidence.
+
+        Args:
+            noisy: int64 [S], the steps that can draw noise, see `Transitions.noisy`.
+
+        Raises:
+            ValueError: settings of the sampler that leave none; names the key.
+        """
+
+    def reference_passes(self, sampler: SamplerConfig, noisy: Int64, arrays: Collection[str]) -> int:
+        """Network passes of the reference while an image is sampled."""
+        return 0
+
+    @abstractmethod
+    def stored_latents(self, sampler: SamplerConfig, noisy: Int64, arrays: Collection[str]) -> dict[str, float]:
+        """What is kept of an image, in latents of float32, by what it is; what else is kept is small."""
+
+    @abstractmethod
+    def shape(self, rollout: Rollout) -> tuple[int, int]:
+        """Images and columns of a rollout's evidence."""
+
+    def check(self, rollout: Rollout) -> None:
+        """Raise ValueError if the rollout does not hold what this evidence is computed from."""
+        missing = [name.replace("_", " ") for name in self.keeps if name not in rollout.stored]
+        if missing:
+            raise ValueError(
+                f"the rollout has no {missing[0]}: sample it for this objective, with trajectory=True"
+            )
+
+    def known(self, rollout: Rollout) -> Channels:
+        """Those of `data` that the rollout tells of without a pass."""
+        return {}
+
+    def stored(self, rollout: Rollout) -> Channels:
+        """Channels of the policy that sampled, which are those of the learner on an on-policy rollout."""
+        return {}
+
+    def weights(self, rollout: Rollout, transitions: Transitions) -> Float64 | None:
+        """[n, T], what the evidence of each cell is multiplied by before the objective sees it; None for all ones."""
+        return None
+
+    @abstractmethod
+    def values(
+        self,
+        of: Pass,
+        rollout: Rollout,
+        conditions: Conditions,
+        images: Int64,
+        columns: Int64,
+        names: Collection[str],
+    ) -> dict[str, torch.Tensor]:
+        """Channels at cells (image, column), name -> [b], differentiable by the network's tensors.
+
+        Args:
+            conditions: b rows.
+            images, columns: int64 [b].
+            names: the channels asked for.
+        """
+
+    def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
+        """Metrics of the policy.
+
+        Args:
+            now: the channels.
+            known: what `known` and `passes` came to.
+            cells: flat, of those that were computed.
+        """
+        return {}
+
+    def place(self, rollout: Rollout, transitions: Transitions, image: int, column: int) -> str:
+        """Where a cell lies, for messages."""
+        return f"image {image}, column {column}"

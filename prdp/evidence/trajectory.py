@@ -1,0 +1,227 @@
+"""Evidence on the transitions of the sampler's chains: log-ratios and KLs of every stored step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from prdp.config import SamplerConfig
+from prdp.evidence.base import Channels, Evidence, Pass
+from prdp.types import Float64, Int64, Rollout
+
+if TYPE_CHECKING:
+    import torch
+
+    from prdp.diffusion.conditions import Conditions
+    from prdp.diffusion.recording import Chains
+    from prdp.diffusion.transitions import Transitions
+
+_OF_REFERENCE = frozenset({"log_ratio", "log_ratio_old", "kl_ref"})
+"""What needs the output of the reference."""
+
+
+@dataclass(frozen=True)
+class Trajectory(Evidence):
+    """Evidence on the stored transitions of a rollout, a column per stored step; with its knobs.
+
+    A rollout stores, of n images, S steps and latents of [C, h, w]:
+        latents: float32 [n, L, C, h, w], around the stored steps, see `stored_positions`. Steps without noise, which
+            have no log-prob, are not stored.
+        steps: int64 [n, S], rows of the sampler's transition table, ascending.
+        base_output: [n, S, C, h, w], the guided output before each stored step of the policy that log-ratios are
+            relative to: the reference, where the loss asks for it, and otherwise the policy that sampled.
+        log_ratio: float32 [n, S], log pi_old / pi_ref as the mean over latent dims; where the reference is asked for.
+
+    Attributes:
+        step_weighting: 'uniform', or 'inverse_sensitivity': the evidence of each step is divided by (C / sigma)^2, mean
+            weight 1, before the objective sees it, so that clips too act on the weighted evidence.
+        output_dtype: precision that `base_output` is stored in. Log-ratios are relative to the rounded output, in the
+            sampler and the learner alike.
+    """
+
+    step_weighting: Literal["uniform", "inverse_sensitivity"] = "uniform"
+    output_dtype: Literal["float32", "float16"] = "float32"
+
+    channels: ClassVar[tuple[str, ...]] = ("log_ratio", "kl_ref", "log_importance")
+    sampled: ClassVar[tuple[str, ...]] = ("log_ratio", "log_importance")
+    data: ClassVar[tuple[str, ...]] = ("log_ratio_old",)
+    needs_noise: ClassVar[bool] = True
+
+    def guard(self, arrays: Collection[str]) -> str | None:
+        return next((name for name in self.sampled if name in arrays), None)
+
+    def recorder(self, arrays: Collection[str]) -> TrajectoryRecorder:
+        return TrajectoryRecorder(not _OF_REFERENCE.isdisjoint(arrays), self.output_dtype)
+
+    def columns(self, sampler: SamplerConfig, noisy: Int64) -> int:
+        from prdp.diffusion.windows import trained_steps
+
+        return trained_steps(sampler, noisy)
+
+    def reference_passes(self, sampler: SamplerConfig, noisy: Int64, arrays: Collection[str]) -> int:
+        return 0 if _OF_REFERENCE.isdisjoint(arrays) else self.columns(sampler, noisy)
+
+    def stored_latents(self, sampler: SamplerConfig, noisy: Int64, arrays: Collection[str]) -> dict[str, float]:
+        from prdp.diffusion.windows import stored_latents
+
+        columns = self.columns(sampler, noisy)
+        whose = "the policy" if _OF_REFERENCE.isdisjoint(arrays) else "the reference"
+        return {
+            f"latents around {columns:,} noisy steps": stored_latents(sampler, noisy),
+            f"outputs of {whose}": columns * (0.5 if self.output_dtype == "float16" else 1.0),
+        }
+
+    def shape(self, rollout: Rollout) -> tuple[int, int]:
+        images, columns = rollout.stored["steps"].shape
+        return images, columns
+
+    def check(self, rollout: Rollout) -> None:
+        if not rollout.stored.get("steps", np.empty((0, 0))).size:
+            raise ValueError("the rollout has no trajectories: sample it with trajectory=True")
+
+    def known(self, rollout: Rollout) -> Channels:
+        ratio = rollout.stored.get("log_ratio")
+        return {} if ratio is None else {"log_ratio_old": ratio.astype(np.float64)}
+
+    def stored(self, rollout: Rollout) -> Channels:
+        importance = {"log_importance": np.zeros(self.shape(rollout))}
+        ratio = rollout.stored.get("log_ratio")
+        return importance if ratio is None else importance | {"log_ratio": ratio.astype(np.float64)}
+
+    def weights(self, rollout: Rollout, transitions: Transitions) -> Float64 | None:
+        if self.step_weighting == "uniform":
+            return None
+        inverse = np.zeros(len(transitions))
+        inverse[transitions.noisy] = 1.0 / transitions.sensitivity[transitions.noisy]
+        weights: Float64 = (inverse / inverse[transitions.noisy].mean())[rollout.stored["steps"]]
+        return weights
+
+    def values(
+        self,
+        of: Pass,
+        rollout: Rollout,
+        conditions: Conditions,
+        images: Int64,
+        columns: Int64,
+        names: Collection[str],
+    ) -> dict[str, torch.Tensor]:
+        import torch
+
+        from prdp.diffusion.transitions import kl_ref, log_ratio, standardise
+
+        stored, device = rollout.stored, of.policy.device
+
+        def put(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values).to(device)
+
+        of_images = stored["steps"][images]
+        rows = np.arange(len(images))
+        places, steps = stored_positions(of_images)[rows, columns], of_images[rows, columns]
+        latents, following = put(stored["latents"][images, places]), put(stored["latents"][images, places + 1])
+        times = put(of.transitions.times[steps]).to(latents.dtype)
+        output = of.output(latents, times, conditions)
+        base = put(stored["base_output"][images, columns]).to(latents.dtype)
+        z, difference = standardise(of.transitions, put(steps), latents, following, output, base)
+        found: dict[str, torch.Tensor] = {}
+        if "kl_ref" in names:
+            found["kl_ref"] = kl_ref(difference)
+        if "log_ratio" in names or "log_importance" in names:
+            ratio = log_ratio(z, difference)
+            found["log_ratio"] = ratio
+            old = stored.get("log_ratio")
+            found["log_importance"] = ratio if old is None else ratio - put(old[images, columns]).to(ratio.dtype)
+        return {name: found[name] for name in names}
+
+    def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
+        metrics, importance = {}, now.get("log_importance")
+        if "log_ratio" in now:
+            metrics["logratio_ref"] = float(now["log_ratio"].mean())
+            importance = now["log_ratio"] - known["log_ratio_old"]
+        if importance is not None:
+            metrics["logratio"] = float(importance.mean())
+            metrics["approx_kl"] = float((np.expm1(importance) - importance).mean())
+        return metrics | ({"kl_ref": float(now["kl_ref"].mean())} if "kl_ref" in now else {})
+
+    def place(self, rollout: Rollout, transitions: Transitions, image: int, column: int) -> str:
+        step = rollout.stored["steps"][image, column]
+        return f"image {image}, step {step} (time {transitions.times[step]:g})"
+
+
+@dataclass(frozen=True)
+class TrajectoryRecorder:
+    """Keeps the chosen transitions with noise; see `Trajectory`.
+
+    Attributes:
+        needs_reference: whether log-ratios to the reference are kept, which costs its pass at every stored step.
+        output_dtype: of `base_output`.
+    """
+
+    needs_reference: bool = True
+    output_dtype: str = "float32"
+    needs_float32: ClassVar[bool] = True
+
+    def start(self, chains: Chains) -> _Transitions:
+        """Choose the steps of every image; see `prdp.diffusion.windows`."""
+        return _Transitions(self, chains)
+
+
+class _Transitions:
+    def __init__(self, recorder: TrajectoryRecorder, chains: Chains) -> None:
+        from prdp.diffusion.windows import stored_latents, trained
+
+        self._recorder, self._chains = recorder, chains
+        config, noisy = chains.config, chains.transitions.noisy
+        self._steps = trained(config, chains.noisy, chains.seed, chains.epoch, chains.prompts)
+        self._before = stored_positions(self._steps)
+        count, columns = self._steps.shape
+        shape = chains.policy.latent_shape
+        self._latents = np.zeros((count, stored_latents(config, noisy), *shape), np.float32)
+        self._outputs = np.empty((count, columns, *shape), recorder.output_dtype)
+        self._ratios = np.empty((count, columns), np.float32)
+
+    def step(
+        self, step: int, latents: torch.Tensor, times: torch.Tensor, following: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        import torch
+
+        from prdp.diffusion.transitions import log_ratio, standardise
+
+        rows, columns = np.nonzero(self._steps == step)
+        if not len(rows):
+            return
+        chains, conditions = self._chains, self._chains.conditions
+        if len(rows) < len(latents):
+            index = torch.from_numpy(rows).to(latents.device)
+            latents, times, following, output = (value[index] for value in (latents, times, following, output))
+            conditions = conditions[rows]
+        base = output
+        if self._recorder.needs_reference:
+            base = chains.reference_output(latents, times, conditions, output)
+        kept = base.to(getattr(torch, self._recorder.output_dtype))
+        places = self._before[rows, columns]
+        self._latents[rows, places] = latents.cpu().numpy()
+        self._latents[rows, places + 1] = following.cpu().numpy()
+        self._outputs[rows, columns] = kept.cpu().numpy()
+        if self._recorder.needs_reference:
+            of_rows = torch.full((len(rows),), step, device=latents.device)
+            z, difference = standardise(chains.transitions, of_rows, latents, following, output, kept.to(output.dtype))
+            self._ratios[rows, columns] = log_ratio(z, difference).cpu().numpy()
+
+    def finish(self, latents: torch.Tensor) -> dict[str, np.ndarray]:
+        kept = {"latents": self._latents, "base_output": self._outputs, "steps": self._steps}
+        return kept | ({"log_ratio": self._ratios} if self._recorder.needs_reference else {})
+
+
+def stored_positions(steps: Int64) -> Int64:
+    """Where the latents before each stored step stand in a trajectory, int64 [n, S].
+
+    Those after a step follow them; neighbouring steps share those between.
+
+    Args:
+        steps: int64 [n, S], ascending.
+    """
+    gaps = np.diff(steps, axis=1, prepend=steps[:, :1]) > 1
+    return np.arange(steps.shape[1]) + np.cumsum(gaps, axis=1)

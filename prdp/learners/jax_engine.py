@@ -1,0 +1,318 @@
+"""The engine in JAX: XLA computes and differentiates the network; all around it is the policy's own code.
+
+Checkpoints and weights fit both engines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from prdp.config import PRECISIONS, LearnerConfig
+from prdp.diffusion.jax_unet import UNet, check_adapters
+from prdp.diffusion.policy import Policy
+from prdp.diffusion.transitions import Transitions
+from prdp.evidence.base import Evidence, Of
+from prdp.learners.engine import Arrays, Engine, section
+from prdp.learners.guards import gradient_error, unlearned
+from prdp.types import Weights
+
+Tensors = dict[str, jax.Array]
+DTYPES = {name: getattr(jnp, name) for name in PRECISIONS}
+
+
+class LearnerState(flax.struct.PyTreeNode):
+    """What an update changes.
+
+    Attributes:
+        tensors: name -> the learning tensors, float32.
+        adam: first and second moments and the number of steps.
+        average: the moving average of the tensors, None where none is kept.
+    """
+
+    tensors: Tensors
+    adam: optax.ScaleByAdamState
+    average: Tensors | None
+
+
+class JaxNetwork(torch.nn.Module):
+    """A UNet of JAX with the signature of diffusers' own; its gradient gathers in `gradient`.
+
+    Args:
+        unet: the architecture, in the precision of the pass with gradient.
+        frozen: name -> the tensors that do not learn.
+    """
+
+    def __init__(self, unet: UNet, frozen: Tensors) -> None:
+        super().__init__()
+        self.unet, self.frozen = unet, frozen
+        self.tensors: Tensors = {}
+        self.gradient: Tensors = {}
+        self._sizes: set[int] = set()
+        # What makes autograd call the backward pass, as no tensor of torch learns.
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        return_dict: bool = False,
+    ) -> tuple[torch.Tensor]:
+        """The output [B, C, h, w] for latents, timesteps int64 [B] and text states [B, tokens, width]."""
+        size = self._padded_size(len(latents))
+        inputs = [_padded(value, size) for value in (latents, timesteps.int(), encoder_hidden_states)]
+        if torch.is_grad_enabled():
+            output: torch.Tensor = _Differentiable.apply(self._anchor, self, inputs)  # type: ignore[no-untyped-call]
+        else:
+            with self.matmul_precision():
+                output = _tensor(_output(self.unet, self.tensors, self.frozen, *inputs))
+        return (output[: len(latents)].to(latents.device),)
+
+    def matmul_precision(self) -> Any:
+        """Accelerators multiply float32 in half precision unless told otherwise."""
+        return jax.default_matmul_precision("highest") if self.unet.dtype == jnp.float32 else nullcontext()
+
+    def _padded_size(self, count: int) -> int:
+        """Number of rows to compute for so many: one that is compiled already, unless that is twice as many or more."""
+        fitting = [size for size in self._sizes if count <= size < 2 * count]
+        size = min(fitting, default=count)
+        self._sizes.add(size)
+        return size
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, network: JaxNetwork, inputs: list[jax.Array]) -> torch.Tensor:
+        ctx.network = network
+        with network.matmul_precision():
+            output, ctx.pull_back = _linearised(network.unet, network.tensors, network.frozen, *inputs)
+        return _tensor(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        network: JaxNetwork = ctx.network
+        with network.matmul_precision():
+            part = _pulled_back(ctx.pull_back, _array(gradient))
+        network.gradient = _sum(network.gradient, part) if network.gradient else part
+        return None, None, None
+
+
+class JaxEngine(Engine):
+    """See `Engine`.
+
+    Args:
+        policy: gives the start and, at the end, takes the weights; its network is not trained.
+        config: optimizer, moving average, microbatch.
+
+    Raises:
+        ValueError: a network or an adapter that `prdp.diffusion.jax_unet` does not compute.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        transitions: Transitions,
+        guidance_scale: float,
+        evidence: Evidence,
+        channels: Sequence[str],
+        config: LearnerConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(policy, transitions, guidance_scale, evidence, channels, config.microbatch, seed)
+        network: Any = policy.weights.network
+        check_adapters(name for name, _ in network.named_parameters())
+        learning = policy.weights.parameters
+        frozen = {name: _array(value) for name, value in network.named_parameters() if name not in learning}
+        unet = UNet(
+            dict(network.config),
+            lora_scale=config.lora_alpha / config.lora_rank,
+            dtype=DTYPES[policy.precision],
+            remat=config.gradient_checkpointing,
+        )
+        self._network = JaxNetwork(unet, frozen)
+        self._adam = optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
+        tensors = {name: _array(value) for name, value in learning.items()}
+        # JAX never writes into an array, so that the average may start as the tensors themselves.
+        average = tensors if config.ema_decay else None
+        self._state = LearnerState(tensors=tensors, adam=self._adam.init(tensors), average=average)
+        self._start: Tensors | None = None
+        self._old: Tensors | None = None
+        self._apply_gradient = jax.jit(partial(_applied, self._adam, config.weight_decay, config.max_grad_norm))
+
+    def weights(self, of: Of, version: int) -> Weights:
+        return Weights.of(version, _host(self._tensors_of(of)))
+
+    def average(self, version: int) -> Weights | None:
+        return None if self._state.average is None else Weights.of(version, _host(self._state.average))
+
+    def keep_reference(self) -> None:
+        self._start = self._state.tensors
+
+    def keep_old(self) -> None:
+        self._old = self._state.tensors
+
+    def move_old(self, decay: float) -> None:
+        self._old = jax.tree.map(
+            lambda kept, value: kept + (1.0 - decay) * (value - kept), self._tensors_of("old"), self._state.tensors
+        )
+
+    def unscale(self, scale: float) -> bool:
+        self._network.gradient = jax.tree.map(lambda value: value / scale, self._network.gradient)
+        return bool(np.isfinite(float(optax.tree.norm(self._network.gradient))))
+
+    def apply(self, learning_rate: float, ema_decay: float, update: int) -> dict[str, float]:
+        largest = {name: float(value) for name, value in _largest(self._network.gradient).items()}
+        without = unlearned(largest, first=update == 0)
+        state, norm = self._apply_gradient(self._state, self._network.gradient, learning_rate, ema_decay)
+        if not np.isfinite(float(norm)):
+            raise gradient_error(update, largest)
+        self._state, self._network.gradient = state, {}
+        return {"grad_norm": float(norm), "parameters_without_gradient": float(len(without))}
+
+    def state(self) -> Arrays:
+        adam, steps = self._state.adam, np.asarray(self._state.adam.count, np.float32)
+        parts: dict[str, Mapping[str, Any]] = {
+            "weights": self._state.tensors,
+            "ema": self._state.average or {},
+            "old": self._old or {},
+        }
+        if adam.count:
+            parts |= {
+                "optimizer/exp_avg": adam.mu,
+                "optimizer/exp_avg_sq": adam.nu,
+                "optimizer/step": dict.fromkeys(self._state.tensors, steps),
+            }
+        return {f"{part}/{name}": np.array(value) for part, values in parts.items() for name, value in values.items()}
+
+    def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
+        def read(prefix: str) -> Tensors:
+            found = section(tensors, prefix)
+            absent = [name for name in self._state.tensors if name not in found]
+            if prefix.startswith("optimizer/") and absent:
+                raise ValueError(f"the checkpoint has no tensor '{prefix}{absent[0]}'")
+            self.policy.weights.check(found)
+            return {name: jnp.asarray(found[name]) for name in self._state.tensors}
+
+        learning, adam, average = read("weights/"), self._adam.init(self._state.tensors), self._state.average
+        if updates:
+            first = next(iter(self._state.tensors))
+            count = tensors.get(f"optimizer/step/{first}")
+            if count is None:
+                raise ValueError(f"the checkpoint has no tensor 'optimizer/step/{first}'")
+            adam = optax.ScaleByAdamState(
+                jnp.asarray(count, jnp.int32), read("optimizer/exp_avg/"), read("optimizer/exp_avg_sq/")
+            )
+        if average is not None:
+            average = read("ema/")
+        if self._old is not None:
+            self._old = read("old/")
+        self._state = LearnerState(tensors=learning, adam=adam, average=average)
+
+    @contextmanager
+    def _network_of(self, of: Of) -> Iterator[torch.nn.Module | None]:
+        self._network.tensors = self._tensors_of(of)
+        try:
+            yield self._network
+        finally:
+            self._network.tensors = {}
+
+    @contextmanager
+    def _float32(self) -> Iterator[None]:
+        before = self._network.unet
+        self._network.unet = dataclasses.replace(before, dtype=jnp.float32)
+        try:
+            yield
+        finally:
+            self._network.unet = before
+
+    def _zero_gradient(self) -> None:
+        self._network.gradient = {}
+
+    def _tensors_of(self, of: Of) -> Tensors:
+        found = {"policy": self._state.tensors, "reference": self._start, "old": self._old}[of]
+        assert found is not None, f"no {of} is kept"
+        return found
+
+
+@partial(jax.jit, static_argnames="unet")
+def _output(
+    unet: UNet, tensors: Tensors, frozen: Tensors, latents: jax.Array, timesteps: jax.Array, states: jax.Array
+) -> jax.Array:
+    return unet({**frozen, **tensors}, latents, timesteps, states)
+
+
+@partial(jax.jit, static_argnames="unet")
+def _linearised(
+    unet: UNet, tensors: Tensors, frozen: Tensors, latents: jax.Array, timesteps: jax.Array, states: jax.Array
+) -> tuple[jax.Array, Any]:
+    """The output, and the function that pulls a gradient of it back to one of the learning tensors."""
+    return jax.vjp(lambda learning: unet({**frozen, **learning}, latents, timesteps, states), tensors)
+
+
+@jax.jit
+def _pulled_back(pull_back: Any, gradient: jax.Array) -> Tensors:
+    tensors: Tensors = pull_back(gradient)[0]
+    return tensors
+
+
+@partial(jax.jit, donate_argnums=0)
+def _sum(left: Tensors, right: Tensors) -> Tensors:
+    return jax.tree.map(jnp.add, left, right)
+
+
+@jax.jit
+def _largest(gradient: Tensors) -> Tensors:
+    """Largest absolute entry of each tensor's gradient."""
+    return jax.tree.map(lambda value: jnp.abs(value).max(), gradient)
+
+
+def _applied(
+    adam: optax.GradientTransformation,
+    weight_decay: float,
+    max_grad_norm: float,
+    state: LearnerState,
+    gradient: Tensors,
+    learning_rate: jax.Array,
+    ema_decay: jax.Array,
+) -> tuple[LearnerState, jax.Array]:
+    """One step of AdamW on the clipped gradient, as torch takes it; the new state and the norm before clipping."""
+    norm = optax.tree.norm(gradient)
+    scale = jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
+    step, moments = adam.update(jax.tree.map(lambda value: value * scale, gradient), state.adam)
+    tensors = jax.tree.map(
+        lambda value, change: value * (1.0 - learning_rate * weight_decay) - learning_rate * change, state.tensors, step
+    )
+    average = state.average
+    if average is not None:
+        average = jax.tree.map(lambda kept, value: kept + (1.0 - ema_decay) * (value - kept), average, tensors)
+    return LearnerState(tensors=tensors, adam=moments, average=average), norm
+
+
+def _padded(value: torch.Tensor, size: int) -> jax.Array:
+    """The rows of a tensor, and zeros up to so many."""
+    rows = _array(value)
+    return jnp.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
+def _array(tensor: torch.Tensor) -> jax.Array:
+    wide = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+    return jnp.asarray(wide.cpu().numpy())
+
+
+def _tensor(array: jax.Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+def _host(tensors: Tensors) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in tensors.items()}

@@ -1,0 +1,268 @@
+"""The learner: asks an engine for evidence, an objective for coefficients, and the engine for the step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from prdp.config import LearnerConfig
+from prdp.diffusion.recording import Recorder
+from prdp.evidence.base import Channels
+from prdp.learners.engine import Batch, Engine, Progress
+from prdp.learners.guards import check_ratio, check_rollout
+from prdp.learners.history import RewardHistory
+from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
+from prdp.objectives import Coefficients, Objective
+from prdp.support.interruption import uninterrupted
+from prdp.types import Float64, Int64, Rollout, Weights
+
+Stepped = Callable[[dict[str, float]], None]
+
+_SMALL = 1e-6
+"""Size of the evidence at which images that a loss never mentions are told from those whose coefficients cancel."""
+
+
+class Learner:
+    """Minimises an objective on the evidence of a rollout.
+
+    Args:
+        engine: computes that evidence, and steps.
+        objective: with its knobs set.
+        config: learning rate, moving average, tolerance.
+    """
+
+    def __init__(self, engine: Engine, objective: Objective, config: LearnerConfig) -> None:
+        self.engine = engine
+        self.objective = objective
+        self._config = config
+        self._updates = 0
+        self._noise: float | None = None
+        self._noise_epoch: int | None = None
+        self._noise_told = False
+        keeps_history = "history" in objective.arrays
+        self._history = RewardHistory(objective.knobs["buffer_size"]) if keeps_history else None
+        self._further_passes = {
+            name: where for name, where in objective.evidence.passes.items() if name in objective.arrays
+        }
+        whose = {of for _, of in self._further_passes.values()}
+        if "reference" in whose:
+            engine.keep_reference()
+        if objective.old_policy is not None:
+            engine.keep_old()
+
+    @property
+    def version(self) -> int:
+        """Number of optimizer steps taken."""
+        return self._updates
+
+    @property
+    def recorder(self) -> Recorder:
+        """What samplers have to keep for this learner."""
+        return self.objective.evidence.recorder(self.objective.arrays)
+
+    def cells(self, rollout: Rollout) -> tuple[int, int]:
+        """Shape of the rollout's evidence: images and columns."""
+        return self.objective.evidence.shape(rollout)
+
+    def weights(self) -> Weights:
+        """The weights to sample with."""
+        old = self.objective.old_policy
+        return self.engine.weights("old" if old is not None and old.old_samples else "policy", self._updates)
+
+    def evaluation_weights(self) -> Weights:
+        """The weights to evaluate and export: the moving average where one is kept."""
+        return self.engine.average(self._updates) or self.engine.weights("policy", self._updates)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Everything that the next update depends on: arrays, and JSON-able scalars; the same for every framework.
+
+        Returns:
+            what `Engine.state` and the history of rewards hold, {"updates": count, ...}
+        """
+        tensors, scalars = self._history.state() if self._history is not None else ({}, {})
+        return self.engine.state() | tensors, {"updates": self._updates, **scalars}
+
+    def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken, by this framework or another.
+
+        Raises:
+            ValueError: tensors missing or of another shape; names them.
+        """
+        if self._history is not None:
+            self._history.load_state(tensors, scalars)
+        updates = int(scalars["updates"])
+        self.engine.load_state(tensors, updates)
+        self._updates = updates
+
+    def update(
+        self, rollout: Rollout, progress: Progress | None = None, stepped: Stepped | None = None
+    ) -> dict[str, float]:
+        """One optimizer step on the full batch.
+
+        Coefficients need the evidence, which takes a pass over the cells, and the gradient takes another. The first
+        pass is left out where the coefficients are known without: for the first update after an on-policy rollout,
+        whose evidence the sampler has stored, and for channels that the loss is linear in.
+
+        In half precision the gradient alone is computed in it; what coefficients, clips and metrics are computed from
+        is float32 evidence. The error of what a sampler has stored is measured on a few cells at the first update of
+        every rollout.
+
+        Args:
+            rollout: scored, and holding what `recorder` keeps.
+            progress: called with the number of cells done after each microbatch.
+            stepped: called with the metrics once the step is taken, as one with it: no interruption comes between.
+
+        Raises:
+            RatioError: on an on-policy rollout the recomputed evidence is not the stored one; nothing is stepped.
+            UserError: a clip acts, and its range is below the error of the evidence.
+            ValueError: the rollout is not scored, has no group with a pair, or the loss or gradient is not finite.
+        """
+        start = time.perf_counter()
+        objective, engine, evidence = self.objective, self.engine, self.objective.evidence
+        metrics = check_rollout(rollout, evidence, objective.method.compares_images)
+        assert rollout.rewards is not None
+        history_of_epoch = (rollout.prompts.epoch, rollout.image_prompts, rollout.rewards)
+        data: dict[str, np.ndarray] = {"rewards": rollout.rewards, "group_ids": rollout.group_ids}
+        if self._history is not None:
+            data["history"] = self._history.including(*history_of_epoch)
+        batch = engine.batch(rollout, self._updates)
+        weights = evidence.weights(rollout, engine.transitions)
+        data |= {name: values for name, values in evidence.known(rollout).items() if name in objective.arrays}
+        guard, on_policy = evidence.guard(objective.channels), rollout.weights_version == self._updates
+        stored = {}
+        if on_policy:
+            stored = {name: values for name, values in evidence.stored(rollout).items() if name in objective.channels}
+        cells = np.arange(np.prod(self.cells(rollout)))
+        if evidence.skips_unused:
+            cells = self._used_cells(rollout, data, weights)
+        for name, (channel, of) in self._further_passes.items():
+            data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
+
+        half, linear = engine.precision != "float32", objective.method.linear
+        checked: dict[str, float] = {}
+        if half and guard is not None:
+            if on_policy or rollout.prompts.epoch != self._noise_epoch:
+                checked = self._spot_check(batch, guard, evidence.stored(rollout)[guard], on_policy, weights)
+            if not on_policy:
+                self._check_clip()
+            # The pass with gradient would tell a drift that is rounding.
+            linear = tuple(name for name in linear if name != guard)
+        if all(name in stored or name in linear for name in objective.channels):
+            now = dict.fromkeys(objective.channels, np.zeros(self.cells(rollout))) | stored
+        else:
+            now = stored = engine.evidence(batch, cells)
+        result = self._coefficients(now, data, weights)
+        recomputed, scale = self._accumulate(batch, cells, result.tables, progress)
+        if on_policy and not half and guard is not None:
+            self._check_ratio(rollout, evidence.stored(rollout)[guard], recomputed[guard])
+        if stored.keys() < set(objective.channels):
+            now = recomputed | stored
+            result = self._coefficients(now, data, weights)
+        with uninterrupted():
+            metrics |= self._step()
+            if self._history is not None:
+                self._history.remember(*history_of_epoch)
+            metrics |= result.metrics | evidence.describe(now, data, cells)
+            metrics["loss"] = result.loss
+            metrics |= checked | ({"gradient_scale": scale} if scale != 1.0 else {})
+            if stored and not half:
+                metrics["ratio_error"] = max(float(np.abs(recomputed[name] - stored[name]).max()) for name in stored)
+            metrics["time/learn"] = time.perf_counter() - start
+            if stepped is not None:
+                stepped(metrics)
+        return metrics
+
+    def _used_cells(self, rollout: Rollout, data: Mapping[str, np.ndarray], weights: Float64 | None) -> Int64:
+        """Flat cells of the images that the loss mentions; no pass is needed for the others.
+
+        An image that the loss mentions may have coefficients that cancel at one value of the evidence, such as the
+        second of three in pairwise losses, but not at random ones.
+        """
+        shape, rng = self.cells(rollout), np.random.default_rng(0)
+        names = (*self.objective.channels, *self._further_passes)
+        small = {name: _SMALL * rng.standard_normal(shape) for name in names}
+        tables = self._coefficients(small, {**data, **small}, weights).tables.values()
+        used = np.flatnonzero(np.sum([np.abs(table) for table in tables], axis=0))
+        return used if len(used) else np.arange(np.prod(shape))
+
+    def _check_ratio(self, rollout: Rollout, stored: Float64, recomputed: Float64) -> None:
+        check_ratio(
+            stored,
+            recomputed,
+            tolerance=self._config.ratio_tolerance,
+            update=self._updates,
+            place=lambda image, column: self.objective.evidence.place(
+                rollout, self.engine.transitions, image, column
+            ),
+        )
+
+    def _spot_check(
+        self, batch: Batch, guard: str, stored: Float64, on_policy: bool, weights: Float64 | None
+    ) -> dict[str, float]:
+        """Recompute a few cells with all roundings otherwise and, of an on-policy rollout, against what is stored."""
+        images, columns = stored.shape
+        cells = spot_cells(images, columns, self._config.microbatch)
+        rows = np.unravel_index(cells, stored.shape)
+        again = self.engine.evidence(batch, cells)
+        nudged = self.engine.evidence(self.engine.scaled(batch, NUDGE), cells)[guard]
+        noise = SHORTFALL * np.abs(again[guard] - nudged)
+        metrics = {}
+        if on_policy:
+            seen = np.zeros_like(stored)
+            seen[rows] = stored[rows]
+            self._check_ratio(batch.rollout, seen, again[guard])
+            error = np.abs(again[guard] - seen)
+            noise = np.maximum(noise, error)
+            metrics["ratio_error"] = float(error.max())
+        self._noise = metrics["evidence_noise"] = float((noise if weights is None else noise * weights).max())
+        self._noise_epoch = batch.rollout.prompts.epoch
+        if not on_policy:
+            return metrics
+        # Rounding of the pass with gradient adds up in a square, so that it would tell a KL that is not there.
+        return metrics | ({"kl_ref": float(again["kl_ref"][rows].mean())} if "kl_ref" in again else {})
+
+    def _check_clip(self) -> None:
+        """Clips act on rollouts of another policy: compare their range with the error last measured."""
+        clip_range = self.objective.knobs.get("clip_range")
+        if self._noise is not None and clip_range is not None:
+            self._noise_told = check_noise(
+                self._noise, clip_range, precision=self.engine.precision, update=self._updates, told=self._noise_told
+            )
+
+    def _accumulate(
+        self, batch: Batch, cells: Int64, tables: Mapping[str, Float64], progress: Progress | None
+    ) -> tuple[Channels, float]:
+        """The gradient and the evidence seen on the way; and by how much it was scaled, lest float16 underflow."""
+        engine = self.engine
+        if engine.precision != "float16":
+            return engine.accumulate(batch, cells, tables, progress), 1.0
+        scale = gradient_scale(tables, int(np.prod(engine.policy.latent_shape)))
+        for attempt in range(ATTEMPTS):
+            scale *= BACK_OFF if attempt else 1.0
+            scaled = {name: table * scale for name, table in tables.items()}
+            recomputed = engine.accumulate(batch, cells, scaled, progress)
+            if engine.unscale(scale):
+                break
+        return recomputed, scale
+
+    def _coefficients(
+        self, channels: Channels, data: Mapping[str, np.ndarray], weights: Float64 | None
+    ) -> Coefficients:
+        result = self.objective.coefficients(channels, data, weights)
+        if not np.isfinite(result.loss):
+            raise ValueError(f"the loss of update {self._updates} is {result.loss}")
+        return result
+
+    def _step(self) -> dict[str, float]:
+        warmup = self._config.warmup_updates
+        rate = self._config.learning_rate * min(1.0, (self._updates + 1) / warmup if warmup else 1.0)
+        # A short memory at first, so that the untrained start fades from the average.
+        decay = min(self._config.ema_decay, (2 + self._updates) / (11 + self._updates))
+        metrics = self.engine.apply(rate, decay, self._updates)
+        self._updates += 1
+        if self.objective.old_policy is not None:
+            self.engine.move_old(self.objective.old_policy.decay(self._updates))
+        return metrics | {"learning_rate": rate}

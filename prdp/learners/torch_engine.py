@@ -1,0 +1,163 @@
+"""The engine in torch: the policy's own network, trained in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+import torch
+
+from prdp.config import LearnerConfig
+from prdp.diffusion.policy import Policy
+from prdp.diffusion.transitions import Transitions
+from prdp.evidence.base import Evidence, Of
+from prdp.learners.engine import Arrays, Engine, section
+from prdp.learners.guards import gradient_error, unlearned
+from prdp.types import Weights
+
+Tensors = dict[str, torch.Tensor]
+
+
+class TorchEngine(Engine):
+    """See `Engine`.
+
+    Args:
+        config: optimizer, moving average, microbatch.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        transitions: Transitions,
+        guidance_scale: float,
+        evidence: Evidence,
+        channels: Sequence[str],
+        config: LearnerConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(policy, transitions, guidance_scale, evidence, channels, config.microbatch, seed)
+        self._parameters = policy.weights.parameters
+        self._max_grad_norm = config.max_grad_norm
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+        self._average = self._copy() if config.ema_decay else None
+        self._old: Tensors | None = None
+
+    def weights(self, of: Of, version: int) -> Weights:
+        return self.policy.weights.export(version) if of == "policy" else _weights(self._kept_old(), version)
+
+    def average(self, version: int) -> Weights | None:
+        return None if self._average is None else _weights(self._average, version)
+
+    def keep_reference(self) -> None:
+        self.policy.weights.keep_reference()
+
+    def keep_old(self) -> None:
+        self._old = self._copy()
+
+    @torch.no_grad()
+    def move_old(self, decay: float) -> None:
+        for name, value in self._kept_old().items():
+            value.lerp_(self._parameters[name].detach(), 1.0 - decay)
+
+    def unscale(self, scale: float) -> bool:
+        gradients = [value.grad for value in self._parameters.values() if value.grad is not None]
+        torch._foreach_mul_(gradients, 1.0 / scale)
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+    def apply(self, learning_rate: float, ema_decay: float, update: int) -> dict[str, float]:
+        largest = {
+            name: None if value.grad is None else torch.linalg.vector_norm(value.grad, math.inf).item()
+            for name, value in self._parameters.items()
+        }
+        without = unlearned(largest, first=update == 0)
+        gradients = {name: value.grad for name, value in self._parameters.items() if value.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if not torch.isfinite(norm):
+            raise gradient_error(update, {name: value for name, value in largest.items() if value is not None})
+        torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_grad_norm, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        if self._average is not None:
+            with torch.no_grad():
+                for name, value in self._average.items():
+                    value.lerp_(self._parameters[name].detach(), 1.0 - ema_decay)
+        return {"grad_norm": norm.item(), "parameters_without_gradient": float(len(without))}
+
+    def state(self) -> Arrays:
+        tensors = {f"weights/{name}": value for name, value in self._parameters.items()}
+        for name, value in self._parameters.items():
+            for key, entry in self._optimizer.state.get(value, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = entry
+        tensors |= {f"ema/{name}": value for name, value in (self._average or {}).items()}
+        tensors |= {f"old/{name}": value for name, value in (self._old or {}).items()}
+        return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
+
+    def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
+        self.policy.weights.bind(Weights.of(updates, section(tensors, "weights/")))
+        if updates:
+            for name, parameter in self._parameters.items():
+                entries = {key: tensors.get(f"optimizer/{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+                absent = [f"optimizer/{key}/{name}" for key, entry in entries.items() if entry is None]
+                if absent:
+                    raise ValueError(f"the checkpoint has no tensor '{absent[0]}'")
+                self._optimizer.state[parameter] = {
+                    key: torch.from_numpy(np.array(entry)).to(parameter.device if key != "step" else "cpu")
+                    for key, entry in entries.items()
+                }
+        if self._average is not None:
+            self._average = self._read(tensors, "ema/")
+        if self._old is not None:
+            self._old = self._read(tensors, "old/")
+
+    @contextmanager
+    def _network_of(self, of: Of) -> Iterator[torch.nn.Module | None]:
+        if of == "policy":
+            yield None
+        elif of == "reference":
+            with self.policy.reference() as network:
+                yield network
+        else:
+            old = self._kept_old()
+            self._swap(old)
+            try:
+                yield None
+            finally:
+                self._swap(old)
+
+    def _float32(self) -> AbstractContextManager[None]:
+        return self.policy.float32()
+
+    def _zero_gradient(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _copy(self) -> Tensors:
+        return {name: value.detach().clone() for name, value in self._parameters.items()}
+
+    def _kept_old(self) -> Tensors:
+        assert self._old is not None, "no old policy is kept: call keep_old first"
+        return self._old
+
+    def _swap(self, others: Tensors) -> None:
+        """Exchange the learning tensors with others, in place and without a copy."""
+        for name, value in self._parameters.items():
+            value.data, others[name] = others[name], value.data
+
+    def _read(self, tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
+        kept = section(tensors, prefix)
+        self.policy.weights.check(kept)
+        return {
+            name: torch.from_numpy(np.array(kept[name])).to(value.device) for name, value in self._parameters.items()
+        }
+
+
+def _weights(tensors: Tensors, version: int) -> Weights:
+    return Weights.of(version, {name: value.to("cpu", copy=True).numpy() for name, value in tensors.items()})

@@ -1,0 +1,173 @@
+"""What kinds of evidence keep and compute: relative to the reference or not, in half the memory, of an old policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stub_policy import SCHEDULER, StubPolicy, stub_rollout
+
+from prdp.config import LearnerConfig, SamplerConfig
+from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.variance_preserving import build_transitions
+from prdp.evidence import Denoising, OldPolicy, Trajectory
+from prdp.evidence.trajectory import TrajectoryRecorder
+from prdp.learners import build_learner
+from prdp.learners.learner import Learner
+from prdp.objectives import OBJECTIVES, Method, build_objective
+from prdp.objectives._groups import by_group, differences
+from prdp.types import PromptBatch, Rollout
+
+STEPS = 4
+TRANSITIONS = build_transitions(SCHEDULER, steps=STEPS)
+SAMPLER = SamplerConfig(steps=STEPS, guidance_scale=1.0, microbatch=5)
+PROMPTS = PromptBatch(0, 0, ("x", "xx", "xxx"), ({}, {}, {}))
+
+
+def build(policy: StubPolicy, objective: dict[str, Any], **learner: Any) -> Learner:
+    config = LearnerConfig(mode="full", **{"learning_rate": 1e-3, "max_grad_norm": float("inf"), **learner})
+    return build_learner(policy, TRANSITIONS, 1.0, config, objective, seed=5)
+
+
+def moved(policy: StubPolicy, by: float = 0.05) -> StubPolicy:
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for value in policy.weights.parameters.values():
+            value.add_(by * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+    return policy
+
+
+def sampled(recorder: TrajectoryRecorder) -> Rollout:
+    """By a policy that has moved away from its reference."""
+    policy = StubPolicy()
+    policy.weights.keep_reference()
+    sampler = Sampler(moved(policy), SAMPLER, TRANSITIONS, recorder)
+    sampler._version = 1
+    rollout = sampler.sample(PROMPTS, 4, 3)
+    return dataclasses.replace(rollout.scored(np.random.default_rng(0).normal(size=12), {}), weights_version=7)
+
+
+@pytest.mark.parametrize("name", ["ddpo", "reinforce", "grpo", "rebel"])
+def test_importance_needs_no_reference(name: str) -> None:
+    """It is the same whether log-ratios are relative to the reference or to the policy that sampled."""
+    knobs = {"grpo": {"beta": 0.0}, "rebel": {"eta": 1e-3}}.get(name, {})
+    objective = build_objective({"name": name, **knobs})
+    assert objective.channels == ("log_importance",)
+    recorder = objective.evidence.recorder(objective.arrays)
+    assert not recorder.needs_reference
+    bare, relative = sampled(TrajectoryRecorder(needs_reference=False)), sampled(TrajectoryRecorder())
+    assert "log_ratio" not in bare.stored and np.abs(relative.stored["log_ratio"]).min() > 0
+    np.testing.assert_array_equal(bare.stored["latents"], relative.stored["latents"])
+    metrics = []
+    for rollout in (bare, relative):
+        policy = moved(StubPolicy(), 0.06)
+        metrics.append(build(policy, {"name": name, **knobs}).update(rollout))
+    assert abs(metrics[0]["logratio"]) > 1e-5
+    for key in ("loss", "grad_norm", "logratio", "approx_kl"):
+        assert metrics[0][key] == pytest.approx(metrics[1][key], rel=1e-3, abs=1e-7), key
+    assert "logratio_ref" not in metrics[0]
+
+
+def test_what_compares_with_the_reference_asks_for_it() -> None:
+    needs = {
+        name: method.evidence.recorder(build_objective({"name": name}).arrays) for name, method in OBJECTIVES.items()
+    }
+    assert {name for name, recorder in needs.items() if recorder.needs_reference} == {"prdp", "grpo"}
+    assert {name for name, recorder in needs.items() if not recorder.needs_float32} == {
+        "reward_weighted_regression", "best_of_n", "diffusion_dpo",
+    }  # fmt: skip
+
+
+def test_outputs_of_half_the_memory_are_the_same_to_both_sides() -> None:
+    full, half = sampled(TrajectoryRecorder()), sampled(TrajectoryRecorder(output_dtype="float16"))
+    assert half.stored["base_output"].dtype == np.float16
+    np.testing.assert_array_equal(half.stored["base_output"], full.stored["base_output"].astype(np.float16))
+    np.testing.assert_array_equal(half.stored["latents"], full.stored["latents"])
+    ratios = half.stored["log_ratio"], full.stored["log_ratio"]
+    assert 0 < np.abs(ratios[0] - ratios[1]).max() < 0.01 * np.abs(ratios[1]).max()
+    errors = [
+        build(moved(StubPolicy()), {"name": "prdp"}).update(dataclasses.replace(one, weights_version=0))["ratio_error"]
+        for one in (full, half)
+    ]
+    assert errors[1] < 2 * errors[0] < 0.5 * np.abs(ratios[0] - ratios[1]).max(), "both sides round the same outputs"
+    kinds = [Trajectory(output_dtype="float32"), Trajectory(output_dtype="float16")]
+    sizes = [kind.stored_latents(SAMPLER, TRANSITIONS.noisy, ("log_ratio",)) for kind in kinds]
+    assert [size["outputs of the reference"] for size in sizes] == [STEPS, STEPS / 2]
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_an_image_whose_coefficients_cancel_is_not_left_out(size: int) -> None:
+    """The second of three images: preferred to one, and another preferred to it."""
+    policy = StubPolicy()
+    rollout = stub_rollout(policy, TRANSITIONS, size=size)
+    learner = build(moved(policy), {"name": "diffusion_dpo", "pairs": "all", "beta": 3.0, "draws": 2})
+    assert len(learner._used_cells(rollout, learner_data(rollout), None)) == 3 * size * 2
+    extremes = build(policy, {"name": "diffusion_dpo", "draws": 2})
+    assert len(extremes._used_cells(rollout, learner_data(rollout), None)) == 3 * 2 * 2
+
+
+def learner_data(rollout: Rollout) -> dict[str, np.ndarray]:
+    assert rollout.rewards is not None
+    return {"rewards": rollout.rewards, "group_ids": rollout.group_ids}
+
+
+def towards(
+    denoising: torch.Tensor, denoising_old: torch.Tensor, rewards: torch.Tensor, group_ids: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Squared differences of gains over the old policy as predictions of reward differences."""
+    gain = by_group((denoising - denoising_old).mean(1), group_ids)
+    error = differences(gain) - differences(by_group(rewards, group_ids))
+    return error.square().mean(), {"gain": (denoising - denoising_old).abs().mean().item()}
+
+
+METHOD = Method(towards, Denoising(draws=2), old_policy=OldPolicy())
+OWN = {"name": None, "_target_": f"{__name__}.METHOD"}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "decays"),
+    [
+        ({}, [0.0, 0.0, 0.0]),
+        ({"old_decay": 0.5}, [0.5, 0.5, 0.5]),
+        ({"old_decay_rise": 0.2, "old_decay_delay": 1, "old_decay_limit": 0.3}, [0.0, 0.2, 0.3]),
+    ],
+)
+def test_the_old_policy_follows_at_its_decay(knobs: dict[str, float], decays: list[float]) -> None:
+    learner = build(StubPolicy(), {**OWN, **knobs})
+    rollout = stub_rollout(StubPolicy(), TRANSITIONS)
+    expected = learner.weights().tensors
+    for decay in decays:
+        learner.update(rollout)
+        now = learner.weights().tensors
+        expected = {name: decay * expected[name] + (1 - decay) * value for name, value in now.items()}
+        old = learner.engine.weights("old", 0).tensors
+        for name, value in old.items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-12)
+
+
+def test_evidence_of_the_old_policy_is_its_own() -> None:
+    """The gain is 0 while both are the same; with a slow old policy it is that to the start, and after a resume too."""
+    rollout = stub_rollout(StubPolicy(), TRANSITIONS)
+    fast, slow = (build(StubPolicy(), {**OWN, "old_decay": decay}) for decay in (0.0, 0.999))
+    gains = [[learner.update(rollout)["gain"] for _ in range(3)] for learner in (fast, slow)]
+    assert gains[0] == [0.0, 0.0, 0.0]
+    assert gains[1][0] == 0.0 < gains[1][1] < gains[1][2]
+    resumed = build(StubPolicy(seed=3), {**OWN, "old_decay": 0.999})
+    resumed.load_state(*slow.state())
+    assert resumed.update(rollout)["gain"] == slow.update(rollout)["gain"]
+    assert resumed.weights().checksum == slow.weights().checksum
+    tensors, scalars = slow.state()
+    with pytest.raises(ValueError, match="names differ"):
+        resumed.load_state({key: value for key, value in tensors.items() if not key.startswith("old/")}, scalars)
+
+
+def test_the_old_policy_samples_where_the_method_says_so() -> None:
+    rollout = stub_rollout(StubPolicy(), TRANSITIONS)
+    learner = build(StubPolicy(), {**OWN, "old_decay": 0.9, "old_samples": True})
+    learner.update(rollout)
+    published, now = learner.weights(), learner.engine.weights("policy", 1)
+    assert published.checksum == learner.engine.weights("old", 1).checksum != now.checksum
+    assert learner.evaluation_weights().checksum == now.checksum
