@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 2
 # Core mathematics and configuration: no Ray here, and no runs. Tests marked slow are left out.
 FAST_TESTS := $(addprefix tests/,objectives configuration diffusion learners worlds support test_layout.py)
+# In the order of tests/conftest.py; without the last word, files of few tests come last, however long they take.
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 # One thread a process: with busy cores beside them, OpenMP pools are slower by orders of magnitude.
 export OMP_NUM_THREADS := 1
 
@@ -20,10 +22,10 @@ demo: $(VENV)/.base ## fine-tune the embedded model and write a report: the main
 	$(BIN)/prdp train experiment=shapes_demo
 
 test: $(VENV)/.dev lint ## check style and types, run all tests
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(PYTEST)
 
 test-fast: $(VENV)/.dev ## run the tests of core mathematics and configuration, in two minutes
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow" $(FAST_TESTS)
+	$(PYTEST) -m "not slow" $(FAST_TESTS)
 
 lint: $(VENV)/.dev ## check style and types only
 	$(BIN)/ruff check .

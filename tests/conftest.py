@@ -20,6 +20,29 @@ os.environ.update(
     XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
+LONGEST = (
+    "cluster/test_chaos.py",
+    "test_every_option.py",
+    "test_train.py",
+    "commands/test_supervise.py",
+    "test_scorer_failures.py",
+    "evaluation/",
+    "cluster/",
+    "learners/",
+)
+"""Files and folders that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: the last one to be begun may run alone for as long as it takes."""
+    here = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(here).as_posix()
+        return next((place for place, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def prompt_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
