@@ -86,6 +86,11 @@ class ModelConfig:
     max_sequence_length: Count | None = None
     """Tokens of T5, of families that have it; null takes the number of diffusers' pipeline: 256 of Stable Diffusion
     3."""
+    cached_prompts: CountOrZero = 0
+    """How many prompts' text states a sampler keeps on the host, for prompts that come again; each is then encoded
+    alone. 0 keeps none."""
+    offload_encoders: bool = False
+    """Keep text encoders on the host, and on the device only while they encode: for T5 beside a large network."""
     dtype: Precision = "float32"
     """Precision that weights are stored in. Weights that learn, log-probs and their evidence are float32 in any
     case."""

@@ -119,7 +119,7 @@ class Run:
         if gpu is not None:
             self._held.callback(gpu.close)
             model = dataclasses.replace(model, device=gpu.device)
-        self.policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False)
+        self.policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False, only_network=True)
         transitions = self.policy.process.transitions(config.sampler)
         self.learner = build_learner(
             self.policy, transitions, config.sampler.guidance_scale, config.learner, config.objective, config.seed

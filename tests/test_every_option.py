@@ -129,7 +129,7 @@ def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Trains by a command line, in this process, and looks at what comes out."""
     monkeypatch.chdir(files["folder"])
-    load = lambda model: copy.deepcopy(_loaded(model.path, model.dtype))  # noqa: E731
+    load = lambda model, **_: copy.deepcopy(_loaded(model.path, model.dtype))  # noqa: E731
     monkeypatch.setattr(stable_diffusion, "load_pipeline", load)
 
     def run(*words: str) -> Path:

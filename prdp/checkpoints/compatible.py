@@ -12,6 +12,7 @@ from typing import Any
 
 from prdp.checkpoints.checkpoint import STATE_FILE, Checkpoint, CheckpointError, jsonable
 from prdp.config import MISSING, TrainConfig
+from prdp.objectives import OBJECTIVES
 from prdp.prompts.usage import read_prompt_log
 from prdp.support.targets import renamed
 from prdp.tracking.jsonl import read_metrics
@@ -25,6 +26,7 @@ FREE_KEYS = (
     "prompts.heldout_may_overlap",
     "checkpoint",
     "model.device",
+    "model.offload_encoders",
     "sampler.microbatch",
     "sampler.prompts_per_chunk",
     "learner.framework",
@@ -126,7 +128,8 @@ def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any])
     Raises:
         CheckpointError: naming every other key that differs, with both values.
     """
-    before, now = {**_defaults(), **_binding(renamed(saved_config))}, _binding(renamed(config))
+    before, now = ({**_knob_defaults(one), **_binding(renamed(one))} for one in (saved_config, config))
+    before = {**_defaults(), **before}
     changed = [
         f"  {key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
         for key in sorted(before.keys() | now.keys())
@@ -235,6 +238,12 @@ def _defaults() -> dict[str, Any]:
     plain = dataclasses.asdict(TrainConfig())
     del plain["objective"]
     return {key: value for key, value in _binding(plain).items() if value != MISSING}
+
+
+def _knob_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an objective of the package: what it did before there was a knob; none of anybody else's, which is not run."""
+    method = OBJECTIVES.get(str(config.get("objective", {}).get("name")))
+    return {} if method is None else {f"objective.{name}": knob.default for name, knob in method.knobs.items()}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

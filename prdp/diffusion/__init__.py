@@ -27,18 +27,23 @@ def family_of(model: ModelConfig) -> type[Policy]:
     return found
 
 
-def build_policy(model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_reference: bool) -> Policy:
+def build_policy(
+    model: ModelConfig, learner: LearnerConfig, *, seed: int, keep_reference: bool, only_network: bool = False
+) -> Policy:
     """Load the model that the configuration names, ready to learn.
 
     Args:
         model, learner: sections of the configuration.
         seed: of the adapters' random start; equal wherever the same policy is built.
         keep_reference: whether the frozen start will be asked for (samplers need it, the learner does not).
+        only_network: leave out what encodes prompts and decodes latents, which the learner does not need.
 
     Raises:
         ValueError: an unknown family; what is wrong with the model's folder.
     """
-    return family_of(model).load(model, learner, seed=seed, keep_reference=keep_reference)
+    return family_of(model).load(
+        model, learner, seed=seed, keep_reference=keep_reference, only_network=only_network
+    )
 
 
 def build_sampler(

@@ -13,9 +13,9 @@ import torch
 from prdp.config import PRECISIONS, LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
-from prdp.diffusion.image_size import picture_size
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.process import Process
+from prdp.diffusion.prompt_encoder import PromptEncoder, on_device
 from prdp.diffusion.weights import TrainableWeights
 from prdp.types import UInt8
 
@@ -28,9 +28,11 @@ class DiffusersPolicy(ABC):
     A family says what prompts become (`_encode`), how its network is called (`_predict`), and its process.
 
     Args:
-        pipeline: of diffusers, in evaluation mode from here on.
+        pipeline: of diffusers, in evaluation mode from here on; one with the network alone encodes and decodes nothing.
+        model: that it was loaded from.
         process: how noise and data mix.
         latent_shape: (C, h, w).
+        picture_size: (H, W) of decoded images, in pixels.
         learner: which weights learn.
         seed: of adapters.
         keep_reference: whether the frozen start will be asked for.
@@ -52,8 +54,10 @@ class DiffusersPolicy(ABC):
     def __init__(
         self,
         pipeline: Any,
+        model: ModelConfig,
         process: Process,
         latent_shape: tuple[int, ...],
+        picture_size: tuple[int, int],
         learner: LearnerConfig,
         *,
         seed: int = 0,
@@ -62,6 +66,9 @@ class DiffusersPolicy(ABC):
         self.pipeline = pipeline
         self.process = process
         self.latent_shape = latent_shape
+        self.picture_size = picture_size
+        self._model = model
+        self._encoder = PromptEncoder(self._encode, model.cached_prompts)
         self.network: Any = getattr(pipeline, self.NETWORK).eval()
         self.device: torch.device = self.network.device
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
@@ -88,7 +95,6 @@ class DiffusersPolicy(ABC):
         )
         if learner.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        self._empty: Mapping[str, torch.Tensor] | None = None
 
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
@@ -100,17 +106,23 @@ class DiffusersPolicy(ABC):
     ) -> torch.Tensor:
         """One branch of the network's output, [B, C, h, w]."""
 
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        """(H, W) of decoded images, in pixels."""
-        return picture_size(self.latent_shape, self.pipeline.vae.config)
+    @abstractmethod
+    def _whole_pipeline(self) -> Any:
+        """A pipeline with this network and all other parts, which are loaded if they were left out."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditions:
-        """What the network is given for prompts, and for the empty one."""
-        if self._empty is None:
-            self._empty = self._encode([""])
-        return Conditions(self._encode(prompts), self._empty)
+        """What the network is given for prompts, and for the empty one.
+
+        Raises:
+            RuntimeError: the text encoders were left out.
+        """
+        self._needs("text_encoder")
+        encoders = [getattr(self.pipeline, name, None) for name in self.FROZEN if name != "vae"]
+        if not self._model.offload_encoders:
+            return self._encoder.encode(prompts)
+        with on_device([one for one in encoders if one is not None], self.device):
+            return self._encoder.encode(prompts)
 
     def output(
         self,
@@ -162,7 +174,12 @@ class DiffusersPolicy(ABC):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> UInt8:
-        """Clean latents float32 [B, C, h, w] to pixels, uint8 [B, H, W, 3]."""
+        """Clean latents float32 [B, C, h, w] to pixels, uint8 [B, H, W, 3].
+
+        Raises:
+            RuntimeError: the VAE was left out.
+        """
+        self._needs("vae")
         vae = self.pipeline.vae
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
         shift = getattr(vae.config, "shift_factor", None)
@@ -183,7 +200,7 @@ class DiffusersPolicy(ABC):
         else:
             from prdp.diffusion.pipeline_files import check_network, save_pipeline
 
-            save_pipeline(self.pipeline, folder)
+            save_pipeline(self._whole_pipeline(), folder)
             check_network(folder / self.NETWORK, self.weights.parameters)
 
     @abstractmethod
@@ -196,6 +213,10 @@ class DiffusersPolicy(ABC):
             prompt: an example.
         """
 
+    def _needs(self, part: str) -> None:
+        if getattr(self.pipeline, part) is None:
+            raise RuntimeError(f"this policy was loaded with only_network=True, and has no {part}")
+
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._in_float32 else torch.autocast(self.device.type, DTYPES[self.precision])
 
@@ -203,3 +224,12 @@ class DiffusersPolicy(ABC):
 def device_of(model: ModelConfig) -> str:
     """Where `model.device` puts a model."""
     return model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placed(pipeline: Any, model: ModelConfig) -> Any:
+    """The pipeline on its device; text encoders stay on the host where `model.offload_encoders` says so."""
+    device = device_of(model)
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and not (model.offload_encoders and name.startswith("text_encoder")):
+            part.to(device)
+    return pipeline

@@ -27,7 +27,16 @@ class Policy(Protocol):
     precision: str
 
     @classmethod
-    def load(cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True) -> Policy:
+    def load(
+        cls,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        seed: int = 0,
+        keep_reference: bool = True,
+        only_network: bool = False,
+    ) -> Policy:
+        """Read the model. A policy with `only_network` need not encode or decode: a learner asks for neither."""
         ...
 
     @staticmethod

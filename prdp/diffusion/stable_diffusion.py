@@ -11,7 +11,7 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
+from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, placed
 from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
@@ -38,24 +38,37 @@ class StableDiffusionPolicy(DiffusersPolicy):
     def __init__(
         self,
         pipeline: StableDiffusionPipeline,
+        model: ModelConfig,
         learner: LearnerConfig,
         *,
-        size: tuple[int | None, int | None] = (None, None),
         seed: int = 0,
         keep_reference: bool = True,
     ) -> None:
         self.unet = pipeline.unet
-        shape = latent_shape(self.unet.config, pipeline.vae.config, size)
-        process = VariancePreserving(pipeline.scheduler.config)
-        super().__init__(pipeline, process, shape, learner, seed=seed, keep_reference=keep_reference)
+        super().__init__(
+            pipeline,
+            model,
+            VariancePreserving(pipeline.scheduler.config),
+            self.latent_shape_of(model),
+            self.picture_size_of(model),
+            learner,
+            seed=seed,
+            keep_reference=keep_reference,
+        )
 
     @classmethod
     def load(
-        cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
+        cls,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        seed: int = 0,
+        keep_reference: bool = True,
+        only_network: bool = False,
     ) -> StableDiffusionPolicy:
         """Load the pipeline that `model.path` names; the embedded one and Stable Diffusion go the same way."""
-        size = (model.height, model.width)
-        return cls(load_pipeline(model), learner, size=size, seed=seed, keep_reference=keep_reference)
+        pipeline = load_pipeline(model, only_network=only_network)
+        return cls(pipeline, model, learner, seed=seed, keep_reference=keep_reference)
 
     @staticmethod
     def check(model: ModelConfig) -> None:
@@ -124,6 +137,9 @@ class StableDiffusionPolicy(DiffusersPolicy):
         """A program around `StableDiffusionPipeline`."""
         return usage_text(model, sampler, self.scheduler_config, self.picture_size, mode, weights, prompt)
 
+    def _whole_pipeline(self) -> StableDiffusionPipeline:
+        return self.pipeline if self.pipeline.vae is not None else load_pipeline(self._model, unet=self.network)
+
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, width]; prompts are cut at the text encoder's length."""
         tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
@@ -171,11 +187,17 @@ def latent_shape(
     return int(unet["in_channels"]), int(height), int(width)
 
 
-def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
+def load_pipeline(
+    model: ModelConfig, *, only_network: bool = False, unet: Any = None
+) -> StableDiffusionPipeline:
     """The diffusers pipeline of `model`, on its device and in its precision.
 
     Its scheduler is the DDIM scheduler that samples it here, whatever class the folder names, so that a folder saved
     from it says all of how it is sampled.
+
+    Args:
+        only_network: leave out text encoder, tokenizer and VAE.
+        unet: to be used instead of the folder's.
 
     Raises:
         ValueError: no such folder, files missing in it, or a component that is not computed exactly; names them.
@@ -195,9 +217,13 @@ def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
     folder = fetch_model(model.path, model.variant, model.revision)
     check_model(str(folder), model.variant)
     check_components(where, folder, model.variant)
+    others: dict[str, Any] = {} if unet is None else {"unet": unet}
+    if only_network:
+        others |= dict.fromkeys(("vae", "text_encoder", "tokenizer"))
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
+            **others,
             variant=model.variant,
             dtype=DTYPES[model.dtype],
             scheduler=effective_scheduler(read_component(folder, "scheduler")),
@@ -208,7 +234,7 @@ def load_pipeline(model: ModelConfig) -> StableDiffusionPipeline:
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{where}: {folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device_of(model))
+    return placed(pipeline, model)
 
 
 def _folder(model: ModelConfig) -> Path:

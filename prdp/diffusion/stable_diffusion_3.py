@@ -10,7 +10,7 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, device_of
+from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, placed
 from prdp.diffusion.flow_usage import flow_usage_text
 from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
 from prdp.diffusion.precision import upcast
@@ -35,32 +35,37 @@ class StableDiffusion3Policy(DiffusersPolicy):
     def __init__(
         self,
         pipeline: StableDiffusion3Pipeline,
+        model: ModelConfig,
         learner: LearnerConfig,
         *,
-        max_sequence_length: int = T5_TOKENS,
-        size: tuple[int | None, int | None] = (None, None),
         seed: int = 0,
         keep_reference: bool = True,
     ) -> None:
-        transformer, vae = dict(pipeline.transformer.config), dict(pipeline.vae.config)
-        shape = latent_shape(transformer, vae, size)
-        process = RectifiedFlow(dict(pipeline.scheduler.config), tokens=image_tokens(transformer, shape))
-        self._max_sequence_length = max_sequence_length
-        super().__init__(pipeline, process, shape, learner, seed=seed, keep_reference=keep_reference)
-
-    @classmethod
-    def load(
-        cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
-    ) -> StableDiffusion3Policy:
-        """Load the pipeline that `model.path` names."""
-        return cls(
-            load_pipeline(model),
+        self._max_sequence_length = model.max_sequence_length or T5_TOKENS
+        super().__init__(
+            pipeline,
+            model,
+            self.process_of(model),
+            self.latent_shape_of(model),
+            self.picture_size_of(model),
             learner,
-            max_sequence_length=model.max_sequence_length or T5_TOKENS,
-            size=(model.height, model.width),
             seed=seed,
             keep_reference=keep_reference,
         )
+
+    @classmethod
+    def load(
+        cls,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        seed: int = 0,
+        keep_reference: bool = True,
+        only_network: bool = False,
+    ) -> StableDiffusion3Policy:
+        """Load the pipeline that `model.path` names."""
+        pipeline = load_pipeline(model, only_network=only_network)
+        return cls(pipeline, model, learner, seed=seed, keep_reference=keep_reference)
 
     @staticmethod
     def check(model: ModelConfig) -> None:
@@ -114,6 +119,9 @@ class StableDiffusion3Policy(DiffusersPolicy):
         return flow_usage_text(
             model, sampler, self.scheduler_config, table, self.picture_size, mode, weights, prompt
         )
+
+    def _whole_pipeline(self) -> StableDiffusion3Pipeline:
+        return self.pipeline if self.pipeline.vae is not None else load_pipeline(self._model, transformer=self.network)
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, joint_attention_dim] and `pooled` [B, pooled_projection_dim], float32.
@@ -176,8 +184,14 @@ def image_tokens(transformer: Mapping[str, Any], shape: tuple[int, int, int]) ->
     return (shape[1] // patch) * (shape[2] // patch)
 
 
-def load_pipeline(model: ModelConfig) -> StableDiffusion3Pipeline:
+def load_pipeline(
+    model: ModelConfig, *, only_network: bool = False, transformer: Any = None
+) -> StableDiffusion3Pipeline:
     """The diffusers pipeline of `model`, on its device and in its precision.
+
+    Args:
+        only_network: leave out text encoders, tokenizers and VAE.
+        transformer: to be used instead of the folder's.
 
     Raises:
         StartError: no such folder, files missing in it, or a component that is not computed exactly; names them.
@@ -193,17 +207,22 @@ def load_pipeline(model: ModelConfig) -> StableDiffusion3Pipeline:
 
     _checked(model)
     folder = fetch_model(model.path, model.variant, model.revision, STABLE_DIFFUSION_3)
-    absent = dict.fromkeys(absent_parts(folder, STABLE_DIFFUSION_3))
+    others: dict[str, Any] = dict.fromkeys(absent_parts(folder, STABLE_DIFFUSION_3))
+    if only_network:
+        parts = (*STABLE_DIFFUSION_3.components, *STABLE_DIFFUSION_3.tokenizers)
+        others = dict.fromkeys(part for part in parts if part != "transformer")
+    if transformer is not None:
+        others["transformer"] = transformer
     try:
         pipeline = StableDiffusion3Pipeline.from_pretrained(
-            folder, variant=model.variant, dtype=DTYPES[model.dtype], use_safetensors=True, **absent
+            folder, variant=model.variant, dtype=DTYPES[model.dtype], use_safetensors=True, **others
         )
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
             f"model.path={model.path}: {folder} cannot be loaded as a Stable Diffusion 3 pipeline: {error}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device_of(model))
+    return placed(pipeline, model)
 
 
 def _checked(model: ModelConfig) -> Path:

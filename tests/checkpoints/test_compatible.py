@@ -100,6 +100,13 @@ def test_key_that_the_checkpoint_did_not_know_has_its_default_there():
         check_compatible(saved, config(rollout_policy="reference"))
 
 
+def test_a_knob_that_the_checkpoint_did_not_know_has_its_default_there():
+    saved = config(objective={"name": "prdp", "beta": 1.0})
+    check_compatible(saved, config(objective={"name": "prdp", "beta": 1.0, "output_dtype": "float32"}))
+    with pytest.raises(CheckpointError, match="output_dtype: 'float32' in the checkpoint, 'float16' now"):
+        check_compatible(saved, config(objective={"name": "prdp", "beta": 1.0, "output_dtype": "float16"}))
+
+
 def test_configurations_of_json_and_of_omegaconf_compare():
     check_compatible(json.loads(json.dumps(config())), OmegaConf.create(config()))  # type: ignore[arg-type]
 

@@ -92,12 +92,12 @@ def test_pictures_equal_those_of_diffusers(
         assert np.abs(difference).max() <= 1
 
 
-def test_t5_is_optional_and_its_tokens_count(tmp_path: Path) -> None:
+def test_t5_is_optional_and_its_tokens_count(folder: Path) -> None:
     with_t5, without = narrow_pipeline(t5=True), narrow_pipeline()
     from prdp.diffusion.stable_diffusion_3 import StableDiffusion3Policy
 
     encoded = [
-        StableDiffusion3Policy(pipeline, FULL, max_sequence_length=9).encode(["a star"]).fields["states"]
+        StableDiffusion3Policy(pipeline, model(folder, max_sequence_length=9), FULL).encode(["a star"]).fields["states"]
         for pipeline in (with_t5, without)
     ]
     assert [part.shape for part in encoded] == [(1, 24 + 9, 192)] * 2

@@ -127,7 +127,13 @@ class GaussianMixturesPolicy:
 
     @classmethod
     def load(
-        cls, model: ModelConfig, learner: LearnerConfig, *, seed: int = 0, keep_reference: bool = True
+        cls,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        seed: int = 0,
+        keep_reference: bool = True,
+        only_network: bool = False,
     ) -> GaussianMixturesPolicy:
         """There is nothing to read: `model.path` names nothing."""
         return cls(model, learner, seed=seed, keep_reference=keep_reference)
