@@ -123,6 +123,18 @@ def towards(
     return error.square().mean(), {"gain": (denoising - denoising_old).abs().mean().item()}
 
 
+def pulled(log_ratio: torch.Tensor, rewards: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    return (log_ratio.mean(1) - rewards).square().mean(), {}
+
+
+def test_metrics_do_not_depend_on_what_a_loss_takes() -> None:
+    rollout = sampled(TrajectoryRecorder())
+    own, known = ({"name": None, "_target_": f"{__name__}.pulled"}, {"name": "prdp"})
+    metrics = [build(moved(StubPolicy(), 0.06), objective).update(rollout) for objective in (own, known)]
+    for key in ("logratio", "logratio_ref", "approx_kl"):
+        assert metrics[0][key] == metrics[1][key] != 0
+
+
 METHOD = Method(towards, Denoising(draws=2), old_policy=OldPolicy())
 OWN = {"name": None, "_target_": f"{__name__}.METHOD"}
 
