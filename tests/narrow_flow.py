@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiff
 from prdp.worlds.shapes.tiny_flow_pipeline import build_flow_pipeline, build_transformer
 
 
-def narrow_pipeline(shift: float = 3.0, t5: bool = False, dynamic: bool = False) -> StableDiffusion3Pipeline:
+def narrow_pipeline(t5: bool = False, dynamic: bool = False) -> StableDiffusion3Pipeline:
     """For 32x32 pixels; with a T5 of one layer, or without one."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -25,7 +25,7 @@ def narrow_pipeline(shift: float = 3.0, t5: bool = False, dynamic: bool = False)
     )
     pipeline = build_flow_pipeline(vae)
     pipeline.register_modules(transformer=build_transformer(layers=2))
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
     if t5:
         from transformers import T5Config, T5EncoderModel
 

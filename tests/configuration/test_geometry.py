@@ -1,4 +1,4 @@
-"""The memory of a rollout, told before a run starts."""
+"""The size of a run and the memory of a rollout, told before it starts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from composing import compose
 
 from prdp.commands.train import train, validate
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
@@ -119,3 +120,57 @@ def test_the_warning_counts_what_is_held_at_once() -> None:
     assert "2 are held at once (cluster.max_staleness=1)" in told
     assert "sampler.window" not in told, "no trajectories are stored"
     assert "up to 2 at once" in geometry_text(config)
+
+
+@pytest.mark.slow
+def test_the_numbers_of_a_run() -> None:
+    config = compose(
+        *["prompts_per_epoch=6", "images_per_prompt=4", "updates_per_epoch=3", "epochs=10"],
+        *["sampler.steps=5", "sampler.deterministic_final_steps=1", "sampler.prompts_per_chunk=4"],
+        *["sampler.guidance_scale=2", "evaluation.every=5", "evaluation.prompts=3", "evaluation.final_prompts=7"],
+        *["evaluation.images_per_prompt=2", "cluster=ray", "cluster.samplers=3", "cluster.threads=2"],
+    )
+    size = geometry.geometry(config)
+    assert size["images_per_epoch"] == 24
+    assert size["pairs_per_epoch"] == 6 * 6
+    assert (size["updates"], size["images"]) == (30, 240)
+    assert (size["chunks_per_epoch"], size["images_per_chunk"]) == (2, 16)
+    assert size["cells_per_update"] == 24 * 4
+    assert size["sampling_passes_per_epoch"] == 24 * (5 + 4) * 2
+    assert size["learning_passes_per_epoch"] == 24 * 4 * 2 * (3 + 2)
+    assert size["learning_backwards_per_epoch"] == 24 * 4 * 2 * 3
+    assert (size["evaluations"], size["evaluation_images"]) == (3, (7 + 3 + 7) * 2)
+    assert (size["samplers"], size["threads"]) == (3, 2)
+    for scale in ("1", "0.5", "0"):
+        unguided = geometry.geometry(compose(f"sampler.guidance_scale={scale}"))
+        assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * (8 + 7)
+    ancestral = geometry.geometry(compose("sampler.kind=ddpm", "sampler.deterministic_final_steps=0"))
+    assert ancestral["cells_per_update"] == ancestral["images_per_epoch"] * 7, "its last step draws no noise"
+    window = geometry.geometry(compose("sampler.window=random", "sampler.window_size=2", "sampler.guidance_scale=1"))
+    assert window["cells_per_update"] == window["images_per_epoch"] * 2
+    assert window["sampling_passes_per_epoch"] == window["images_per_epoch"] * (8 + 2)
+    share = geometry.geometry(compose("sampler.trained_share=0.5", "sampler.guidance_scale=1"))
+    assert share["cells_per_update"] == share["images_per_epoch"] * 4
+    for name, columns, passes, of_reference in (
+        ("reinforce", 4, 3, 0),
+        ("rebel", 4, 5, 0),
+        ("grpo", 4, 5, 4),
+        ("best_of_n", 5, 3, 0),
+        ("diffusion_dpo", 5, 9, 0),
+    ):
+        draws = {} if columns == 4 else {"draws": columns}
+        other = geometry.geometry(dataclasses.replace(config, objective={"name": name, **draws}))
+        assert other["cells_per_update"] == 24 * columns
+        assert other["learning_passes_per_epoch"] == 24 * columns * 2 * passes
+        assert other["sampling_passes_per_epoch"] == 24 * (5 + of_reference) * 2
+    half = dataclasses.replace(config, learner=dataclasses.replace(config.learner, autocast="float16", microbatch=20))
+    for objective, passes in (("prdp", 5), ("reinforce", 5), ("grpo", 5)):
+        other = geometry.geometry(dataclasses.replace(half, objective={"name": objective}))
+        assert other["learning_passes_per_epoch"] == (24 * 4 * passes + 2 * 20) * 2
+    drawn = {"name": "best_of_n", "draws": 5}
+    assert geometry.geometry(dataclasses.replace(half, objective=drawn)) == geometry.geometry(
+        dataclasses.replace(config, objective=drawn)
+    )
+    text = geometry_text(config)
+    assert "24 = 6 prompts x 4 images" in text
+    assert "3 samplers" in text

@@ -1,0 +1,90 @@
+"""What samplers with and without noise may be told, and what is learned from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from prdp.config import SamplerConfig
+from prdp.configuration.bounds import noise_problems
+from prdp.configuration.typed import typed
+from prdp.objectives import OBJECTIVES
+from prdp.support.errors import ConfigError
+
+TARGET = {"_target_": "package.name"}
+MINIMAL = {"output_dir": "x", "reward": TARGET, "prompts": {"train": TARGET, "heldout": TARGET}}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sampler.eta=0.5", "must be 1 for sampler.kind=ddpm"),
+        ("sampler.deterministic_final_steps=2", "must be 0 or 1 for sampler.kind=ddpm"),
+    ],
+)
+def test_the_noise_of_ddpm_is_fixed(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        typed(OmegaConf.merge(MINIMAL, OmegaConf.from_dotlist(["sampler.kind=ddpm", override])))
+    assert str(caught.value).startswith(f"{override}: {says}")
+
+
+@pytest.mark.parametrize("kind", ["flow_sde", "dance_sde", "edm_churn"])
+def test_the_noise_of_flows_may_exceed_one(kind: str) -> None:
+    sampler = {"kind": kind, "eta": 3.0, "timestep_spacing": "scheduler"}
+    assert typed({**MINIMAL, "sampler": sampler}).sampler.eta == 3.0
+    with pytest.raises(ConfigError, match=f"^sampler.eta=0: must be above 0 for sampler.kind={kind}"):
+        typed({**MINIMAL, "sampler": {"kind": kind, "eta": 0}})
+
+
+def test_the_noise_of_cps_is_a_part() -> None:
+    assert typed({**MINIMAL, "sampler": {"kind": "cps", "eta": 0.8}}).sampler.kind == "cps"
+    for eta, says in ((1.5, "from 0 to 1 for sampler.kind=cps"), (0, "above 0 for sampler.kind=cps")):
+        with pytest.raises(ConfigError, match=f"^sampler.eta={eta:g}: must be {says}"):
+            typed({**MINIMAL, "sampler": {"kind": "cps", "eta": eta}})
+
+
+WITHOUT_NOISE = [{"kind": "euler"}, {"kind": "ddim", "eta": 0.0}]
+DENOISING = ("reward_weighted_regression", "best_of_n", "diffusion_dpo")
+
+
+@pytest.mark.parametrize("sampler", WITHOUT_NOISE)
+def test_without_noise_only_denoising_errors_are_learned_from(sampler: dict[str, Any]) -> None:
+    for name in DENOISING:
+        assert typed({**MINIMAL, "objective": {"name": name}, "sampler": sampler}).sampler.kind == sampler["kind"]
+    for name in OBJECTIVES.keys() - set(DENOISING):
+        with pytest.raises(ConfigError) as caught:
+            typed({**MINIMAL, "objective": {"name": name}, "sampler": sampler})
+        told = str(caught.value)
+        assert told.startswith("sampler.kind=euler: " if sampler["kind"] == "euler" else "sampler.eta=0: ")
+        for part in ("no log-prob", f"objective.name={name} is", "; set sampler.", ", ".join(DENOISING)):
+            assert part in told
+
+
+@pytest.mark.parametrize("sampler", WITHOUT_NOISE)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"window": "random"}, "sampler.window=random: must be all where no step draws noise (sampler."),
+        ({"shared_start_noise": True}, "sampler.shared_start_noise=true: must be false where no step draws noise"),
+    ],
+)
+def test_what_means_nothing_without_noise_is_refused(
+    sampler: dict[str, Any], change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        typed({**MINIMAL, "objective": {"name": "diffusion_dpo"}, "sampler": {**sampler, **change}})
+    assert str(caught.value).startswith(says)
+    with_noise = {**sampler, **change, "kind": "ddim", "eta": 1.0}
+    assert typed({**MINIMAL, "objective": {"name": "diffusion_dpo"}, "sampler": with_noise}).sampler.eta == 1.0
+
+
+def test_what_kinds_of_samplers_ask_of_their_noise() -> None:
+    def problems(**sampler: Any) -> list[str]:
+        return noise_problems(SamplerConfig(**sampler), images_per_prompt=1)
+
+    assert problems(kind="ddim", eta=0.0) == problems(kind="euler", eta=0.0) == []
+    assert problems(kind="euler", shared_start_noise=True) == [], "of one image a prompt"
+    for wrong in ({"kind": "ddpm", "eta": 0.5}, {"kind": "ddim", "eta": 2.0}, {"kind": "cps", "eta": 0.0}):
+        assert len(problems(**wrong)) == 1
