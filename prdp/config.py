@@ -6,6 +6,7 @@ from here.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -62,6 +63,7 @@ _MODEL = Rule(FILLED.allows, "'shapes', a folder in diffusers format, or a hub i
 DEVICE = Rule(
     lambda value: bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)), "auto, cpu, mps, cuda or cuda:<number>"
 )
+Finite = Annotated[float, Rule(math.isfinite, "a finite number")]
 _MODULES = Rule(lambda value: bool(value) and all(value), "a list of at least one module name")
 _SHARE = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 
@@ -79,6 +81,11 @@ class ModelConfig:
     """Branch, tag or commit on the hub; null takes its newest."""
     variant: AnyText | None = None
     """File variant in the folder, such as 'fp16'."""
+    adapters: list[Text] = field(default_factory=list)
+    """LoRAs that the start consists of: frozen, and active in the policy and its reference alike. Each a .safetensors
+    file, or a folder, of diffusers, PEFT or kohya. With learner.mode=full they are added to the weights."""
+    adapter_weights: list[Finite] = field(default_factory=list)
+    """By which the outputs of model.adapters are scaled, one for each, as in diffusers' set_adapters; none for 1."""
     height: Count | None = None
     """Of images, in pixels; null takes the checkpoint's."""
     width: Count | None = None
@@ -156,6 +163,9 @@ class LearnerConfig:
     """An adapter's output is scaled by lora_alpha / lora_rank."""
     lora_targets: Annotated[list[str], _MODULES] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     """Layers of the UNet that get adapters, by the ends of their names."""
+    init_adapter: Text | None = None
+    """A LoRA to go on training, like one of model.adapters; null for a new one. lora_rank, lora_alpha and lora_targets
+    have to be its own. The reference has a frozen copy of it."""
     learning_rate: Positive = 3e-4
     """Of AdamW, after the warm-up."""
     warmup_updates: CountOrZero = 0

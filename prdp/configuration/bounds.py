@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, SamplerConfig, TrainConfig
+from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
 from prdp.objectives import method_of, objective_label, objective_mistakes, objectives_without_noise
 from prdp.support.errors import ConfigError
@@ -55,6 +55,8 @@ def check_family(config: TrainConfig) -> None:
         ("learner.framework", config.learner.framework, "torch"),
         ("model.dtype", config.model.dtype, "float32"),
         ("learner.autocast", config.learner.autocast, None),
+        ("model.adapters", config.model.adapters, []),
+        ("learner.init_adapter", config.learner.init_adapter, None),
     )
     problems = [
         f"{key}={_shown(value)}: must be {_shown(expected)} for model.family={config.model.family}"
@@ -63,6 +65,16 @@ def check_family(config: TrainConfig) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def adapter_problems(model: ModelConfig) -> list[str]:
+    """Weights of adapters that are not one for each."""
+    if len(model.adapter_weights) in (0, len(model.adapters)):
+        return []
+    return [
+        f"model.adapter_weights: has {len(model.adapter_weights)} numbers: must be one for each of the "
+        f"{len(model.adapters)} model.adapters, or none"
+    ]
 
 
 def broken_rules(config: Any) -> tuple[dict[str, Rule], list[str]]:
@@ -161,6 +173,12 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     if not wrong.keys() & {"model.dtype", "learner.autocast"}:
         problem = precision_problem("model.dtype", config.model.dtype, "learner.autocast", config.learner.autocast)
         found += [] if problem is None else [problem]
+    found += adapter_problems(config.model)
+    if config.learner.init_adapter is not None and config.learner.mode != "lora":
+        found.append(
+            f"learner.init_adapter={config.learner.init_adapter}: needs learner.mode=lora; model.adapters adds it to "
+            "the weights that learn"
+        )
     steps_known = not wrong.keys() & {"sampler.steps", "sampler.deterministic_final_steps"}
     if steps_known and sampler.deterministic_final_steps >= sampler.steps:
         found.append(

@@ -11,12 +11,15 @@ from typing import Any, ClassVar
 import torch
 
 from prdp.config import PRECISIONS, LearnerConfig, ModelConfig, SamplerConfig
+from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
+from prdp.diffusion.adapters import start_problems
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.prompt_encoder import PromptEncoder, on_device
 from prdp.diffusion.weights import TrainableWeights
+from prdp.support.errors import StartError
 from prdp.types import UInt8
 
 DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
@@ -34,7 +37,7 @@ class DiffusersPolicy(ABC):
         latent_shape: (C, h, w).
         picture_size: (H, W) of decoded images, in pixels.
         learner: which weights learn.
-        seed: of adapters.
+        seed: of the adapter that learns.
         keep_reference: whether the frozen start will be asked for.
 
     Attributes:
@@ -44,6 +47,7 @@ class DiffusersPolicy(ABC):
 
     Raises:
         ValueError: weights stored in one half precision, and autocast to the other.
+        StartError: an adapter that does not fit the network.
     """
 
     NETWORK: ClassVar[str]
@@ -90,11 +94,25 @@ class DiffusersPolicy(ABC):
             rank=learner.lora_rank,
             alpha=learner.lora_alpha,
             targets=list(learner.lora_targets),
+            adapters=[self._adapter("model.adapters", path, weight) for path, weight in model_adapters(model)],
+            start=self._started(learner),
             seed=seed,
             keep_reference=keep_reference,
         )
         if learner.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+
+    def _adapter(self, key: str, path: str, weight: float = 1.0) -> Adapter:
+        return read_adapter(key, path, self.network, type(self.pipeline), self.NETWORK, weight)
+
+    def _started(self, learner: LearnerConfig) -> Adapter | None:
+        """What the adapter that learns starts as; None for a random start."""
+        if learner.init_adapter is None:
+            return None
+        start = self._adapter("learner.init_adapter", learner.init_adapter)
+        if learner.mode == "lora" and (problems := start_problems(start, self.network, learner)):
+            raise StartError("\n".join(problems))
+        return start
 
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:

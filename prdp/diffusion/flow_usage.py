@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prdp.config import ModelConfig, SamplerConfig
+from prdp.diffusion.adapter_usage import loading_lines
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.transitions import Transitions
 
@@ -77,7 +78,7 @@ def flow_usage_text(
         *([f"EMBEDDED = EMBEDDED_FOLDERS[{model.path!r}]"] if embedded else []),
         f"weights = {str(weights)!r}",
         f"pipeline = StableDiffusion3Pipeline.from_pretrained({', '.join([base, *options])})",
-        *(["pipeline.load_lora_weights(weights)"] if mode == "lora" else []),
+        *loading_lines(model, mode, "transformer"),
         "# The sigmas below are those of the run: they are not to be shifted again.",
         f"pipeline.scheduler = RunSampler(num_train_timesteps={scheduler.get('num_train_timesteps', 1000)}, shift=1.0)",
         'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")',

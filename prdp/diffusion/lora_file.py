@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+from prdp.diffusion.adapter_files import LORA_FILE
+from prdp.diffusion.adapters import TRAINED
+
 _ADAPTER = "exported"
 """Names the adapter that is read back."""
 
 
 def save_lora(network: Any, folder: Path, pipeline: Any, component: str) -> None:
-    """Write the adapters of a network as `LORA_FILE`, for `load_lora_weights` of its pipeline.
+    """Write the adapter of a network that learns as `LORA_FILE`, for `load_lora_weights` of its pipeline.
 
     Args:
         pipeline: class of the diffusers pipeline.
@@ -30,7 +32,7 @@ def save_lora(network: Any, folder: Path, pipeline: Any, component: str) -> None
 
     layers = {
         f"{component}_lora_layers": get_peft_model_state_dict(network),
-        f"{component}_lora_adapter_metadata": network.peft_config["default"].to_dict(),
+        f"{component}_lora_adapter_metadata": network.peft_config[TRAINED].to_dict(),
     }
     pipeline.save_lora_weights(folder, **layers, weight_name=LORA_FILE, safe_serialization=True)
     check_lora(network, folder / LORA_FILE, pipeline, component)
@@ -42,7 +44,7 @@ def check_lora(network: Any, file: Path, pipeline: Any, component: str) -> None:
     Raises:
         ValueError: names a matrix that diffusers binds to no layer, or with another value or scale.
     """
-    empty = _of_zeros(network)
+    empty = network_of_zeros(network)
     found = pipeline.lora_state_dict(file.parent, weight_name=file.name, return_lora_metadata=True)
     # With UNets the scales of layers come between the two.
     (state, *alphas), metadata = found[:-1], found[-1]
@@ -52,7 +54,7 @@ def check_lora(network: Any, file: Path, pipeline: Any, component: str) -> None:
         getattr(pipeline, f"load_lora_into_{component}")(
             state, *alphas, empty, adapter_name=_ADAPTER, metadata=metadata, low_cpu_mem_usage=True
         )
-    bound, learned = _matrices(empty, _ADAPTER), _matrices(network, "default")
+    bound, learned = lora_matrices(empty, _ADAPTER), lora_matrices(network, TRAINED)
     lost = [name for name in learned if name not in bound or bound[name][0].device.type == "meta"]
     changed = [
         name
@@ -68,7 +70,7 @@ def check_lora(network: Any, file: Path, pipeline: Any, component: str) -> None:
         )
 
 
-def _of_zeros(network: Any) -> Any:
+def network_of_zeros(network: Any) -> Any:
     """A network of the same layers whose weights are one zero each, seen in all places: they need no memory."""
     with torch.device("meta"):
         empty = type(network).from_config(network.config)
@@ -78,7 +80,7 @@ def _of_zeros(network: Any) -> Any:
     return empty
 
 
-def _matrices(network: Any, adapter: str) -> dict[str, tuple[torch.Tensor, float]]:
+def lora_matrices(network: Any, adapter: str) -> dict[str, tuple[torch.Tensor, float]]:
     """Name without the adapter's -> matrix and the scale of its layer, alpha / rank."""
     found = {}
     for name, module in network.named_modules():

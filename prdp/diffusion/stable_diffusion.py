@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.diffusion.adapters import check_adapters, init_adapter_problems
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, placed
 from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
@@ -72,8 +73,9 @@ class StableDiffusionPolicy(DiffusersPolicy):
 
     @staticmethod
     def check(model: ModelConfig) -> None:
-        """The folder is whole, and its components are ones that are computed exactly."""
-        from prdp.diffusion.model_components import check_components
+        """The folder is whole, its components are ones that are computed exactly, and adapters fit the UNet."""
+        from prdp.diffusion.libraries import quiet
+        from prdp.diffusion.model_components import check_components, empty_unet
         from prdp.diffusion.model_folder import check_model
 
         where = f"model.path={model.path}"
@@ -85,6 +87,11 @@ class StableDiffusionPolicy(DiffusersPolicy):
         if folder is not None:
             check_components(where, folder, model.variant)
             _latent_shape_in(folder, model)
+            if model.adapters:
+                quiet()
+                from diffusers import StableDiffusionPipeline
+
+                check_adapters(model, empty_unet(folder), StableDiffusionPipeline, "unet")
 
     @staticmethod
     def learner_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
@@ -101,6 +108,10 @@ class StableDiffusionPolicy(DiffusersPolicy):
         if learner.mode == "lora":
             network = empty_unet(folder)
             problems += lora_target_problems(network, learner.lora_targets)
+            if learner.init_adapter is not None and not problems:
+                from diffusers import StableDiffusionPipeline
+
+                problems += init_adapter_problems(learner, network, StableDiffusionPipeline, "unet")
         if learner.framework == "jax":
             from prdp.diffusion.jax_unet import UNet
 

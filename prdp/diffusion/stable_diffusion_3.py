@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.diffusion.adapters import check_adapters, init_adapter_problems
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, placed
 from prdp.diffusion.flow_usage import flow_usage_text
@@ -69,7 +70,7 @@ class StableDiffusion3Policy(DiffusersPolicy):
 
     @staticmethod
     def check(model: ModelConfig) -> None:
-        """The folder is whole, its weights fit their configurations, and the size fits the network."""
+        """The folder is whole, its weights fit their configurations, and the size and adapters fit the network."""
         from prdp.diffusion.model_components import weight_problems
         from prdp.diffusion.model_folder import weight_files
 
@@ -82,6 +83,10 @@ class StableDiffusion3Policy(DiffusersPolicy):
         ]
         if problems:
             raise StartError("\n".join(problems))
+        if model.adapters:
+            from diffusers import StableDiffusion3Pipeline
+
+            check_adapters(model, _empty(folder, "transformer"), StableDiffusion3Pipeline, "transformer")
 
     @staticmethod
     def learner_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
@@ -92,7 +97,12 @@ class StableDiffusion3Policy(DiffusersPolicy):
         if learner.framework != "torch":
             problems.append(f"learner.framework={learner.framework}: must be torch for model.family={model.family}")
         if learner.mode == "lora":
-            problems += lora_target_problems(_empty(_checked(model), "transformer"), learner.lora_targets)
+            network = _empty(_checked(model), "transformer")
+            problems += lora_target_problems(network, learner.lora_targets)
+            if learner.init_adapter is not None and not problems:
+                from diffusers import StableDiffusion3Pipeline
+
+                problems += init_adapter_problems(learner, network, StableDiffusion3Pipeline, "transformer")
         return problems
 
     @staticmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.config import ModelConfig, SamplerConfig
+from prdp.diffusion.adapter_usage import loading_lines
 from prdp.diffusion.guidance import guided
 
 USAGE_FILE = "README.md"
@@ -81,7 +82,7 @@ def _program(
         _WITHOUT_NOISE.format(steps=steps_without_noise) if steps_without_noise else "",
         f"weights = {str(weights)!r}",
         f"pipeline = StableDiffusionPipeline.from_pretrained({base}, {', '.join(options)})",
-        *(["pipeline.load_lora_weights(weights)"] if mode == "lora" else []),
+        *loading_lines(model, mode, "unet"),
         f"pipeline.scheduler = {'LastStepsWithoutNoise' if steps_without_noise else name}(",
         *(f"    {key}={value!r}," for key, value in _scheduler_arguments(sampler, scheduler).items()),
         ")",

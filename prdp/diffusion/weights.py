@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from prdp.diffusion.adapters import (
+    START,
+    TRAINED,
+    activate,
+    fill_adapter,
+    fixed_tensors,
+    frozen_name,
+    fuse,
+    put_adapter,
+)
 from prdp.types import Weights, tensors_checksum
+
+if TYPE_CHECKING:
+    from prdp.diffusion.adapter_files import Adapter
 
 
 class TrainableWeights:
     """The learning tensors of a network, by name.
 
-    With LoRA the reference is the network with its adapters off; with full weights it is a frozen copy, made only where
-    `keep_reference` asks for it.
+    The reference is the start. With LoRA it is the network without the adapter that learns, frozen adapters included;
+    where that adapter started as a file, a frozen copy of it stands in its place. With full weights, to which frozen
+    adapters are added beforehand, it is a frozen copy. Copies are made only where `keep_reference` asks for them.
 
     Args:
         network: a diffusers model (LoRA needs its `add_adapter`).
         mode: 'lora', 'full', or 'frozen': nothing learns, for networks that are only sampled from. Their reference is
-            the network without the adapters that were loaded into it.
+            the network without the adapters that are loaded into it later.
         rank, alpha, targets: of LoRA, as in peft's LoraConfig.
+        adapters: frozen ones that the start consists of.
+        start: what the adapter that learns, or one that is loaded later, started as; of the rank, alpha and targets.
         seed: of the adapters' random start.
         keep_reference: whether `reference()` will be called.
     """
@@ -36,22 +52,31 @@ class TrainableWeights:
         rank: int = 16,
         alpha: float = 16.0,
         targets: list[str] | None = None,
+        adapters: Sequence[Adapter] = (),
+        start: Adapter | None = None,
         seed: int = 0,
         keep_reference: bool = True,
     ) -> None:
         self.network: Any = network
         self.mode = mode
         self._frozen: torch.nn.Module | None = None
+        self._start = start
+        self._at_start: list[str] = []
+        self._active: list[str] = []
         network.requires_grad_(False)
         if mode == "lora":
             self._add_lora(rank, alpha, targets or [], seed)
         elif mode == "full":
+            for adapter in adapters:
+                fuse(network, adapter)
             if keep_reference:
                 self._frozen = copy.deepcopy(network)
             network.requires_grad_(True)
         elif mode != "frozen":
             raise ValueError(f"learner.mode is {mode!r}, expected lora or full")
         self.parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        if mode != "full":
+            self._add_frozen(adapters, keep_reference)
         # Learning tensors are float32 whatever the network's precision, or small updates would round away.
         for value in self.parameters.values():
             value.data = value.data.float()
@@ -70,10 +95,47 @@ class TrainableWeights:
                 LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
             )
 
+    def _add_frozen(self, adapters: Sequence[Adapter], keep_reference: bool) -> None:
+        for number, adapter in enumerate(adapters):
+            put_adapter(self.network, frozen_name(number), adapter)
+            self._at_start.append(frozen_name(number))
+        self._active = [*self._at_start, *([TRAINED] if self.mode == "lora" else [])]
+        if self._start is not None and self.mode == "lora":
+            fill_adapter(self.network, TRAINED, self._start)
+        if self._start is not None and keep_reference:
+            self._add_start(self._start)
+        elif self._at_start:
+            self._activate(self._active)
+
+    def _add_start(self, start: Adapter) -> None:
+        put_adapter(self.network, START, start)
+        self._at_start.append(START)
+        self._activate(self._active)
+
+    def _activate(self, names: Sequence[str]) -> None:
+        if names:
+            activate(self.network, names, list(self.parameters))
+        else:
+            self.network.disable_adapters()
+
+    def join(self, name: str) -> None:
+        """Let an adapter that was loaded into a frozen network take part in the policy, and not in its reference."""
+        self._active = [*(one for one in self._active if one != name), name]
+        if self._at_start:
+            self._activate(self._active)
+
+    def fixed(self) -> dict[str, torch.Tensor]:
+        """The tensors that do not learn, by name, frozen adapters added to those of their layers."""
+        frozen = [name for name in self._at_start if name != START]
+        found = fixed_tensors(self.network, frozen)
+        return {name: value for name, value in found.items() if name not in self.parameters}
+
     def keep_reference(self) -> None:
         """Keep the network as it is now as the reference; for a policy that was built without and has not learned."""
         if self.mode == "full" and self._frozen is None:
             self._frozen = copy.deepcopy(self.network).requires_grad_(False)
+        elif self.mode != "full" and self._start is not None and START not in self._at_start:
+            self._add_start(self._start)
 
     def networks(self) -> list[torch.nn.Module]:
         """The network, and the frozen copy of it where one is kept."""
@@ -82,18 +144,24 @@ class TrainableWeights:
     @contextmanager
     def reference(self) -> Iterator[torch.nn.Module]:
         """The network as it was before any training, for the time of the context."""
-        if self.mode == "lora" or getattr(self.network, "peft_config", None):
+        if self.mode == "full" and self._frozen is not None:
+            yield self._frozen
+        elif self.mode == "full" or (self._start is not None and START not in self._at_start):
+            raise RuntimeError("the frozen reference was not kept: build TrainableWeights with keep_reference=True")
+        elif self._at_start:
+            self._activate(self._at_start)
+            try:
+                yield self.network
+            finally:
+                self._activate(self._active)
+        elif getattr(self.network, "peft_config", None):
             self.network.disable_adapters()
             try:
                 yield self.network
             finally:
                 self.network.enable_adapters()
-        elif self.mode == "frozen":
-            yield self.network
-        elif self._frozen is None:
-            raise RuntimeError("the frozen reference was not kept: build TrainableWeights with keep_reference=True")
         else:
-            yield self._frozen
+            yield self.network
 
     def export(self, version: int) -> Weights:
         """A copy of the learning tensors, float32 on the host."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prdp.config import ModelConfig
 from prdp.configuration.typed import Root, groups
+from prdp.diffusion.adapter_files import model_adapters
 from prdp.evaluation.models import check_exists, runs_among, split_name
 from prdp.evaluation.runs import TrainedRun
 from prdp.evaluation.settings import EvaluateConfig, check_evaluation
@@ -182,9 +184,9 @@ def _from_runs(
         notes += [f"{run.folder} was trained with another sampler than that" for run in others]
     if "model" not in keys:
         taken["model"] = dataclasses.asdict(config.model)
-        notes.append(f"base is {config.model.path}, what {first.folder} was trained from")
-        others = [run for run in runs if run.config.model.path != config.model.path]
-        notes += [f"{run.folder} was trained from {run.config.model.path}, not from base" for run in others]
+        notes.append(f"base is {_start_of(config.model)}, what {first.folder} was trained from")
+        others = [run for run in runs if _start_of(run.config.model) != _start_of(config.model)]
+        notes += [f"{run.folder} was trained from {_start_of(run.config.model)}, not from base" for run in others]
     sections = [(run.folder, "reward", run.config.reward) for run in runs if "rewards" not in lists]
     sections += [(run.folder, "prompts.heldout", run.config.prompts.heldout) for run in runs if "prompts" not in lists]
     check_trust(sections, trusted_folders(lists.get("trust", ())))
@@ -197,6 +199,12 @@ def _from_runs(
         notes.append(f"held-out prompts of the runs: {', '.join(taken['prompts'])}")
     taken = {key: value for key, value in taken.items() if key not in keys}
     return taken, notes
+
+
+def _start_of(model: ModelConfig) -> str:
+    """A model and its frozen adapters, for people."""
+    named = [f"{path} x {weight:g}" if weight != 1 else path for path, weight in model_adapters(model)]
+    return f"{model.path} with {', '.join(named)}" if named else model.path
 
 
 def _image_settings(run: TrainedRun) -> dict[str, Any]:

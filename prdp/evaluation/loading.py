@@ -9,6 +9,7 @@ from typing import Any
 from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
+from prdp.diffusion.adapter_files import PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
@@ -16,7 +17,8 @@ from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.support.json_lines import load_json
 from prdp.types import Weights
 
-_PEFT_PREFIX = "base_model.model."
+_APPLIED = "applied"
+"""Name of the adapter that `apply_lora` loads."""
 
 
 def build_evaluated_sampler(
@@ -49,14 +51,16 @@ def _policy(model: EvaluatedModel, dtype: str, device: str, autocast: str | None
     pipeline = dataclasses.replace(model.model, dtype=dtype, device=device)
     if model.kind == "checkpoint":
         assert model.learner is not None and model.path is not None
-        learner = dataclasses.replace(model.learner, autocast=autocast, gradient_checkpointing=False)
-        keep = kl and learner.mode == "full"
-        policy = build_policy(pipeline, learner, seed=model.seed, keep_reference=keep)
+        learner = dataclasses.replace(
+            model.learner, autocast=autocast, gradient_checkpointing=False, init_adapter=model.start if kl else None
+        )
+        policy = build_policy(pipeline, learner, seed=model.seed, keep_reference=kl)
         policy.weights.bind(_checkpoint_weights(model.path))
         # From here on nothing learns, and what is published to the sampler is empty.
         policy.weights.parameters = {}
         return policy
-    policy = build_policy(pipeline, LearnerConfig(mode="frozen", autocast=autocast), seed=0, keep_reference=False)
+    frozen = LearnerConfig(mode="frozen", autocast=autocast, init_adapter=model.start if kl else None)
+    policy = build_policy(pipeline, frozen, seed=0, keep_reference=kl)
     if model.kind == "lora":
         assert model.path is not None
         apply_lora(policy, model.path)
@@ -89,15 +93,15 @@ def apply_lora(policy: Any, file: Path) -> None:
     # Its warnings about text encoders without LoRA would come once per model; what matters is checked below.
     logging.set_verbosity_error()
     pipeline, state = policy.pipeline, load_file(file)
-    if file.name == "adapter_model.safetensors":
-        adapter = load_json((file.parent / "adapter_config.json").read_text(encoding="utf-8"))
-        state = {f"{policy.NETWORK}.{name.removeprefix(_PEFT_PREFIX)}": value for name, value in state.items()}
+    if file.name == PEFT_FILE:
+        adapter = load_json((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
+        state = {f"{policy.NETWORK}.{name.removeprefix(PEFT_PREFIX)}": value for name, value in state.items()}
         rank, alpha = int(adapter["r"]), float(adapter.get("lora_alpha", adapter["r"]))
         if adapter.get("use_rslora") or adapter.get("use_dora") or adapter.get("alpha_pattern"):
             raise ValueError(f"{file}: rslora, dora and alpha patterns of PEFT are not supported")
         # Without metadata diffusers takes alpha for the rank; the scale alpha / rank goes into B instead.
         state = {name: value * (alpha / rank) if ".lora_B." in name else value for name, value in state.items()}
-        pipeline.load_lora_weights(state)
+        pipeline.load_lora_weights(state, adapter_name=_APPLIED)
     elif any(".lora_A." in name for name in state) and any(".lora.down." in name for name in state):
         # Of two schemes of names in one file, as earlier versions of prdp wrote them, diffusers binds one alone.
         mixed, alphas, metadata = pipeline.lora_state_dict(
@@ -107,11 +111,14 @@ def apply_lora(policy: Any, file: Path) -> None:
             name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B."): value
             for name, value in mixed.items()
         }
-        pipeline.load_lora_into_unet(mixed, alphas, pipeline.unet, metadata=metadata)
+        pipeline.load_lora_into_unet(
+            mixed, alphas, pipeline.unet, adapter_name=_APPLIED, metadata=metadata
+        )
     else:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=_APPLIED)
     encoders = [getattr(pipeline, name, None) for name in policy.FROZEN if name.startswith("text_encoder")]
     _check_bound(file, state, [policy.network, *(one for one in encoders if one is not None)])
+    policy.weights.join(_APPLIED)
 
 
 def _check_bound(file: Path, state: dict[str, Any], networks: list[Any]) -> None:
@@ -121,7 +128,7 @@ def _check_bound(file: Path, state: dict[str, Any], networks: list[Any]) -> None
         (name, value)
         for network in networks
         for name, value in network.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
+        if (".lora_A." in name or ".lora_B." in name) and name.endswith(f".{_APPLIED}.weight")
     ]
     empty = [name for name, value in inside if value.device.type == "meta"]
     if not inside:

@@ -14,6 +14,7 @@ from prdp.checkpoints.checkpoint import STATE_FILE, TENSOR_FILE, read_state
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.configuration.typed import typed
 from prdp.diffusion import family_of
+from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, adapter_file, model_adapters
 from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, fetch_model
 from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
@@ -22,7 +23,7 @@ from prdp.support.errors import StartError
 from prdp.support.suggest import did_you_mean
 
 BASE = "base"
-LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+LORA_FILES = (LORA_FILE, PEFT_FILE)
 _NAMED = re.compile(r"(\w[\w .+=-]*):(.+)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DIGESTED = (".json", ".txt", ".safetensors", ".model")
@@ -54,6 +55,13 @@ class EvaluatedModel:
     def shares_noise_with(self, other: EvaluatedModel) -> bool:
         """Whether both start from the same noise, which has the shape of their latents."""
         return self.model == other.model or _latent_shape(self.model) == _latent_shape(other.model)
+
+    @property
+    def start(self) -> str | None:
+        """The LoRA that training went on from, which its reference has; None for those that started anew."""
+        if self.kind == "lora":
+            return None if self.run is None else self.run.config.learner.init_adapter
+        return None if self.learner is None else self.learner.init_adapter
 
     @property
     def source(self) -> str:
@@ -146,6 +154,10 @@ def model_digest(model: EvaluatedModel) -> str:
     sizes = (pipeline.height, pipeline.width, pipeline.max_sequence_length)
     if sizes != (None, None, None):
         digest.update(f"{sizes}|".encode())
+    for path, weight in model_adapters(pipeline):
+        digest.update(f"adapter {weight:g} {_file_digest(adapter_file('model.adapters', path))}|".encode())
+    if model.start is not None and Path(model.start).expanduser().exists():
+        digest.update(f"start {_file_digest(adapter_file('learner.init_adapter', model.start))}|".encode())
     if model.kind == "lora":
         assert model.path is not None
         digest.update(_file_digest(model.path).encode())
@@ -194,9 +206,9 @@ def _sized(model: ModelConfig, size: Mapping[str, int | None]) -> ModelConfig:
 
 
 def _like(model: ModelConfig, path: str, family: str) -> ModelConfig:
-    """A whole pipeline elsewhere; of a model of the same family it takes the sizes too."""
+    """A whole pipeline elsewhere, which has no adapters; of a model of the same family it takes the sizes too."""
     if family == model.family:
-        return replace(model, path=path, revision=None, variant=None)
+        return replace(model, path=path, revision=None, variant=None, adapters=[], adapter_weights=[])
     return ModelConfig(family=family, path=path, dtype=model.dtype, device=model.device)
 
 
@@ -205,7 +217,7 @@ def _of_run(entry: str, name: str, folder: Path) -> EvaluatedModel:
     run = read_trained_run(folder)
     weights = folder / "weights"
     if (weights / INDEX).is_file():
-        model = replace(run.config.model, path=str(weights), revision=None, variant=None)
+        model = _like(run.config.model, str(weights), run.config.model.family)
         return EvaluatedModel(name, "pipeline", model, run=run, epoch=run.epoch)
     lora = _lora_in(weights)
     if lora is not None:

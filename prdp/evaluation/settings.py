@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from prdp.config import MISSING, ClusterConfig, HalfPrecision, ModelConfig, SamplerConfig
-from prdp.configuration.bounds import broken_rules, log_prob_problems, noise_problems
+from prdp.configuration.bounds import adapter_problems, broken_rules, log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.evaluation.exports import TOOLS
 from prdp.support.errors import ConfigError
@@ -87,6 +87,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
         problems += noise_problems(config.sampler, config.images_per_prompt)
         problems += [f"{one}, or kl=false" for one in log_prob_problems(config.sampler, "kl=true")] if config.kl else []
+    problems += adapter_problems(config.model)
     mismatch = precision_problem("model.dtype", config.model.dtype, "autocast", config.autocast)
     problems += [] if mismatch is None else [mismatch]
     if config.kl and (config.autocast or config.model.dtype) != "float32":

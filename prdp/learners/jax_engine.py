@@ -131,9 +131,9 @@ class JaxEngine(Engine):
     ) -> None:
         super().__init__(policy, transitions, guidance_scale, evidence, channels, config.microbatch, seed)
         network: Any = policy.weights.network
-        check_adapters(name for name, _ in network.named_parameters())
-        learning = policy.weights.parameters
-        frozen = {name: _array(value) for name, value in network.named_parameters() if name not in learning}
+        fixed, learning = policy.weights.fixed(), policy.weights.parameters
+        check_adapters([*fixed, *learning])
+        frozen = {name: _array(value) for name, value in fixed.items()}
         unet = UNet(
             dict(network.config),
             lora_scale=config.lora_alpha / config.lora_rank,

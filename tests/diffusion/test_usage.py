@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
+from usage_program import program, run_program
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
@@ -23,24 +20,6 @@ from prdp.types import PromptBatch, Weights
 PROMPT = """a "small" red circle, it's \\ {here}"""
 SEED = 5
 SAMPLER = SamplerConfig(steps=4, guidance_scale=2.0)
-
-
-def program(text: str) -> str:
-    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def run_program(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, noise: ImageNoise) -> np.ndarray:
-    """The picture of the program as it stands, with the noise of a sampler in place of diffusers' own."""
-    monkeypatch.chdir(folder)
-    pipeline = "pipelines.stable_diffusion.pipeline_stable_diffusion"
-    for module in (pipeline, "schedulers.scheduling_ddim", "schedulers.scheduling_ddpm"):
-        monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw()))
-    names: dict[str, Any] = {}
-    exec(compile(program(text), USAGE_FILE, "exec"), names)
-    assert isinstance(names["pipeline"], StableDiffusionPipeline)
-    return np.asarray(Image.open(folder / "picture.png"))
 
 
 @pytest.mark.parametrize(

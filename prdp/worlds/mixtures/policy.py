@@ -117,6 +117,8 @@ class GaussianMixturesPolicy:
     ) -> None:
         if learner.mode == "lora":
             raise ValueError("learner.mode is 'lora', expected full for model.family=gaussian_mixtures")
+        if model.adapters or learner.init_adapter:
+            raise ValueError("model.adapters and learner.init_adapter must be empty for model.family=gaussian_mixtures")
         self.device = torch.device("cpu" if model.device == "auto" else model.device)
         self.latent_shape = LATENT_SHAPE
         self.scheduler_config: Mapping[str, Any] = SCHEDULER

@@ -1,0 +1,288 @@
+"""LoRA adapters in files of diffusers, PEFT and kohya: every tensor belongs to a layer of the network, or the file is
+refused by its name and the tensor's.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prdp.support.errors import StartError
+from prdp.support.json_lines import load_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from prdp.config import ModelConfig
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Of diffusers."""
+PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PEFT_KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules")
+_PEFT_STARTS = (True, False, None, "gaussian")
+"""Values of init_lora_weights that leave the base's weights as they are."""
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError)
+"""What diffusers raises for names and shapes that it makes nothing of."""
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """The factors of one layer, float: its output grows by scale * up(down(x)).
+
+    Attributes:
+        down: [rank, in], of convolutions [rank, in, kernel, kernel].
+        up: [out, rank], of convolutions [out, rank, 1, 1].
+        scale: alpha / rank.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension."""
+        return int(self.down.shape[0])
+
+    @property
+    def alpha(self) -> float:
+        """By which, divided by the rank, the output is scaled."""
+        return self.scale * self.rank
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA of one network.
+
+    Attributes:
+        source: its file.
+        layers: path of the layer in the network -> its factors.
+        weight: by which its output is scaled beside alpha / rank.
+    """
+
+    source: Path
+    layers: Mapping[str, AdaptedLayer]
+    weight: float = 1.0
+
+
+def model_adapters(model: ModelConfig) -> list[tuple[str, float]]:
+    """Path and weight of each of `model.adapters`."""
+    weights = model.adapter_weights or [1.0] * len(model.adapters)
+    return list(zip(model.adapters, weights, strict=True))
+
+
+def adapter_file(key: str, path: str) -> Path:
+    """The safetensors file that a path names: itself, or the one in a folder of diffusers or PEFT.
+
+    Args:
+        key: of the configuration, for messages.
+
+    Raises:
+        StartError: there is none; pickles are never opened.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        found = next((place / name for name in (LORA_FILE, PEFT_FILE) if (place / name).is_file()), None)
+        if found is None:
+            pickles = sorted(one.name for one in place.iterdir() if one.suffix in _PICKLES)
+            has = f"; {pickles[0]} is a pickle, which may run code and is never opened" if pickles else ""
+            raise StartError(f"{key}={path}: the folder holds neither {LORA_FILE} nor {PEFT_FILE}{has}")
+        place = found
+    if not place.is_file():
+        raise StartError(f"{key}={path}: there is no such file or folder")
+    if place.suffix != ".safetensors":
+        raise StartError(f"{key}={path}: must be a .safetensors file, or a folder with one; others are never opened")
+    if place.name == PEFT_FILE and not (place.parent / PEFT_CONFIG).is_file():
+        raise StartError(f"{key}={path}: {PEFT_CONFIG} is missing beside {PEFT_FILE}, which does not tell its alpha")
+    return place
+
+
+def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: str, weight: float = 1.0) -> Adapter:
+    """Read a LoRA and check that it fits a network; its scales are those that diffusers gives to its layers.
+
+    Args:
+        key: of the configuration, for messages: model.adapters or learner.init_adapter.
+        path: a file or a folder, see `adapter_file`.
+        network: the diffusers model, or one of the same configuration on the meta device; not changed.
+        pipeline: class of the diffusers pipeline, whose conversion of names is used.
+        component: that the network is in it, unet or transformer.
+        weight: of the adapter.
+
+    Raises:
+        StartError: the file cannot be read, or a tensor belongs to no layer of the network; names file and tensor.
+    """
+    from prdp.diffusion.lora_file import lora_matrices, network_of_zeros
+
+    file = adapter_file(key, path)
+    where = f"{key}: {file}"
+    state, origin, alphas, metadata = _converted(where, file, pipeline, component)
+    empty = network_of_zeros(network)
+    factors = _factors(where, empty, state, origin, component)
+    scales = {"network_alphas": alphas} if alphas else {}
+    try:
+        with warnings.catch_warnings():
+            # peft warns of layers without matrices; all are compared below.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            getattr(pipeline, f"load_lora_into_{component}")(
+                dict(state), **_accepted(component, scales), **{component: empty}, adapter_name="read",
+                metadata=metadata, low_cpu_mem_usage=True,
+            )  # fmt: skip
+    except _UNREADABLE as error:
+        raise StartError(f"{where}: diffusers cannot load it: {error}") from error
+    bound, layers = lora_matrices(empty, "read"), {}
+    for name, (down, up) in factors.items():
+        for part, value in (("lora_A", down), ("lora_B", up)):
+            found = bound.get(f"{name}.{part}")
+            if found is None or found[0].device.type == "meta" or not found[0].equal(value):
+                raise StartError(f"{where}: diffusers does not bind {name}.{part}")
+        scale = float(bound[f"{name}.lora_A"][1])
+        told = _told_scale(alphas, f"{component}.{name}", int(down.shape[0]))
+        if told is not None and abs(told - scale) > 1e-6 * abs(told):
+            raise StartError(
+                f"{where}: diffusers scales layer {name} by {scale:g}, and the file's alpha / rank is {told:g}: its "
+                "loader takes one alpha for all layers of attention; save the file in the format of diffusers or PEFT"
+            )
+        layers[name] = AdaptedLayer(down, up, scale)
+    if bound.keys() - {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B")}:
+        raise StartError(f"{where}: diffusers puts adapters on layers that the file does not hold")
+    return Adapter(file, layers, weight)
+
+
+def _converted(
+    where: str, file: Path, pipeline: Any, component: str
+) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, float], dict[str, Any] | None]:
+    """Tensors under peft's names, those names -> names in the file, kohya's alphas, and metadata of diffusers."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        raw = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise StartError(f"{where}: cannot be read as safetensors: {error}") from error
+    if not raw:
+        raise StartError(f"{where}: holds no tensor")
+    scaled = next((name for name in raw if "dora_scale" in name or "magnitude" in name), None)
+    if scaled is not None:
+        raise StartError(f"{where}: {scaled}: DoRA is not computed, plain LoRA is")
+    names = {id(value): name for name, value in raw.items()}
+    alphas: dict[str, float] = {}
+    if file.name == PEFT_FILE:
+        metadata = _peft_metadata(where, file.parent / PEFT_CONFIG, component)
+        state = {f"{component}.{name.removeprefix(PEFT_PREFIX)}": value for name, value in raw.items()}
+    else:
+        try:
+            state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True)
+            metadata = pipeline.lora_state_dict(
+                str(file.parent),
+                weight_name=file.name,
+                use_safetensors=True,
+                local_files_only=True,
+                return_lora_metadata=True,
+            )[-1]
+        except _UNREADABLE as error:
+            raise StartError(f"{where}: diffusers makes no LoRA of its tensors: {error}") from error
+        alphas = dict(given[0] or {}) if given else {}
+    result, origin = {}, {}
+    for name, value in state.items():
+        known = ".lora_A." in name or ".lora_B." in name
+        # One by one: for a whole file diffusers takes the scheme of its first name for that of all.
+        plain = name if known else next(iter(convert_unet_state_dict_to_peft({name: value})))
+        result[plain], origin[plain] = value, names.get(id(value), name)
+    for name in raw:
+        if name not in origin.values() and not (alphas and name.endswith(".alpha")):
+            raise StartError(f"{where}: {name}: diffusers leaves it out")
+    return result, origin, alphas, metadata
+
+
+def _peft_metadata(where: str, file: Path, component: str) -> dict[str, Any]:
+    """Of adapter_config.json what decides over shapes and scales, as diffusers keeps it in the header of its files."""
+    try:
+        config = load_json(file.read_text(encoding="utf-8"))
+        if config.get("peft_type") != "LORA":
+            raise StartError(f"{where}: {file.name}: peft_type={config.get('peft_type')}: must be LORA")
+        found = {key: config[key] for key in PEFT_KEYS if config.get(key) is not None}
+        start = config.get("init_lora_weights")
+    except (ValueError, AttributeError, OSError) as error:
+        if isinstance(error, StartError):
+            raise
+        raise StartError(f"{where}: {file} cannot be read: {error}") from error
+    if missing := [key for key in ("r", "lora_alpha") if key not in found]:
+        raise StartError(f"{where}: {file.name}: {missing[0]} is missing")
+    if start not in _PEFT_STARTS:
+        raise StartError(
+            f"{where}: {file.name}: init_lora_weights={start}: adapters that change the base's own weights at their "
+            "start are not computed"
+        )
+    return {f"{component}.{key}": value for key, value in found.items()}
+
+
+def _factors(
+    where: str, network: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: Mapping[str, str], component: str
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Layer -> its two factors, all of whose shapes fit the network."""
+    import torch
+
+    from prdp.diffusion.lora_targets import ADAPTED
+
+    modules, found = dict(network.named_modules()), dict[str, dict[str, torch.Tensor]]()
+    for name, value in state.items():
+        told = f"{where}: {origin[name]}"
+        if name.startswith("text_encoder"):
+            raise StartError(f"{told}: adapters of text encoders are not computed, those of the {component} are")
+        match = re.fullmatch(rf"{component}\.(.+)\.lora_([AB])\.weight", name)
+        if match is None:
+            raise StartError(f"{told}: is no factor of a LoRA of the {component}")
+        layer, part = match.groups()
+        if not isinstance(modules.get(layer), ADAPTED):
+            raise StartError(
+                f"{told}: {type(network).__name__} has no linear layer or convolution '{layer}'; the file is of "
+                "another model"
+            )
+        if not value.is_floating_point() or not torch.isfinite(value).all():
+            raise StartError(f"{told}: must hold finite numbers")
+        found.setdefault(layer, {})[part] = value
+    for layer, parts in found.items():
+        if len(parts) != 2:
+            (only,) = parts
+            missing = "up (lora_B)" if only == "A" else "down (lora_A)"
+            raise StartError(
+                f"{where}: {origin[f'{component}.{layer}.lora_{only}.weight']}: its other factor, {missing}, is missing"
+            )
+        module: Any = modules[layer]
+        rank, outside = int(parts["A"].shape[0]), tuple(module.weight.shape)
+        inside = (1,) * (len(outside) - 2)
+        for part, expected in (("A", (rank, *outside[1:])), ("B", (outside[0], rank, *inside))):
+            shape = tuple(parts[part].shape)
+            if shape != expected:
+                name = origin[f"{component}.{layer}.lora_{part}.weight"]
+                raise StartError(f"{where}: {name}: has shape {list(shape)}, expected {list(expected)}")
+    return {layer: (parts["A"], parts["B"]) for layer, parts in found.items()}
+
+
+def _accepted(component: str, scales: dict[str, Any]) -> dict[str, Any]:
+    """The argument for kohya's alphas, which diffusers wants for UNets in any case and takes for no other network."""
+    return {"network_alphas": None, **scales} if component == "unet" else {}
+
+
+def _told_scale(alphas: Mapping[str, float], layer: str, rank: int) -> float | None:
+    """alpha / rank of a layer by kohya's own tensor; None where there is none."""
+    for name, alpha in alphas.items():
+        if _plain(name.removesuffix(".alpha")) == layer:
+            return alpha / rank
+    return None
+
+
+def _plain(name: str) -> str:
+    """The layer of a name of an alpha, which in diffusers' conversion may be that of a whole tensor."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    tensor = name if name.endswith(".weight") else f"{name}.lora.down.weight"
+    return next(iter(convert_unet_state_dict_to_peft({tensor: None}))).partition(".lora_A.")[0]

@@ -1,0 +1,62 @@
+"""How the adapters of a run are loaded in plain diffusers: lines of the programs that are written beside exports."""
+
+from __future__ import annotations
+
+from prdp.config import ModelConfig
+from prdp.diffusion.adapter_files import (
+    PEFT_CONFIG,
+    PEFT_FILE,
+    PEFT_KEYS,
+    PEFT_PREFIX,
+    adapter_file,
+    model_adapters,
+)
+from prdp.diffusion.adapters import frozen_name
+
+_PEFT = '''
+def load_peft(folder, name):
+    with open(f"{{folder}}/{config}") as file:
+        settings = json.load(file)
+    state = load_file(f"{{folder}}/{file}")
+    pipeline.{component}.load_lora_adapter(
+        {{key.removeprefix("{prefix}"): value for key, value in state.items()}},
+        prefix=None,
+        adapter_name=name,
+        metadata={{key: settings[key] for key in {keys} if settings.get(key) is not None}},
+    )
+
+'''
+
+
+def loading_lines(model: ModelConfig, mode: str, component: str) -> list[str]:
+    """Python that loads `weights`, the folder of an export, and the frozen adapters into `pipeline`.
+
+    Args:
+        model: the base of the run, with its adapters.
+        mode: learner.mode; full weights have the adapters in them, and nothing is loaded.
+        component: of the pipeline that learned.
+    """
+    if mode == "full":
+        return []
+    if not model.adapters:
+        return ["pipeline.load_lora_weights(weights)"]
+    files = [adapter_file("model.adapters", path).absolute() for path in model.adapters]
+    names = [*map(frozen_name, range(len(files))), "trained"]
+    weights = [*(weight for _, weight in model_adapters(model)), 1.0]
+    lines = []
+    if any(file.name == PEFT_FILE for file in files):
+        lines += ["import json", "from safetensors.torch import load_file"]
+        lines += _PEFT.format(
+            config=PEFT_CONFIG, file=PEFT_FILE, component=component, prefix=PEFT_PREFIX, keys=PEFT_KEYS
+        ).split("\n")
+    for file, name in zip(files, names, strict=False):
+        lines.append(
+            f"load_peft({str(file.parent)!r}, {name!r})"
+            if file.name == PEFT_FILE
+            else f"pipeline.load_lora_weights({str(file.parent)!r}, weight_name={file.name!r}, adapter_name={name!r})"
+        )
+    return [
+        *lines,
+        "pipeline.load_lora_weights(weights, adapter_name='trained')",
+        f"pipeline.set_adapters({names!r}, {weights!r})",
+    ]

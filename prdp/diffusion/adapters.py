@@ -1,0 +1,191 @@
+"""Several LoRA adapters on one network, by name: put beside its layers, switched, or added to its weights."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
+from prdp.support.errors import StartError
+
+if TYPE_CHECKING:
+    from prdp.config import LearnerConfig, ModelConfig
+
+TRAINED = "default"
+"""Name of the adapter that learns, in checkpoints too."""
+START = "start"
+"""Name of the frozen copy of what it started as."""
+
+
+def frozen_name(number: int) -> str:
+    """Name of the adapter that stands at a place of `model.adapters`."""
+    return f"frozen_{number}"
+
+
+def put_adapter(network: Any, name: str, adapter: Adapter) -> None:
+    """Put an adapter beside the layers of a diffusers model, float32 and without gradient.
+
+    Which adapters are active afterwards `activate` decides.
+    """
+    from peft import LoraConfig
+
+    ranks = {layer: part.rank for layer, part in adapter.layers.items()}
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    config = LoraConfig(
+        r=common,
+        lora_alpha=common,
+        rank_pattern={f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != common},
+        target_modules="|".join(map(re.escape, adapter.layers)),
+    )
+    with torch.random.fork_rng(devices=[]):
+        network.add_adapter(config, adapter_name=name)
+    fill_adapter(network, name, adapter)
+    for layer, part in adapter.layers.items():
+        network.get_submodule(layer).scaling[name] = adapter.weight * part.scale
+
+
+@torch.no_grad()
+def fill_adapter(network: Any, name: str, adapter: Adapter) -> None:
+    """Write the factors of a file into an adapter of the same layers and ranks; its tensors are float32 then."""
+    for layer, part in adapter.layers.items():
+        module = network.get_submodule(layer)
+        for factors, value in ((module.lora_A, part.down), (module.lora_B, part.up)):
+            weight = factors[name].weight
+            weight.data = value.to(weight.device, torch.float32, copy=True)
+
+
+def activate(network: torch.nn.Module, names: Sequence[str], learning: Sequence[str] = ()) -> None:
+    """Let exactly the named adapters take part in the forward pass, in this order.
+
+    Args:
+        names: at least one.
+        learning: names of the parameters that have a gradient; those of other adapters have none.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    chosen = set(learning)
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer):
+            if module.disable_adapters:
+                module.enable_adapters(True)
+            module.set_adapter(list(names))
+    # peft takes an adapter that is active for one that learns.
+    for name, value in network.named_parameters():
+        if ".lora_" in name:
+            value.requires_grad_(name in chosen)
+
+
+@torch.no_grad()
+def fuse(network: torch.nn.Module, adapter: Adapter) -> None:
+    """Add an adapter to the weights of its layers, which are float32 from here on so that nothing is rounded away."""
+    for layer, part in adapter.layers.items():
+        weight: Any = network.get_submodule(layer).weight
+        up, down = (value.to(weight.device, torch.float32).flatten(1) for value in (part.up, part.down))
+        weight.data = weight.data.float() + adapter.weight * part.scale * (up @ down).view(weight.shape)
+
+
+@torch.no_grad()
+def fixed_tensors(network: torch.nn.Module, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The network's tensors by name, with the named adapters added in float32 to the weights of their layers."""
+    from peft.tuners.lora import LoraLayer
+
+    found = {
+        name: value.detach()
+        for name, value in network.named_parameters()
+        if ".lora_" not in name or name.split(".")[-2] not in names
+    }
+    for path, module in network.named_modules():
+        for name in names:
+            if isinstance(module, LoraLayer) and name in module.lora_A:
+                key = f"{path}.base_layer.weight"
+                up, down = (part[name].weight.float().flatten(1) for part in (module.lora_B, module.lora_A))
+                found[key] = found[key].float() + module.scaling[name] * (up @ down).view(found[key].shape)
+    return found
+
+
+def start_problems(start: Adapter, network: torch.nn.Module, learner: LearnerConfig) -> list[str]:
+    """Why the adapter that learns cannot start as a file: its rank, alpha and layers have to be the configuration's.
+
+    Args:
+        start: of learner.init_adapter.
+        network: without adapters; may be on the meta device.
+        learner: with the keys that describe the adapter, so that a checkpoint can be read without the file.
+    """
+    where = f"learner.init_adapter: {start.source}"
+    ranks, alphas = ({getattr(part, key) for part in start.layers.values()} for key in ("rank", "alpha"))
+    if len(ranks) > 1 or max(alphas) - min(alphas) > 1e-6 * max(map(abs, alphas)):
+        return [
+            f"{where}: has several ranks ({_some(ranks)}) or alphas ({_some(alphas)}); one that goes on learning has "
+            "one of each. Start from it frozen by model.adapters instead"
+        ]
+    rank, alpha = ranks.pop(), alphas.pop()
+    problems = []
+    if rank != learner.lora_rank:
+        problems.append(f"{where}: has rank {rank}: learner.lora_rank={learner.lora_rank} must be the same; set {rank}")
+    if abs(alpha - learner.lora_alpha) > 1e-6 * abs(alpha):
+        problems.append(
+            f"{where}: has alpha {alpha:g}: learner.lora_alpha={learner.lora_alpha:g} must be the same; set {alpha:g}"
+        )
+    targets = tuple(learner.lora_targets)
+    chosen = {
+        name
+        for name, _ in network.named_modules()
+        if any(name == target or name.endswith(f".{target}") for target in targets)
+    }
+    if chosen != start.layers.keys():
+        fits = endings(start.layers.keys(), [name for name, _ in network.named_modules()])
+        problems.append(
+            f"{where}: adapts {len(start.layers)} layers, and learner.lora_targets={list(targets)} names {len(chosen)} "
+            f"(first difference: {min(chosen ^ start.layers.keys())}): they must be the same; set "
+            f"learner.lora_targets=[{','.join(fits)}]"
+        )
+    return problems
+
+
+def check_adapters(model: ModelConfig, network: torch.nn.Module, pipeline: Any, component: str) -> None:
+    """Refuse `model.adapters` that do not fit a network, which may be on the meta device; see `read_adapter`.
+
+    Raises:
+        StartError: all that is wrong, a line each.
+    """
+    problems = []
+    for path, weight in model_adapters(model):
+        try:
+            read_adapter("model.adapters", path, network, pipeline, component, weight)
+        except StartError as error:
+            problems.append(str(error))
+    if problems:
+        raise StartError("\n".join(problems))
+
+
+def init_adapter_problems(learner: LearnerConfig, network: torch.nn.Module, pipeline: Any, component: str) -> list[str]:
+    """What is wrong with `learner.init_adapter`; see `read_adapter` and `start_problems`."""
+    assert learner.init_adapter is not None
+    try:
+        start = read_adapter("learner.init_adapter", learner.init_adapter, network, pipeline, component)
+    except StartError as error:
+        return [str(error)]
+    return start_problems(start, network, learner)
+
+
+def endings(layers: Sequence[str] | Any, modules: Sequence[str]) -> list[str]:
+    """Ends of names that match exactly some layers among a network's modules, as short as can be."""
+    wanted, found = set(layers), set[str]()
+    for layer in sorted(wanted):
+        if any(layer == end or layer.endswith(f".{end}") for end in found):
+            continue
+        parts = layer.split(".")
+        for length in range(1, len(parts) + 1):
+            end = ".".join(parts[-length:])
+            if all(name in wanted for name in modules if name == end or name.endswith(f".{end}")):
+                found.add(end)
+                break
+    return sorted(found)
+
+
+def _some(values: set[Any]) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(values)[:4])

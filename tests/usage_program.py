@@ -1,0 +1,34 @@
+"""The program that is written beside exported weights, run as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.usage import USAGE_FILE
+
+
+def program(text: str) -> str:
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def run_program(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, noise: ImageNoise) -> np.ndarray:
+    """The picture of the program as it stands, with the noise of a sampler in place of diffusers' own."""
+    monkeypatch.chdir(folder)
+    pipeline = "pipelines.stable_diffusion.pipeline_stable_diffusion"
+    for module in (pipeline, "schedulers.scheduling_ddim", "schedulers.scheduling_ddpm"):
+        monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw()))
+    names: dict[str, Any] = {}
+    exec(compile(program(text), USAGE_FILE, "exec"), names)
+    assert isinstance(names["pipeline"], StableDiffusionPipeline)
+    return np.asarray(Image.open(folder / "picture.png"))
