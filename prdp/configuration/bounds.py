@@ -48,7 +48,7 @@ def check_family(config: TrainConfig) -> None:
     """
     if config.model.family != "gaussian_mixtures":
         return
-    only = (
+    only: tuple[tuple[str, Any, Any], ...] = (
         ("model.path", config.model.path, "gaussian_mixtures"),
         ("sampler.guidance_scale", config.sampler.guidance_scale, 1.0),
         ("learner.mode", config.learner.mode, "full"),

@@ -37,8 +37,8 @@ FLOW_TARGETS = ["attn.to_q", "attn.add_q_proj", "proj_out"]
 
 
 @pytest.fixture(scope="module")
-def folder(_model_folder: Path) -> Path:
-    return _model_folder
+def folder(small_pipeline: Path) -> Path:
+    return small_pipeline
 
 
 @pytest.fixture(scope="module")
