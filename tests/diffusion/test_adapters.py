@@ -17,8 +17,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from usage_program import run_program
 
+from prdp.checkpoints.checkpoint import CheckpointError
+from prdp.checkpoints.compatible import check_compatible
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.configuration.bounds import check_family
 from prdp.configuration.preconditions import model_problems
+from prdp.configuration.typed import typed
 from prdp.diffusion import build_policy, family_of
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from prdp.diffusion.adapters import endings
@@ -26,13 +30,18 @@ from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import EvaluatedModel, find_models, model_digest
-from prdp.support.errors import StartError
+from prdp.support.errors import ConfigError, StartError
 from prdp.types import PromptBatch, Weights
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LEARNER = LearnerConfig(lora_rank=2, lora_alpha=3.0, lora_targets=["to_q", "conv1"])
 SAMPLER = SamplerConfig(steps=4, guidance_scale=2.0)
 PROMPT = "a small red circle"
+MINIMAL: dict[str, Any] = {
+    "prompts": {"train": {"_target_": "a.b"}, "heldout": {"_target_": "a.b"}},
+    "reward": {"_target_": "a.b"},
+    "output_dir": "x",
+}
 FLOW_TARGETS = ["attn.to_q", "attn.add_q_proj", "proj_out"]
 
 
@@ -396,3 +405,46 @@ def test_evaluations_take_the_start_along(folder: Path, style: Path, begun: Path
     assert not torch.allclose(start, before, atol=1e-3)
     checkpoint = EvaluatedModel("c", "checkpoint", model, tmp_path, learner=learner)
     assert checkpoint.start == str(begun)
+
+
+def test_the_jax_twin_has_frozen_adapters_in_its_weights(folder: Path, style: Path, peft_folder: Path) -> None:
+    jax_unet = pytest.importorskip("prdp.diffusion.jax_unet")
+    model = ModelConfig(path=str(folder), adapters=[str(style), str(peft_folder)], adapter_weights=[0.5, 1.0])
+    policy = policy_of(model, keep=False)
+    policy.weights.bind(moved(policy.weights.export(0)))
+    fixed, learning = policy.weights.fixed(), policy.weights.parameters
+    jax_unet.check_adapters([*fixed, *learning])
+    tensors = {name: value.detach().numpy() for name, value in {**fixed, **learning}.items()}
+    generator = torch.Generator().manual_seed(0)
+    latents, states = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 16, generator=generator)
+    unet = jax_unet.UNet(dict(policy.network.config), lora_scale=LEARNER.lora_alpha / LEARNER.lora_rank)
+    found = unet(tensors, latents.numpy(), np.array([900, 30]), states.numpy())
+    np.testing.assert_allclose(np.asarray(found), output(policy.network).numpy(), rtol=0, atol=2e-5)
+
+
+def test_a_run_that_resumes_names_the_same_adapters() -> None:
+    def saved(**sections: dict[str, Any]) -> dict[str, Any]:
+        return dataclasses.asdict(typed({**MINIMAL, **sections}))
+
+    before = saved()
+    now = saved(model={"adapters": ["a.safetensors"]}, learner={"init_adapter": "b"})
+    check_compatible(now, now)
+    with pytest.raises(CheckpointError, match=r"(?s)learner\.init_adapter: None .*model\.adapters: \[\] .*'a\.safe"):
+        check_compatible(before, now)
+    for section, keys in (("model", ("adapters", "adapter_weights")), ("learner", ("init_adapter",))):
+        for key in keys:
+            del before[section][key]
+    check_compatible(before, saved())
+
+
+def test_keys_that_do_not_fit_together_are_told() -> None:
+    changes: dict[str, Any] = {"model": {"adapters": ["a"], "adapter_weights": [1.0, float("nan")]}}
+    with pytest.raises(ConfigError, match=r"adapter_weights=nan: must be a finite number"):
+        typed({**MINIMAL, **changes})
+    changes["model"]["adapter_weights"] = [1.0, 2.0]
+    changes["learner"] = {"mode": "full", "init_adapter": "b"}
+    with pytest.raises(ConfigError, match=r"(?s)has 2 numbers: must be one for each .*needs learner\.mode=lora"):
+        typed({**MINIMAL, **changes})
+    changes = {"model": {"family": "gaussian_mixtures", "adapters": ["a"]}, "learner": {"init_adapter": "b"}}
+    with pytest.raises(ConfigError, match=r"(?s)model\.adapters=\['a'\]: .*learner\.init_adapter=b: must be null"):
+        check_family(typed({**MINIMAL, **changes}))
