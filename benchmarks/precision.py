@@ -1,10 +1,11 @@
-"""What half precision does to log-ratios and gradients, on the embedded pipeline; two Markdown tables.
+"""What half precision does to log-ratios and gradients, on the embedded pipeline; three Markdown tables.
 
     python benchmarks/precision.py
 
-The first table compares forms of the log-ratio of policy and reference with float64, for a policy near its start and
-one farther away. The second compares updates of runs with those of a float32 learner on float64 evidence, the second
-update of an epoch from the same weights.
+The first table is of the outputs that log-ratios are relative to, stored in float16 (`objective.output_dtype`). The
+second compares forms of the log-ratio of policy and reference with float64, for a policy near its start and one farther
+away. The third compares updates of runs with those of a float32 learner on float64 evidence, the second update of an
+epoch from the same weights.
 """
 
 from __future__ import annotations
@@ -297,7 +298,27 @@ def compare_runs() -> None:
                 )
 
 
+def compare_stored_outputs() -> None:
+    """Log-ratios relative to outputs that are stored in float16, against those relative to the exact ones."""
+    print("\n| guidance | updates from the start | log-ratio, root mean square | changed by, at most | on average |")
+    print("|---|---|---|---|---|")
+    for guidance in (1.0, 3.0):
+        for updates, rate in ((1, 1e-5), (4, 1e-3)):
+            run = moved(guidance, rate, updates)
+            weights = run.learner.weights()
+            ratios = []
+            for kind in ("float32", "float16"):
+                sampler = Sampler(run.policy, sampling(guidance), recorder=TrajectoryRecorder(output_dtype=kind))
+                sampler.load_weights(weights)
+                ratios.append(sampler.sample(PROMPTS, 4, seed=2).stored["log_ratio"].astype(np.float64))
+            change = np.abs(ratios[1] - ratios[0])
+            size = float(np.sqrt(np.square(ratios[0]).mean()))
+            row = f"| {guidance:g} | {updates}, rate {rate:g} | {size:.1e} | {change.max():.1e} | {change.mean():.1e} |"
+            print(row, flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    compare_stored_outputs()
     compare_forms()
     compare_runs()

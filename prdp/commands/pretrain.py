@@ -65,9 +65,13 @@ class PretrainConfig:
     """Rate at which each attribute of a caption is wrong."""
     flow_scenes: Count = 60_000
     """Rendered once; the flow model trains on their latents."""
-    flow_steps: Count = 10_000
+    flow_steps: Count = 4000
     """Of the flow model; its state is stored every 250."""
-    flow_decay_steps: CountOrZero = 2500
+    flow_teacher_from: CountOrZero = 2000
+    """Step from which the other embedded pipeline teaches the flow model; before it learns from data alone."""
+    flow_teacher_guidance: NotNegative = 2.0
+    """Guidance scale of that pipeline."""
+    flow_decay_steps: CountOrZero = 800
     """Last steps of the flow model, in which its rate falls to 0."""
     flow_noisy_steps: CountOrZero = 0
     """Last steps of the flow model on partly wrong captions."""
@@ -225,7 +229,7 @@ def run_flow(config: PretrainConfig) -> Path:
 
     from prdp.diffusion.pipeline_files import save_pipeline
     from prdp.support.storage import atomic_directory
-    from prdp.worlds.shapes.pretrain_flow import train_flow
+    from prdp.worlds.shapes.pretrain_flow import Teacher, train_flow
     from prdp.worlds.shapes.pretrain_unet import LatentData
     from prdp.worlds.shapes.tiny_flow_pipeline import build_flow_pipeline, start_from_stable_diffusion
     from prdp.worlds.shapes.tiny_pipeline import pipeline_folder
@@ -243,6 +247,8 @@ def run_flow(config: PretrainConfig) -> Path:
         pipeline,
         LatentData.render(source, config.flow_scenes, config.seed),
         folder,
+        teacher=Teacher(source, config.flow_teacher_guidance),
+        teacher_from=config.flow_teacher_from,
         steps=config.flow_steps,
         decay_steps=config.flow_decay_steps,
         batch_size=config.flow_batch_size,
@@ -275,7 +281,7 @@ def _reporter(folder: Path) -> Callable[[int, dict[str, float]], None]:
 
 
 def draw_curve(folder: Path) -> list[Path]:
-    """Draw curve.jsonl of a pretraining folder as vae.svg and unet.svg beside it; the files written."""
+    """Draw curve.jsonl of a pretraining folder as vae.svg, unet.svg or flow.svg beside it; the files written."""
     from prdp.reports.charts import Series, curve_svg
     from prdp.support.storage import write_atomically
 
@@ -284,8 +290,11 @@ def draw_curve(folder: Path) -> list[Path]:
     for name, metric, title in [
         ("vae", "vae/l1", "autoencoder: mean absolute error of a pixel, -1 to 1"),
         ("unet", "unet/loss", "UNet: squared error of the predicted noise"),
+        ("flow", "flow/loss", "flow model: squared error of the predicted velocity, of data and then of its teacher"),
     ]:
         points = [(line["seconds"] / 60, line[metric]) for line in lines if metric in line]
+        if not points:
+            continue
         minutes, offset, previous = [], 0.0, 0.0
         for minute, _ in points:
             # A restarted phase counts its seconds from 0 again.

@@ -15,7 +15,8 @@ from prdp.support.suggest import nearest
 EMBEDDED = "shapes"
 MIXTURES = "gaussian_mixtures"
 """`model.path` of the world of mixtures, which is formulas and has neither files nor a tokenizer."""
-EMBEDDED_FOLDERS = {EMBEDDED: Path(__file__).parents[1] / "worlds" / "shapes" / "pipeline"}
+_SHAPES = Path(__file__).parents[1] / "worlds" / "shapes"
+EMBEDDED_FOLDERS = {EMBEDDED: _SHAPES / "pipeline", "shapes_flow": _SHAPES / "flow_pipeline"}
 """`model.path` -> folder of the pipelines that ship with the package."""
 INDEX = "model_index.json"
 TOKENIZERS = CLIP_TOKENIZERS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,9 +25,9 @@ from prdp.diffusion.transitions import Transitions
 from prdp.evidence.base import Evidence, Of
 from prdp.learners.engine import Arrays, Engine, section
 from prdp.learners.guards import gradient_error, unlearned
+from prdp.learners.jax_network import JaxNetwork, Tensors, array_of
 from prdp.types import Weights
 
-Tensors = dict[str, jax.Array]
 DTYPES = {name: getattr(jnp, name) for name in PRECISIONS}
 
 
@@ -43,69 +43,6 @@ class LearnerState(flax.struct.PyTreeNode):
     tensors: Tensors
     adam: optax.ScaleByAdamState
     average: Tensors | None
-
-
-class JaxNetwork(torch.nn.Module):
-    """A UNet of JAX with the signature of diffusers' own; its gradient gathers in `gradient`.
-
-    Args:
-        unet: the architecture, in the precision of the pass with gradient.
-        frozen: name -> the tensors that do not learn.
-    """
-
-    def __init__(self, unet: UNet, frozen: Tensors) -> None:
-        super().__init__()
-        self.unet, self.frozen = unet, frozen
-        self.tensors: Tensors = {}
-        self.gradient: Tensors = {}
-        self._sizes: set[int] = set()
-        # What makes autograd call the backward pass, as no tensor of torch learns.
-        self._anchor = torch.zeros((), requires_grad=True)
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        return_dict: bool = False,
-    ) -> tuple[torch.Tensor]:
-        """The output [B, C, h, w] for latents, timesteps int64 [B] and text states [B, tokens, width]."""
-        size = self._padded_size(len(latents))
-        inputs = [_padded(value, size) for value in (latents, timesteps.int(), encoder_hidden_states)]
-        if torch.is_grad_enabled():
-            output: torch.Tensor = _Differentiable.apply(self._anchor, self, inputs)  # type: ignore[no-untyped-call]
-        else:
-            with self.matmul_precision():
-                output = _tensor(_output(self.unet, self.tensors, self.frozen, *inputs))
-        return (output[: len(latents)].to(latents.device),)
-
-    def matmul_precision(self) -> Any:
-        """Accelerators multiply float32 in half precision unless told otherwise."""
-        return jax.default_matmul_precision("highest") if self.unet.dtype == jnp.float32 else nullcontext()
-
-    def _padded_size(self, count: int) -> int:
-        """Number of rows to compute for so many: one that is compiled already, unless that is twice as many or more."""
-        fitting = [size for size in self._sizes if count <= size < 2 * count]
-        size = min(fitting, default=count)
-        self._sizes.add(size)
-        return size
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, network: JaxNetwork, inputs: list[jax.Array]) -> torch.Tensor:
-        ctx.network = network
-        with network.matmul_precision():
-            output, ctx.pull_back = _linearised(network.unet, network.tensors, network.frozen, *inputs)
-        return _tensor(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:  # type: ignore[override]
-        network: JaxNetwork = ctx.network
-        with network.matmul_precision():
-            part = _pulled_back(ctx.pull_back, _array(gradient))
-        network.gradient = _sum(network.gradient, part) if network.gradient else part
-        return None, None, None
 
 
 class JaxEngine(Engine):
@@ -133,7 +70,7 @@ class JaxEngine(Engine):
         network: Any = policy.weights.network
         fixed, learning = policy.weights.fixed(), policy.weights.parameters
         check_adapters([*fixed, *learning])
-        frozen = {name: _array(value) for name, value in fixed.items()}
+        frozen = {name: array_of(value) for name, value in fixed.items()}
         unet = UNet(
             dict(network.config),
             lora_scale=config.lora_alpha / config.lora_rank,
@@ -142,7 +79,7 @@ class JaxEngine(Engine):
         )
         self._network = JaxNetwork(unet, frozen)
         self._adam = optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
-        tensors = {name: _array(value) for name, value in learning.items()}
+        tensors = {name: array_of(value) for name, value in learning.items()}
         # JAX never writes into an array, so that the average may start as the tensors themselves.
         average = tensors if config.ema_decay else None
         self._state = LearnerState(tensors=tensors, adam=self._adam.init(tensors), average=average)
@@ -245,32 +182,6 @@ class JaxEngine(Engine):
         return found
 
 
-@partial(jax.jit, static_argnames="unet")
-def _output(
-    unet: UNet, tensors: Tensors, frozen: Tensors, latents: jax.Array, timesteps: jax.Array, states: jax.Array
-) -> jax.Array:
-    return unet({**frozen, **tensors}, latents, timesteps, states)
-
-
-@partial(jax.jit, static_argnames="unet")
-def _linearised(
-    unet: UNet, tensors: Tensors, frozen: Tensors, latents: jax.Array, timesteps: jax.Array, states: jax.Array
-) -> tuple[jax.Array, Any]:
-    """The output, and the function that pulls a gradient of it back to one of the learning tensors."""
-    return jax.vjp(lambda learning: unet({**frozen, **learning}, latents, timesteps, states), tensors)
-
-
-@jax.jit
-def _pulled_back(pull_back: Any, gradient: jax.Array) -> Tensors:
-    tensors: Tensors = pull_back(gradient)[0]
-    return tensors
-
-
-@partial(jax.jit, donate_argnums=0)
-def _sum(left: Tensors, right: Tensors) -> Tensors:
-    return jax.tree.map(jnp.add, left, right)
-
-
 @jax.jit
 def _largest(gradient: Tensors) -> Tensors:
     """Largest absolute entry of each tensor's gradient."""
@@ -297,21 +208,6 @@ def _applied(
     if average is not None:
         average = jax.tree.map(lambda kept, value: kept + (1.0 - ema_decay) * (value - kept), average, tensors)
     return LearnerState(tensors=tensors, adam=moments, average=average), norm
-
-
-def _padded(value: torch.Tensor, size: int) -> jax.Array:
-    """The rows of a tensor, and zeros up to so many."""
-    rows = _array(value)
-    return jnp.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
-
-
-def _array(tensor: torch.Tensor) -> jax.Array:
-    wide = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
-    return jnp.asarray(wide.cpu().numpy())
-
-
-def _tensor(array: jax.Array) -> torch.Tensor:
-    return torch.from_numpy(np.array(array))
 
 
 def _host(tensors: Tensors) -> dict[str, np.ndarray]:
