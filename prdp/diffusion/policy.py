@@ -64,7 +64,9 @@ class Policy(Protocol):
         """(H, W) of decoded images in pixels, of a model that is not loaded."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> Conditions: ...
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """A row a prompt; with `empty`, unless the family knows no guidance."""
+        ...
 
     def output(
         self,
@@ -73,7 +75,9 @@ class Policy(Protocol):
         conditions: Conditions,
         guidance_scale: float,
         network: torch.nn.Module | None = None,
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """u + w (c - u) above a scale w of 1 and c up to it, float32 of the latents' shape; of `network`, if given."""
+        ...
 
     def float32(self) -> AbstractContextManager[None]: ...
 
