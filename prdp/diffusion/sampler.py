@@ -99,7 +99,7 @@ class Sampler:
                 recording = None if recorder is None else recorder.start(chains)
                 latents = self._draw(chains, noise, recording)
                 pictures.append(self._policy.decode(latents))
-                kept.append({} if recording is None else recording.finish(latents))
+                kept.append({} if recording is None else _of_images(recording.finish(latents), len(latents)))
         fields, empty = conditions.to_arrays() if recorder is not None else ({}, {})
         return Rollout(
             prompts=prompts,
@@ -136,3 +136,12 @@ class Sampler:
                 recording.step(step, latents, times, following, output)
             latents = following
         return latents
+
+
+def _of_images(kept: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """What a recording kept, if it is an array for each name and has a row for each of so many images."""
+    for name, values in kept.items():
+        if not isinstance(values, np.ndarray) or values.shape[:1] != (count,):
+            given = f"an array of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+            raise ValueError(f"the recording kept '{name}' as {given}, expected a numpy array of {count} rows")
+    return kept

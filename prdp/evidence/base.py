@@ -63,7 +63,7 @@ class Evidence(ABC):
         data: what a loss may ask for besides rewards.
         passes: of `data`, what takes passes over the cells: name -> (channel, whose).
         needs_noise: whether its columns are steps of the sampler that draw noise.
-        keeps: names in `Rollout.stored` of what it is computed from.
+        keeps: names in `Rollout.stored` of what it is computed from, which its recorder keeps.
         skips_unused: whether images without a coefficient are left out of all passes.
     """
 
@@ -104,15 +104,20 @@ class Evidence(ABC):
 
     @abstractmethod
     def shape(self, rollout: Rollout) -> tuple[int, int]:
-        """Images and columns of a rollout's evidence."""
+        """Images and columns of a rollout's evidence: all of its images, and what `columns` says."""
 
     def check(self, rollout: Rollout) -> None:
         """Raise ValueError if the rollout does not hold what this evidence is computed from."""
-        missing = [name.replace("_", " ") for name in self.keeps if name not in rollout.stored]
-        if missing:
-            raise ValueError(
-                f"the rollout has no {missing[0]}: sample it for this objective, with trajectory=True"
-            )
+        missing = [name for name in self.keeps if name not in rollout.stored]
+        if not missing:
+            return
+        if not rollout.stored:
+            name = missing[0].replace("_", " ")
+            raise ValueError(f"the rollout has no {name}: sample it for this objective, with trajectory=True")
+        raise ValueError(
+            f"the rollout has no '{missing[0]}', which {type(self).__name__}.keeps names; its recorder kept "
+            f"{', '.join(rollout.stored)}"
+        )
 
     def known(self, rollout: Rollout) -> Channels:
         """Those of `data` that the rollout tells of without a pass."""
@@ -137,6 +142,8 @@ class Evidence(ABC):
         names: Collection[str],
     ) -> dict[str, torch.Tensor]:
         """Channels at cells (image, column), name -> [b], differentiable by the network's tensors.
+
+        A cell's value must not depend on the other cells.
 
         Args:
             conditions: b rows.

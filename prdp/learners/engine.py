@@ -199,7 +199,21 @@ class Engine(ABC):
     ) -> dict[str, torch.Tensor]:
         of = Pass(self.policy, self.transitions, self._guidance_scale, self._seed, batch.update, network)
         conditions = batch.conditions[images // batch.rollout.images_per_prompt]
-        return self._evidence.values(of, batch.rollout, conditions, images, columns, names)
+        values = self._evidence.values(of, batch.rollout, conditions, images, columns, names)
+        kind = f"{type(self._evidence).__name__}.values"
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{kind} returned a {type(values).__name__}, expected tensors by the names of channels")
+        for name in names:
+            if name not in values:
+                raise ValueError(f"{kind} returned {', '.join(values) or 'nothing'}, expected '{name}' among it")
+            if values[name].shape != images.shape:
+                raise ValueError(
+                    f"{kind} returned '{name}' of shape {tuple(values[name].shape)}, expected {images.shape}, a value "
+                    "a cell"
+                )
+            if torch.is_grad_enabled() and not values[name].requires_grad:
+                raise ValueError(f"{kind} returned '{name}' without a gradient; nothing could be learned from it")
+        return values
 
     def _unknown(self, batch: Batch, names: Sequence[str]) -> Channels:
         return {name: np.zeros(self._evidence.shape(batch.rollout)) for name in names}

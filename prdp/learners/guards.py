@@ -37,6 +37,12 @@ def check_rollout(rollout: Rollout, evidence: Evidence, compares_images: bool) -
     if rollout.rewards is None:
         raise ValueError("the rollout has no rewards: score it before learning from it")
     evidence.check(rollout)
+    images, columns = evidence.shape(rollout)
+    if images != len(rollout) or columns < 1:
+        raise ValueError(
+            f"{type(evidence).__name__}.shape says {images} images and {columns} columns of a rollout of "
+            f"{len(rollout)} images; it must be all of them, and at least one column"
+        )
     if not rollout.conditions:
         raise ValueError("the rollout has no conditions of its prompts: sample it with trajectory=True")
     if compares_images and rollout.images_per_prompt < 2:

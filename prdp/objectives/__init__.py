@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from prdp.evidence import Denoising, Evidence, OldPolicy, Trajectory
 from prdp.objectives._knobs import Knob, mistakes
+from prdp.objectives._soundness import BATCH_ARRAYS, loss_result, method_problem
 from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.ddpo import ddpo
 from prdp.objectives.diffusion_dpo import diffusion_dpo
@@ -32,16 +33,13 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, npt.ArrayLike]
 
-BATCH_ARRAYS = ("rewards", "group_ids", "history")
-"""What a loss may ask for beside the arrays of its evidence."""
-
 
 @dataclass(frozen=True)
 class Method:
     """A loss and what it is computed from; the names of its positional parameters say which arrays it takes.
 
     Attributes:
-        loss: function of arrays and knobs, to (scalar, counts).
+        loss: function of arrays and knobs, to (scalar tensor, name -> number, which are logged).
         evidence: where its channels come from.
         linear: channels whose coefficients do not depend on any channel's values, so that no pass over the cells is
             needed to know them.
@@ -154,9 +152,7 @@ class Objective:
         """Those of them that it is differentiated by."""
         return tuple(name for name in self.arrays if name in self.evidence.channels)
 
-    def coefficients(
-        self, channels: Arrays, data: Arrays, step_weights: npt.ArrayLike | None = None
-    ) -> Coefficients:
+    def coefficients(self, channels: Arrays, data: Arrays, step_weights: npt.ArrayLike | None = None) -> Coefficients:
         """Evaluate on the host in float64 and differentiate with respect to every channel.
 
         Args:
@@ -166,7 +162,7 @@ class Objective:
             step_weights: [T] or [n, T], scales the evidence before the loss sees it; None is all ones.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit; a loss that does not give a differentiable scalar and its counts.
         """
         import torch
 
@@ -186,7 +182,7 @@ class Objective:
 
         arrays: dict[str, Any] = dict.fromkeys(self.method.arrays)
         arrays |= {name: weighted(name, values) for name, values in (evidence | others).items()}
-        loss, metrics = self.method.loss(**arrays, **self.knobs)
+        loss, metrics = loss_result(self.name, self.method.loss(**arrays, **self.knobs))
         tables = torch.autograd.grad(loss, list(evidence.values()))
         return Coefficients(
             loss.item(), {name: table.numpy() for name, table in zip(evidence, tables, strict=True)}, metrics
@@ -199,7 +195,7 @@ def method_of(config: Mapping[str, Any]) -> Method:
     A target is the dotted path of a loss like those here, on evidence of trajectories, or of a `Method` around one.
 
     Raises:
-        ConfigError: an unknown name; a target that cannot be imported, or is no loss.
+        ConfigError: an unknown name; a target that cannot be imported, is no loss, or does not fit together.
     """
     if TARGET not in config:
         name = config.get("name")
@@ -218,16 +214,8 @@ def method_of(config: Mapping[str, Any]) -> Method:
         if not inspect.isfunction(found):
             raise ConfigError(f"{key}={path}: is a {type(found).__name__}, must be a loss function or a Method")
         found = Method(found)
-    own, more = found.evidence.channels, found.evidence.data
-    kind = type(found.evidence).__name__
-    unknown = [name for name in found.arrays if name not in (*own, *more, *BATCH_ARRAYS)]
-    if unknown:
-        raise ConfigError(
-            f"{key}={path}: takes '{unknown[0]}', which is none of the arrays "
-            f"{', '.join((*own, *more, *BATCH_ARRAYS))} of {kind} evidence; knobs come after a *"
-        )
-    if not found.channels:
-        raise ConfigError(f"{key}={path}: must take {' or '.join(own)}, the channels of {kind} evidence")
+    if problem := method_problem(found):
+        raise ConfigError(f"{key}={path}: {problem}")
     return found
 
 

@@ -14,6 +14,7 @@ from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.variance_preserving import build_transitions
 from prdp.evidence import Denoising, OldPolicy, Trajectory
+from prdp.evidence.denoising import FinalLatents
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
@@ -183,3 +184,45 @@ def test_the_old_policy_samples_where_the_method_says_so() -> None:
     published, now = learner.weights(), learner.engine.weights("policy", 1)
     assert published.checksum == learner.engine.weights("old", 1).checksum != now.checksum
     assert learner.evaluation_weights().checksum == now.checksum
+
+
+class Wrong(Denoising):
+    """Gives what `wrong` makes of the right values."""
+
+    def values(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrong(super().values(*args, **kwargs)["denoising"])
+
+    wrong: Any = staticmethod(lambda values: {"denoising": values})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda values: {"denoising": values[:1]}, r"Wrong\.values returned 'denoising' of shape \(1,\), expected"),
+        (lambda values: {"denoising": values.sum()}, r"'denoising' of shape \(\), expected \(8,\)"),
+        (lambda values: {"denoisng": values}, r"returned denoisng, expected 'denoising' among it"),
+        (lambda values: values, r"returned a Tensor, expected tensors by the names of channels"),
+        (lambda values: {"denoising": values.detach()}, r"'denoising' without a gradient"),
+    ],
+)
+def test_what_evidence_gives_is_checked(wrong: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wrong, "wrong", staticmethod(wrong))
+    monkeypatch.setitem(OBJECTIVES, "best_of_n", dataclasses.replace(OBJECTIVES["best_of_n"], evidence=Wrong()))
+    policy = StubPolicy()
+    sampler = Sampler(policy, SAMPLER, TRANSITIONS, Wrong().recorder(()))
+    rollout = sampler.sample(PROMPTS, 4, 3).scored(np.arange(12.0), {})
+    with pytest.raises(ValueError, match=message):
+        build(policy, {"name": "best_of_n"}).update(rollout)
+
+
+def test_what_a_recording_keeps_is_checked() -> None:
+    class Short(FinalLatents):
+        def finish(self, latents: torch.Tensor) -> dict[str, np.ndarray]:
+            return {"final_latents": latents[:1].numpy()}
+
+        def start(self, chains: Any) -> FinalLatents:
+            return self
+
+    sampler = Sampler(StubPolicy(), SAMPLER, TRANSITIONS, Short())
+    with pytest.raises(ValueError, match=r"kept 'final_latents' as an array of shape \(1, 2, 2, 2\), .* 5 rows"):
+        sampler.sample(PROMPTS, 4, 3)

@@ -15,6 +15,7 @@ from prdp.support.errors import ConfigError
 
 LOSSES = '''
 import torch
+from prdp.evidence import OldPolicy
 from prdp.objectives import Denoising, Method
 from prdp.objectives._knobs import Positive
 
@@ -33,6 +34,41 @@ def unknown(log_ratio: torch.Tensor, advantages: torch.Tensor):
 
 def none(rewards: torch.Tensor):
     return rewards.mean(), {}
+
+def anchored(denoising, denoising_old, rewards, *, draws: int = 1):
+    return (denoising - denoising_old).mean(), {}
+
+no_old = Method(anchored, Denoising())
+clash = Method(anchored, Denoising(), old_policy=OldPolicy())
+class_of = Method(likely, Denoising)
+few = Method(likely, Denoising(draws=0))
+linear = Method(likely, Denoising(), linear=("denoisin",))
+idle_array = Method(likely, Denoising(), only_with={"denoising_ref": "beta"})
+idle_knob = Method(likely, Denoising(), only_with={"rewards": "beta"})
+
+def bare(log_ratio, *, beta=1.0):
+    return log_ratio.mean(), {}
+
+def required(log_ratio, *, beta: float):
+    return log_ratio.mean(), {}
+
+def worded(log_ratio, *, what: str = "x"):
+    return log_ratio.mean(), {}
+
+def variadic(log_ratio, *rest):
+    return log_ratio.mean(), {}
+
+def remembered(log_ratio, history):
+    return log_ratio.mean(), {}
+
+def alone(log_ratio):
+    return log_ratio.mean()
+
+def vector(log_ratio):
+    return log_ratio.mean(1), {}
+
+def detached(log_ratio):
+    return log_ratio.detach().mean(), {}
 
 number = 3
 raise_later = lambda: None
@@ -74,6 +110,19 @@ def test_a_method_says_its_evidence() -> None:
         (section("unknown"), r"takes 'advantages', which is none of the arrays log_ratio, kl_ref, log_importance"),
         (section("none"), r"must take log_ratio or kl_ref or log_importance, the channels of Trajectory evidence"),
         (section("likely"), r"takes 'denoising', which is none of the arrays .* of Trajectory evidence"),
+        (section("likely"), r"a prdp\.objectives\.Method around the loss names other evidence"),
+        (section("no_old"), r"takes 'denoising_old', of an old policy; give its Method old_policy=OldPolicy\(\)"),
+        (section("clash"), r"has the knob 'draws' twice"),
+        (section("class_of"), r"has the evidence <class .*Denoising'>, must be an instance"),
+        (section("few"), r"has the knob 'draws' with the default 0: must be at least 1"),
+        (section("linear"), r"has 'denoisin' in linear, must be of the channels that it takes: denoising"),
+        (section("idle_array"), r"has 'denoising_ref' in only_with, must be of the arrays that it takes: den"),
+        (section("idle_knob"), r"has 'beta' in only_with, must be of the knobs of the loss: none"),
+        (section("bare"), r"has the knob 'beta' without an annotation"),
+        (section("required"), r"has the knob 'beta' without a default"),
+        (section("worded"), r"has the knob 'what': a knob cannot be a <class 'str'>"),
+        (section("variadic"), r"takes \*rest; its parameters have to be named"),
+        (section("remembered"), r"takes 'history', and has no knob buffer_size"),
         (section("number"), r"is a int, must be a loss function or a Method"),
         ({"_target_": "", "strength": 1.0}, r"objective\._target_=: must be a dotted path"),
         ({"_target_": "own_losses.pulled", "name": "prdp"}, r"objective\.name=prdp: must be null beside"),
@@ -85,6 +134,19 @@ def test_mistakes_are_named(config: dict[str, Any], message: str) -> None:
     found = objective_mistakes(config)
     assert len(found) == 1
     assert re.search(message, found[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alone", r"the loss own_losses\.alone returned Tensor, expected a scalar tensor and a dict of counts"),
+        ("vector", r"the loss own_losses\.vector returned a tensor of shape \(2,\), expected a scalar"),
+        ("detached", r"returned a tensor of shape \(\), expected a scalar tensor that depends on its channels"),
+    ],
+)
+def test_what_a_loss_returns_is_checked(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_objective(section(name)).coefficients({"log_ratio": np.zeros((2, 3))}, {})
 
 
 def test_reading_a_configuration_imports_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
