@@ -221,7 +221,7 @@ def test_requests_overlap_and_each_keeps_its_weights(shared, tmp_path):
     finally:
         os.close(held_open)
     assert (earlier.weights_version, later.weights_version) == (5, 6)
-    assert (later.latents[: len(earlier)] == earlier.latents * 4).all()
+    assert (later.stored["latents"][: len(earlier)] == earlier.stored["latents"] * 4).all()
 
 
 def test_an_urgent_request_overtakes(shared, tmp_path):

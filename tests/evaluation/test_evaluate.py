@@ -142,13 +142,13 @@ def test_models_of_several_sizes_are_judged_beside_each_other(
     assert "height=72,\n    width=40," in (wide / "weights" / "README.md").read_text()
     judge(f"models=[{wide},{lora_run}]", f"output_dir={tmp_path / 'own'}", "images_per_prompt=1", "prompts_per_set=2")
     sizes = {name: pictures(tmp_path / "own", name).shape[1:3] for name in ("base", "wide", "lora")}
-    assert sizes == {"base": (72, 40), "wide": (72, 40), "lora": (32, 32)}
+    assert sizes == {"base": (72, 40), "wide": (72, 40), "lora": (8, 8)}
     spread = {row["model"]: row for row in json.loads((tmp_path / "own" / "results.json").read_text())["spread"]}
     assert spread["wide"]["drift"] >= 0
     assert spread["lora"]["drift"] == "NaN"
     assert table(tmp_path / "own")["lora", "redness"]["difference"] != 0
     said = capsys.readouterr().out
-    assert "base 72 x 40, wide 72 x 40, lora 32 x 32" in said
+    assert "base 72 x 40, wide 72 x 40, lora 8 x 8" in said
     report = (tmp_path / "own" / "report.html").read_text()
     assert "every model starts from the same noise" not in report
 
