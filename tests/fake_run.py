@@ -39,9 +39,9 @@ class FakePolicy:
 
 
 class FakeLearner:
-    """Adds up what it is rewarded with; see `prdp.learners.base.Learner`."""
+    """Adds up what it is rewarded with; see `prdp.learners.learner.Learner`."""
 
-    keep = "trajectory"
+    recorder = None
 
     def __init__(self, *_: Any) -> None:
         self.version, self.value = 0, np.zeros(1, np.float32)
