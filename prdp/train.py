@@ -18,7 +18,7 @@ from prdp.checkpoints.run_store import RunStore
 from prdp.cluster import build_workforce, reserve_learner
 from prdp.cluster.base import RewardWorker, Workforce
 from prdp.cluster.rollout_queue import RolloutQueue
-from prdp.config import ModelConfig, TrainConfig
+from prdp.config import FAMILIES, ModelConfig, TrainConfig
 from prdp.configuration.typed import write_config
 from prdp.diffusion import build_policy, build_sampler
 from prdp.evaluation.heldout import HeldoutEvaluation
@@ -163,7 +163,8 @@ class Run:
         progress.message(self.workforce.plan)
         if self.prompts.note:
             progress.message(self.prompts.note)
-        progress.message(cut_prompts_report(self.config.model.path, self.stream, self.prompts.judged.texts))
+        if self.config.model.family in FAMILIES:  # what a family from elsewhere makes of long prompts is its own matter
+            progress.message(cut_prompts_report(self.config.model.path, self.stream, self.prompts.judged.texts))
 
     def _catch_up(self) -> None:
         """Log what a run that was ended did not come to log; judge weights that are due and were not judged yet."""

@@ -34,10 +34,13 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[li
         sys.modules.pop(name.removesuffix(".py"), None)
 
 
-def test_the_examples_run_from_outside_the_package(outside: list[list[str]]) -> None:
+def test_the_examples_run_from_outside_the_package(
+    outside: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     validate, train = outside
     assert main(validate) == 0
     assert main(train) == 0
+    assert "tokenizer" not in capsys.readouterr().out, "a family of one's own needs none"
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["epoch"] for row in rows if "reward/mean" in row] == [1, 2, 3]
     assert all(0.0 <= row["reward/mean"] <= 1.0 for row in rows if "reward/mean" in row)
