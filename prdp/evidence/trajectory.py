@@ -37,12 +37,14 @@ class Trajectory(Evidence):
 
     Attributes:
         step_weighting: 'uniform', or 'inverse_sensitivity': the evidence of each step is divided by (C / sigma)^2, mean
-            weight 1, before the objective sees it, so that clips too act on the weighted evidence.
+            weight 1, before the objective sees it, so that clips too act on the weighted evidence; or
+            'inverse_root_sensitivity': by C / sigma, which makes the gradient with respect to the network's output
+            equally large at every step.
         output_dtype: precision that `base_output` is stored in. Log-ratios are relative to the rounded output, in the
             sampler and the learner alike.
     """
 
-    step_weighting: Literal["uniform", "inverse_sensitivity"] = "uniform"
+    step_weighting: Literal["uniform", "inverse_sensitivity", "inverse_root_sensitivity"] = "uniform"
     output_dtype: Literal["float32", "float16"] = "float32"
 
     channels: ClassVar[tuple[str, ...]] = ("log_ratio", "kl_ref", "log_importance")
@@ -95,7 +97,8 @@ class Trajectory(Evidence):
         if self.step_weighting == "uniform":
             return None
         inverse = np.zeros(len(transitions))
-        inverse[transitions.noisy] = 1.0 / transitions.sensitivity[transitions.noisy]
+        power = 0.5 if self.step_weighting == "inverse_root_sensitivity" else 1.0
+        inverse[transitions.noisy] = 1.0 / transitions.sensitivity[transitions.noisy] ** power
         weights: Float64 = (inverse / inverse[transitions.noisy].mean())[rollout.stored["steps"]]
         return weights
 

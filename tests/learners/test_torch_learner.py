@@ -27,6 +27,9 @@ STEPS = 5
 TRANSITIONS = build_transitions(SCHEDULER, steps=STEPS)
 
 
+ROOT = "inverse_root_sensitivity"
+
+
 def build(policy: StubPolicy, beta: float = 0.5, clip_range: float | None = 1e-2, **learner: Any) -> Learner:
     config = LearnerConfig(mode="full", **{"learning_rate": 1e-3, "max_grad_norm": 1e9, **learner})
     return build_learner(policy, TRANSITIONS, 1.0, config, {"name": "prdp", "beta": beta, "clip_range": clip_range})
@@ -213,7 +216,10 @@ def test_step_weights_divide_by_the_sensitivity() -> None:
     found = learner.objective.evidence.weights(stub_rollout(policy, TRANSITIONS), TRANSITIONS)
     assert found is not None
     np.testing.assert_allclose(found, np.tile(weights / weights.mean(), (12, 1)))
-    with pytest.raises(ValueError, match=r"objective\.step_weighting=kappa: must be one of 'uniform', 'inverse"):
+    root = build_learner(policy, TRANSITIONS, 1.0, LearnerConfig(mode="full"), {**config, "step_weighting": ROOT})
+    found = root.objective.evidence.weights(stub_rollout(policy, TRANSITIONS), TRANSITIONS)
+    np.testing.assert_allclose(found, np.tile(weights**0.5 / (weights**0.5).mean(), (12, 1)))
+    with pytest.raises(ValueError, match=r"objective\.step_weighting=kappa: must be one of 'uniform', 'inverse_s"):
         build_learner(policy, TRANSITIONS, 1.0, LearnerConfig(), {**config, "step_weighting": "kappa"})
 
 
