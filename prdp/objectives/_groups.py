@@ -16,6 +16,16 @@ def group_mean(values: torch.Tensor, group_ids: torch.Tensor) -> torch.Tensor:
     return (values.new_zeros(len(counts)).index_add(0, inverse, values) / counts)[inverse]
 
 
+def tied_groups(values: torch.Tensor, group_ids: torch.Tensor) -> torch.Tensor:
+    """Whether all values of an image's group are equal, bool [n], for values [n] and group ids int64 [n]."""
+    _, inverse, counts = group_ids.unique(return_inverse=True, return_counts=True)
+    least, most = (
+        values.new_zeros(len(counts)).scatter_reduce(0, inverse, values, reduce, include_self=False)
+        for reduce in ("amin", "amax")
+    )
+    return (least == most)[inverse]
+
+
 def by_group(values: torch.Tensor, group_ids: torch.Tensor) -> torch.Tensor:
     """Values [n, ...] as [G, B, ...]: a row for each group, its images in the order of the batch.
 

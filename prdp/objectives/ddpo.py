@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prdp.objectives._advantages import running_advantages
 from prdp.objectives._knobs import Count, CountOrZero, Positive
-from prdp.objectives._policy_gradient import clipped_surrogate, running_advantages
+from prdp.objectives._policy_gradient import clipped_surrogate
 
 if TYPE_CHECKING:
     import torch
@@ -38,5 +39,5 @@ def ddpo(
     advantages, counts = running_advantages(
         rewards, history[:, max(history.shape[1] - buffer_size, 0) :], min_count, advantage_clip
     )
-    loss, clipping = clipped_surrogate(log_importance, advantages, clip_range)
-    return loss, clipping | counts
+    terms, beyond = clipped_surrogate(log_importance, advantages, clip_range)
+    return terms.mean(), {"clipfrac": beyond.double().mean().item()} | counts

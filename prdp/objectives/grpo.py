@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from prdp.objectives._groups import group_mean
+from prdp.objectives._advantages import Std, group_advantages, mean_over
 from prdp.objectives._knobs import NotNegative, Positive
 from prdp.objectives._policy_gradient import clipped_surrogate
 
@@ -21,7 +21,8 @@ def grpo(
     beta: NotNegative = 0.004,
     clip_range: Positive | None = 1e-4,
     advantage_clip: Positive = 5.0,
-    std: Literal["group", "batch"] = "group",
+    std: Std = "group",
+    drop_tied: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The clipped surrogate of group-standardised rewards, plus beta times the KL of each step to the reference.
 
@@ -36,17 +37,18 @@ def grpo(
             is about 0.004 here.
         clip_range: of the ratio around 1; None for no clip.
         advantage_clip: largest absolute advantage.
-        std: what the group's centred rewards are divided by: the group's own spread, or that of the whole batch.
+        std: what the group's centred rewards are divided by: the group's own spread, that of the whole batch, or
+            nothing.
+        drop_tied: whether the mean, of the KL too, leaves out images of groups whose rewards are all equal.
 
     Returns:
         the loss, and {"clipfrac", "groups_tied": number of prompts whose rewards are all equal}.
     """
-    centred = rewards - group_mean(rewards, group_ids)
-    spread = group_mean(centred.square(), group_ids).sqrt()
-    tied = (group_mean((centred == 0).double(), group_ids) == 1)
-    scale = spread if std == "group" else rewards.std(correction=0)
-    advantages = (centred / (scale + 1e-4)).clamp(-advantage_clip, advantage_clip)
-    loss, counts = clipped_surrogate(log_importance, advantages, clip_range)
+    advantages, counted, counts = group_advantages(
+        rewards, group_ids, std=std, clip=advantage_clip, drop_tied=drop_tied
+    )
+    terms, beyond = clipped_surrogate(log_importance, advantages, clip_range)
+    loss = mean_over(terms, counted)
     if kl_ref is not None:
-        loss = loss + beta * kl_ref.mean()
-    return loss, counts | {"groups_tied": float(len(group_ids[tied].unique()))}
+        loss = loss + beta * mean_over(kl_ref, counted)
+    return loss, counts | {"clipfrac": beyond.double().mean().item()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prdp.objectives._advantages import running_advantages
 from prdp.objectives._knobs import Count, CountOrZero, Positive
-from prdp.objectives._policy_gradient import running_advantages
 
 if TYPE_CHECKING:
     import torch

@@ -109,14 +109,14 @@ def test_running_statistics_equal_the_authors_bookkeeping() -> None:
     assert shares[0] > shares[-1] == 0.0
 
 
-@pytest.mark.parametrize("std", ["group", "batch"])
+@pytest.mark.parametrize("std", ["group", "batch", "none"])
 def test_grpo(std: str) -> None:
     arrays = batch()
     arrays["rewards"][:SIZE] = 0.25
     advantages = []
     for group in range(GROUPS):
         rewards = arrays["rewards"][group * SIZE : (group + 1) * SIZE]
-        spread = np.std(rewards if std == "group" else arrays["rewards"])
+        spread = {"group": np.std(rewards), "batch": np.std(arrays["rewards"]), "none": 1 - 1e-4}[std]
         advantages += [max(-1.1, min(1.1, (r - np.mean(rewards)) / (spread + 1e-4))) for r in rewards]
     loss, clipfrac = clipped(arrays, advantages, 0.03)
     knobs = {"clip_range": 0.03, "advantage_clip": 1.1, "beta": 0.4, "std": std}
