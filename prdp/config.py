@@ -142,7 +142,11 @@ class SamplerConfig:
     trained_share: Annotated[float, _SHARE] = 1.0
     """Share of the steps with noise that are stored and learned from, drawn for every prompt and epoch."""
     shared_start_noise: bool = False
-    """One start noise for all images of a prompt, which then differ by the noise of the steps alone."""
+    """One start noise for all images of a prompt that are learned from, which then differ by the noise of the steps
+    alone. Evaluations draw one for each image."""
+    start_churn: NotNegative = 0.0
+    """gamma of each image's own part in the start noise that images of a prompt share, x_T = C x + sqrt(1 - C^2) n with
+    C = 1 / (1 + gamma); 0: none."""
     microbatch: Count = 64
     """Images per network call; changes speed and memory, not results beyond rounding."""
     prompts_per_chunk: Count = 4

@@ -91,8 +91,12 @@ def broken_rules(config: Any) -> tuple[dict[str, Rule], list[str]]:
     return {key: rule for key, _, rule in found}, lines
 
 
-def noise_problems(sampler: SamplerConfig, images_per_prompt: int) -> list[str]:
-    """What the kind of sampler asks of its noise level, and what a sampler without noise cannot do."""
+def noise_problems(sampler: SamplerConfig, images_that_share: int = 1) -> list[str]:
+    """What the kind of sampler asks of its noise level, and what a sampler without noise cannot do.
+
+    Args:
+        images_that_share: how many images have one start noise, where the sampler says so; evaluations have none.
+    """
     kind, eta = f"sampler.kind={sampler.kind}", f"sampler.eta={sampler.eta:g}"
     if sampler.kind == "ddpm" and sampler.eta != 1:
         return [f"{eta}: must be 1 for {kind}, whose noise is fixed"]
@@ -100,15 +104,20 @@ def noise_problems(sampler: SamplerConfig, images_per_prompt: int) -> list[str]:
         return [f"{eta}: must be from 0 to 1 for {kind}"]
     if sampler.eta == 0 and sampler.kind in FLOW_KINDS and sampler.kind != "euler":
         return [f"{eta}: must be above 0 for {kind}: of a flow's samplers sampler.kind=euler draws no noise"]
-    if not without_noise(sampler):
-        return []
     found = []
+    if sampler.start_churn and not sampler.shared_start_noise:
+        found.append(
+            f"sampler.start_churn={sampler.start_churn:g}: needs sampler.shared_start_noise=true: each image has a "
+            "start noise of its own"
+        )
+    if not without_noise(sampler):
+        return found
     if sampler.window != "all":
         found.append(f"sampler.window={sampler.window}: must be all where no step draws noise ({_cause(sampler)})")
-    if sampler.shared_start_noise and images_per_prompt > 1:
+    if sampler.shared_start_noise and not sampler.start_churn and images_that_share > 1:
         found.append(
             f"sampler.shared_start_noise=true: must be false where no step draws noise ({_cause(sampler)}): all images "
-            "of a prompt would be the same"
+            "of a prompt would be the same; or set sampler.start_churn above 0"
         )
     return found
 

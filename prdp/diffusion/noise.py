@@ -9,6 +9,8 @@ import numpy as np
 
 from prdp.types import Float32, Int64
 
+_DOMAIN = 0x636875726E
+"""Keeps the streams of start churn apart from those of images, the first of which is shared."""
 _NUMBERS_AHEAD = 64
 """Of an image, drawn in one call: a stream gives the same numbers in any portions, and calls cost more than these."""
 
@@ -28,20 +30,30 @@ class ImageNoise:
         images: Int64,
         shape: Sequence[int],
         shared_start: bool = False,
+        start_churn: float = 0.0,
     ) -> None:
-        """`prompts` and `images`: int64 [B]; `shape`: of one latent, (C, h, w); `shared_start`: x_T of image 0 for all.
+        """The draws of steps depend on neither `shared_start` nor `start_churn`.
 
-        The draws of steps do not depend on `shared_start`.
+        Args:
+            prompts, images: int64 [B].
+            shape: of one latent, (C, h, w).
+            shared_start: x_T of image 0 for all images of a prompt.
+            start_churn: gamma; each image starts from C x_T + S n with C = 1 / (1 + gamma), S = sqrt(1 - C^2) and a
+                draw n of its own, which is standard normal as x_T is.
         """
         self._start: Float32 | None = None
         if shared_start:
             self._start = ImageNoise(seed, epoch, prompts, np.zeros_like(images), shape).draw()
+            if start_churn:
+                kept = 1.0 / (1.0 + start_churn)
+                own = [
+                    stream.standard_normal(tuple(shape), dtype=np.float32)
+                    for stream in _streams((_DOMAIN, seed, epoch), prompts, images)
+                ]
+                self._start = kept * self._start + math.sqrt(1.0 - kept**2) * np.stack(own)
         self._ahead = max(1, _NUMBERS_AHEAD // math.prod(shape))
         self._shape = (self._ahead, *shape)
-        self._streams = [
-            np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, int(prompt), int(image)))))
-            for prompt, image in zip(prompts, images, strict=True)
-        ]
+        self._streams = _streams((seed, epoch), prompts, images)
         self._drawn: list[Float32] = []
 
     def draw(self) -> Float32:
@@ -53,3 +65,11 @@ class ImageNoise:
         if self._start is not None:
             drawn, self._start = self._start, None
         return drawn
+
+
+def _streams(key: tuple[int, ...], prompts: Int64, images: Int64) -> list[np.random.Generator]:
+    """A stream for each image."""
+    return [
+        np.random.Generator(np.random.Philox(np.random.SeedSequence((*key, int(prompt), int(image)))))
+        for prompt, image in zip(prompts, images, strict=True)
+    ]

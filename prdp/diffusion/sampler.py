@@ -83,7 +83,9 @@ class Sampler:
                     positions,
                     numbers[rows],
                     self._policy.latent_shape,
-                    config.shared_start_noise,
+                    # Evaluations judge images that are drawn independently.
+                    shared_start=config.shared_start_noise and trajectory,
+                    start_churn=config.start_churn,
                 )
                 chains = Chains(
                     policy=self._policy,

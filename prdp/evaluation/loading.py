@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def build_evaluated_sampler(
 
     Args:
         model: which.
-        sampler: steps, guidance and so on, the same for every model.
+        sampler: steps, guidance and so on, the same for every model. No start noise is shared: the images that are
+            judged are drawn independently.
         dtype, device: of the network.
         autocast: of its forward; None for none.
         kl: whether trajectories will be asked for, which need the reference.
@@ -37,6 +39,7 @@ def build_evaluated_sampler(
         ValueError: weights that do not fit; names them.
     """
     policy = _policy(model, dtype, device, autocast, kl)
+    sampler = dataclasses.replace(sampler, shared_start_noise=False, start_churn=0.0)
     return Sampler(policy, sampler, recorder=TrajectoryRecorder() if kl else None)
 
 
@@ -46,8 +49,6 @@ def measures_kl(model: EvaluatedModel) -> bool:
 
 
 def _policy(model: EvaluatedModel, dtype: str, device: str, autocast: str | None, kl: bool) -> Policy:
-    import dataclasses
-
     pipeline = dataclasses.replace(model.model, dtype=dtype, device=device)
     if model.kind == "checkpoint":
         assert model.learner is not None and model.path is not None

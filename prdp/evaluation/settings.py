@@ -85,7 +85,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
     """
     wrong, problems = broken_rules(config)
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
-        problems += noise_problems(config.sampler, config.images_per_prompt)
+        problems += noise_problems(config.sampler)
         problems += [f"{one}, or kl=false" for one in log_prob_problems(config.sampler, "kl=true")] if config.kl else []
     problems += adapter_problems(config.model)
     mismatch = precision_problem("model.dtype", config.model.dtype, "autocast", config.autocast)

@@ -81,10 +81,15 @@ def test_what_means_nothing_without_noise_is_refused(
 
 
 def test_what_kinds_of_samplers_ask_of_their_noise() -> None:
-    def problems(**sampler: Any) -> list[str]:
-        return noise_problems(SamplerConfig(**sampler), images_per_prompt=1)
+    def problems(images: int = 1, **sampler: Any) -> list[str]:
+        return noise_problems(SamplerConfig(**sampler), images)
 
     assert problems(kind="ddim", eta=0.0) == problems(kind="euler", eta=0.0) == []
     assert problems(kind="euler", shared_start_noise=True) == [], "of one image a prompt"
+    [told] = problems(2, kind="euler", shared_start_noise=True)
+    assert told.endswith("or set sampler.start_churn above 0")
+    assert problems(2, kind="euler", shared_start_noise=True, start_churn=0.01) == []
+    [told] = problems(start_churn=0.01)
+    assert told.startswith("sampler.start_churn=0.01: needs sampler.shared_start_noise=true")
     for wrong in ({"kind": "ddpm", "eta": 0.5}, {"kind": "ddim", "eta": 2.0}, {"kind": "cps", "eta": 0.0}):
         assert len(problems(**wrong)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_sampler
+from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.windows import stored_latents, trained, trained_steps, windows
 from prdp.evidence.trajectory import TrajectoryRecorder, stored_positions
 from prdp.types import PromptBatch
+from prdp.worlds.mixtures.grammar import prompt_at
 
 NOISY = np.arange(9)
 FULL, RECORDER = LearnerConfig(mode="full"), TrajectoryRecorder()
@@ -77,8 +80,6 @@ def test_stored_transitions_are_those_of_the_trajectory(pipeline_folder: Path, n
         ModelConfig(path=str(pipeline_folder)), FULL,
         SamplerConfig(steps=6, guidance_scale=1.0), seed=0, recorder=RECORDER,
     ).sample(prompts, 2, seed=3)  # fmt: skip
-    from prdp.diffusion.noise import ImageNoise
-
     conditions = policy.encode(rollout.image_prompts)
     for image in range(6):
         stream = ImageNoise(3, 1, np.array([7 + image // 2]), np.array([image % 2]), policy.latent_shape)
@@ -116,6 +117,48 @@ def test_images_of_a_prompt_can_share_their_start(pipeline_folder: Path) -> None
     np.testing.assert_allclose(shared[0], own[0], atol=1e-5)
     assert not np.allclose(shared[0, 1], shared[1, 1])
     assert not np.allclose(shared[0, 0], shared[3, 0])
+
+
+def test_evaluations_draw_a_start_for_each_image() -> None:
+    model, prompts = ModelConfig(family="gaussian_mixtures"), PromptBatch(0, 0, (prompt_at("train", 0),), ({},))
+    plain = SamplerConfig(steps=2, eta=0.0, guidance_scale=1.0)
+    shared = dataclasses.replace(plain, shared_start_noise=True, start_churn=0.1)
+    pictures = [
+        build_sampler(model, FULL, settings, seed=0).sample(prompts, 3, seed=3, trajectory=False).images
+        for settings in (plain, shared)
+    ]
+    np.testing.assert_array_equal(*pictures)
+
+
+GAMMA, LARGE = 0.5, (4, 50, 50)
+
+
+def starts(images: np.ndarray, prompts: np.ndarray | None = None, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The start noise of images, and their first draw of a step."""
+    noise = ImageNoise(3, 1, np.zeros_like(images) if prompts is None else prompts, images, LARGE, **settings)
+    return noise.draw(), noise.draw()
+
+
+def test_a_part_of_the_start_is_each_images_own() -> None:
+    """Each start is standard normal, and two of a prompt have the correlation C^2, image 0 too."""
+    images = np.arange(4)
+    own, steps = starts(images)
+    churned, same_steps = starts(images, shared_start=True, start_churn=GAMMA)
+    np.testing.assert_array_equal(steps, same_steps)
+    assert churned.dtype == np.float32
+    kept = 1 / (1 + GAMMA)
+    correlations = np.corrcoef(churned.reshape(4, -1))
+    np.testing.assert_allclose(correlations, kept**2 + (1 - kept**2) * np.eye(4), atol=0.03)
+    np.testing.assert_allclose(churned.std((1, 2, 3)), 1.0, atol=0.02)
+    parts = (churned - kept * own[0]) / np.sqrt(1 - kept**2)
+    together = np.concatenate([own, steps, parts]).reshape(12, -1)
+    np.testing.assert_allclose(np.corrcoef(together), np.eye(12), atol=0.05, err_msg="drawn apart from all else")
+    alone, _ = starts(images[2:3], shared_start=True, start_churn=GAMMA)
+    np.testing.assert_array_equal(alone[0], churned[2])
+    other, _ = starts(images[:1], np.array([1]), shared_start=True, start_churn=GAMMA)
+    assert abs(np.corrcoef(other.ravel(), churned[0].ravel())[0, 1]) < 0.05
+    unchurned, _ = starts(images, shared_start=True, start_churn=0.0)
+    np.testing.assert_array_equal(unchurned, np.tile(own[:1], (4, 1, 1, 1)))
 
 
 @pytest.mark.parametrize(
