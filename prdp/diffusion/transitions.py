@@ -50,6 +50,20 @@ class Transitions:
         np.divide(self.output_coef, self.sigma, out=kappa, where=self.sigma > 0)
         return kappa**2
 
+    @property
+    def step_size(self) -> Float64:
+        """Float64 [T]: how far a unit of the network's output moves the latents in a step without noise.
+
+        Of a flow it is the difference of the noise levels, sigma - sigma', whatever the sampler; of DDIM it is the
+        change of the noise-to-signal ratio times the signal after the step, where the network predicts the noise.
+        """
+        return np.abs(self.quiet_output_coef)
+
+    @property
+    def noise_weight(self) -> Float64:
+        """Float64 [T]: sigma, divided by its mean over the steps that can draw noise."""
+        return self.sigma / self.sigma[self.noisy].mean()
+
     def mean(self, step: int, latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Mean of step number `step`, taken with noise, for float32 latents and outputs of one shape."""
         return float(self.sample_coef[step]) * latents + float(self.output_coef[step]) * output
@@ -83,8 +97,21 @@ def log_ratio(noise: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
     return (noise * difference - 0.5 * difference.square()).flatten(1).mean(1)
 
 
-def kl_ref(difference: torch.Tensor) -> torch.Tensor:
-    """KL[pi_theta || pi_ref] of a transition, ||mean_theta - mean_ref||^2 / (2 sigma^2) as the mean over latent dims.
+def guarded_importance(noise: torch.Tensor, difference: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """sigma mean(z d): `log_ratio` without its bias -mean(d^2) / 2, in the unit of the latents; float32 [B].
+
+    Args:
+        noise, difference: z and d of `log_ratio`, relative to the policy that sampled, float32 [B, ...].
+        sigma: of each transition, float32 [B].
+
+    References:
+        Wang et al., GRPO-Guard, 2025, arXiv:2510.22319.
+    """
+    return sigma * (noise * difference).flatten(1).mean(1)
+
+
+def kl(difference: torch.Tensor) -> torch.Tensor:
+    """KL[pi_theta || pi] of a transition, ||mean_theta - mean||^2 / (2 sigma^2) as the mean over latent dims.
 
     Args:
         difference: d of `log_ratio`, float32 [B, ...].

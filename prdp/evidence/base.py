@@ -61,6 +61,7 @@ class Evidence(ABC):
         channels: what a loss may be differentiated by.
         sampled: of them those that a rollout tells of the policy that sampled, see `stored`.
         data: what a loss may ask for besides rewards.
+        of_steps: of `data`, what is told of the columns themselves, and not scaled by step weights.
         passes: of `data`, what takes passes over the cells: name -> (channel, whose).
         needs_noise: whether its columns are steps of the sampler that draw noise.
         keeps: names in `Rollout.stored` of what it is computed from, which its recorder keeps.
@@ -70,6 +71,7 @@ class Evidence(ABC):
     channels: ClassVar[tuple[str, ...]]
     sampled: ClassVar[tuple[str, ...]] = ()
     data: ClassVar[tuple[str, ...]] = ()
+    of_steps: ClassVar[tuple[str, ...]] = ()
     passes: ClassVar[Mapping[str, tuple[str, Of]]] = {}
     needs_noise: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = ()
@@ -119,8 +121,8 @@ class Evidence(ABC):
             f"{', '.join(rollout.stored)}"
         )
 
-    def known(self, rollout: Rollout) -> Channels:
-        """Those of `data` that the rollout tells of without a pass."""
+    def known(self, rollout: Rollout, transitions: Transitions) -> Channels:
+        """Those of `data` that the rollout tells of without a pass, [n, T] each."""
         return {}
 
     def stored(self, rollout: Rollout) -> Channels:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _OF_REFERENCE = frozenset({"log_ratio", "log_ratio_old", "kl_ref"})
 """What needs the output of the reference."""
+_OF_SAMPLED = frozenset({"guarded_importance", "kl_old"})
+"""What needs the output of the policy that sampled."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Trajectory(Evidence):
         steps: int64 [n, S], rows of the sampler's transition table, ascending.
         base_output: [n, S, C, h, w], the guided output before each stored step of the policy that log-ratios are
             relative to: the reference, where the loss asks for it, and otherwise the policy that sampled.
+        policy_output: likewise, of the policy that sampled; where the loss asks for the reference and for
+            `guarded_importance` or `kl_old`.
         log_ratio: float32 [n, S], log pi_old / pi_ref as the mean over latent dims; where the reference is asked for.
 
     Attributes:
@@ -40,23 +44,25 @@ class Trajectory(Evidence):
             weight 1, before the objective sees it, so that clips too act on the weighted evidence; or
             'inverse_root_sensitivity': by C / sigma, which makes the gradient with respect to the network's output
             equally large at every step.
-        output_dtype: precision that `base_output` is stored in. Log-ratios are relative to the rounded output, in the
+        output_dtype: precision that outputs are stored in. Log-ratios are relative to the rounded output, in the
             sampler and the learner alike.
     """
 
     step_weighting: Literal["uniform", "inverse_sensitivity", "inverse_root_sensitivity"] = "uniform"
     output_dtype: Literal["float32", "float16"] = "float32"
 
-    channels: ClassVar[tuple[str, ...]] = ("log_ratio", "kl_ref", "log_importance")
-    sampled: ClassVar[tuple[str, ...]] = ("log_ratio", "log_importance")
-    data: ClassVar[tuple[str, ...]] = ("log_ratio_old",)
+    channels: ClassVar[tuple[str, ...]] = ("log_ratio", "kl_ref", "log_importance", "guarded_importance", "kl_old")
+    sampled: ClassVar[tuple[str, ...]] = ("log_ratio", "log_importance", "guarded_importance", "kl_old")
+    data: ClassVar[tuple[str, ...]] = ("log_ratio_old", "step_size", "noise_weight")
+    of_steps: ClassVar[tuple[str, ...]] = ("step_size", "noise_weight")
     needs_noise: ClassVar[bool] = True
 
     def guard(self, arrays: Collection[str]) -> str | None:
         return next((name for name in self.sampled if name in arrays), None)
 
     def recorder(self, arrays: Collection[str]) -> TrajectoryRecorder:
-        return TrajectoryRecorder(not _OF_REFERENCE.isdisjoint(arrays), self.output_dtype)
+        relative = not _OF_REFERENCE.isdisjoint(arrays)
+        return TrajectoryRecorder(relative, self.output_dtype, relative and not _OF_SAMPLED.isdisjoint(arrays))
 
     def columns(self, sampler: SamplerConfig, noisy: Int64) -> int:
         from prdp.diffusion.windows import trained_steps
@@ -70,11 +76,12 @@ class Trajectory(Evidence):
         from prdp.diffusion.windows import stored_latents
 
         columns = self.columns(sampler, noisy)
-        whose = "the policy" if _OF_REFERENCE.isdisjoint(arrays) else "the reference"
-        return {
-            f"latents around {columns:,} noisy steps": stored_latents(sampler, noisy),
-            f"outputs of {whose}": columns * (0.5 if self.output_dtype == "float16" else 1.0),
-        }
+        whose = ["the policy"] if _OF_REFERENCE.isdisjoint(arrays) else ["the reference"]
+        if self.recorder(arrays).keeps_policy:
+            whose.append("the policy")
+        size = columns * (0.5 if self.output_dtype == "float16" else 1.0)
+        latents = {f"latents around {columns:,} noisy steps": float(stored_latents(sampler, noisy))}
+        return latents | {f"outputs of {one}": size for one in whose}
 
     def shape(self, rollout: Rollout) -> tuple[int, int]:
         images, columns = rollout.stored["steps"].shape
@@ -84,14 +91,15 @@ class Trajectory(Evidence):
         if not rollout.stored.get("steps", np.empty((0, 0))).size:
             raise ValueError("the rollout has no trajectories: sample it with trajectory=True")
 
-    def known(self, rollout: Rollout) -> Channels:
-        ratio = rollout.stored.get("log_ratio")
-        return {} if ratio is None else {"log_ratio_old": ratio.astype(np.float64)}
+    def known(self, rollout: Rollout, transitions: Transitions) -> Channels:
+        steps, ratio = rollout.stored["steps"], rollout.stored.get("log_ratio")
+        found = {"step_size": transitions.step_size[steps], "noise_weight": transitions.noise_weight[steps]}
+        return found if ratio is None else found | {"log_ratio_old": ratio.astype(np.float64)}
 
     def stored(self, rollout: Rollout) -> Channels:
-        importance = {"log_importance": np.zeros(self.shape(rollout))}
         ratio = rollout.stored.get("log_ratio")
-        return importance if ratio is None else importance | {"log_ratio": ratio.astype(np.float64)}
+        found = {name: np.zeros(self.shape(rollout)) for name in self.sampled if name != "log_ratio"}
+        return found if ratio is None else found | {"log_ratio": ratio.astype(np.float64)}
 
     def weights(self, rollout: Rollout, transitions: Transitions) -> Float64 | None:
         if self.step_weighting == "uniform":
@@ -113,7 +121,7 @@ class Trajectory(Evidence):
     ) -> dict[str, torch.Tensor]:
         import torch
 
-        from prdp.diffusion.transitions import kl_ref, log_ratio, standardise
+        from prdp.diffusion.transitions import guarded_importance, kl, log_ratio, standardise
 
         stored, device = rollout.stored, of.policy.device
 
@@ -126,16 +134,26 @@ class Trajectory(Evidence):
         latents, following = put(stored["latents"][images, places]), put(stored["latents"][images, places + 1])
         times = put(of.transitions.times[steps]).to(latents.dtype)
         output = of.output(latents, times, conditions)
-        base = put(stored["base_output"][images, columns]).to(latents.dtype)
-        z, difference = standardise(of.transitions, put(steps), latents, following, output, base)
+
+        def relative_to(outputs: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            base = put(outputs[images, columns]).to(latents.dtype)
+            return standardise(of.transitions, put(steps), latents, following, output, base)
+
+        z, difference = relative_to(stored["base_output"])
         found: dict[str, torch.Tensor] = {}
         if "kl_ref" in names:
-            found["kl_ref"] = kl_ref(difference)
+            found["kl_ref"] = kl(difference)
         if "log_ratio" in names or "log_importance" in names:
             ratio = log_ratio(z, difference)
             found["log_ratio"] = ratio
             old = stored.get("log_ratio")
             found["log_importance"] = ratio if old is None else ratio - put(old[images, columns]).to(ratio.dtype)
+        if not _OF_SAMPLED.isdisjoint(names):
+            if "log_ratio" in stored:
+                z, difference = relative_to(stored["policy_output"])
+            found["kl_old"] = kl(difference)
+            sigma = put(of.transitions.sigma[steps]).to(latents.dtype)
+            found["guarded_importance"] = guarded_importance(z, difference, sigma)
         return {name: found[name] for name in names}
 
     def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
@@ -146,7 +164,7 @@ class Trajectory(Evidence):
         if importance is not None:
             metrics["logratio"] = float(importance.mean())
             metrics["approx_kl"] = float((np.expm1(importance) - importance).mean())
-        return metrics | ({"kl_ref": float(now["kl_ref"].mean())} if "kl_ref" in now else {})
+        return metrics | {name: float(now[name].mean()) for name in ("kl_ref", "kl_old") if name in now}
 
     def place(self, rollout: Rollout, transitions: Transitions, image: int, column: int) -> str:
         step = rollout.stored["steps"][image, column]
@@ -159,11 +177,13 @@ class TrajectoryRecorder:
 
     Attributes:
         needs_reference: whether log-ratios to the reference are kept, which costs its pass at every stored step.
-        output_dtype: of `base_output`.
+        output_dtype: of stored outputs.
+        keeps_policy: whether the outputs of the policy are kept beside those of the reference.
     """
 
     needs_reference: bool = True
     output_dtype: str = "float32"
+    keeps_policy: bool = False
     needs_float32: ClassVar[bool] = True
 
     def start(self, chains: Chains) -> _Transitions:
@@ -183,6 +203,7 @@ class _Transitions:
         shape = chains.policy.latent_shape
         self._latents = np.zeros((count, stored_latents(config, noisy), *shape), np.float32)
         self._outputs = np.empty((count, columns, *shape), recorder.output_dtype)
+        self._policy_outputs = np.empty_like(self._outputs) if recorder.keeps_policy else None
         self._ratios = np.empty((count, columns), np.float32)
 
     def step(
@@ -203,11 +224,14 @@ class _Transitions:
         base = output
         if self._recorder.needs_reference:
             base = chains.reference_output(latents, times, conditions, output)
-        kept = base.to(getattr(torch, self._recorder.output_dtype))
+        dtype = getattr(torch, self._recorder.output_dtype)
+        kept = base.to(dtype)
         places = self._before[rows, columns]
         self._latents[rows, places] = latents.cpu().numpy()
         self._latents[rows, places + 1] = following.cpu().numpy()
         self._outputs[rows, columns] = kept.cpu().numpy()
+        if self._policy_outputs is not None:
+            self._policy_outputs[rows, columns] = output.to(dtype).cpu().numpy()
         if self._recorder.needs_reference:
             of_rows = torch.full((len(rows),), step, device=latents.device)
             z, difference = standardise(chains.transitions, of_rows, latents, following, output, kept.to(output.dtype))
@@ -215,6 +239,8 @@ class _Transitions:
 
     def finish(self, latents: torch.Tensor) -> dict[str, np.ndarray]:
         kept = {"latents": self._latents, "base_output": self._outputs, "steps": self._steps}
+        if self._policy_outputs is not None:
+            kept["policy_output"] = self._policy_outputs
         return kept | ({"log_ratio": self._ratios} if self._recorder.needs_reference else {})
 
 

@@ -130,7 +130,7 @@ class Learner:
             data["history"] = self._history.including(*history_of_epoch)
         batch = engine.batch(rollout, self._updates)
         weights = evidence.weights(rollout, engine.transitions)
-        data |= evidence.known(rollout)
+        data |= evidence.known(rollout, engine.transitions)
         guard, on_policy = evidence.guard(objective.channels), rollout.weights_version == self._updates
         stored = {}
         if on_policy:

@@ -19,11 +19,14 @@ from prdp.objectives._soundness import BATCH_ARRAYS, loss_result, method_problem
 from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.ddpo import ddpo
 from prdp.objectives.diffusion_dpo import diffusion_dpo
+from prdp.objectives.flow_dppo import flow_dppo
 from prdp.objectives.grpo import grpo
+from prdp.objectives.grpo_guard import grpo_guard
 from prdp.objectives.prdp import prdp
 from prdp.objectives.rebel import rebel
 from prdp.objectives.reinforce import reinforce
 from prdp.objectives.reward_weighted_regression import reward_weighted_regression
+from prdp.objectives.tempflow_grpo import tempflow_grpo
 from prdp.support.errors import ConfigError
 from prdp.support.suggest import did_you_mean
 from prdp.support.targets import TARGET, locate
@@ -44,6 +47,7 @@ class Method:
         linear: channels whose coefficients do not depend on any channel's values, so that no pass over the cells is
             needed to know them.
         old_policy: how the old policy moves that the loss compares with, or that samples.
+        watched: channels that the loss looks at and is not differentiated by.
         only_with: array -> knob: it is taken, and computed, where the knob is not 0; elsewhere the loss gets None.
     """
 
@@ -51,6 +55,7 @@ class Method:
     evidence: Evidence = field(default_factory=Trajectory)
     linear: tuple[str, ...] = ()
     old_policy: OldPolicy | None = None
+    watched: tuple[str, ...] = ()
     only_with: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -61,7 +66,7 @@ class Method:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Those of its arrays that it is differentiated by."""
+        """Those of its arrays that are computed from the policy as it is."""
         return tuple(name for name in self.arrays if name in self.evidence.channels)
 
     @property
@@ -101,6 +106,9 @@ OBJECTIVES: dict[str, Method] = {
     "ddpo": Method(ddpo),
     "reinforce": Method(reinforce, linear=("log_importance",)),
     "grpo": Method(grpo, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
+    "tempflow_grpo": Method(tempflow_grpo, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
+    "grpo_guard": Method(grpo_guard, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
+    "flow_dppo": Method(flow_dppo, linear=("kl_ref",), watched=("kl_old",), only_with={"kl_ref": "beta"}),
     "rebel": Method(rebel),
     "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
     "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
@@ -177,16 +185,24 @@ class Objective:
         _check_shapes(evidence, others)
         weights = None if step_weights is None else torch.tensor(np.asarray(step_weights, np.float64))
 
+        unscaled = (*BATCH_ARRAYS, *self.evidence.of_steps)
+
         def weighted(name: str, values: torch.Tensor) -> torch.Tensor:
-            return values if weights is None or name in BATCH_ARRAYS else values * weights
+            return values if weights is None or name in unscaled else values * weights
 
         arrays: dict[str, Any] = dict.fromkeys(self.method.arrays)
         arrays |= {name: weighted(name, values) for name, values in (evidence | others).items()}
         loss, metrics = loss_result(self.name, self.method.loss(**arrays, **self.knobs))
-        tables = torch.autograd.grad(loss, list(evidence.values()))
-        return Coefficients(
-            loss.item(), {name: table.numpy() for name, table in zip(evidence, tables, strict=True)}, metrics
-        )
+        gradients = torch.autograd.grad(loss, list(evidence.values()), allow_unused=True)
+        tables = {}
+        for (name, values), gradient in zip(evidence.items(), gradients, strict=True):
+            if gradient is None and name not in self.method.watched:
+                raise ValueError(
+                    f"the loss {self.name} does not depend on '{name}', or on a detached one: nothing would be learned "
+                    "from it; name what it only looks at in its Method, watched=(...)"
+                )
+            tables[name] = np.zeros(values.shape) if gradient is None else gradient.numpy()
+        return Coefficients(loss.item(), tables, metrics)
 
 
 def method_of(config: Mapping[str, Any]) -> Method:

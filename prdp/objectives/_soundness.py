@@ -65,6 +65,7 @@ def _problems(method: Method) -> Iterator[str]:
         if name in evidence.passes and evidence.passes[name][1] == "old" and old is None:
             yield f"takes '{name}', of an old policy; give its Method old_policy=OldPolicy()"
     yield from _unknown("linear", method.linear, method.channels, "channels that it takes")
+    yield from _unknown("watched", method.watched, method.channels, "channels that it takes")
     yield from _unknown("only_with", method.only_with, method.arrays, "arrays that it takes")
     yield from _knob_problems(method)
     yield from _unknown("only_with", method.only_with.values(), method.loss_knobs, "knobs of the loss")

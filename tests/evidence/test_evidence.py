@@ -51,10 +51,36 @@ def sampled(recorder: TrajectoryRecorder) -> Rollout:
     return dataclasses.replace(rollout.scored(np.random.default_rng(0).normal(size=12), {}), weights_version=7)
 
 
-@pytest.mark.parametrize("name", ["ddpo", "reinforce", "grpo", "rebel"])
+def test_what_is_relative_to_the_policy_that_sampled() -> None:
+    """It is the same beside the reference, for which the policy's outputs are kept as well, and the parts add up."""
+    beside = {"needs_reference": True, "keeps_policy": True}
+    for name, recorder in (("grpo_guard", {"needs_reference": False}), ("flow_dppo", {"needs_reference": False})):
+        arrays = build_objective({"name": name}).arrays
+        assert Trajectory().recorder(arrays) == TrajectoryRecorder(**recorder)
+        assert Trajectory().recorder((*arrays, "kl_ref")) == TrajectoryRecorder(**beside)
+    bare, relative = sampled(TrajectoryRecorder(needs_reference=False)), sampled(TrajectoryRecorder(**beside))
+    np.testing.assert_array_equal(relative.stored["policy_output"], bare.stored["base_output"])
+    names = ("log_importance", "guarded_importance", "kl_old")
+    found = []
+    for rollout in (bare, relative):
+        engine = build(moved(StubPolicy(), 0.06), {"name": "flow_dppo"}).engine
+        cells = np.arange(len(rollout) * STEPS)
+        found.append(engine.evidence(engine.batch(rollout, 0), cells, channels=names))
+    for channels in found:
+        sigma = TRANSITIONS.sigma[bare.stored["steps"]]
+        whole = sigma * (channels["log_importance"] + channels["kl_old"])
+        np.testing.assert_allclose(channels["guarded_importance"], whole, rtol=1e-3, atol=1e-8)
+        assert channels["kl_old"].min() > 0
+    for name in ("guarded_importance", "kl_old"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+    kept = Trajectory().stored_latents(SAMPLER, TRANSITIONS.noisy, ("kl_old", "kl_ref"))
+    assert kept["outputs of the policy"] == kept["outputs of the reference"] == STEPS
+
+
+@pytest.mark.parametrize("name", ["ddpo", "reinforce", "grpo", "tempflow_grpo", "rebel"])
 def test_importance_needs_no_reference(name: str) -> None:
     """It is the same whether log-ratios are relative to the reference or to the policy that sampled."""
-    knobs = {"grpo": {"beta": 0.0}, "rebel": {"eta": 1e-3}}.get(name, {})
+    knobs = {"grpo": {"beta": 0.0}, "tempflow_grpo": {"beta": 0.0}, "rebel": {"eta": 1e-3}}.get(name, {})
     objective = build_objective({"name": name, **knobs})
     assert objective.channels == ("log_importance",)
     recorder = objective.evidence.recorder(objective.arrays)
@@ -76,7 +102,7 @@ def test_what_compares_with_the_reference_asks_for_it() -> None:
     needs = {
         name: method.evidence.recorder(build_objective({"name": name}).arrays) for name, method in OBJECTIVES.items()
     }
-    assert {name for name, recorder in needs.items() if recorder.needs_reference} == {"prdp", "grpo"}
+    assert {name for name, recorder in needs.items() if recorder.needs_reference} == {"prdp", "grpo", "tempflow_grpo"}
     assert {name for name, recorder in needs.items() if not recorder.needs_float32} == {
         "reward_weighted_regression", "best_of_n", "diffusion_dpo",
     }  # fmt: skip

@@ -107,7 +107,7 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
     reference = rng.normal(size=(count, steps, *policy.latent_shape)) * 0.1
     texts = tuple("x" * (i + 1) for i in range(prompts))
     states = policy.encode([text for text in texts for _ in range(size)])
-    ratios = np.empty((count, steps))
+    ratios, outputs = np.empty((count, steps)), np.empty_like(reference)
     with torch.no_grad():
         for step in range(steps):
             x, following = torch.from_numpy(latents[:, step]), torch.from_numpy(latents[:, step + 1])
@@ -115,7 +115,7 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
             times = torch.full((count,), float(transitions.times[step]), dtype=torch.float64)
             output = policy.output(x, times, states, 1.0)
             z, d = standardise(transitions, rows, x, following, output, torch.from_numpy(reference[:, step]))
-            ratios[:, step] = log_ratio(z, d).numpy()
+            ratios[:, step], outputs[:, step] = log_ratio(z, d).numpy(), output.numpy()
     rewards = rng.normal(size=count)
     return Rollout(
         prompts=PromptBatch(0, 0, texts, tuple({} for _ in texts)),
@@ -123,6 +123,7 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
         stored={
             "latents": latents,
             "base_output": reference,
+            "policy_output": outputs,
             "log_ratio": ratios,
             "steps": np.tile(np.arange(steps), (count, 1)),
             "final_latents": rng.normal(size=(count, *policy.latent_shape)),

@@ -28,6 +28,9 @@ KNOBS: dict[str, dict[str, Any]] = {
     "ddpo": {"clip_range": 1e-2, "min_count": 3},
     "reinforce": {"min_count": 3},
     "grpo": {"clip_range": 1e-2, "beta": 2.0},
+    "tempflow_grpo": {"clip_range": 1e-2, "beta": 2.0},
+    "grpo_guard": {"clip_range": 5e-3, "beta": 2.0},
+    "flow_dppo": {"kl_threshold": 1e-3, "beta": 2.0},
     "rebel": {},
     "reward_weighted_regression": {"draws": DRAWS, "temperature": 0.02},
     "best_of_n": {"draws": DRAWS, "top": 2},
@@ -57,23 +60,27 @@ def moved(policy: StubPolicy) -> StubPolicy:
 
 
 def trajectory_channels(policy: StubPolicy, rollout: Rollout) -> dict[str, torch.Tensor]:
-    """log_ratio and kl_ref [n, T] from torch's own normal distributions, with the graph of every cell kept."""
+    """Channels of trajectories [n, T] from torch's own normal distributions, with the graph of every cell kept."""
     states = policy.encode(rollout.image_prompts)
-    ratios, divergences = [], []
+    columns = []
     for step in range(STEPS):
         x, following = (torch.from_numpy(rollout.stored["latents"][:, step + after]) for after in (0, 1))
         timesteps = torch.full((len(x),), float(TRANSITIONS.times[step]), dtype=torch.float64)
         sigma = torch.tensor(float(TRANSITIONS.sigma[step]), dtype=torch.float64)
-        now, reference = (
+        now, reference, old = (
             torch.distributions.Normal(TRANSITIONS.mean(step, x, output), sigma)
             for output in (
                 policy.output(x, timesteps, states, 1.0),
                 torch.from_numpy(rollout.stored["base_output"][:, step]),
+                torch.from_numpy(rollout.stored["policy_output"][:, step]),
             )
         )
-        ratios.append((now.log_prob(following) - reference.log_prob(following)).flatten(1).mean(1))
-        divergences.append(torch.distributions.kl_divergence(now, reference).flatten(1).mean(1))
-    return {"log_ratio": torch.stack(ratios, 1), "kl_ref": torch.stack(divergences, 1)}
+        ratio, ratio_old = (now.log_prob(following) - other.log_prob(following) for other in (reference, old))
+        kl_ref, kl_old = (torch.distributions.kl_divergence(now, other) for other in (reference, old))
+        guarded = (ratio_old + kl_old) * sigma
+        columns.append([value.flatten(1).mean(1) for value in (ratio, kl_ref, kl_old, guarded)])
+    names = ("log_ratio", "kl_ref", "kl_old", "guarded_importance")
+    return {name: torch.stack(values, 1) for name, values in zip(names, zip(*columns, strict=True), strict=True)}
 
 
 def denoising_channel(
@@ -103,6 +110,7 @@ def rollout_of(policy: StubPolicy) -> Rollout:
     rollout = rollout.storing(
         latents=rollout.stored["latents"].astype(np.float64),
         base_output=output + 0.02 * rng.normal(size=output.shape),
+        policy_output=output,
         log_ratio=0.02 * rng.normal(size=rollout.stored["log_ratio"].shape),
     )
     rewards = rng.normal(size=len(rollout))
@@ -140,6 +148,9 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         channels["log_importance"] = channels["log_ratio"] - arrays["log_ratio_old"]
         arrays |= {name: values * weights for name, values in channels.items()}
         arrays["log_ratio_old"] = arrays["log_ratio_old"] * weights
+        sigma = torch.from_numpy(TRANSITIONS.sigma)
+        arrays["noise_weight"] = (sigma / sigma.mean()).expand(12, STEPS)
+        arrays["step_size"] = torch.from_numpy(TRANSITIONS.quiet_output_coef).abs().expand(12, STEPS)
     loss, counts = objective.method.loss(*(arrays[key] for key in objective.method.arrays), **objective.knobs)
     expected = torch.autograd.grad(loss, list(policy.weights.parameters.values()))
 
@@ -147,8 +158,8 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-9)
     for key, value in counts.items():
         assert metrics[key] == pytest.approx(value)
-    if "clipfrac" in counts:
-        assert 0.1 < counts["clipfrac"] < 1.0, "the clip must be active for this test to say anything"
+    for name in {"clipfrac", "masked"} & counts.keys():
+        assert 0.1 < counts[name] < 1.0, "the clip must be active for this test to say anything"
     for value, gradient in zip(policy.weights.parameters.values(), expected, strict=True):
         assert value.grad is not None
         assert gradient.abs().max() > 0
@@ -177,6 +188,9 @@ def passes(policy: StubPolicy, name: str, rollout: Rollout, monkeypatch: pytest.
         ("prdp", 1, (96, 48)),
         ("grpo", 0, (48, 48)),  # the KL is not stored, but its coefficient is known
         ("grpo", 1, (96, 48)),
+        ("grpo_guard", 0, (48, 48)),
+        ("flow_dppo", 0, (48, 48)),
+        ("flow_dppo", 1, (96, 48)),
         ("reinforce", 1, (48, 48)),
         ("reward_weighted_regression", 0, (36, 36)),  # 12 images, 3 draws
         ("best_of_n", 0, (18, 18)),  # the best 2 of 4 images

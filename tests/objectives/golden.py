@@ -19,7 +19,7 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
     history = rng.normal(size=(GROUPS * SIZE, 8))
     history[: 2 * SIZE, 3:] = np.nan
     importance = spread * rng.normal(size=shape)
-    return {
+    arrays = {
         "log_ratio": old + importance,
         "log_importance": importance,
         "log_ratio_old": old,
@@ -29,6 +29,12 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
         "rewards": rng.normal(size=shape[0]),
         "group_ids": np.repeat(np.arange(GROUPS), SIZE),
         "history": history,
+    }
+    return arrays | {
+        "guarded_importance": spread * rng.normal(size=shape),
+        "kl_old": 2e-5 * rng.random(shape),
+        "step_size": 0.05 + 0.1 * rng.random(shape),
+        "noise_weight": 0.5 + rng.random(shape),
     }
 
 

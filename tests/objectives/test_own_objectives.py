@@ -43,6 +43,7 @@ clash = Method(anchored, Denoising(), old_policy=OldPolicy())
 class_of = Method(likely, Denoising)
 few = Method(likely, Denoising(draws=0))
 linear = Method(likely, Denoising(), linear=("denoisin",))
+unseen = Method(pulled, watched=("kl_old",))
 idle_array = Method(likely, Denoising(), only_with={"denoising_ref": "beta"})
 idle_knob = Method(likely, Denoising(), only_with={"rewards": "beta"})
 
@@ -69,6 +70,11 @@ def vector(log_ratio):
 
 def detached(log_ratio):
     return log_ratio.detach().mean(), {}
+
+def half_detached(log_ratio, kl_ref):
+    return (log_ratio + kl_ref.detach()).mean(), {}
+
+watching = Method(half_detached, watched=("kl_ref",))
 
 number = 3
 raise_later = lambda: None
@@ -108,7 +114,7 @@ def test_a_method_says_its_evidence() -> None:
         (section("pulled", beta=1.0), r"objective\.beta=1: objective\._target_=own_losses\.pulled has no such knob"),
         (section("puled"), r"module own_losses has no 'puled'. Did you mean 'pulled'"),
         (section("unknown"), r"takes 'advantages', which is none of the arrays log_ratio, kl_ref, log_importance"),
-        (section("none"), r"must take log_ratio or kl_ref or log_importance, the channels of Trajectory evidence"),
+        (section("none"), r"must take log_ratio or kl_ref or .* or kl_old, the channels of Trajectory evidence"),
         (section("likely"), r"takes 'denoising', which is none of the arrays .* of Trajectory evidence"),
         (section("likely"), r"a prdp\.objectives\.Method around the loss names other evidence"),
         (section("no_old"), r"takes 'denoising_old', of an old policy; give its Method old_policy=OldPolicy\(\)"),
@@ -116,6 +122,7 @@ def test_a_method_says_its_evidence() -> None:
         (section("class_of"), r"has the evidence <class .*Denoising'>, must be an instance"),
         (section("few"), r"has the knob 'draws' with the default 0: must be at least 1"),
         (section("linear"), r"has 'denoisin' in linear, must be of the channels that it takes: denoising"),
+        (section("unseen"), r"has 'kl_old' in watched, must be of the channels that it takes: log_ratio"),
         (section("idle_array"), r"has 'denoising_ref' in only_with, must be of the arrays that it takes: den"),
         (section("idle_knob"), r"has 'beta' in only_with, must be of the knobs of the loss: none"),
         (section("bare"), r"has the knob 'beta' without an annotation"),
@@ -147,6 +154,15 @@ def test_mistakes_are_named(config: dict[str, Any], message: str) -> None:
 def test_what_a_loss_returns_is_checked(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_objective(section(name)).coefficients({"log_ratio": np.zeros((2, 3))}, {})
+
+
+def test_a_channel_that_a_loss_only_looks_at_is_named_as_such() -> None:
+    channels = {"log_ratio": np.zeros((2, 3)), "kl_ref": np.ones((2, 3))}
+    with pytest.raises(ValueError, match=r"own_losses\.half_detached does not depend on 'kl_ref', or on a detached"):
+        build_objective(section("half_detached")).coefficients(channels, {})
+    tables = build_objective(section("watching")).coefficients(channels, {}).tables
+    np.testing.assert_array_equal(tables["kl_ref"], np.zeros((2, 3)))
+    np.testing.assert_allclose(tables["log_ratio"], np.full((2, 3), 1 / 6))
 
 
 def test_reading_a_configuration_imports_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
