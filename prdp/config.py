@@ -21,6 +21,7 @@ from prdp.support.rules import (
     Positive,
     PositiveOrInfinite,
     Rule,
+    Share,
     Text,
     one_of,
 )
@@ -65,7 +66,6 @@ DEVICE = Rule(
 )
 Finite = Annotated[float, Rule(math.isfinite, "a finite number")]
 _MODULES = Rule(lambda value: bool(value) and all(value), "a list of at least one module name")
-_SHARE = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 
 @dataclass
@@ -139,7 +139,7 @@ class SamplerConfig:
     """Step that sliding and random windows end before; null: the last that can draw noise."""
     window_every: Count = 1
     """Epochs after which a sliding window moves on by one step."""
-    trained_share: Annotated[float, _SHARE] = 1.0
+    trained_share: Share = 1.0
     """Share of the steps with noise that are stored and learned from, drawn for every prompt and epoch."""
     shared_start_noise: bool = False
     """One start noise for all images of a prompt that are learned from, which then differ by the noise of the steps

@@ -122,7 +122,13 @@ class Run:
         self.policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False, only_network=True)
         transitions = self.policy.process.transitions(config.sampler)
         self.learner = build_learner(
-            self.policy, transitions, config.sampler.guidance_scale, config.learner, config.objective, config.seed
+            self.policy,
+            transitions,
+            config.sampler.guidance_scale,
+            config.learner,
+            config.objective,
+            config.seed,
+            config.updates_per_epoch,
         )
         return model
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
-from prdp.objectives import method_of, objective_label, objective_mistakes, objectives_without_noise
+from prdp.objectives import evidence_of, method_of, objective_label, objective_mistakes, objectives_without_noise
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
@@ -156,7 +156,7 @@ def objective_problems(config: TrainConfig) -> list[str]:
                 f"images_per_prompt=1: must be at least 2: {label} compares images of the same prompt, and fewer make "
                 "no pair"
             )
-        if method.evidence.needs_noise:
+        if not found and evidence_of(config.objective, method).needs_noise:
             found += [
                 f"{problem}, or take an objective on denoising errors, which needs none: "
                 f"{', '.join(objectives_without_noise())}"

@@ -12,7 +12,7 @@ from prdp.config import SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.learners.precision import spot_check_size
-from prdp.objectives import build_objective, method_of, objectives_without_noise
+from prdp.objectives import build_objective, evidence_of, objectives_without_noise
 from prdp.support.memory import available_memory
 from prdp.types import Int64
 
@@ -25,7 +25,8 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. Sampling
     evaluates the policy, and the reference at the stored steps where the objective compares with it. The first update
     after sampling takes what the sampler has stored of the evidence, and each further one computes it first, unless the
-    loss is linear in it. Evidence of the reference or of an old policy takes a pass more. Images that are left out are
+    loss is linear in it. Evidence of the reference or of an old policy takes a pass more; that of the policy which an
+    epoch's updates start from does at further ones. Images that are left out are
     counted all the same. In half precision a few cells that a sampler has stored are evaluated twice more, to check
     them and to measure their noise.
 
@@ -37,13 +38,15 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     branches = 2 if guided(config.sampler.guidance_scale) else 1
     steps, noisy = config.sampler.steps, _noisy(config.sampler)
     half = (config.learner.autocast or config.model.dtype) != "float32"
-    evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.method.linear)
+    evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.linear)
     guard = evidence.guard(objective.channels)
     columns = evidence.columns(config.sampler, noisy)
-    first = channels <= linear | set(evidence.sampled)
+    first = channels <= linear | set(evidence.sampled) | set(objective.known_as_sampled)
     others = channels <= linear - ({guard} if half else set())
-    further = sum(name in objective.arrays for name in evidence.passes)
-    passes = (2 - first) + (updates - 1) * (2 - others) + updates * further
+    further = [of for name, (_, of) in evidence.passes.items() if name in objective.arrays]
+    beside = sum(name in channels for name in evidence.others)
+    passes = (2 - first) + (updates - 1) * (2 - others) + updates * (len(further) + beside)
+    passes -= further.count("sampled")
     cells = images * columns
     checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and guard is not None else 0
     reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)
@@ -108,7 +111,7 @@ def memory_warning(config: TrainConfig, available: int | None = None) -> str:
         keys.append("cluster.max_staleness")
         at_once = f", and {count} are held at once (cluster.max_staleness={config.cluster.max_staleness})"
     advice = ""
-    if method_of(config.objective).evidence.needs_noise:
+    if evidence_of(config.objective).needs_noise:
         keys.append("sampler.trained_share")
         advice = (
             ", set sampler.window, or take an objective that stores no trajectories "

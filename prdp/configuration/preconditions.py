@@ -13,7 +13,7 @@ from typing import Any
 
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.configuration.bounds import objective_problems
-from prdp.objectives import method_of
+from prdp.objectives import evidence_of
 from prdp.support.errors import StartError, UserError
 from prdp.support.targets import TARGET
 
@@ -36,7 +36,7 @@ def check_preconditions(config: TrainConfig) -> None:
         problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
     if not problems:
         problems += precision_problems(config.model, config.learner.autocast)
-        needs_log_probs = method_of(config.objective).evidence.needs_noise
+        needs_log_probs = evidence_of(config.objective).needs_noise
         problems += model_problems(
             config.model, config.sampler, config.learner, needs_log_probs=needs_log_probs
         )

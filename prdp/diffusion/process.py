@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from prdp.types import Float32, Float64, Int64
 
 _DOMAIN = 0x6E6F697365
 """Keeps these streams apart from those of `ImageNoise`, whose noise made the very latents that are noised here."""
+_ORDER = 0x6F72646572
+"""Keeps the order of the sampler's times apart from both."""
 
 
 class Process(Protocol):
@@ -25,8 +29,8 @@ class Process(Protocol):
         """The table of a sampler section; a ValueError names the key, its value and what was expected."""
         ...
 
-    def draw_time(self, stream: np.random.Generator) -> float:
-        """A time to compute a denoising error at."""
+    def time_at(self, quantile: float) -> float:
+        """The time at a quantile in [0, 1) of those that the network is pretrained at, from pure noise down."""
         ...
 
     def noised(
@@ -40,38 +44,85 @@ class Process(Protocol):
         ...
 
 
-def draw_cells(
-    process: Process,
-    seed: int,
-    update: int,
-    prompts: Int64,
-    images: Int64,
-    draws: Int64,
-    shape: tuple[int, ...],
-) -> tuple[Float64, Float32]:
-    """Times float64 [b] and noise float32 [b, *shape] of denoising evidence.
+Times = Literal["uniform", "stratified", "sampler"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Times and noise of denoising evidence.
 
     Each cell has a stream of its own, keyed by (seed, update, prompt, image, draw); neither the microbatch nor the
     device can change it.
 
-    Args:
+    Attributes:
+        process: that noises.
+        seed: of the run.
         update: number of the optimizer step.
-        prompts, images, draws: int64 [b], position of the prompt in its epoch, number of the image in its group
-            (one for all where they share their noise), number of the draw.
-        shape: of one latent.
+        count: draws per image.
+        times: uniform over those of pretraining; stratified: one in each of `count` equal parts of these; sampler:
+            steps of the sampler, in random order without repetition while there are enough.
+        noisiest: share of the times, from pure noise down, that is drawn from.
+        steps: float64 [T], the sampler's times in its order.
     """
-    times, noise = np.empty(len(draws), np.float64), np.empty((len(draws), *shape), np.float32)
-    for cell, (prompt, image, draw) in enumerate(zip(prompts, images, draws, strict=True)):
-        key = (_DOMAIN, seed, update, int(prompt), int(image), int(draw))
-        stream = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-        times[cell] = process.draw_time(stream)
-        noise[cell] = stream.standard_normal(shape, dtype=np.float32)
-    return times, noise
+
+    process: Process
+    seed: int
+    update: int
+    count: int = 1
+    times: Times = "uniform"
+    noisiest: float = 1.0
+    steps: Float64 | None = None
+
+    def cells(
+        self, prompts: Int64, images: Int64, draws: Int64, shape: tuple[int, ...]
+    ) -> tuple[Float64, Float32]:
+        """Times float64 [b] and noise float32 [b, *shape].
+
+        Args:
+            prompts, images, draws: int64 [b], position of the prompt in its epoch, number of the image in its group
+                (one for all where they share their noise), number of the draw.
+            shape: of one latent.
+        """
+        times, noise = np.empty(len(draws), np.float64), np.empty((len(draws), *shape), np.float32)
+        for cell, address in enumerate(zip(prompts.tolist(), images.tolist(), draws.tolist(), strict=True)):
+            stream = self._stream(_DOMAIN, *address)
+            times[cell] = self._time(stream, *address)
+            noise[cell] = stream.standard_normal(shape, dtype=np.float32)
+        return times, noise
+
+    def _time(self, stream: np.random.Generator, prompt: int, image: int, draw: int) -> float:
+        within = stream.random()
+        if self.times == "uniform":
+            return self.process.time_at(self.noisiest * within)
+        if self.times == "stratified":
+            return self.process.time_at(self.noisiest * (draw + within) / self.count)
+        assert self.steps is not None, "the sampler's times are not known"
+        steps = self.steps[: math.ceil(self.noisiest * len(self.steps))]
+        turn, place = divmod(draw, len(steps))
+        return float(self._stream(_ORDER, prompt, image, turn).permutation(steps)[place])
+
+    def _stream(self, *key: int) -> np.random.Generator:
+        domain, *rest = key
+        return np.random.Generator(
+            np.random.Philox(np.random.SeedSequence((domain, self.seed, self.update, *rest)))
+        )
 
 
-def denoising_log_likelihood(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Minus the squared error of network outputs [b, C, h, w], mean over latent dims; [b]."""
-    return -(output - target).square().flatten(1).mean(1)
+def denoising_error(output: torch.Tensor, target: torch.Tensor, adaptive_weight: bool = False) -> torch.Tensor:
+    """Squared error of network outputs [b, C, h, w], mean over latent dims; [b].
+
+    Args:
+        adaptive_weight: it is divided by max(mean |output - target|, 1e-5), without gradient.
+    """
+    error = squared_distance(output, target)
+    if not adaptive_weight:
+        return error
+    return error / (output - target).detach().abs().flatten(1).mean(1).clamp(min=1e-5)
+
+
+def squared_distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Mean over latent dims of (left - right)^2, for [b, C, h, w]; [b]."""
+    return (left - right).square().flatten(1).mean(1)
 
 
 def column(values: Float64, like: torch.Tensor) -> torch.Tensor:

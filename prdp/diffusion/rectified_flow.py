@@ -53,9 +53,9 @@ class RectifiedFlow:
             sigmas, kind=sampler.kind, eta=sampler.eta, deterministic_final_steps=sampler.deterministic_final_steps
         )
 
-    def draw_time(self, stream: np.random.Generator) -> float:
-        """Uniform in (0, 1]."""
-        return 1.0 - stream.random()
+    def time_at(self, quantile: float) -> float:
+        """Sigma is uniform in (0, 1]."""
+        return 1.0 - quantile
 
     def noised(
         self, latents: torch.Tensor, times: Float64, noise: torch.Tensor

@@ -38,9 +38,9 @@ class VariancePreserving:
             deterministic_final_steps=sampler.deterministic_final_steps,
         )
 
-    def draw_time(self, stream: np.random.Generator) -> float:
-        """Uniform over all training timesteps."""
-        return float(stream.integers(len(self._abar)))
+    def time_at(self, quantile: float) -> float:
+        """All training timesteps are equally frequent."""
+        return len(self._abar) - 1.0 - math.floor(quantile * len(self._abar))
 
     def noised(
         self, latents: torch.Tensor, times: Float64, noise: torch.Tensor

@@ -7,7 +7,8 @@ there, and nobody else asks which kind it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 Channels = dict[str, Float64]
 """Channel -> evidence of every cell, [n, T]; 0 at cells that were left out."""
-Of = Literal["policy", "reference", "old"]
-"""Whose evidence: of the learning weights, of their frozen start, or of the moving old policy."""
+Of = Literal["policy", "reference", "old", "sampled"]
+"""Whose evidence: of the learning weights, of their frozen start, of the moving old policy, or of the policy that an
+epoch's updates start from, which has sampled if the rollout is on-policy."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Pass:
         seed: of the run.
         update: number of the optimizer step.
         network: whose evidence it is; None for the policy's own.
+        network_of: the network of another, for as long as the context lasts.
     """
 
     policy: Policy
@@ -47,10 +50,21 @@ class Pass:
     seed: int
     update: int
     network: torch.nn.Module | None = None
+    network_of: Callable[[Of], AbstractContextManager[torch.nn.Module | None]] | None = None
 
     def output(self, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The guided output, float32 [b, C, h, w]; see `Policy.output`."""
         return self.policy.output(latents, times, conditions, self.guidance_scale, self.network)
+
+    def output_of(
+        self, of: Of, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """The guided output of another network, without gradient. Call it before `output`: tensors are exchanged."""
+        import torch
+
+        assert self.network_of is not None, "this pass knows one network"
+        with torch.no_grad(), self.network_of(of) as network:
+            return self.policy.output(latents, times, conditions, self.guidance_scale, network)
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class Evidence(ABC):
         data: what a loss may ask for besides rewards.
         of_steps: of `data`, what is told of the columns themselves, and not scaled by step weights.
         passes: of `data`, what takes passes over the cells: name -> (channel, whose).
+        derived: what a loss may take besides, differences: name -> (channel or data, channel or data to subtract).
+        others: channels whose values take the output of another network as well: name -> whose.
         needs_noise: whether its columns are steps of the sampler that draw noise.
         keeps: names in `Rollout.stored` of what it is computed from, which its recorder keeps.
         skips_unused: whether images without a coefficient are left out of all passes.
@@ -73,9 +89,16 @@ class Evidence(ABC):
     data: ClassVar[tuple[str, ...]] = ()
     of_steps: ClassVar[tuple[str, ...]] = ()
     passes: ClassVar[Mapping[str, tuple[str, Of]]] = {}
+    derived: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    others: ClassVar[Mapping[str, Of]] = {}
     needs_noise: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = ()
     skips_unused: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> str:
+        """Its name, a value of `objective.evidence`."""
+        return type(self).__name__.lower()
 
     def guard(self, arrays: Collection[str]) -> str | None:
         """The channel whose recomputed value must be the stored one on an on-policy rollout; None for no such."""

@@ -1,16 +1,16 @@
-"""Evidence on final latents that are noised anew: no trajectories, no reference and no noise in the sampler."""
+"""Evidence on final latents that are noised anew: no trajectories and no noise in the sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from prdp.config import SamplerConfig
 from prdp.evidence.base import Channels, Evidence, Of, Pass
-from prdp.support.rules import Count
+from prdp.support.rules import Count, Share
 from prdp.types import Int64, Rollout
 
 if TYPE_CHECKING:
@@ -26,20 +26,41 @@ class Denoising(Evidence):
 
     A rollout stores final_latents: float32 [n, C, h, w], what the images were decoded from.
 
+    With l the mean over latent dims of (output - target)^2, at the same draws for every network of an update:
+        denoising = -l.
+        log_ratio = l_ref - l, log_importance = l_sampled - l, log_ratio_old = l_ref - l_sampled: differences of
+            Gaussian log-densities of the target, of variance 1/2 around the outputs; docs/objectives/prdp.md says what
+            they tell of the policies' log-ratio.
+        kl_ref, kl_old_policy = the means of (output - output_ref)^2 and (output - output_old)^2: the KLs of these Gaussians.
+
     Attributes:
         draws: per image and update.
         shared_draws: all images of a prompt are noised alike.
+        times: uniform: as in pretraining; stratified: as uniform, one draw in each of `draws` equal parts; sampler:
+            steps of the sampler, in random order without repetition while there are enough.
+        noisiest: share of the times, from pure noise down, that is drawn from.
+        adaptive_weight: l is divided by max(mean |output - target|, 1e-5), without gradient (arXiv:2509.16117).
     """
 
     draws: Count = 8
     shared_draws: bool = False
+    times: Literal["uniform", "stratified", "sampler"] = "uniform"
+    noisiest: Share = 1.0
+    adaptive_weight: bool = False
 
-    channels: ClassVar[tuple[str, ...]] = ("denoising",)
-    data: ClassVar[tuple[str, ...]] = ("denoising_ref", "denoising_old")
+    channels: ClassVar[tuple[str, ...]] = ("denoising", "kl_ref", "kl_old_policy")
+    data: ClassVar[tuple[str, ...]] = ("denoising_ref", "denoising_old", "denoising_sampled")
     passes: ClassVar[Mapping[str, tuple[str, Of]]] = {
         "denoising_ref": ("denoising", "reference"),
         "denoising_old": ("denoising", "old"),
+        "denoising_sampled": ("denoising", "sampled"),
     }
+    derived: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "log_ratio": ("denoising", "denoising_ref"),
+        "log_ratio_old": ("denoising_sampled", "denoising_ref"),
+        "log_importance": ("denoising", "denoising_sampled"),
+    }
+    others: ClassVar[Mapping[str, Of]] = {"kl_ref": "reference", "kl_old_policy": "old"}
     keeps: ClassVar[tuple[str, ...]] = ("final_latents",)
     skips_unused: ClassVar[bool] = True
 
@@ -64,25 +85,53 @@ class Denoising(Evidence):
         columns: Int64,
         names: Collection[str],
     ) -> dict[str, torch.Tensor]:
-        """Minus the denoising error of final latents, guided as the sampler is, at this update's draws."""
+        """See the class; guided as the sampler is, at this update's draws."""
+        from prdp.diffusion.process import denoising_error, squared_distance
+
+        noised, times, target = self.noised(of, rollout, images, columns)
+        others = {
+            name: of.output_of(whose, noised, times, conditions)
+            for name, whose in self.others.items()
+            if name in names
+        }
+        output = of.output(noised, times, conditions)
+        values = {name: squared_distance(output, other) for name, other in others.items()}
+        if "denoising" in names:
+            values["denoising"] = -denoising_error(output, target, self.adaptive_weight)
+        return values
+
+    def noised(
+        self, of: Pass, rollout: Rollout, images: Int64, columns: Int64
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Final latents of cells noised at this update's draws, their times [b], and the outputs that are right."""
         import torch
 
-        from prdp.diffusion.process import denoising_log_likelihood, draw_cells
+        from prdp.diffusion.process import Draws
 
+        process = of.policy.process
         latents = torch.from_numpy(rollout.stored["final_latents"][images]).to(of.policy.device)
         numbers = images % rollout.images_per_prompt
-        if self.shared_draws:
-            numbers = np.zeros_like(numbers)
-        process = of.policy.process
-        times, noise = draw_cells(
-            process, of.seed, of.update, rollout.group_ids[images], numbers, columns, tuple(latents.shape[1:])
+        draws = Draws(process, of.seed, of.update, self.draws, self.times, self.noisiest, of.transitions.times)
+        times, noise = draws.cells(
+            rollout.group_ids[images],
+            np.zeros_like(numbers) if self.shared_draws else numbers,
+            columns,
+            tuple(latents.shape[1:]),
         )
         noised, target = process.noised(latents, times, torch.from_numpy(noise).to(latents))
-        output = of.output(noised, torch.from_numpy(times).to(latents), conditions)
-        return {"denoising": denoising_log_likelihood(output, target)}
+        return noised, torch.from_numpy(times).to(latents), target
 
     def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
-        return {"denoising_error": -float(now["denoising"].ravel()[cells].mean())}
+        def mean(values: np.ndarray) -> float:
+            return float(values.ravel()[cells].mean())
+
+        metrics = {name: mean(now[name]) for name in self.others if name in now}
+        if "denoising" in now:
+            metrics["denoising_error"] = -mean(now["denoising"])
+            for metric, other in (("logratio_ref", "denoising_ref"), ("logratio", "denoising_sampled")):
+                if other in known:
+                    metrics[metric] = mean(now["denoising"] - known[other])
+        return metrics
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def build_learner(
     config: LearnerConfig,
     objective: Mapping[str, Any],
     seed: int = 0,
+    updates_per_epoch: int = 1,
 ) -> Learner:
     """The learner on the engine that `config.framework` names; only 'jax' imports JAX.
 
@@ -31,6 +32,7 @@ def build_learner(
         guidance_scale: that the rollouts were sampled with.
         objective: name and knobs, see `prdp.objectives`.
         seed: of the run; denoising evidence draws its noise from it.
+        updates_per_epoch: on every rollout.
 
     Raises:
         ValueError: an unknown framework or objective, knobs that it does not take, JAX that is not installed, or a
@@ -55,4 +57,4 @@ def build_learner(
         engine = JaxEngine(*settings)
     else:
         raise ValueError(f"learner.framework is {config.framework!r}, expected one of {', '.join(FRAMEWORKS)}")
-    return Learner(engine, built, config)
+    return Learner(engine, built, config, updates_per_epoch)

@@ -68,6 +68,8 @@ class Engine(ABC):
         self._channels = tuple(channels)
         self._microbatch = microbatch
         self._seed = seed
+        self.reference: Of = "reference"
+        """Whose evidence that of the reference is."""
 
     @property
     def precision(self) -> str:
@@ -94,7 +96,7 @@ class Engine(ABC):
         """
         names = tuple(channels) or self._channels
         found = self._unknown(batch, names)
-        with self._float32(), self._network_of(of) as network:
+        with self._float32(), self._resolved(of) as network:
             for images, columns in self._microbatches(batch, cells):
                 values = self._values(batch, images, columns, names, network)
                 for name in names:
@@ -128,7 +130,7 @@ class Engine(ABC):
 
     @abstractmethod
     def weights(self, of: Of, version: int) -> Weights:
-        """A copy of the policy's or the old policy's learning tensors."""
+        """A copy of the learning tensors of the policy, or of one that is kept."""
 
     @abstractmethod
     def average(self, version: int) -> Weights | None:
@@ -139,12 +141,12 @@ class Engine(ABC):
         """Keep the weights as they are now as the reference; before anything is learned or loaded."""
 
     @abstractmethod
-    def keep_old(self) -> None:
-        """Keep an old policy from now on, which starts as the weights are now."""
+    def keep(self, of: Of) -> None:
+        """Keep the weights as they are now as those of 'old' or 'sampled'."""
 
     @abstractmethod
-    def move_old(self, decay: float) -> None:
-        """old <- decay * old + (1 - decay) * weights."""
+    def move(self, of: Of, decay: float) -> None:
+        """kept <- decay * kept + (1 - decay) * weights."""
 
     @abstractmethod
     def unscale(self, scale: float) -> bool:
@@ -163,10 +165,11 @@ class Engine(ABC):
 
     @abstractmethod
     def state(self) -> Arrays:
-        """Weights, optimizer, moving average and old policy, the same names for every framework.
+        """Weights, optimizer, moving average and kept policies, the same names for every framework.
 
         Returns:
-            {"weights/<name>", "optimizer/{step, exp_avg, exp_avg_sq}/<name>", "ema/<name>", "old/<name>": array}
+            {"weights/<name>", "optimizer/{step, exp_avg, exp_avg_sq}/<name>", "ema/<name>", "old/<name>",
+            "sampled/<name>": array}
         """
 
     @abstractmethod
@@ -197,7 +200,15 @@ class Engine(ABC):
         names: Sequence[str],
         network: torch.nn.Module | None,
     ) -> dict[str, torch.Tensor]:
-        of = Pass(self.policy, self.transitions, self._guidance_scale, self._seed, batch.update, network)
+        of = Pass(
+            self.policy,
+            self.transitions,
+            self._guidance_scale,
+            self._seed,
+            batch.update,
+            network,
+            self._resolved,
+        )
         conditions = batch.conditions[images // batch.rollout.images_per_prompt]
         values = self._evidence.values(of, batch.rollout, conditions, images, columns, names)
         kind = f"{type(self._evidence).__name__}.values"
@@ -214,6 +225,9 @@ class Engine(ABC):
             if torch.is_grad_enabled() and not values[name].requires_grad:
                 raise ValueError(f"{kind} returned '{name}' without a gradient; nothing could be learned from it")
         return values
+
+    def _resolved(self, of: Of) -> AbstractContextManager[torch.nn.Module | None]:
+        return self._network_of(self.reference if of == "reference" else of)
 
     def _unknown(self, batch: Batch, names: Sequence[str]) -> Channels:
         return {name: np.zeros(self._evidence.shape(batch.rollout)) for name in names}

@@ -83,8 +83,7 @@ class JaxEngine(Engine):
         # JAX never writes into an array, so that the average may start as the tensors themselves.
         average = tensors if config.ema_decay else None
         self._state = LearnerState(tensors=tensors, adam=self._adam.init(tensors), average=average)
-        self._start: Tensors | None = None
-        self._old: Tensors | None = None
+        self._kept: dict[str, Tensors] = {}
         self._apply_gradient = jax.jit(partial(_applied, self._adam, config.weight_decay, config.max_grad_norm))
 
     def weights(self, of: Of, version: int) -> Weights:
@@ -94,14 +93,14 @@ class JaxEngine(Engine):
         return None if self._state.average is None else Weights.of(version, _host(self._state.average))
 
     def keep_reference(self) -> None:
-        self._start = self._state.tensors
+        self.keep("reference")
 
-    def keep_old(self) -> None:
-        self._old = self._state.tensors
+    def keep(self, of: Of) -> None:
+        self._kept[of] = self._state.tensors
 
-    def move_old(self, decay: float) -> None:
-        self._old = jax.tree.map(
-            lambda kept, value: kept + (1.0 - decay) * (value - kept), self._tensors_of("old"), self._state.tensors
+    def move(self, of: Of, decay: float) -> None:
+        self._kept[of] = jax.tree.map(
+            lambda kept, value: kept + (1.0 - decay) * (value - kept), self._tensors_of(of), self._state.tensors
         )
 
     def unscale(self, scale: float) -> bool:
@@ -122,7 +121,7 @@ class JaxEngine(Engine):
         parts: dict[str, Mapping[str, Any]] = {
             "weights": self._state.tensors,
             "ema": self._state.average or {},
-            "old": self._old or {},
+            **{of: kept for of, kept in self._kept.items() if of != "reference"},
         }
         if adam.count:
             parts |= {
@@ -152,17 +151,18 @@ class JaxEngine(Engine):
             )
         if average is not None:
             average = read("ema/")
-        if self._old is not None:
-            self._old = read("old/")
+        for of in self._kept.keys() - {"reference"}:
+            self._kept[of] = read(f"{of}/")
         self._state = LearnerState(tensors=learning, adam=adam, average=average)
 
     @contextmanager
     def _network_of(self, of: Of) -> Iterator[torch.nn.Module | None]:
+        before = self._network.tensors
         self._network.tensors = self._tensors_of(of)
         try:
             yield self._network
         finally:
-            self._network.tensors = {}
+            self._network.tensors = before
 
     @contextmanager
     def _float32(self) -> Iterator[None]:
@@ -177,9 +177,10 @@ class JaxEngine(Engine):
         self._network.gradient = {}
 
     def _tensors_of(self, of: Of) -> Tensors:
-        found = {"policy": self._state.tensors, "reference": self._start, "old": self._old}[of]
-        assert found is not None, f"no {of} is kept"
-        return found
+        if of == "policy":
+            return self._state.tensors
+        assert of in self._kept, f"the policy '{of}' is not kept: call keep first"
+        return self._kept[of]
 
 
 @jax.jit

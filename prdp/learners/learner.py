@@ -32,12 +32,16 @@ class Learner:
         engine: computes that evidence, and steps.
         objective: with its knobs set.
         config: learning rate, moving average, tolerance.
+        updates_per_epoch: on every rollout. The old policy moves after the last one.
     """
 
-    def __init__(self, engine: Engine, objective: Objective, config: LearnerConfig) -> None:
+    def __init__(
+        self, engine: Engine, objective: Objective, config: LearnerConfig, updates_per_epoch: int = 1
+    ) -> None:
         self.engine = engine
         self.objective = objective
         self._config = config
+        self._updates_per_epoch = updates_per_epoch
         self._updates = 0
         self._noise: float | None = None
         self._noise_epoch: int | None = None
@@ -47,11 +51,16 @@ class Learner:
         self._further_passes = {
             name: where for name, where in objective.evidence.passes.items() if name in objective.arrays
         }
-        whose = {of for _, of in self._further_passes.values()}
-        if "reference" in whose:
+        old = objective.old_policy
+        if old is not None:
+            engine.keep("old")
+        if old is not None and old.old_is_reference:
+            engine.reference = "old"
+        elif "reference" in objective.others:
             engine.keep_reference()
-        if objective.old_policy is not None:
-            engine.keep_old()
+        self._keeps_sampled = updates_per_epoch > 1 and "sampled" in objective.others
+        if self._keeps_sampled:
+            engine.keep("sampled")
 
     @property
     def version(self) -> int:
@@ -106,6 +115,8 @@ class Learner:
         pass is left out where the coefficients are known without: for the first update after an on-policy rollout,
         whose evidence the sampler has stored, and for channels that the loss is linear in.
 
+        Differences to the policy that an epoch's updates start from are known at the first of them, too.
+
         In half precision the gradient alone is computed in it; what coefficients, clips and metrics are computed from
         is float32 evidence. The error of what a sampler has stored is measured on a few cells at the first update of
         every rollout.
@@ -138,10 +149,17 @@ class Learner:
         cells = np.arange(np.prod(self.cells(rollout)))
         if evidence.skips_unused:
             cells = self._used_cells(rollout, data, weights)
+        first = self._updates % self._updates_per_epoch == 0
+        if first and self._keeps_sampled:
+            engine.keep("sampled")
+        own = [name for name, (_, of) in self._further_passes.items() if of == "sampled" and first]
         for name, (channel, of) in self._further_passes.items():
-            data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
+            if name not in own:
+                data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
 
-        half, linear = engine.precision != "float32", objective.method.linear
+        half, linear = engine.precision != "float32", objective.linear
+        if first:
+            linear += objective.known_as_sampled
         checked: dict[str, float] = {}
         if half and guard is not None:
             if on_policy or rollout.prompts.epoch != self._noise_epoch:
@@ -153,13 +171,17 @@ class Learner:
         if all(name in stored or name in linear for name in objective.channels):
             now = dict.fromkeys(objective.channels, np.zeros(self.cells(rollout))) | stored
         else:
-            now = stored = engine.evidence(batch, cells)
+            needed = [name for name in objective.channels if half or name not in linear]
+            stored = engine.evidence(batch, cells, channels=needed)
+            now = dict.fromkeys(objective.channels, np.zeros(self.cells(rollout))) | stored
+        data |= {name: now[self._further_passes[name][0]] for name in own}
         result = self._coefficients(now, data, weights)
         recomputed, scale = self._accumulate(batch, cells, result.tables, progress)
         if on_policy and not half and guard is not None:
             self._check_ratio(rollout, evidence.stored(rollout)[guard], recomputed[guard])
         if stored.keys() < set(objective.channels):
             now = recomputed | stored
+            data |= {name: now[self._further_passes[name][0]] for name in own}
             result = self._coefficients(now, data, weights)
         with uninterrupted():
             metrics |= self._step()
@@ -263,6 +285,7 @@ class Learner:
         decay = min(self._config.ema_decay, (2 + self._updates) / (11 + self._updates))
         metrics = self.engine.apply(rate, decay, self._updates)
         self._updates += 1
-        if self.objective.old_policy is not None:
-            self.engine.move_old(self.objective.old_policy.decay(self._updates))
+        old = self.objective.old_policy
+        if old is not None and self._updates % self._updates_per_epoch == 0:
+            self.engine.move("old", old.decay(self._updates // self._updates_per_epoch))
         return metrics | {"learning_rate": rate}

@@ -48,10 +48,10 @@ class TorchEngine(Engine):
             weight_decay=config.weight_decay,
         )
         self._average = self._copy() if config.ema_decay else None
-        self._old: Tensors | None = None
+        self._kept: dict[str, Tensors] = {}
 
     def weights(self, of: Of, version: int) -> Weights:
-        return self.policy.weights.export(version) if of == "policy" else _weights(self._kept_old(), version)
+        return self.policy.weights.export(version) if of == "policy" else _weights(self._of(of), version)
 
     def average(self, version: int) -> Weights | None:
         return None if self._average is None else _weights(self._average, version)
@@ -59,12 +59,12 @@ class TorchEngine(Engine):
     def keep_reference(self) -> None:
         self.policy.weights.keep_reference()
 
-    def keep_old(self) -> None:
-        self._old = self._copy()
+    def keep(self, of: Of) -> None:
+        self._kept[of] = self._copy()
 
     @torch.no_grad()
-    def move_old(self, decay: float) -> None:
-        for name, value in self._kept_old().items():
+    def move(self, of: Of, decay: float) -> None:
+        for name, value in self._of(of).items():
             value.lerp_(self._parameters[name].detach(), 1.0 - decay)
 
     def unscale(self, scale: float) -> bool:
@@ -98,7 +98,8 @@ class TorchEngine(Engine):
             for key, entry in self._optimizer.state.get(value, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = entry
         tensors |= {f"ema/{name}": value for name, value in (self._average or {}).items()}
-        tensors |= {f"old/{name}": value for name, value in (self._old or {}).items()}
+        for of, kept in self._kept.items():
+            tensors |= {f"{of}/{name}": value for name, value in kept.items()}
         return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
@@ -115,8 +116,8 @@ class TorchEngine(Engine):
                 }
         if self._average is not None:
             self._average = self._read(tensors, "ema/")
-        if self._old is not None:
-            self._old = self._read(tensors, "old/")
+        for of in self._kept:
+            self._kept[of] = self._read(tensors, f"{of}/")
 
     @contextmanager
     def _network_of(self, of: Of) -> Iterator[torch.nn.Module | None]:
@@ -126,12 +127,12 @@ class TorchEngine(Engine):
             with self.policy.reference() as network:
                 yield network
         else:
-            old = self._kept_old()
-            self._swap(old)
+            kept = self._of(of)
+            self._swap(kept)
             try:
                 yield None
             finally:
-                self._swap(old)
+                self._swap(kept)
 
     def _float32(self) -> AbstractContextManager[None]:
         return self.policy.float32()
@@ -142,9 +143,9 @@ class TorchEngine(Engine):
     def _copy(self) -> Tensors:
         return {name: value.detach().clone() for name, value in self._parameters.items()}
 
-    def _kept_old(self) -> Tensors:
-        assert self._old is not None, "no old policy is kept: call keep_old first"
-        return self._old
+    def _of(self, of: Of) -> Tensors:
+        assert of in self._kept, f"the policy '{of}' is not kept: call keep first"
+        return self._kept[of]
 
     def _swap(self, others: Tensors) -> None:
         """Exchange the learning tensors with others, in place and without a copy."""

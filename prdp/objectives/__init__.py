@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
 from prdp.evidence import Denoising, Evidence, OldPolicy, Trajectory
-from prdp.objectives._knobs import Knob, mistakes
+from prdp.evidence.base import Of
+from prdp.objectives._idle_knobs import idle_knobs
+from prdp.objectives._knobs import Knob, fields_as_knobs, mistakes
 from prdp.objectives._soundness import BATCH_ARRAYS, loss_result, method_problem
 from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.ddpo import ddpo
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 Arrays = Mapping[str, npt.ArrayLike]
+Settings = TypeVar("Settings", Evidence, OldPolicy)
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,19 @@ class Method:
     Attributes:
         loss: function of arrays and knobs, to (scalar tensor, name -> number, which are logged).
         evidence: where its channels come from.
-        linear: channels whose coefficients do not depend on any channel's values, so that no pass over the cells is
+        also: other kinds of evidence that it may be computed from; `objective.evidence` then says which. Their knobs
+            are knobs of the method too.
+        linear: arrays whose coefficients do not depend on any channel's values, so that no pass over the cells is
             needed to know them.
         old_policy: how the old policy moves that the loss compares with, or that samples.
         watched: channels that the loss looks at and is not differentiated by.
-        only_with: array -> knob: it is taken, and computed, where the knob is not 0; elsewhere the loss gets None.
+        only_with: array -> knob: it is taken, and computed, where the knob is neither 0 nor null; elsewhere the loss
+            gets None.
     """
 
     loss: Callable[..., tuple[torch.Tensor, dict[str, float]]]
     evidence: Evidence = field(default_factory=Trajectory)
+    also: tuple[Evidence, ...] = ()
     linear: tuple[str, ...] = ()
     old_policy: OldPolicy | None = None
     watched: tuple[str, ...] = ()
@@ -65,9 +72,9 @@ class Method:
         return tuple(entry.name for entry in parameters if entry.kind is entry.POSITIONAL_OR_KEYWORD)
 
     @property
-    def channels(self) -> tuple[str, ...]:
-        """Those of its arrays that are computed from the policy as it is."""
-        return tuple(name for name in self.arrays if name in self.evidence.channels)
+    def kinds(self) -> dict[str, Evidence]:
+        """The evidence that it may be computed from, by its name; the default comes first."""
+        return {evidence.kind: evidence for evidence in (self.evidence, *self.also)}
 
     @property
     def compares_images(self) -> bool:
@@ -87,13 +94,18 @@ class Method:
 
     @cached_property
     def evidence_knobs(self) -> dict[str, Knob]:
-        """Knobs of its evidence."""
-        return _fields_as_knobs(self.evidence)
+        """Knobs of its evidence, and which one that is."""
+        knobs: dict[str, Knob] = {}
+        if self.also:
+            knobs["evidence"] = Knob(Literal[tuple(self.kinds)], self.evidence.kind)
+        for evidence in self.kinds.values():
+            knobs |= fields_as_knobs(evidence)
+        return knobs
 
     @cached_property
     def old_policy_knobs(self) -> dict[str, Knob]:
         """Knobs of its old policy."""
-        return {} if self.old_policy is None else _fields_as_knobs(self.old_policy)
+        return {} if self.old_policy is None else fields_as_knobs(self.old_policy)
 
     @property
     def knobs(self) -> dict[str, Knob]:
@@ -101,15 +113,17 @@ class Method:
         return self.loss_knobs | self.evidence_knobs | self.old_policy_knobs
 
 
+_DENOISING = (Denoising(shared_draws=True),)
+
 OBJECTIVES: dict[str, Method] = {
-    "prdp": Method(prdp),
-    "ddpo": Method(ddpo),
-    "reinforce": Method(reinforce, linear=("log_importance",)),
-    "grpo": Method(grpo, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
+    "prdp": Method(prdp, also=_DENOISING, old_policy=OldPolicy(), only_with={"log_ratio_old": "clip_range"}),
+    "ddpo": Method(ddpo, also=_DENOISING),
+    "reinforce": Method(reinforce, also=_DENOISING, linear=("log_importance",)),
+    "grpo": Method(grpo, also=_DENOISING, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
     "tempflow_grpo": Method(tempflow_grpo, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
     "grpo_guard": Method(grpo_guard, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
     "flow_dppo": Method(flow_dppo, linear=("kl_ref",), watched=("kl_old",), only_with={"kl_ref": "beta"}),
-    "rebel": Method(rebel),
+    "rebel": Method(rebel, also=_DENOISING),
     "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
     "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
     "diffusion_dpo": Method(diffusion_dpo, Denoising(shared_draws=True)),
@@ -150,15 +164,52 @@ class Objective:
     old_policy: OldPolicy | None = None
 
     @cached_property
-    def arrays(self) -> tuple[str, ...]:
+    def takes(self) -> tuple[str, ...]:
         """Names of the arrays that the loss takes with these knobs."""
-        idle = {name for name, knob in self.method.only_with.items() if self.knobs[knob] == 0}
+        idle = {name for name, knob in self.method.only_with.items() if not self.knobs[knob]}
         return tuple(name for name in self.method.arrays if name not in idle)
+
+    @cached_property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that these are made of: themselves, or what they are differences of."""
+        parts = (self.evidence.derived.get(name, (name,)) for name in self.takes)
+        return tuple(dict.fromkeys(name for part in parts for name in part))
 
     @cached_property
     def channels(self) -> tuple[str, ...]:
         """Those of them that it is differentiated by."""
         return tuple(name for name in self.arrays if name in self.evidence.channels)
+
+    @cached_property
+    def others(self) -> frozenset[Of]:
+        """Whose evidence or output it takes beside the policy's."""
+        passes = {of for name, (_, of) in self.evidence.passes.items() if name in self.arrays}
+        return frozenset(passes | {of for name, of in self.evidence.others.items() if name in self.arrays})
+
+    @cached_property
+    def linear(self) -> tuple[str, ...]:
+        """Channels whose coefficients do not depend on any channel's values."""
+        bent = {name for name in self.takes if name not in self.method.linear}
+        parts = {part for name in bent for part in self.evidence.derived.get(name, (name,))}
+        return tuple(name for name in self.channels if name not in parts)
+
+    @cached_property
+    def known_as_sampled(self) -> tuple[str, ...]:
+        """Channels that the loss takes as differences alone to those of the policy that an epoch's updates start from.
+
+        At its first update all of these are 0, so that no pass is needed to know the coefficients.
+        """
+        sampled = {name for name, (_, of) in self.evidence.passes.items() if of == "sampled"}
+        return tuple(
+            channel
+            for channel in self.channels
+            if channel not in self.takes
+            and all(
+                pair[1] in sampled
+                for pair in (self.evidence.derived[name] for name in self.takes if name in self.evidence.derived)
+                if channel in pair
+            )
+        )
 
     def coefficients(self, channels: Arrays, data: Arrays, step_weights: npt.ArrayLike | None = None) -> Coefficients:
         """Evaluate on the host in float64 and differentiate with respect to every channel.
@@ -168,6 +219,7 @@ class Objective:
             data: name -> array, the rest of `arrays`: further arrays of the evidence [n, T], rewards and group_ids [n],
                 history [n, H].
             step_weights: [T] or [n, T], scales the evidence before the loss sees it; None is all ones.
+                Differences are of scaled evidence.
 
         Raises:
             ValueError: shapes that do not fit; a loss that does not give a differentiable scalar and its counts.
@@ -190,8 +242,11 @@ class Objective:
         def weighted(name: str, values: torch.Tensor) -> torch.Tensor:
             return values if weights is None or name in unscaled else values * weights
 
+        parts = {name: weighted(name, values) for name, values in (evidence | others).items()}
         arrays: dict[str, Any] = dict.fromkeys(self.method.arrays)
-        arrays |= {name: weighted(name, values) for name, values in (evidence | others).items()}
+        for name in self.takes:
+            minuend, *subtrahend = self.evidence.derived.get(name, (name,))
+            arrays[name] = parts[minuend] - parts[subtrahend[0]] if subtrahend else parts[minuend]
         loss, metrics = loss_result(self.name, self.method.loss(**arrays, **self.knobs))
         gradients = torch.autograd.grad(loss, list(evidence.values()), allow_unused=True)
         tables = {}
@@ -236,8 +291,12 @@ def method_of(config: Mapping[str, Any]) -> Method:
 
 
 def objectives_without_noise() -> list[str]:
-    """Names of those whose evidence does not come from noisy steps of the sampler."""
-    return [name for name, method in OBJECTIVES.items() if not method.evidence.needs_noise]
+    """Names of those whose evidence does not have to come from noisy steps of the sampler."""
+    return [
+        name
+        for name, method in OBJECTIVES.items()
+        if not all(evidence.needs_noise for evidence in method.kinds.values())
+    ]
 
 
 def objective_label(config: Mapping[str, Any]) -> str:
@@ -256,6 +315,7 @@ def objective_mistakes(config: Mapping[str, Any]) -> list[str]:
         return [f"{objective_label(config)}: {error}"]
     given = {key: value for key, value in config.items() if key not in ("name", TARGET)}
     lines = mistakes(objective_label(config), knobs, given)
+    lines = lines or idle_knobs(method_of(config), given)
     if not lines and "buffer_size" in knobs:
         size, least = (given.get(key, knobs[key].default) for key in ("buffer_size", "min_count"))
         if 0 < size < least:
@@ -277,17 +337,24 @@ def build_objective(config: Mapping[str, Any]) -> Objective:
         raise ValueError("\n".join(wrong))
     method = method_of(config)
     knobs = {key: config.get(key, knob.default) for key, knob in method.loss_knobs.items()}
-    given = {key: config[key] for key in method.evidence_knobs if key in config}
+    evidence = evidence_of(config, method)
     name = str(config.get("name") or config[TARGET])
-    old = method.old_policy
-    if old is not None:
-        old = dataclasses.replace(old, **{key: config[key] for key in method.old_policy_knobs if key in config})
-    return Objective(name, method, knobs, dataclasses.replace(method.evidence, **given), old)
+    old = None if method.old_policy is None else _with_knobs(method.old_policy, config)
+    built = Objective(name, method, knobs, evidence, old)
+    if old is not None and "old" not in built.others and not (old.old_samples or old.old_is_reference):
+        built = dataclasses.replace(built, old_policy=None)
+    return built
 
 
-def _fields_as_knobs(settings: Evidence | OldPolicy) -> dict[str, Knob]:
-    hints = get_type_hints(type(settings), include_extras=True)
-    return {one.name: Knob(hints[one.name], getattr(settings, one.name)) for one in dataclasses.fields(settings)}
+def evidence_of(config: Mapping[str, Any], method: Method | None = None) -> Evidence:
+    """The evidence that a configuration asks for, with its knobs set."""
+    method = method or method_of(config)
+    return _with_knobs(method.kinds[config.get("evidence", method.evidence.kind)], config)
+
+
+def _with_knobs(settings: Settings, config: Mapping[str, Any]) -> Settings:
+    names = (one.name for one in dataclasses.fields(settings))
+    return dataclasses.replace(settings, **{name: config[name] for name in names if name in config})
 
 
 def _check_shapes(evidence: Mapping[str, torch.Tensor], data: Mapping[str, torch.Tensor]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from prdp.support.rules import Rule, optional
 
@@ -34,17 +35,23 @@ class Knob:
         return _bound(self.annotation)
 
 
+def fields_as_knobs(settings: Any) -> dict[str, Knob]:
+    """The fields of a dataclass's instance, whose values are the defaults."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    return {one.name: Knob(hints[one.name], getattr(settings, one.name)) for one in dataclasses.fields(settings)}
+
+
 def mistakes(owner: str, knobs: Mapping[str, Knob], given: Mapping[str, Any]) -> list[str]:
     """A line for every given value that is no knob of `owner` or not what the knob allows."""
     lines = []
     for name, value in given.items():
         if name not in knobs:
             lines.append(
-                f"objective.{name}={_shown(value)}: {owner} has no such knob, it takes {', '.join(knobs)}; "
+                f"objective.{name}={shown(value)}: {owner} has no such knob, it takes {', '.join(knobs)}; "
                 f"leave it out, by ~objective.{name} where a file sets it"
             )
         elif not knobs[name].bound.allows(value):
-            lines.append(f"objective.{name}={_shown(value)}: must be {knobs[name].bound.words}")
+            lines.append(f"objective.{name}={shown(value)}: must be {knobs[name].bound.words}")
     return lines
 
 
@@ -69,5 +76,5 @@ def _bound(annotation: Any) -> Rule:
     raise TypeError(f"a knob cannot be a {annotation}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -41,36 +41,44 @@ def loss_result(name: str, result: Any) -> tuple[torch.Tensor, dict[str, float]]
 
 
 def _problems(method: Method) -> Iterator[str]:
-    evidence, old = method.evidence, method.old_policy
-    if not isinstance(evidence, Evidence):
-        yield f"has the evidence {evidence!r}, must be an instance of a prdp.evidence.Evidence"
-        return
+    old = method.old_policy
+    for evidence in (method.evidence, *method.also):
+        if not isinstance(evidence, Evidence):
+            yield f"has the evidence {evidence!r}, must be an instance of a prdp.evidence.Evidence"
+            return
     if old is not None and not isinstance(old, OldPolicy):
         yield f"has the old_policy {old!r}, must be an instance of prdp.evidence.OldPolicy, or None"
         return
-    own, kind = evidence.channels, type(evidence).__name__
-    known = (*own, *evidence.data, *BATCH_ARRAYS)
     for entry in inspect.signature(method.loss).parameters.values():
         if entry.kind in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD):
             yield f"takes {entry}; its parameters have to be named, as they say which arrays and knobs it takes"
+    for evidence in method.kinds.values():
+        yield from _array_problems(method, evidence)
+    yield from _unknown("linear", method.linear, method.arrays, "arrays that it takes")
+    yield from _unknown("watched", method.watched, method.arrays, "arrays that it takes")
+    yield from _unknown("only_with", method.only_with, method.arrays, "arrays that it takes")
+    yield from _knob_problems(method)
+    yield from _unknown("only_with", method.only_with.values(), method.loss_knobs, "knobs of the loss")
+    if "history" in method.arrays and "buffer_size" not in method.loss_knobs:
+        yield "takes 'history', and has no knob buffer_size, which says how many rewards of a prompt are remembered"
+
+
+def _array_problems(method: Method, evidence: Evidence) -> Iterator[str]:
+    own = (*evidence.channels, *(name for name, (part, _) in evidence.derived.items() if part in evidence.channels))
+    known = (*dict.fromkeys((*own, *evidence.data, *evidence.derived)), *BATCH_ARRAYS)
+    kind = type(evidence).__name__
     for name in method.arrays:
         if name not in known:
             yield (
                 f"takes '{name}', which is none of the arrays {', '.join(known)} of {kind} evidence; knobs come after "
                 "a *, and a prdp.objectives.Method around the loss names other evidence"
             )
-    if not method.channels:
+    if not set(own) & set(method.arrays):
         yield f"must take {' or '.join(own)}, the channels of {kind} evidence"
+    whose = {name: of for name, (_, of) in evidence.passes.items()} | dict(evidence.others)
     for name in method.arrays:
-        if name in evidence.passes and evidence.passes[name][1] == "old" and old is None:
+        if whose.get(name) == "old" and method.old_policy is None:
             yield f"takes '{name}', of an old policy; give its Method old_policy=OldPolicy()"
-    yield from _unknown("linear", method.linear, method.channels, "channels that it takes")
-    yield from _unknown("watched", method.watched, method.channels, "channels that it takes")
-    yield from _unknown("only_with", method.only_with, method.arrays, "arrays that it takes")
-    yield from _knob_problems(method)
-    yield from _unknown("only_with", method.only_with.values(), method.loss_knobs, "knobs of the loss")
-    if "history" in method.arrays and "buffer_size" not in method.loss_knobs:
-        yield "takes 'history', and has no knob buffer_size, which says how many rewards of a prompt are remembered"
 
 
 def _knob_problems(method: Method) -> Iterator[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def prdp(
     log_ratio: torch.Tensor,
-    log_ratio_old: torch.Tensor,
+    log_ratio_old: torch.Tensor | None,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
     *,
@@ -31,7 +31,7 @@ def prdp(
 
     Args:
         log_ratio: log pi_theta / pi_ref per image and step, [n, T].
-        log_ratio_old: the same under the policy that sampled, [n, T].
+        log_ratio_old: the same under the policy that sampled, [n, T]; None where there is no clip.
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
         beta: KL weight; divides the rewards.
@@ -46,7 +46,7 @@ def prdp(
         far smaller than the truth, the gradient is group-relative REINFORCE's, and beta has no effect.
     """
     clipped, clipfrac = log_ratio, 0.0
-    if clip_range is not None:
+    if clip_range is not None and log_ratio_old is not None:
         clipped = log_ratio.clamp(log_ratio_old - clip_range, log_ratio_old + clip_range)
         clipfrac = ((log_ratio - log_ratio_old).abs() > clip_range).double().mean().item()
     score, score_clipped = (

@@ -66,6 +66,7 @@ Positive = Annotated[float, above(0)]
 PositiveOrInfinite = Annotated[float, above(0, finite=False)]
 NotNegative = Annotated[float, at_least(0)]
 Fraction = Annotated[float, fraction()]
+Share = Annotated[float, Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")]
 Text = Annotated[str, FILLED]
 AnyText = Annotated[str, ANYTHING]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from prdp.diffusion.noise import ImageNoise
-from prdp.diffusion.process import denoising_log_likelihood, draw_cells
+from prdp.diffusion.process import Draws, denoising_error
+from prdp.diffusion.rectified_flow import RectifiedFlow
 from prdp.diffusion.variance_preserving import VariancePreserving
 
 SHAPE = (4, 3, 3)
@@ -21,7 +24,7 @@ def test_noised_latents_and_targets_equal_diffusers(prediction: str) -> None:
     )
     process = VariancePreserving(scheduler.config)
     cells = np.arange(6)
-    timesteps, drawn = draw_cells(process, 0, 0, cells, cells, cells, SHAPE)
+    timesteps, drawn = Draws(process, 0, 0).cells(cells, cells, cells, SHAPE)
     latents, noise = torch.randn(6, *SHAPE), torch.from_numpy(drawn)
     noised, target = process.noised(latents, timesteps, noise)
     steps = torch.from_numpy(timesteps).long()
@@ -35,20 +38,45 @@ def test_noised_latents_and_targets_equal_diffusers(prediction: str) -> None:
 def test_draws_have_an_address() -> None:
     process = VariancePreserving(DDPMScheduler().config)
     cells = np.arange(40)
-    timesteps, noise = draw_cells(process, 3, 7, cells // 8, cells // 2 % 4, cells % 2, SHAPE)
+    timesteps, noise = Draws(process, 3, 7).cells(cells // 8, cells // 2 % 4, cells % 2, SHAPE)
     assert np.unique(noise.reshape(40, -1), axis=0).shape[0] == 40
     assert 0 <= timesteps.min() < 250 < 750 < timesteps.max() < 1000
-    alone = draw_cells(process, 3, 7, np.array([2]), np.array([1]), np.array([1]), SHAPE)
+    alone = Draws(process, 3, 7).cells(np.array([2]), np.array([1]), np.array([1]), SHAPE)
     assert alone[0] == timesteps[19]
     np.testing.assert_array_equal(alone[1][0], noise[19])
     for seed, update in ((4, 7), (3, 8)):
-        other = draw_cells(process, seed, update, np.array([2]), np.array([1]), np.array([1]), SHAPE)
+        other = Draws(process, seed, update).cells(np.array([2]), np.array([1]), np.array([1]), SHAPE)
         assert not np.allclose(other[1], alone[1])
     # Not the noise that the latents were sampled from, which they would be too easy to denoise from.
     sampling = ImageNoise(3, 7, np.array([2]), np.array([1]), SHAPE)
     assert all(np.abs(sampling.draw() - alone[1]).max() > 0.1 for _ in range(3))
 
 
-def test_evidence_is_minus_the_mean_squared_error() -> None:
-    output, target = torch.zeros(2, 1, 1, 2), torch.tensor([[1.0, 3.0], [0.0, 2.0]]).view(2, 1, 1, 2)
-    torch.testing.assert_close(denoising_log_likelihood(output, target), torch.tensor([-5.0, -2.0]))
+def test_times_are_stratified_or_of_the_sampler_from_the_noisiest_down() -> None:
+    flow, images, steps = RectifiedFlow({}), np.repeat(np.arange(50), 4), np.array([1.0, 0.9, 0.7, 0.4, 0.1])
+    draws, alike = np.tile(np.arange(4), 50), np.zeros_like(images)
+
+    def drawn(**settings: Any) -> np.ndarray:
+        return Draws(flow, 3, 7, count=4, steps=steps, **settings).cells(alike, images, draws, SHAPE)[0].reshape(50, 4)
+
+    strata = drawn(times="stratified", noisiest=0.5)
+    edges = 1.0 - 0.5 * np.arange(5) / 4
+    assert ((edges[1:] < strata) & (strata <= edges[:-1])).all()
+    assert (strata.std(0) > 0.02).all()
+    noisiest = drawn(noisiest=0.25)
+    assert 0.75 < noisiest.min() < 0.77 and 0.98 < noisiest.max() <= 1.0
+    grid = drawn(times="sampler", noisiest=0.8)
+    assert {tuple(sorted(row)) for row in grid} == {(0.4, 0.7, 0.9, 1.0)}, "each step once"
+    assert len({tuple(row) for row in grid}) > 10, "in random order"
+    again = drawn(times="sampler", noisiest=0.4)
+    assert all(sorted(row) == [0.9, 0.9, 1.0, 1.0] for row in again.tolist()), "steps repeat in turn"
+
+
+def test_the_error_is_the_mean_square_or_that_over_the_mean_distance() -> None:
+    output, target = torch.zeros(3, 1, 1, 2), torch.tensor([[1.0, 3.0], [0.0, 2.0], [0.0, 0.0]]).view(3, 1, 1, 2)
+    output.requires_grad_()
+    torch.testing.assert_close(denoising_error(output, target), torch.tensor([5.0, 2.0, 0.0]))
+    weighted = denoising_error(output, target, adaptive_weight=True)
+    torch.testing.assert_close(weighted, torch.tensor([2.5, 2.0, 0.0]))
+    [gradient] = torch.autograd.grad(weighted.sum(), output)
+    torch.testing.assert_close(gradient[0].flatten(), torch.tensor([-0.5, -1.5]), msg="the weight has no gradient")

@@ -11,7 +11,7 @@ import torch
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
 from prdp.config import LearnerConfig, SamplerConfig
-from prdp.diffusion.process import draw_cells
+from prdp.diffusion.process import Draws
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.variance_preserving import VariancePreserving, build_transitions
 from prdp.evidence.trajectory import TrajectoryRecorder
@@ -36,12 +36,15 @@ KNOBS: dict[str, dict[str, Any]] = {
     "best_of_n": {"draws": DRAWS, "top": 2},
     "diffusion_dpo": {"draws": DRAWS, "beta": 3.0},
 }
+ON_DENOISING: dict[str, Any] = {"evidence": "denoising", "draws": DRAWS}
 VARIANTS = [
     *((name, {}) for name in KNOBS),
     ("grpo", {"step_weighting": "inverse_sensitivity"}),
     ("prdp", {"step_reduction": "sum", "pairs": "disjoint"}),
     ("reward_weighted_regression", {"shared_draws": True, "normalise": "group"}),
     ("diffusion_dpo", {"pairs": "all", "shared_draws": False}),
+    *((name, ON_DENOISING) for name in ("prdp", "ddpo", "reinforce", "grpo", "rebel")),
+    ("prdp", {**ON_DENOISING, "adaptive_weight": True, "clip_range": None}),
 ]
 
 
@@ -83,22 +86,29 @@ def trajectory_channels(policy: StubPolicy, rollout: Rollout) -> dict[str, torch
     return {name: torch.stack(values, 1) for name, values in zip(names, zip(*columns, strict=True), strict=True)}
 
 
-def denoising_channel(
+def denoising_channels(
     policy: StubPolicy, rollout: Rollout, evidence: Denoising, network: torch.nn.Module
-) -> torch.Tensor:
-    """Minus the denoising error [n, draws] at update 0, cell by cell."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minus the denoising error and the distance to the frozen output, [n, draws] at update 0, cell by cell."""
     states = policy.encode(rollout.prompts.texts)
-    process, rows = VariancePreserving(SCHEDULER), []
+    process, rows, distances = VariancePreserving(SCHEDULER), [], []
     for image in range(len(rollout)):
         prompt, number = divmod(image, rollout.images_per_prompt)
         for draw in range(evidence.draws):
             key = (np.array([prompt]), np.array([0 if evidence.shared_draws else number]), np.array([draw]))
-            timesteps, noise = draw_cells(process, SEED, 0, *key, policy.latent_shape)
+            timesteps, noise = Draws(process, SEED, 0).cells(*key, policy.latent_shape)
             latents = torch.from_numpy(rollout.stored["final_latents"][image : image + 1])
             x, target = process.noised(latents, timesteps, torch.from_numpy(noise).double())
-            output = policy.output(x, torch.from_numpy(timesteps), states[np.array([prompt])], 1.0, network)
-            rows.append(-((output - target) ** 2).mean())
-    return torch.stack(rows).view(len(rollout), evidence.draws)
+            times, state = torch.from_numpy(timesteps), states[np.array([prompt])]
+            output = policy.output(x, times, state, 1.0, network)
+            error = ((output - target) ** 2).mean()
+            if evidence.adaptive_weight:
+                error = error / (output - target).abs().mean().item()
+            rows.append(-error)
+            frozen = policy.output(x, times, state, 1.0, policy.weights.frozen).detach()
+            distances.append(((output - frozen) ** 2).mean())
+    shape = (len(rollout), evidence.draws)
+    return torch.stack(rows).view(shape), torch.stack(distances).view(shape)
 
 
 def rollout_of(policy: StubPolicy) -> Rollout:
@@ -136,9 +146,13 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         "history": torch.from_numpy(rollout.rewards).view(3, 4).repeat_interleave(4, 0),
     }
     if isinstance(objective.evidence, Denoising):
-        arrays["denoising"] = denoising_channel(policy, rollout, objective.evidence, policy.network)
-        frozen = policy.weights.frozen
-        arrays["denoising_ref"] = denoising_channel(policy, rollout, objective.evidence, frozen).detach()
+        arrays["denoising"], arrays["kl_ref"] = denoising_channels(policy, rollout, objective.evidence, policy.network)
+        arrays["denoising_ref"], _ = denoising_channels(policy, rollout, objective.evidence, policy.weights.frozen)
+        arrays["denoising_ref"] = arrays["denoising_ref"].detach()
+        # At the first update of an epoch it starts from the very weights that learn.
+        arrays["log_importance"] = arrays["denoising"] - arrays["denoising"].detach()
+        arrays["log_ratio"] = arrays["denoising"] - arrays["denoising_ref"]
+        arrays["log_ratio_old"] = arrays["log_ratio"].detach()
     else:
         channels = trajectory_channels(policy, rollout)
         weights = torch.ones(STEPS, dtype=torch.float64)
@@ -151,14 +165,16 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         sigma = torch.from_numpy(TRANSITIONS.sigma)
         arrays["noise_weight"] = (sigma / sigma.mean()).expand(12, STEPS)
         arrays["step_size"] = torch.from_numpy(TRANSITIONS.quiet_output_coef).abs().expand(12, STEPS)
-    loss, counts = objective.method.loss(*(arrays[key] for key in objective.method.arrays), **objective.knobs)
+    taken = {key: arrays[key] if key in objective.takes else None for key in objective.method.arrays}
+    loss, counts = objective.method.loss(**taken, **objective.knobs)
     expected = torch.autograd.grad(loss, list(policy.weights.parameters.values()))
 
     metrics = learner.update(rollout)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-9)
     for key, value in counts.items():
         assert metrics[key] == pytest.approx(value)
-    for name in {"clipfrac", "masked"} & counts.keys():
+    active = {"clipfrac", "masked"} if objective.evidence.kind == "trajectory" else set()
+    for name in active & counts.keys():
         assert 0.1 < counts[name] < 1.0, "the clip must be active for this test to say anything"
     for value, gradient in zip(policy.weights.parameters.values(), expected, strict=True):
         assert value.grad is not None
@@ -166,10 +182,12 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         assert (value.grad - gradient).abs().max() / gradient.abs().max() < 1e-9
 
 
-def passes(policy: StubPolicy, name: str, rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def passes(
+    policy: StubPolicy, name: str, knobs: dict[str, Any], rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, int]:
     """Cells that go through the network for one update, and how many of those with gradient."""
     counts = [0, 0]
-    learner, output = build(policy, name), policy.output
+    learner, output = build(policy, name, knobs), policy.output
 
     def counting(latents: torch.Tensor, *arguments: Any) -> torch.Tensor:
         counts[0] += len(latents)
@@ -182,27 +200,33 @@ def passes(policy: StubPolicy, name: str, rollout: Rollout, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "expected"),
+    ("name", "knobs", "version", "expected"),
     [
-        ("prdp", 0, (48, 48)),  # 12 images, 4 steps: the sampler has stored the log-ratios
-        ("prdp", 1, (96, 48)),
-        ("grpo", 0, (48, 48)),  # the KL is not stored, but its coefficient is known
-        ("grpo", 1, (96, 48)),
-        ("grpo_guard", 0, (48, 48)),
-        ("flow_dppo", 0, (48, 48)),
-        ("flow_dppo", 1, (96, 48)),
-        ("reinforce", 1, (48, 48)),
-        ("reward_weighted_regression", 0, (36, 36)),  # 12 images, 3 draws
-        ("best_of_n", 0, (18, 18)),  # the best 2 of 4 images
-        ("diffusion_dpo", 0, (54, 18)),  # the best and the worst: reference, policy, policy with gradient
+        ("prdp", {}, 0, (48, 48)),  # 12 images, 4 steps: the sampler has stored the log-ratios
+        ("prdp", {}, 1, (96, 48)),
+        ("grpo", {}, 0, (48, 48)),  # the KL is not stored, but its coefficient is known
+        ("grpo", {}, 1, (96, 48)),
+        ("grpo_guard", {}, 0, (48, 48)),
+        ("flow_dppo", {}, 0, (48, 48)),
+        ("flow_dppo", {}, 1, (96, 48)),
+        ("reinforce", {}, 1, (48, 48)),
+        ("reward_weighted_regression", {}, 0, (36, 36)),  # 12 images, 3 draws
+        ("best_of_n", {}, 0, (18, 18)),  # the best 2 of 4 images
+        ("diffusion_dpo", {}, 0, (54, 18)),  # the best and the worst: reference, policy, policy with gradient
+        ("prdp", ON_DENOISING, 0, (108, 36)),  # reference, policy, policy with gradient
+        ("ddpo", ON_DENOISING, 1, (36, 36)),  # its ratios are 1 at the first update, whoever has sampled
+        ("rebel", ON_DENOISING, 0, (36, 36)),
+        ("reinforce", ON_DENOISING, 0, (36, 36)),
+        ("grpo", ON_DENOISING, 0, (72, 36)),  # the reference's output for the KL
+        ("grpo", {**ON_DENOISING, "beta": 0.0}, 0, (36, 36)),
     ],
 )
 def test_no_pass_that_is_not_needed(
-    name: str, version: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    name: str, knobs: dict[str, Any], version: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = StubPolicy()
     rollout = dataclasses.replace(stub_rollout(policy, TRANSITIONS), weights_version=version)
-    assert passes(policy, name, rollout, monkeypatch) == expected
+    assert passes(policy, name, knobs, rollout, monkeypatch) == expected
 
 
 def test_what_the_rollout_must_hold() -> None:
@@ -217,6 +241,24 @@ def test_what_the_rollout_must_hold() -> None:
     assert metrics["batch_normalised"] == 1.0
 
 
+def test_further_updates_of_an_epoch_compare_with_the_policy_that_it_starts_from() -> None:
+    """REBEL's gain is 0 at the first update of each epoch alone, and a resume between two changes nothing."""
+    rollout = dataclasses.replace(stub_rollout(StubPolicy(), TRANSITIONS), rewards=np.arange(12.0))
+    knobs = {"name": "rebel", **ON_DENOISING}
+    config = LearnerConfig(mode="full", learning_rate=1e-3)
+
+    def made() -> Learner:
+        return build_learner(StubPolicy(), TRANSITIONS, 1.0, config, knobs, SEED, updates_per_epoch=3)
+
+    learner, resumed = made(), made()
+    gains = [learner.update(rollout)["logratio"] for _ in range(5)]
+    resumed.load_state(*learner.state())
+    gains += [learner.update(rollout)["logratio"] for _ in range(3)]
+    assert [gain == 0.0 for gain in gains] == [True, False, False] * 2 + [True, False]
+    assert [resumed.update(rollout)["logratio"] for _ in range(3)] == gains[5:]
+    assert resumed.weights().checksum == learner.weights().checksum
+
+
 SOLVABLE = {**SCHEDULER, "prediction_type": "sample"}
 
 
@@ -226,12 +268,16 @@ def mean_reward(rollout: Rollout) -> np.ndarray:
     return final[:, 0].mean((1, 2)).astype(np.float64)
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_the_expected_reward_rises(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [*((name, {}) for name in sorted(OBJECTIVES)), *((name, ON_DENOISING) for name in ("prdp", "grpo", "rebel"))],
+)
+def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
     transitions = build_transitions(SOLVABLE, steps=STEPS)
     policies = [StubPolicy(scheduler=SOLVABLE) for _ in range(2)]
     config = LearnerConfig(mode="full", learning_rate=1e-2, microbatch=1000)
-    knobs = {**KNOBS[name], "beta": 500.0} if name == "diffusion_dpo" else KNOBS[name]
+    weaker = {"diffusion_dpo": {"beta": 500.0}, "grpo": {"beta": 0.01}}  # of a KL that would hold it at the start
+    knobs = {**KNOBS[name], **choice, **weaker.get(name, {})}
     learner = build_learner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
     sampler = Sampler(policies[1], SAMPLER, transitions, learner.recorder)
     texts = ("x", "xx", "xxx")

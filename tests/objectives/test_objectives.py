@@ -37,8 +37,11 @@ def test_yaml_lists_every_knob_with_its_default(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_defaults_are_allowed_and_arrays_known(name: str) -> None:
     method = OBJECTIVES[name]
-    assert set(method.arrays) <= {*method.evidence.channels, *method.evidence.data, *BATCH_ARRAYS}
-    assert method.channels and set(method.linear) <= set(method.channels)
+    assert set(method.linear) <= set(method.arrays)
+    for evidence in method.kinds.values():
+        assert set(method.arrays) <= {*evidence.channels, *evidence.data, *evidence.derived, *BATCH_ARRAYS}
+        choice = {"evidence": evidence.kind} if method.also else {}
+        assert build_objective({"name": name, **choice}).channels
     objective = build_objective({"name": name})
     assert build_objective({"name": name, **{key: knob.default for key, knob in method.knobs.items()}}) == objective
 
@@ -48,11 +51,14 @@ def test_linear_channels_are(name: str) -> None:
     """Coefficients do not depend on the value of any channel that is said to be linear."""
     first, second = batch(0), batch(1)
     method = OBJECTIVES[name]
-    changed = {**first, **{channel: second[channel] for channel in method.linear}}
     idle = {knob: 0.1 for knob in method.only_with.values() if method.knobs[knob].default == 0}
-    left, right = evaluate(name, first, **idle), evaluate(name, changed, **idle)
-    for channel in method.channels:
-        np.testing.assert_array_equal(left.tables[channel], right.tables[channel])
+    for kind in method.kinds:
+        choice = {"evidence": kind, **idle} if method.also else idle
+        linear = build_objective({"name": name, **choice}).linear
+        changed = {**first, **{channel: second[channel] for channel in linear}}
+        left, right = (evaluate(name, arrays, **choice) for arrays in (first, changed))
+        for channel, table in left.tables.items():
+            np.testing.assert_array_equal(table, right.tables[channel])
 
 
 @pytest.mark.parametrize("name", [name for name, method in OBJECTIVES.items() if method.compares_images])
@@ -72,7 +78,7 @@ def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
         ({"name": ["prdp"]}, r"objective\.name=\['prdp'\]: must be one of"),
         ({}, r"objective\.name=None: must be one of"),
         ({"name": "prdp", "eta": 1.0}, r"objective\.eta=1: objective\.name=prdp has no such knob, it takes beta, "),
-        ({"name": "best_of_n", "step_weighting": "uniform"}, r"it takes top, draws, shared_draws; .*~objective\.st"),
+        ({"name": "best_of_n", "step_weighting": "uniform"}, r"it takes top, draws, shared_draws, .*~objective\.st"),
         ({"name": "prdp", "beta": "3e-5"}, r"objective\.beta=3e-5: must be a finite number above 0"),
         ({"name": "prdp", "beta": True}, r"objective\.beta=True: must be a finite number above 0"),
         ({"name": "prdp", "beta": None}, r"objective\.beta=null: must be a finite number above 0"),
@@ -80,6 +86,25 @@ def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
         ({"name": "grpo", "beta": -1}, r"objective\.beta=-1: must be a finite number, at least 0"),
         ({"name": "best_of_n", "top": 1.5}, r"objective\.top=1\.5: must be an integer, at least 1"),
         ({"name": "diffusion_dpo", "shared_draws": 1}, r"objective\.shared_draws=1: must be true or false"),
+        ({"name": "prdp", "evidence": "pixels"}, r"objective\.evidence=pixels: must be one of 'trajectory', 'den"),
+        ({"name": "prdp", "draws": 0}, r"objective\.draws=0: must be at least 1"),
+        (
+            {"name": "prdp", "draws": 4},
+            r"objective\.draws=4: has an effect with objective\.evidence=denoising alone; leave it at 8",
+        ),
+        (
+            {"name": "grpo", "evidence": "denoising", "step_weighting": "inverse_sensitivity"},
+            r"objective\.step_weighting=inverse_sensitivity: has an effect with objective\.evidence=trajectory alone",
+        ),
+        (
+            {"name": "prdp", "old_is_reference": True},
+            r"objective\.old_is_reference=True: trajectory evidence knows no old policy; .* objective\.evidence=den",
+        ),
+        (
+            {"name": "prdp", "evidence": "denoising", "old_decay": 0.5},
+            r"objective\.old_decay=0\.5: has an effect with old_samples=true or old_is_reference=true alone",
+        ),
+        ({"name": "best_of_n", "noisiest": 1.5}, r"objective\.noisiest=1\.5: must be above 0 and at most 1"),
         ({"name": "ddpo", "buffer_size": 8}, r"objective\.min_count=16: must be at most objective\.buffer_size=8"),
     ],
 )
