@@ -31,7 +31,7 @@ class Denoising(Evidence):
         log_ratio = l_ref - l, log_importance = l_sampled - l, log_ratio_old = l_ref - l_sampled: differences of
             Gaussian log-densities of the target, of variance 1/2 around the outputs; docs/objectives/prdp.md says what
             they tell of the policies' log-ratio.
-        kl_ref, kl_old_policy = the means of (output - output_ref)^2 and (output - output_old)^2: the KLs of these Gaussians.
+        kl_ref, kl_old_policy = the means of (output - output_ref)^2 and (output - output_old)^2: their KLs.
 
     Attributes:
         draws: per image and update.
