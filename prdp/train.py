@@ -27,6 +27,7 @@ from prdp.prompts import prompts_of_run
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.reports.report import write_report
+from prdp.rewards.weighted_sum import optimised_terms
 from prdp.support.errors import start_up_checks
 from prdp.support.interruption import interruptions_raised
 from prdp.support.silent_end import told_when_silent
@@ -129,6 +130,7 @@ class Run:
             config.objective,
             config.seed,
             config.updates_per_epoch,
+            optimised_terms(config.reward),
         )
         return model
 

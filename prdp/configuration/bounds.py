@@ -12,7 +12,14 @@ from typing import Any
 
 from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
-from prdp.objectives import evidence_of, method_of, objective_label, objective_mistakes, objectives_without_noise
+from prdp.objectives import (
+    build_objective,
+    evidence_of,
+    method_of,
+    objective_label,
+    objective_mistakes,
+    objectives_without_noise,
+)
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
@@ -156,6 +163,8 @@ def objective_problems(config: TrainConfig) -> list[str]:
                 f"images_per_prompt=1: must be at least 2: {label} compares images of the same prompt, and fewer make "
                 "no pair"
             )
+        if not found:
+            found += _terms_problems(config, label)
         if not found and evidence_of(config.objective, method).needs_noise:
             found += [
                 f"{problem}, or take an objective on denoising errors, which needs none: "
@@ -163,6 +172,18 @@ def objective_problems(config: TrainConfig) -> list[str]:
                 for problem in log_prob_problems(config.sampler, label)
             ]
     return found
+
+
+def _terms_problems(config: TrainConfig, label: str) -> list[str]:
+    from prdp.rewards.weighted_sum import WeightedSum, is_weighted_sum
+
+    objective = build_objective(config.objective)
+    if "reward_terms" not in objective.arrays or is_weighted_sum(config.reward):
+        return []
+    knob = objective.method.only_with.get("reward_terms")
+    asks = f"{label} takes the terms of a reward apart" if knob is None else f"objective.{knob}=true"
+    kind = f"{WeightedSum.__module__}.{WeightedSum.__name__}"
+    return [f"{asks}: reward.{TARGET}={config.reward.get(TARGET)} must be {kind}, as reward=weighted_sum is"]
 
 
 def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:

@@ -23,6 +23,7 @@ def build_learner(
     objective: Mapping[str, Any],
     seed: int = 0,
     updates_per_epoch: int = 1,
+    reward_terms: Mapping[str, float] | None = None,
 ) -> Learner:
     """The learner on the engine that `config.framework` names; only 'jax' imports JAX.
 
@@ -33,6 +34,7 @@ def build_learner(
         objective: name and knobs, see `prdp.objectives`.
         seed: of the run; denoising evidence draws its noise from it.
         updates_per_epoch: on every rollout.
+        reward_terms: name -> weight of the terms of a weighted sum; for an objective that takes them apart.
 
     Raises:
         ValueError: an unknown framework or objective, knobs that it does not take, JAX that is not installed, or a
@@ -57,4 +59,4 @@ def build_learner(
         engine = JaxEngine(*settings)
     else:
         raise ValueError(f"learner.framework is {config.framework!r}, expected one of {', '.join(FRAMEWORKS)}")
-    return Learner(engine, built, config, updates_per_epoch)
+    return Learner(engine, built, config, updates_per_epoch, reward_terms)

@@ -15,6 +15,7 @@ from prdp.learners.engine import Batch, Engine, Progress
 from prdp.learners.guards import check_ratio, check_rollout
 from prdp.learners.history import RewardHistory
 from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
+from prdp.learners.reward_terms import TERMS, reward_terms
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
 from prdp.types import Float64, Int64, Rollout, Weights
@@ -33,10 +34,16 @@ class Learner:
         objective: with its knobs set.
         config: learning rate, moving average, tolerance.
         updates_per_epoch: on every rollout. The old policy moves after the last one.
+        reward_terms: name -> weight of the terms of a weighted sum; for an objective that takes them apart.
     """
 
     def __init__(
-        self, engine: Engine, objective: Objective, config: LearnerConfig, updates_per_epoch: int = 1
+        self,
+        engine: Engine,
+        objective: Objective,
+        config: LearnerConfig,
+        updates_per_epoch: int = 1,
+        reward_terms: Mapping[str, float] | None = None,
     ) -> None:
         self.engine = engine
         self.objective = objective
@@ -46,8 +53,9 @@ class Learner:
         self._noise: float | None = None
         self._noise_epoch: int | None = None
         self._noise_told = False
-        keeps_history = "history" in objective.arrays
-        self._history = RewardHistory(objective.knobs["buffer_size"]) if keeps_history else None
+        self._terms = dict(reward_terms or {}) if TERMS in objective.arrays else None
+        keeps_history, size = "history" in objective.arrays, None if self._terms is None else len(self._terms)
+        self._history = RewardHistory(objective.knobs["buffer_size"], size) if keeps_history else None
         self._further_passes = {
             name: where for name, where in objective.evidence.passes.items() if name in objective.arrays
         }
@@ -135,8 +143,10 @@ class Learner:
         objective, engine, evidence = self.objective, self.engine, self.objective.evidence
         metrics = check_rollout(rollout, evidence, objective.method.compares_images)
         assert rollout.rewards is not None
-        history_of_epoch = (rollout.prompts.epoch, rollout.image_prompts, rollout.rewards)
         data: dict[str, np.ndarray] = {"rewards": rollout.rewards, "group_ids": rollout.group_ids}
+        if self._terms is not None:
+            data |= reward_terms(rollout, self._terms)
+        history_of_epoch = (rollout.prompts.epoch, rollout.image_prompts, data.get(TERMS, rollout.rewards))
         if self._history is not None:
             data["history"] = self._history.including(*history_of_epoch)
         batch = engine.batch(rollout, self._updates)

@@ -113,16 +113,19 @@ class Method:
         return self.loss_knobs | self.evidence_knobs | self.old_policy_knobs
 
 
+TERMS_APART = {"reward_terms": "normalise_terms", "reward_weights": "normalise_terms"}
+"""`only_with` of methods that can standardise the terms of a weighted sum each by itself."""
+_KL_AND_TERMS = {"kl_ref": "beta", **TERMS_APART}
 _DENOISING = (Denoising(shared_draws=True),)
 
 OBJECTIVES: dict[str, Method] = {
     "prdp": Method(prdp, also=_DENOISING, old_policy=OldPolicy(), only_with={"log_ratio_old": "clip_range"}),
-    "ddpo": Method(ddpo, also=_DENOISING),
-    "reinforce": Method(reinforce, also=_DENOISING, linear=("log_importance",)),
-    "grpo": Method(grpo, also=_DENOISING, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
-    "tempflow_grpo": Method(tempflow_grpo, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
-    "grpo_guard": Method(grpo_guard, linear=("kl_ref",), only_with={"kl_ref": "beta"}),
-    "flow_dppo": Method(flow_dppo, linear=("kl_ref",), watched=("kl_old",), only_with={"kl_ref": "beta"}),
+    "ddpo": Method(ddpo, also=_DENOISING, only_with=TERMS_APART),
+    "reinforce": Method(reinforce, also=_DENOISING, linear=("log_importance",), only_with=TERMS_APART),
+    "grpo": Method(grpo, also=_DENOISING, linear=("kl_ref",), only_with=_KL_AND_TERMS),
+    "tempflow_grpo": Method(tempflow_grpo, linear=("kl_ref",), only_with=_KL_AND_TERMS),
+    "grpo_guard": Method(grpo_guard, linear=("kl_ref",), only_with=_KL_AND_TERMS),
+    "flow_dppo": Method(flow_dppo, linear=("kl_ref",), watched=("kl_old",), only_with=_KL_AND_TERMS),
     "rebel": Method(rebel, also=_DENOISING),
     "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
     "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
@@ -217,7 +220,7 @@ class Objective:
         Args:
             channels: name -> evidence [n, T], those of `channels`.
             data: name -> array, the rest of `arrays`: further arrays of the evidence [n, T], rewards and group_ids [n],
-                history [n, H].
+                history [n, H], or of M terms [n, H, M], reward_terms [n, M], reward_weights [M].
             step_weights: [T] or [n, T], scales the evidence before the loss sees it; None is all ones.
                 Differences are of scaled evidence.
 
@@ -316,6 +319,8 @@ def objective_mistakes(config: Mapping[str, Any]) -> list[str]:
     given = {key: value for key, value in config.items() if key not in ("name", TARGET)}
     lines = mistakes(objective_label(config), knobs, given)
     lines = lines or idle_knobs(method_of(config), given)
+    if not lines and given.get("normalise_terms") and given.get("std") == "none":
+        lines.append("objective.normalise_terms=true: has no effect with objective.std=none, which normalises nothing")
     if not lines and "buffer_size" in knobs:
         size, least = (given.get(key, knobs[key].default) for key in ("buffer_size", "min_count"))
         if 0 < size < least:
@@ -362,9 +367,14 @@ def _check_shapes(evidence: Mapping[str, torch.Tensor], data: Mapping[str, torch
     fits = len(shape) == 2 and all(value.shape == shape for value in evidence.values())
     for name, value in data.items():
         if name == "history":
+            fits &= value.dim() in (2, 3) and len(value) == shape[0]
+        elif name == "reward_terms":
             fits &= value.dim() == 2 and len(value) == shape[0]
+        elif name == "reward_weights":
+            fits &= value.shape == data["reward_terms"].shape[1:]
         else:
             fits &= value.shape == (shape[:1] if name in BATCH_ARRAYS else shape)
     if not fits:
         given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in {**evidence, **data}.items())
-        raise ValueError(f"{given} do not fit: evidence must be [n, T], rewards and group_ids [n], history [n, H]")
+        expected = "evidence must be [n, T], rewards and group_ids [n], history [n, H], reward_terms [n, M]"
+        raise ValueError(f"{given} do not fit: {expected}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from prdp.objectives import Method
 
-BATCH_ARRAYS = ("rewards", "group_ids", "history")
+BATCH_ARRAYS = ("rewards", "group_ids", "history", "reward_terms", "reward_weights")
 """What a loss may ask for beside the arrays of its evidence."""
 
 

@@ -17,17 +17,21 @@ def flow_dppo(
     kl_ref: torch.Tensor | None,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
+    reward_terms: torch.Tensor | None,
+    reward_weights: torch.Tensor | None,
     *,
     kl_threshold: Positive = 1e-5,
     beta: NotNegative = 0.0,
     advantage_clip: Positive = 5.0,
     std: Std = "batch",
     drop_tied: bool = False,
+    normalise_terms: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The importance-weighted advantage of each step, but of those that have gone far the way it asks for.
 
     Args:
-        log_importance, kl_ref, rewards, group_ids, beta, advantage_clip, std, drop_tied: as in `grpo`.
+        log_importance, kl_ref, rewards, group_ids, reward_terms, reward_weights, beta, advantage_clip, std,
+            drop_tied, normalise_terms: as in `grpo`.
         kl_old: ||mu_theta - mu_old||^2 / (2 sigma^2) of each step, mean over latent dims, [n, T].
         kl_threshold: from which on a step has gone far.
 
@@ -35,7 +39,13 @@ def flow_dppo(
         the loss, and {"masked": share of steps that are left out, "groups_tied"}.
     """
     advantages, counted, counts = group_advantages(
-        rewards, group_ids, std=std, clip=advantage_clip, drop_tied=drop_tied
+        rewards,
+        group_ids,
+        std=std,
+        clip=advantage_clip,
+        drop_tied=drop_tied,
+        terms=reward_terms,
+        weights=reward_weights,
     )
     ratio = log_importance.exp()
     masked = (kl_old >= kl_threshold) & (advantages[:, None] * (ratio - 1.0) > 0)

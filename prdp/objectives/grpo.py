@@ -17,12 +17,15 @@ def grpo(
     kl_ref: torch.Tensor | None,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
+    reward_terms: torch.Tensor | None,
+    reward_weights: torch.Tensor | None,
     *,
     beta: NotNegative = 0.004,
     clip_range: Positive | None = 1e-4,
     advantage_clip: Positive = 5.0,
     std: Std = "group",
     drop_tied: bool = False,
+    normalise_terms: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The clipped surrogate of group-standardised rewards, plus beta times the KL of each step to the reference.
 
@@ -32,6 +35,8 @@ def grpo(
             computed, where beta is 0.
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
+        reward_terms: of a weighted sum, [n, M]; None where `normalise_terms` is false.
+        reward_weights: of these terms, [M]; likewise.
         beta: KL weight. The authors divide by the diffusion coefficient where the step's sigma is that times the root
             of the step's size, so their KL is the exact one times the step's size, about 1 / T: their 0.04 at 10 steps
             is about 0.004 here.
@@ -40,12 +45,19 @@ def grpo(
         std: what the group's centred rewards are divided by: the group's own spread, that of the whole batch, or
             nothing.
         drop_tied: whether the mean, of the KL too, leaves out images of groups whose rewards are all equal.
+        normalise_terms: whether the terms of a weighted sum are standardised each by itself, and then summed.
 
     Returns:
         the loss, and {"clipfrac", "groups_tied": number of prompts whose rewards are all equal}.
     """
     advantages, counted, counts = group_advantages(
-        rewards, group_ids, std=std, clip=advantage_clip, drop_tied=drop_tied
+        rewards,
+        group_ids,
+        std=std,
+        clip=advantage_clip,
+        drop_tied=drop_tied,
+        terms=reward_terms,
+        weights=reward_weights,
     )
     terms, beyond = clipped_surrogate(log_importance, advantages, clip_range)
     loss = mean_over(terms, counted)

@@ -18,12 +18,15 @@ def grpo_guard(
     kl_ref: torch.Tensor | None,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
+    reward_terms: torch.Tensor | None,
+    reward_weights: torch.Tensor | None,
     *,
     beta: NotNegative = 0.0,
     clip_range: Positive | None = 2e-6,
     advantage_clip: Positive = 5.0,
     std: Std = "group",
     drop_tied: bool = False,
+    normalise_terms: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The clipped surrogate of guarded ratios, divided by the size of each step.
 
@@ -31,14 +34,21 @@ def grpo_guard(
         guarded_importance: sigma mean(z d) of each step, [n, T]: the log-ratio to the policy that sampled, plus the KL
             to it, which is minus its expectation, times sigma.
         step_size: of each step, sigma - sigma' of a flow, [n, T].
-        kl_ref, rewards, group_ids, beta, advantage_clip, std, drop_tied: as in `grpo`.
+        kl_ref, rewards, group_ids, reward_terms, reward_weights, beta, advantage_clip, std,
+            drop_tied, normalise_terms: as in `grpo`.
         clip_range: of the guarded ratio around 1; None for no clip.
 
     Returns:
         the loss, and {"clipfrac", "groups_tied"}.
     """
     advantages, counted, counts = group_advantages(
-        rewards, group_ids, std=std, clip=advantage_clip, drop_tied=drop_tied
+        rewards,
+        group_ids,
+        std=std,
+        clip=advantage_clip,
+        drop_tied=drop_tied,
+        terms=reward_terms,
+        weights=reward_weights,
     )
     terms, beyond = clipped_surrogate(guarded_importance, advantages, clip_range)
     loss = mean_over(terms / step_size, counted)

@@ -15,21 +15,31 @@ def reinforce(
     log_importance: torch.Tensor,
     rewards: torch.Tensor,
     history: torch.Tensor,
+    reward_terms: torch.Tensor | None,
+    reward_weights: torch.Tensor | None,
     *,
     advantage_clip: Positive = 10.0,
     buffer_size: CountOrZero = 32,
     min_count: Count = 16,
+    normalise_terms: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Log-probs weighted by advantages; unbiased for the first update after sampling only.
 
     Args:
         log_importance: log pi_theta / pi_old, [n, T]; the old policy adds a constant.
-        rewards, history, advantage_clip, buffer_size, min_count: as in `ddpo`.
+        rewards, history, reward_terms, reward_weights, advantage_clip, buffer_size, min_count, normalise_terms: as in
+            `ddpo`.
 
     Returns:
         the loss, and {"batch_normalised": share of images standardised by the batch}.
     """
     advantages, counts = running_advantages(
-        rewards, history[:, max(history.shape[1] - buffer_size, 0) :], min_count, advantage_clip
+        rewards,
+        history,
+        buffer_size=buffer_size,
+        min_count=min_count,
+        clip=advantage_clip,
+        terms=reward_terms,
+        weights=reward_weights,
     )
     return -(advantages[:, None] * log_importance).mean(), counts

@@ -15,6 +15,7 @@ from prdp.rewards.base import Reward, identity_of, waits_of
 from prdp.rewards.names import LONGEST, RESERVED, taken
 from prdp.rewards.scoring import scored
 from prdp.support.suggest import did_you_mean
+from prdp.support.targets import TARGET
 from prdp.types import Float64, UInt8
 
 KEYS = ("weight", "watch", "reward")
@@ -34,6 +35,18 @@ class _Term:
     @property
     def label(self) -> str:
         return f"{WATCHED}{self.name}" if self.watch else self.name
+
+
+def is_weighted_sum(section: Mapping[str, Any]) -> bool:
+    """Whether a section of a configuration names this class."""
+    return section.get(TARGET) == f"{WeightedSum.__module__}.{WeightedSum.__name__}"
+
+
+def optimised_terms(section: Mapping[str, Any]) -> dict[str, float] | None:
+    """Name -> weight of the terms that a section of a configuration optimises; None where it is no weighted sum."""
+    if not is_weighted_sum(section):
+        return None
+    return {term.name: term.weight for term in _parsed(section.get("terms")) if not term.watch}
 
 
 class WeightedSum:

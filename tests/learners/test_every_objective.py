@@ -45,13 +45,17 @@ VARIANTS = [
     ("diffusion_dpo", {"pairs": "all", "shared_draws": False}),
     *((name, ON_DENOISING) for name in ("prdp", "ddpo", "reinforce", "grpo", "rebel")),
     ("prdp", {**ON_DENOISING, "adaptive_weight": True, "clip_range": None}),
+    ("grpo", {"normalise_terms": True, "drop_tied": True}),
+    ("reinforce", {"normalise_terms": True}),
 ]
+TERMS = {"first": 2.0, "second": -0.5}
 
 
 def build(policy: StubPolicy, name: str, knobs: dict[str, Any] | None = None, **learner: Any) -> Learner:
     settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": float("inf"), "microbatch": 5, **learner}
     config = LearnerConfig(mode="full", **settings)
-    return build_learner(policy, TRANSITIONS, 1.0, config, {"name": name, **KNOBS[name], **(knobs or {})}, SEED)
+    objective = {"name": name, **KNOBS[name], **(knobs or {})}
+    return build_learner(policy, TRANSITIONS, 1.0, config, objective, SEED, reward_terms=TERMS)
 
 
 def moved(policy: StubPolicy) -> StubPolicy:
@@ -123,10 +127,12 @@ def rollout_of(policy: StubPolicy) -> Rollout:
         policy_output=output,
         log_ratio=0.02 * rng.normal(size=rollout.stored["log_ratio"].shape),
     )
-    rewards = rng.normal(size=len(rollout))
+    terms = {name: rng.normal(size=len(rollout)) for name in (*TERMS, "watch/third")}
+    rewards = sum(weight * terms[name] for name, weight in TERMS.items())
     return dataclasses.replace(
         rollout.storing(final_latents=rng.normal(size=(len(rollout), *policy.latent_shape))),
         rewards=rewards,
+        sub_scores=terms,
         # Not the learner's version, so nothing that the sampler stored may be taken for the policy's own.
         weights_version=1,
     )
@@ -139,12 +145,18 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
     learner = build(policy, name, knobs)
     moved(policy)
     objective = build_objective({"name": name, **KNOBS[name], **knobs})
-    arrays: dict[str, torch.Tensor] = {
+    arrays: dict[str, Any] = {
         "log_ratio_old": torch.from_numpy(rollout.stored["log_ratio"]),
         "rewards": torch.from_numpy(rollout.rewards),
         "group_ids": torch.from_numpy(rollout.group_ids),
         "history": torch.from_numpy(rollout.rewards).view(3, 4).repeat_interleave(4, 0),
+        "reward_terms": torch.from_numpy(np.stack([rollout.sub_scores[term] for term in TERMS], 1)),
+        "reward_weights": torch.tensor(list(TERMS.values()), dtype=torch.float64),
     }
+    if objective.knobs.get("normalise_terms"):
+        arrays["history"] = arrays["reward_terms"].view(3, 4, 2).repeat_interleave(4, 0)
+    else:
+        arrays |= {"reward_terms": None, "reward_weights": None}
     if isinstance(objective.evidence, Denoising):
         arrays["denoising"], arrays["kl_ref"] = denoising_channels(policy, rollout, objective.evidence, policy.network)
         arrays["denoising_ref"], _ = denoising_channels(policy, rollout, objective.evidence, policy.weights.frozen)

@@ -37,6 +37,8 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
         "guarded_importance": spread * rng.normal(size=shape),
         "kl_old": 2e-5 * rng.random(shape),
         "step_size": 0.05 + 0.1 * rng.random(shape),
+        "reward_terms": rng.normal(size=(shape[0], 2)),
+        "reward_weights": np.array([2.0, -0.5]),
         "noise_weight": 0.5 + rng.random(shape),
     }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden import SIZE, STEPS, batch, evaluate, numeric_tables
 
+from prdp.objectives import OBJECTIVES, objective_mistakes
 from prdp.objectives._advantages import group_advantages, mean_over
 
 REWARDS = torch.tensor([0.5, 1.25, -0.25, 0.1, 0.1, 0.1], dtype=torch.float64)
@@ -74,3 +75,73 @@ def test_nothing_is_learned_where_all_groups_are_dropped() -> None:
     assert result.metrics["groups_tied"] == 3.0
     assert {name: table.any() for name, table in result.tables.items()} == {"log_importance": False, "kl_ref": False}
     assert result.tables["kl_ref"].shape == (12, STEPS)
+
+
+TERMS = np.array([[5000.0, 3e4], [12500.0, 1e4], [-2500.0, 2e4], [1000.0, 7e4], [1000.0, 7e4], [4000.0, 7e4]])
+WEIGHTS = np.array([2.0, -0.5])
+
+
+def test_terms_are_standardised_each_by_itself() -> None:
+    """Numbers of GDPO in Flow-Factory (5/2026), which adds nothing to a spread; ours is 1e-8 of these spreads."""
+    terms, weights = torch.from_numpy(TERMS), torch.from_numpy(WEIGHTS)
+    found = group_advantages(terms @ weights, GROUPS, clip=5.0, drop_tied=True, terms=terms, weights=weights)
+    expected = [
+        *(-0.2847473987257497, 1.4237369936287487, -1.138989594902999),
+        *(-0.657595949221429, -0.657595949221429, 1.315191898442858),
+    ]
+    np.testing.assert_allclose(found.values.numpy(), expected, rtol=1e-6)
+    assert found.counted.all() and found.counts == {"groups_tied": 0.0}, "the second term alone is tied"
+    scaled = group_advantages(
+        terms @ weights, GROUPS, clip=5.0, terms=terms * torch.tensor([1.0, 1e3]), weights=weights
+    )
+    np.testing.assert_allclose(scaled.values.numpy(), expected, rtol=1e-6, err_msg="units do not count")
+    # The weighted sum as a whole is the second term's, whose spread is the larger one.
+    whole = group_advantages(torch.from_numpy(TERMS @ [1.0, 1.0]), GROUPS, clip=5.0).values.numpy()
+    assert whole[1] < 0 < expected[1]
+
+
+def test_a_group_is_tied_where_all_terms_are() -> None:
+    terms, weights = torch.from_numpy(TERMS).clone(), torch.from_numpy(WEIGHTS)
+    terms[3:] = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    found = group_advantages(terms @ weights, GROUPS, clip=5.0, drop_tied=True, terms=terms, weights=weights)
+    assert found.counted.tolist() == [True] * 3 + [False] * 3 and not found.values[3:].any()
+    assert found.counts == {"groups_tied": 1.0}
+    terms[:] = 0.1
+    assert not group_advantages(terms @ weights, GROUPS, clip=5.0, terms=terms, weights=weights).values.any()
+
+
+@pytest.mark.parametrize("name", sorted(name for name, method in OBJECTIVES.items() if "reward_terms" in method.arrays))
+def test_one_term_is_the_reward_but_for_the_last_division(name: str) -> None:
+    arrays = batch(spread=0.0)
+    arrays |= {"reward_terms": arrays["rewards"][:, None], "reward_weights": np.array([3.0])}
+    knobs = {"std": "batch"} if "group_ids" in OBJECTIVES[name].arrays else {"min_count": 4}
+    plain = evaluate(name, arrays, **knobs)
+    apart = evaluate(name, arrays | {"history": arrays["history"][:, :, None]}, normalise_terms=True, **knobs)
+    for channel in plain.tables.keys() - {"kl_ref", "kl_old"}:
+        ratio = apart.tables[channel] / plain.tables[channel]
+        np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-9)
+
+
+def test_terms_by_the_history_of_their_prompt() -> None:
+    """Two images of one prompt, three rewards known; a number a term, by hand."""
+    arrays = {
+        "log_importance": np.zeros((2, 1)),
+        "rewards": np.array([7.0, 7.0]),
+        "history": np.array([[[9.0, 9.0], [1.0, 0.0], [3.0, 4.0]], [[9.0, 9.0], [1.0, 0.0], [3.0, 4.0]]]),
+        "reward_terms": np.array([[3.0, 2.0], [2.0, 4.0]]),
+        "reward_weights": np.array([1.0, 2.0]),
+    }
+    # Of the latest two: means 2 and 2, deviations 1 and 2: advantages (1, 0) and (0, 1), sums 1 and 2, over their root
+    # mean square, sqrt(5 / 2).
+    for name in ("ddpo", "reinforce"):
+        result = evaluate(name, arrays, buffer_size=2, min_count=2, normalise_terms=True)
+        np.testing.assert_allclose(result.tables["log_importance"][:, 0], np.array([-1, -2]) / np.sqrt(10), rtol=1e-5)
+
+
+def test_what_normalise_terms_goes_with() -> None:
+    [told] = objective_mistakes({"name": "grpo", "normalise_terms": True, "std": "none"})
+    assert told.startswith("objective.normalise_terms=true: has no effect with objective.std=none")
+    with pytest.raises(ValueError, match=r"reward_terms \(11, 2\).* do not fit: .*reward_terms \[n, M\]"):
+        evaluate("grpo", batch() | {"reward_terms": np.zeros((11, 2))}, normalise_terms=True)
+    with pytest.raises(ValueError, match=r"reward_weights \(3,\).* do not fit"):
+        evaluate("grpo", batch() | {"reward_weights": np.zeros(3)}, normalise_terms=True)
