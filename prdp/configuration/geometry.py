@@ -44,7 +44,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     first = channels <= linear | set(evidence.sampled) | set(objective.known_as_sampled)
     others = channels <= linear - ({guard} if half else set())
     further = [of for name, (_, of) in evidence.passes.items() if name in objective.arrays]
-    beside = sum(name in channels for name in evidence.others)
+    beside = len({of for name, of in evidence.others.items() if name in channels})
     passes = (2 - first) + (updates - 1) * (2 - others) + updates * (len(further) + beside)
     passes -= further.count("sampled")
     cells = images * columns

@@ -2,7 +2,8 @@
 
 from prdp.evidence.base import Evidence
 from prdp.evidence.denoising import Denoising
+from prdp.evidence.implicit_policies import ImplicitPolicies
 from prdp.evidence.old_policy import OldPolicy
 from prdp.evidence.trajectory import Trajectory
 
-__all__ = ["Denoising", "Evidence", "OldPolicy", "Trajectory"]
+__all__ = ["Denoising", "Evidence", "ImplicitPolicies", "OldPolicy", "Trajectory"]

@@ -11,12 +11,13 @@ import numpy as np
 from prdp.config import SamplerConfig
 from prdp.evidence.base import Channels, Evidence, Of, Pass
 from prdp.support.rules import Count, Share
-from prdp.types import Int64, Rollout
+from prdp.types import Float64, Int64, Rollout
 
 if TYPE_CHECKING:
     import torch
 
     from prdp.diffusion.conditions import Conditions
+    from prdp.diffusion.process import Process
     from prdp.diffusion.recording import Chains
 
 
@@ -86,24 +87,35 @@ class Denoising(Evidence):
         names: Collection[str],
     ) -> dict[str, torch.Tensor]:
         """See the class; guided as the sampler is, at this update's draws."""
+        import torch
+
+        noised = self.noised(of, rollout, images, columns)
+        times = torch.from_numpy(noised.times).to(noised.latents)
+        others = {
+            whose: of.output_of(whose, noised.latents, times, conditions)
+            for whose in dict.fromkeys(whose for name, whose in self.others.items() if name in names)
+        }
+        output = of.output(noised.latents, times, conditions)
+        return {name: self.channel(name, output, others, noised) for name in names}
+
+    def channel(
+        self, name: str, output: torch.Tensor, others: Mapping[Of, torch.Tensor], noised: Noised
+    ) -> torch.Tensor:
+        """One channel at cells, [b].
+
+        Args:
+            output: of the network, [b, C, h, w].
+            others: of the networks that `others` names.
+            noised: what they are outputs for.
+        """
         from prdp.diffusion.process import denoising_error, squared_distance
 
-        noised, times, target = self.noised(of, rollout, images, columns)
-        others = {
-            name: of.output_of(whose, noised, times, conditions)
-            for name, whose in self.others.items()
-            if name in names
-        }
-        output = of.output(noised, times, conditions)
-        values = {name: squared_distance(output, other) for name, other in others.items()}
-        if "denoising" in names:
-            values["denoising"] = -denoising_error(output, target, self.adaptive_weight)
-        return values
+        if name == "denoising":
+            return -denoising_error(output, noised.target, self.adaptive_weight)
+        return squared_distance(output, others[self.others[name]])
 
-    def noised(
-        self, of: Pass, rollout: Rollout, images: Int64, columns: Int64
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Final latents of cells noised at this update's draws, their times [b], and the outputs that are right."""
+    def noised(self, of: Pass, rollout: Rollout, images: Int64, columns: Int64) -> Noised:
+        """Final latents of cells, noised at this update's draws."""
         import torch
 
         from prdp.diffusion.process import Draws
@@ -119,7 +131,7 @@ class Denoising(Evidence):
             tuple(latents.shape[1:]),
         )
         noised, target = process.noised(latents, times, torch.from_numpy(noise).to(latents))
-        return noised, torch.from_numpy(times).to(latents), target
+        return Noised(process, latents, times, noised, target)
 
     def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
         def mean(values: np.ndarray) -> float:
@@ -132,6 +144,29 @@ class Denoising(Evidence):
                 if other in known:
                     metrics[metric] = mean(now["denoising"] - known[other])
         return metrics
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents of cells with noise.
+
+    Attributes:
+        process: that noises.
+        clean: without noise, [b, C, h, w].
+        times: of the process, float64 [b].
+        latents: noised, [b, C, h, w].
+        target: the output that is right for them, [b, C, h, w].
+    """
+
+    process: Process
+    clean: torch.Tensor
+    times: Float64
+    latents: torch.Tensor
+    target: torch.Tensor
+
+    def clean_of(self, output: torch.Tensor) -> torch.Tensor:
+        """The clean latents that an output tells of."""
+        return self.process.clean(self.latents, self.times, output)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
-from prdp.evidence import Denoising, Evidence, OldPolicy, Trajectory
+from prdp.evidence import Denoising, Evidence, ImplicitPolicies, OldPolicy, Trajectory
 from prdp.evidence.base import Of
 from prdp.objectives._idle_knobs import idle_knobs
 from prdp.objectives._knobs import Knob, fields_as_knobs, mistakes
@@ -24,6 +24,7 @@ from prdp.objectives.diffusion_dpo import diffusion_dpo
 from prdp.objectives.flow_dppo import flow_dppo
 from prdp.objectives.grpo import grpo
 from prdp.objectives.grpo_guard import grpo_guard
+from prdp.objectives.nft import nft
 from prdp.objectives.prdp import prdp
 from prdp.objectives.rebel import rebel
 from prdp.objectives.reinforce import reinforce
@@ -130,6 +131,13 @@ OBJECTIVES: dict[str, Method] = {
     "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
     "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
     "diffusion_dpo": Method(diffusion_dpo, Denoising(shared_draws=True)),
+    "nft": Method(
+        nft,
+        ImplicitPolicies(),
+        linear=("positive", "negative", "kl_ref"),
+        old_policy=OldPolicy(old_decay_rise=0.001, old_decay_limit=0.5, old_samples=True),
+        only_with={"kl_ref": "kl", **TERMS_APART},
+    ),
 }
 
 

@@ -81,6 +81,11 @@ def mean_over(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     return values[counted].mean() if counted.any() else 0.0 * values.sum()
 
 
+def optimality(advantages: torch.Tensor, clip: float) -> torch.Tensor:
+    """Advantages within the clip on a scale from 0, bad for certain, to 1, good for certain; [n]."""
+    return advantages / (2.0 * clip) + 0.5
+
+
 def running_advantages(
     rewards: torch.Tensor,
     history: torch.Tensor,

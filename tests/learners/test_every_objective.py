@@ -13,7 +13,7 @@ from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion.process import Draws
 from prdp.diffusion.sampler import Sampler
-from prdp.diffusion.variance_preserving import VariancePreserving, build_transitions
+from prdp.diffusion.variance_preserving import VariancePreserving, alphas_cumprod, build_transitions
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
@@ -35,6 +35,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "reward_weighted_regression": {"draws": DRAWS, "temperature": 0.02},
     "best_of_n": {"draws": DRAWS, "top": 2},
     "diffusion_dpo": {"draws": DRAWS, "beta": 3.0},
+    "nft": {"draws": DRAWS, "kl": 2.0, "advantage_clip": 1.0},
 }
 ON_DENOISING: dict[str, Any] = {"evidence": "denoising", "draws": DRAWS}
 VARIANTS = [
@@ -47,6 +48,7 @@ VARIANTS = [
     ("prdp", {**ON_DENOISING, "adaptive_weight": True, "clip_range": None}),
     ("grpo", {"normalise_terms": True, "drop_tied": True}),
     ("reinforce", {"normalise_terms": True}),
+    ("nft", {"implicit_step": 0.3, "times": "stratified", "noisiest": 0.5, "adaptive_weight": False}),
 ]
 TERMS = {"first": 2.0, "second": -0.5}
 
@@ -92,27 +94,39 @@ def trajectory_channels(policy: StubPolicy, rollout: Rollout) -> dict[str, torch
 
 def denoising_channels(
     policy: StubPolicy, rollout: Rollout, evidence: Denoising, network: torch.nn.Module
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minus the denoising error and the distance to the frozen output, [n, draws] at update 0, cell by cell."""
+) -> dict[str, torch.Tensor]:
+    """Minus denoising errors and the distance to the frozen output, [n, draws] at update 0, cell by cell.
+
+    The old policy of `ImplicitPolicies` is the frozen one.
+    """
     states = policy.encode(rollout.prompts.texts)
-    process, rows, distances = VariancePreserving(SCHEDULER), [], []
+    process, step = VariancePreserving(SCHEDULER), getattr(evidence, "implicit_step", 1.0)
+    drawn = Draws(process, SEED, 0, evidence.draws, evidence.times, evidence.noisiest, TRANSITIONS.times)
+    names = ("denoising", "kl_ref", "positive", "negative")
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def error(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        squared = ((found - right) ** 2).mean()
+        return squared / (found - right).abs().mean().item() if evidence.adaptive_weight else squared
+
     for image in range(len(rollout)):
         prompt, number = divmod(image, rollout.images_per_prompt)
         for draw in range(evidence.draws):
             key = (np.array([prompt]), np.array([0 if evidence.shared_draws else number]), np.array([draw]))
-            timesteps, noise = Draws(process, SEED, 0).cells(*key, policy.latent_shape)
+            timesteps, noise = drawn.cells(*key, policy.latent_shape)
             latents = torch.from_numpy(rollout.stored["final_latents"][image : image + 1])
             x, target = process.noised(latents, timesteps, torch.from_numpy(noise).double())
             times, state = torch.from_numpy(timesteps), states[np.array([prompt])]
             output = policy.output(x, times, state, 1.0, network)
-            error = ((output - target) ** 2).mean()
-            if evidence.adaptive_weight:
-                error = error / (output - target).abs().mean().item()
-            rows.append(-error)
             frozen = policy.output(x, times, state, 1.0, policy.weights.frozen).detach()
-            distances.append(((output - frozen) ** 2).mean())
-    shape = (len(rollout), evidence.draws)
-    return torch.stack(rows).view(shape), torch.stack(distances).view(shape)
+            signal = alphas_cumprod(SCHEDULER)[int(timesteps[0])] ** 0.5
+            rows["denoising"].append(-error(output, target))
+            rows["kl_ref"].append(((output - frozen) ** 2).mean())
+            for name, side in (("positive", step), ("negative", -step)):
+                epsilon = (1 - side) * frozen + side * output
+                clean = (x - (1 - signal**2) ** 0.5 * epsilon) / signal
+                rows[name].append(-error(clean, latents) / step)
+    return {name: torch.stack(values).view(len(rollout), evidence.draws) for name, values in rows.items()}
 
 
 def rollout_of(policy: StubPolicy) -> Rollout:
@@ -158,9 +172,9 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
     else:
         arrays |= {"reward_terms": None, "reward_weights": None}
     if isinstance(objective.evidence, Denoising):
-        arrays["denoising"], arrays["kl_ref"] = denoising_channels(policy, rollout, objective.evidence, policy.network)
-        arrays["denoising_ref"], _ = denoising_channels(policy, rollout, objective.evidence, policy.weights.frozen)
-        arrays["denoising_ref"] = arrays["denoising_ref"].detach()
+        arrays |= denoising_channels(policy, rollout, objective.evidence, policy.network)
+        of_frozen = denoising_channels(policy, rollout, objective.evidence, policy.weights.frozen)
+        arrays["denoising_ref"] = of_frozen["denoising"].detach()
         # At the first update of an epoch it starts from the very weights that learn.
         arrays["log_importance"] = arrays["denoising"] - arrays["denoising"].detach()
         arrays["log_ratio"] = arrays["denoising"] - arrays["denoising_ref"]
@@ -231,6 +245,8 @@ def passes(
         ("reinforce", ON_DENOISING, 0, (36, 36)),
         ("grpo", ON_DENOISING, 0, (72, 36)),  # the reference's output for the KL
         ("grpo", {**ON_DENOISING, "beta": 0.0}, 0, (36, 36)),
+        ("nft", {}, 0, (108, 36)),  # the old policy's output once, the reference's, and the policy's with gradient
+        ("nft", {"kl": 0.0}, 0, (72, 36)),
     ],
 )
 def test_no_pass_that_is_not_needed(
@@ -288,7 +304,11 @@ def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
     transitions = build_transitions(SOLVABLE, steps=STEPS)
     policies = [StubPolicy(scheduler=SOLVABLE) for _ in range(2)]
     config = LearnerConfig(mode="full", learning_rate=1e-2, microbatch=1000)
-    weaker = {"diffusion_dpo": {"beta": 500.0}, "grpo": {"beta": 0.01}}  # of a KL that would hold it at the start
+    weaker = {
+        "diffusion_dpo": {"beta": 500.0},
+        "grpo": {"beta": 0.01},
+        "nft": {"kl": 1e-4},
+    }  # of a KL that would hold it at the start
     knobs = {**KNOBS[name], **choice, **weaker.get(name, {})}
     learner = build_learner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
     sampler = Sampler(policies[1], SAMPLER, transitions, learner.recorder)
@@ -314,9 +334,7 @@ def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
 def test_resume_continues_the_same_curve(name: str) -> None:
     def rollout(epoch: int) -> Rollout:
         plain = stub_rollout(StubPolicy(), TRANSITIONS, seed=epoch)
-        return dataclasses.replace(
-            plain, prompts=dataclasses.replace(plain.prompts, epoch=epoch), weights_version=99
-        )
+        return dataclasses.replace(plain, prompts=dataclasses.replace(plain.prompts, epoch=epoch), weights_version=99)
 
     straight, first = build(StubPolicy(), name), build(StubPolicy(), name)
     for epoch in range(3):

@@ -29,6 +29,8 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
         "denoising_sampled": -rng.random(shape),
         "denoising_old": -rng.random(shape),
         "kl_old_policy": rng.random(shape),
+        "positive": -rng.random(shape),
+        "negative": -rng.random(shape),
         "rewards": rng.normal(size=shape[0]),
         "group_ids": np.repeat(np.arange(GROUPS), SIZE),
         "history": history,
