@@ -105,12 +105,15 @@ def model_folder(small_pipeline: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random pipeline of the embedded layout on disk, loaded the way Stable Diffusion is."""
+    """A random pipeline of the embedded layout, but narrow, on disk, loaded the way Stable Diffusion is."""
     import torch
 
-    from prdp.worlds.shapes.tiny_pipeline import build_pipeline
+    from prdp.worlds.shapes import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("pipeline")
-    torch.manual_seed(0)
-    build_pipeline().save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"UNET_CHANNELS": (16, 32), "VAE_CHANNELS": (8, 8, 16), "TEXT_WIDTH": 32}.items():
+            patch.setattr(tiny_pipeline, name, value)
+        torch.manual_seed(0)
+        tiny_pipeline.build_pipeline().save_pretrained(folder)
     return folder
