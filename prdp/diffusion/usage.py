@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def usage_text(
 ) -> str:
     """Markdown: a program that samples with diffusers alone as the run did, and where it differs.
 
+    Where the run drew noise in a window of steps alone, the program draws none.
+
     Args:
         model: the base of the run.
         sampler: how the run sampled.
@@ -42,6 +45,9 @@ def usage_text(
         weights: folder of the exported weights.
         prompt: stands in the program as an example.
     """
+    windowed = sampler.window != "all"
+    if windowed:
+        sampler, scheduler = _without_noise(sampler, scheduler)
     return "\n".join(
         [
             "# These weights in plain diffusers",
@@ -50,10 +56,17 @@ def usage_text(
             _program(model, sampler, scheduler, shape, mode, weights, prompt).strip("\n"),
             "```",
             "",
-            *_remarks(sampler, scheduler),
+            *_remarks(sampler, scheduler, windowed),
             "",
         ]
     )
+
+
+def _without_noise(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> tuple[SamplerConfig, dict[str, Any]]:
+    """DDIM's settings for the steps that a sampler takes outside its window."""
+    ends_clean = sampler.kind == "ddpm" or scheduler.get("set_alpha_to_one", True)
+    quiet = dataclasses.replace(sampler, kind="ddim", eta=0.0, deterministic_final_steps=0, window="all")
+    return quiet, {**scheduler, "set_alpha_to_one": ends_clean}
 
 
 def _program(
@@ -111,7 +124,7 @@ def _scheduler_arguments(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -
     return found | {"variance_type": "fixed_small"}
 
 
-def _remarks(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> list[str]:
+def _remarks(sampler: SamplerConfig, scheduler: Mapping[str, Any], windowed: bool) -> list[str]:
     remarks = [
         "* These are the settings that the weights were trained and judged with. Others work less well, most of all "
         "with few steps.",
@@ -122,6 +135,8 @@ def _remarks(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> list[str]:
         remarks.append(
             "* A guidance scale up to 1 is no guidance. More may make better pictures, and takes twice as long."
         )
+    if windowed:
+        remarks.append("* The run drew noise in a window of steps alone; the program draws none.")
     if differs_from_diffusers(sampler, scheduler):
         remarks.append(
             "* With this spacing and number of steps diffusers' DDIMScheduler steps to "

@@ -30,8 +30,10 @@ SAMPLER = SamplerConfig(steps=4, guidance_scale=2.0)
         ("lora", {"kind": "ddpm", "timestep_spacing": "linspace", "guidance_scale": 0.5}, {}),
         ("full", {"deterministic_final_steps": 1}, {}),
         ("full", {"eta": 0.0}, {"height": 24, "width": 40}),
+        ("lora", {"window": "fixed", "deterministic_final_steps": 1, "timestep_spacing": "trailing"}, {}),
+        ("lora", {"window": "random", "kind": "ddpm", "deterministic_final_steps": 1}, {}),
     ],
-    ids=["ddim", "last_steps_without_noise", "ddpm", "full", "not_square_without_noise"],
+    ids=["ddim", "last_steps_without_noise", "ddpm", "full", "not_square_without_noise", "window", "window_of_ddpm"],
 )
 def test_the_program_makes_the_pictures_of_the_sampler(
     pipeline_folder: Path,
@@ -50,7 +52,9 @@ def test_the_program_makes_the_pictures_of_the_sampler(
         Weights.of(1, {k: (v + 0.05 * rng.normal(size=v.shape)).astype(np.float32) for k, v in start.items()})
     )
     policy.save(tmp_path / "weights")
-    sampler = Sampler(policy, settings)
+    windowed = settings.window != "all"
+    quiet = dataclasses.replace(settings, kind="ddim", eta=0.0, deterministic_final_steps=0, window="all")
+    sampler = Sampler(policy, quiet if windowed else settings)
     expected = sampler.sample(PromptBatch(0, 0, (PROMPT,), ({},)), 1, SEED, trajectory=False).images[0]
 
     text = policy.usage(model, settings, mode, tmp_path / "weights", PROMPT)
@@ -59,6 +63,7 @@ def test_the_program_makes_the_pictures_of_the_sampler(
     assert picture.shape == expected.shape == (size.get("height", 32), size.get("width", 32), 3)
     assert np.abs(picture.astype(int) - expected).max() <= 1
     assert ("no guidance" in text) == (settings.guidance_scale <= 1)
+    assert ("in a window of steps alone; the program draws none" in text) == windowed
     assert "t - num_train_timesteps // steps" not in text
 
 
