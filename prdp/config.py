@@ -127,7 +127,7 @@ class SamplerConfig:
     deterministic_final_steps: CountOrZero = 0
     """Number of last steps taken without noise (DDIM with eta = 0, a flow's ODE): no log-prob."""
     shift: Positive | None = None
-    """Of a flow's noise levels: a static shift instead of the checkpoint's; null keeps it."""
+    """Of a flow's noise levels: a static shift instead of the checkpoint's; null keeps it. Of flows alone."""
     window: Annotated[str, one_of(*WINDOWS)] = "all"
     """Which steps draw noise and are learned from: 'all' that can; a 'fixed' window of them; one 'sliding' over the
     epochs; or one drawn at 'random' for every prompt and epoch. The others are taken without noise."""
@@ -183,7 +183,7 @@ class LearnerConfig:
     weight_decay: NotNegative = 1e-4
     """AdamW's, decoupled from the gradient."""
     max_grad_norm: PositiveOrInfinite = 1.0
-    """Gradients of a larger norm are scaled down to it; .inf clips none."""
+    """Gradients of a larger norm are scaled down to it; inf, written .inf in a file, clips none."""
     ema_decay: Fraction = 0.0
     """0 keeps no moving average; otherwise evaluation and export use the averaged weights."""
     autocast: HalfPrecision | None = None

@@ -57,6 +57,9 @@ def check_family(config: TrainConfig) -> None:
         return
     only: tuple[tuple[str, Any, Any], ...] = (
         ("model.path", config.model.path, "gaussian_mixtures"),
+        ("model.height", config.model.height, None),
+        ("model.width", config.model.width, None),
+        ("model.max_sequence_length", config.model.max_sequence_length, None),
         ("sampler.guidance_scale", config.sampler.guidance_scale, 1.0),
         ("learner.mode", config.learner.mode, "full"),
         ("learner.framework", config.learner.framework, "torch"),

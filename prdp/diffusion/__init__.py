@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from prdp.diffusion.recording import Recorder
     from prdp.diffusion.sampler import Sampler
 
+_OF_CLASSES = (
+    "load", "check", "learner_problems", "process_of", "latent_shape_of", "picture_size_of", "encode", "output",
+    "float32", "reference", "decode", "save", "usage",
+)  # fmt: skip
+"""Members of `Policy` that a class has; the others are an instance's."""
+
 
 def family_of(model: ModelConfig) -> type[Policy]:
     """The policy class that `model.family` names.
@@ -24,6 +30,13 @@ def family_of(model: ModelConfig) -> type[Policy]:
     if model.family not in FAMILIES and "." not in model.family:
         raise ConfigError(f"model.family={model.family}: must be one of {', '.join(FAMILIES)}, or a dotted path")
     found: type[Policy] = locate("model.family", FAMILIES.get(model.family, model.family))
+    if model.family not in FAMILIES:
+        lacking = [name for name in _OF_CLASSES if not callable(getattr(found, name, None))]
+        if not isinstance(found, type) or lacking:
+            what = f"{model.family} lacks {', '.join(lacking)}" if isinstance(found, type) else "is no class"
+            raise ConfigError(
+                f"model.family={model.family}: {what}; must be a class that answers prdp.diffusion.policy.Policy"
+            )
     return found
 
 

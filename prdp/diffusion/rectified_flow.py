@@ -42,6 +42,8 @@ class RectifiedFlow:
 
     def transitions(self, sampler: SamplerConfig) -> Transitions:
         """See `flow_transitions`."""
+        if sampler.kind not in FLOW_KINDS:  # before the spacing, which an option of another process sets too
+            raise _wrong_kind(sampler.kind)
         sigmas = flow_sigmas(
             self._scheduler,
             sampler.steps,
@@ -155,7 +157,7 @@ def flow_transitions(
     now, then = sigmas[:-1], sigmas[1:]
     steps, step = len(now), now - then
     if kind not in FLOW_KINDS:
-        raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(FLOW_KINDS)} for a flow")
+        raise _wrong_kind(kind)
     if kind != "euler" and not eta > 0:
         raise ValueError(f"sampler.eta is {eta}, expected more than 0 for sampler.kind={kind}; euler draws no noise")
     if kind == "cps" and eta > 1:
@@ -185,3 +187,10 @@ def flow_transitions(
         last = slice(steps - deterministic_final_steps, steps)
         sample_coef[last], output_coef[last], std[last] = quiet_sample_coef[last], quiet_output_coef[last], 0.0
     return Transitions(now, sample_coef, output_coef, std, quiet_sample_coef, quiet_output_coef)
+
+
+def _wrong_kind(kind: str) -> ValueError:
+    return ValueError(
+        f"sampler.kind is {kind!r}, expected one of {', '.join(FLOW_KINDS)} for a flow, such as by sampler=flow_sde or "
+        "sampler=cps"
+    )

@@ -29,7 +29,7 @@ class VariancePreserving:
 
     def transitions(self, sampler: SamplerConfig) -> Transitions:
         """See `build_transitions`."""
-        return build_transitions(
+        table = build_transitions(
             self._scheduler,
             kind=sampler.kind,
             steps=sampler.steps,
@@ -37,6 +37,9 @@ class VariancePreserving:
             spacing=sampler.timestep_spacing,
             deterministic_final_steps=sampler.deterministic_final_steps,
         )
+        if sampler.shift is not None:
+            raise ValueError(f"sampler.shift is {sampler.shift:g}, expected null for a model that is no flow")
+        return table
 
     def time_at(self, quantile: float) -> float:
         """All training timesteps are equally frequent."""
@@ -92,7 +95,10 @@ def train_timesteps(scheduler: Mapping[str, Any], steps: int, spacing: str | Non
         return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int64) - 1
     if spacing == "linspace":
         return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
-    raise ValueError(f"sampler.timestep_spacing is {spacing!r}, expected one of {', '.join(DIFFUSION_SPACINGS)}")
+    raise ValueError(
+        f"sampler.timestep_spacing is {spacing!r}, expected one of {', '.join(DIFFUSION_SPACINGS)} for a model that is "
+        "no flow"
+    )
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any]) -> Float64:
@@ -149,7 +155,9 @@ def build_transitions(
         ValueError: names the key, its value and what was expected.
     """
     if kind not in DIFFUSION_KINDS:
-        raise ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(DIFFUSION_KINDS)}")
+        raise ValueError(
+            f"sampler.kind is {kind!r}, expected one of {', '.join(DIFFUSION_KINDS)} for a model that is no flow"
+        )
     timesteps = train_timesteps(scheduler, steps, spacing)
     if not 0 <= deterministic_final_steps < steps:
         raise ValueError(
