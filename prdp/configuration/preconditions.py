@@ -13,7 +13,7 @@ from typing import Any
 
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.configuration.bounds import objective_problems
-from prdp.objectives import evidence_of
+from prdp.objectives import build_objective, evidence_of, objective_label
 from prdp.support.errors import StartError, UserError
 from prdp.support.targets import TARGET
 
@@ -41,6 +41,7 @@ def check_preconditions(config: TrainConfig) -> None:
             config.model, config.sampler, config.learner, needs_log_probs=needs_log_probs
         )
     refuse(problems)
+    refuse(evidence_problems(config))
 
 
 def refuse(problems: list[str]) -> None:
@@ -216,4 +217,24 @@ def transition_problems(model: ModelConfig, sampler: SamplerConfig, needs_log_pr
         return [str(error)]
     if needs_log_probs and not stored:
         return [f"sampler.steps={sampler.steps}: no step would draw noise, as the last one does not; take more steps"]
+    return []
+
+
+def evidence_problems(config: TrainConfig) -> list[str]:
+    """Why the objective's evidence has no size for this sampler; all else has passed its checks."""
+    from prdp.diffusion import family_of
+
+    objective, sampler = build_objective(config.objective), config.sampler
+    evidence = objective.evidence
+    noisy = family_of(config.model).process_of(config.model).transitions(sampler).noisy
+    where = f"{objective_label(config.objective)}: {type(evidence).__name__}"
+    try:
+        columns = evidence.columns(sampler, noisy)
+        kept = evidence.stored_latents(sampler, noisy, objective.arrays)
+    except ValueError as error:
+        return [str(error)]
+    if not isinstance(columns, int) or columns < 1:
+        return [f"{where}.columns says {columns!r}, must be a whole number of at least 1"]
+    if not isinstance(kept, Mapping) or not all(isinstance(size, int | float) for size in kept.values()):
+        return [f"{where}.stored_latents says {kept!r}, must be a number for each name of what is kept"]
     return []

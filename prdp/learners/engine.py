@@ -93,6 +93,9 @@ class Engine(ABC):
         Args:
             of: whose.
             channels: which; none for those of the loss.
+
+        Raises:
+            ValueError: evidence that is no number for each cell, or not finite; names the first such cell.
         """
         names = tuple(channels) or self._channels
         found = self._unknown(batch, names)
@@ -100,7 +103,8 @@ class Engine(ABC):
             for images, columns in self._microbatches(batch, cells):
                 values = self._values(batch, images, columns, names, network)
                 for name in names:
-                    found[name][images, columns] = values[name].cpu().numpy()
+                    found[name][images, columns] = row = values[name].cpu().numpy()
+                    self._check_finite(batch, images, columns, name, row)
         return found
 
     def accumulate(
@@ -111,6 +115,9 @@ class Engine(ABC):
         Args:
             tables: channel -> d loss / d evidence, [n, T].
             progress: called with the number of cells done after each microbatch.
+
+        Raises:
+            ValueError: as `evidence`.
         """
         self._zero_gradient()
         found = self._unknown(batch, self._channels)
@@ -123,6 +130,7 @@ class Engine(ABC):
                 (torch.from_numpy(weights).to(stacked.device, stacked.dtype) * stacked).sum().backward()
                 for name, row in zip(self._channels, stacked.detach().cpu().numpy(), strict=True):
                     found[name][images, columns] = row
+                    self._check_finite(batch, images, columns, name, row)
                 done += len(images)
                 if progress:
                     progress(done)
@@ -228,6 +236,16 @@ class Engine(ABC):
 
     def _resolved(self, of: Of) -> AbstractContextManager[torch.nn.Module | None]:
         return self._network_of(self.reference if of == "reference" else of)
+
+    def _check_finite(self, batch: Batch, images: Int64, columns: Int64, name: str, values: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            image, column = int(images[bad[0]]), int(columns[bad[0]])
+            place = self._evidence.place(batch.rollout, self.transitions, image, column)
+            raise ValueError(
+                f"'{name}' of update {batch.update} is {values[bad[0]]} at {place}, epoch "
+                f"{batch.rollout.prompts.epoch}: {type(self._evidence).__name__} evidence must be finite numbers"
+            )
 
     def _unknown(self, batch: Batch, names: Sequence[str]) -> Channels:
         return {name: np.zeros(self._evidence.shape(batch.rollout)) for name in names}

@@ -21,18 +21,38 @@ class RatioError(RuntimeError):
     """On an on-policy rollout the recomputed log-ratio is not the stored one."""
 
 
-def check_rollout(rollout: Rollout, evidence: Evidence, compares_images: bool) -> dict[str, float]:
+def check_columns(rollout: Rollout, evidence: Evidence, expected: int) -> None:
+    """Compare a rollout's evidence with the columns that the size of the run was planned with.
+
+    Args:
+        expected: what `Evidence.columns` says of the run's sampler.
+
+    Raises:
+        ValueError: the rollout does not hold what the evidence is computed from, or its columns are others.
+    """
+    evidence.check(rollout)
+    _, columns = evidence.shape(rollout)
+    if columns != expected:
+        kind = type(evidence).__name__
+        raise ValueError(f"{kind}.shape says {columns} columns and {kind}.columns {expected}; they must be the same")
+
+
+def check_rollout(
+    rollout: Rollout, evidence: Evidence, compares_images: bool, guard: str | None = None
+) -> dict[str, float]:
     """Counts of what makes a batch teach less than it seems to.
 
     Args:
         evidence: what the rollout has to hold something for.
         compares_images: whether images of the same prompt are compared with each other.
+        guard: the channel that is to be compared with what the rollout stores of it.
 
     Returns:
         {"rewards_constant": 1.0 when all rewards of the batch are equal, else 0.0}
 
     Raises:
-        ValueError: no rewards, nothing stored or no conditions, or groups too small to make a pair.
+        ValueError: no rewards, nothing stored or no conditions, groups too small to make a pair, or a guard that
+            nothing is stored of.
     """
     if rollout.rewards is None:
         raise ValueError("the rollout has no rewards: score it before learning from it")
@@ -42,6 +62,12 @@ def check_rollout(rollout: Rollout, evidence: Evidence, compares_images: bool) -
         raise ValueError(
             f"{type(evidence).__name__}.shape says {images} images and {columns} columns of a rollout of "
             f"{len(rollout)} images; it must be all of them, and at least one column"
+        )
+    if guard is not None and guard not in (stored := evidence.stored(rollout)):
+        kind = type(evidence).__name__
+        raise ValueError(
+            f"{kind}.guard names '{guard}', which {kind}.stored does not give of the rollout; it gives "
+            f"{', '.join(stored) or 'nothing'}"
         )
     if not rollout.conditions:
         raise ValueError("the rollout has no conditions of its prompts: sample it with trajectory=True")

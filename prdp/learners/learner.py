@@ -141,7 +141,8 @@ class Learner:
         """
         start = time.perf_counter()
         objective, engine, evidence = self.objective, self.engine, self.objective.evidence
-        metrics = check_rollout(rollout, evidence, objective.method.compares_images)
+        guard = evidence.guard(objective.channels)
+        metrics = check_rollout(rollout, evidence, objective.method.compares_images, guard)
         assert rollout.rewards is not None
         data: dict[str, np.ndarray] = {"rewards": rollout.rewards, "group_ids": rollout.group_ids}
         if self._terms is not None:
@@ -152,7 +153,7 @@ class Learner:
         batch = engine.batch(rollout, self._updates)
         weights = evidence.weights(rollout, engine.transitions)
         data |= evidence.known(rollout, engine.transitions)
-        guard, on_policy = evidence.guard(objective.channels), rollout.weights_version == self._updates
+        on_policy = rollout.weights_version == self._updates
         stored = {}
         if on_policy:
             stored = {name: values for name, values in evidence.stored(rollout).items() if name in objective.channels}

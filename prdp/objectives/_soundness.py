@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prdp.evidence import Evidence, OldPolicy
+from prdp.evidence.soundness import answer_problems, class_problems
 from prdp.objectives._knobs import Knob
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def _problems(method: Method) -> Iterator[str]:
     if old is not None and not isinstance(old, OldPolicy):
         yield f"has the old_policy {old!r}, must be an instance of prdp.evidence.OldPolicy, or None"
         return
+    for evidence in method.kinds.values():
+        yield from (f"has the evidence {problem}" for problem in class_problems(evidence))
     for entry in inspect.signature(method.loss).parameters.values():
         if entry.kind in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD):
             yield f"takes {entry}; its parameters have to be named, as they say which arrays and knobs it takes"
@@ -79,6 +82,7 @@ def _array_problems(method: Method, evidence: Evidence) -> Iterator[str]:
     for name in method.arrays:
         if whose.get(name) == "old" and method.old_policy is None:
             yield f"takes '{name}', of an old policy; give its Method old_policy=OldPolicy()"
+    yield from (f"has the evidence {problem}" for problem in answer_problems(evidence, method.arrays))
 
 
 def _knob_problems(method: Method) -> Iterator[str]:

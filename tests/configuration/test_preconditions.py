@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -15,9 +16,11 @@ import pytest
 import torch
 
 from prdp.cli import main
-from prdp.config import ModelConfig, SamplerConfig
-from prdp.configuration.preconditions import transition_problems
+from prdp.config import ModelConfig, SamplerConfig, TrainConfig
+from prdp.configuration.preconditions import evidence_problems, transition_problems
 from prdp.diffusion.stable_diffusion import load_pipeline
+from prdp.evidence import Denoising
+from prdp.objectives import OBJECTIVES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Harm = Callable[[Path], object]
@@ -344,12 +347,41 @@ def test_a_hub_repository_that_may_be_downloaded_is_checked_by_its_small_files(
 
 
 @pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({}, []),
+        ({"columns": lambda self, *of: 0}, ["Own.columns says 0, must be a whole number of at least 1"]),
+        ({"columns": lambda self, *of: 2.0}, ["Own.columns says 2.0, must be a whole number of at least 1"]),
+        ({"stored_latents": lambda self, *of: 3.0}, ["Own.stored_latents says 3.0, must be a number for each name"]),
+    ],
+)
+def test_evidence_that_does_not_tell_its_size_is_refused(
+    members: dict[str, Any], message: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = dataclasses.dataclass(frozen=True)(type("Own", (Denoising,), members))()
+    monkeypatch.setitem(OBJECTIVES, "best_of_n", dataclasses.replace(OBJECTIVES["best_of_n"], evidence=own))
+    mixtures = ModelConfig(family="gaussian_mixtures", path="gaussian_mixtures")
+    config = TrainConfig(output_dir="x", reward={}, model=mixtures, objective={"name": "best_of_n"})
+    found = evidence_problems(config)
+    assert len(found) == len(message)
+    assert all(text in line for text, line in zip(message, found, strict=True))
+
+
+def test_a_class_that_is_no_policy_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusals(capsys, "model.family=prdp.config.ModelConfig")
+    assert "model.family=prdp.config.ModelConfig: prdp.config.ModelConfig lacks load, check, learner_p" in message
+    assert "must be a class that answers prdp.diffusion.policy.Policy" in message
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["sampler.kind=flow_sde"], "sampler.kind is 'flow_sde', expected one of ddim, ddpm"),
         (["sampler.kind=dance_sde", "sampler.eta=3"], "sampler.kind is 'dance_sde', expected one of ddim, ddpm"),
         (["experiment=mixtures_small", "sampler.kind=cps"], "sampler.kind is 'cps', expected one of ddim, ddpm"),
         (["sampler.timestep_spacing=scheduler"], "expected one of leading, trailing, linspace"),
+        (["sampler.shift=3"], "sampler.shift is 3, expected null for a model that is no flow"),
+        (["model=shapes_flow"], "edm_churn, euler for a flow, such as by sampler=flow_sde or sampler=cps"),
     ],
 )
 def test_a_sampler_of_another_process_is_named(

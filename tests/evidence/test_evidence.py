@@ -17,6 +17,7 @@ from prdp.evidence import Denoising, OldPolicy, Trajectory
 from prdp.evidence.denoising import FinalLatents
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
+from prdp.learners.guards import check_columns
 from prdp.learners.learner import Learner
 from prdp.objectives import OBJECTIVES, Method, build_objective
 from prdp.objectives._groups import by_group, differences
@@ -239,6 +240,38 @@ def test_what_evidence_gives_is_checked(wrong: Any, message: str, monkeypatch: p
     rollout = sampler.sample(PROMPTS, 4, 3).scored(np.arange(12.0), {})
     with pytest.raises(ValueError, match=message):
         build(policy, {"name": "best_of_n"}).update(rollout)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"values": lambda *of: {"denoising": Denoising.values(*of)["denoising"] / torch.tensor(of[5] - 1)}},
+            r"'denoising' of update 0 is -inf at image \d+, column 1, epoch 0: Own evidence must be finite",
+        ),
+        (
+            {"sampled": ("denoising",), "guard": lambda self, arrays: "denoising"},
+            r"Own\.guard names 'denoising', which Own\.stored does not give of the rollout; it gives nothing",
+        ),
+    ],
+    ids=["not finite", "guard"],
+)
+def test_what_evidence_says_of_a_rollout_is_checked(
+    members: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = dataclasses.dataclass(frozen=True)(type("Own", (Denoising,), members))()
+    monkeypatch.setitem(OBJECTIVES, "best_of_n", dataclasses.replace(OBJECTIVES["best_of_n"], evidence=own))
+    with pytest.raises(ValueError, match=message):
+        build(StubPolicy(), {"name": "best_of_n"}).update(stub_rollout(StubPolicy(), TRANSITIONS))
+
+
+def test_columns_that_a_run_was_not_planned_with_are_refused() -> None:
+    rollout = stub_rollout(StubPolicy(), TRANSITIONS)
+    check_columns(rollout, Denoising(draws=3), 3)
+    with pytest.raises(ValueError, match=r"Denoising\.shape says 3 columns and Denoising\.columns 4; they must be the"):
+        check_columns(rollout, Denoising(draws=3), 4)
+    with pytest.raises(ValueError, match="the rollout has no trajectories"):
+        check_columns(dataclasses.replace(rollout, stored={}), Trajectory(), STEPS)
 
 
 def test_what_a_recording_keeps_is_checked() -> None:

@@ -109,11 +109,11 @@ def test_the_ratio_guard_stops_before_the_step_and_says_where() -> None:
     assert learner.version == 0
 
 
-def test_a_ratio_that_is_not_a_number_stops_too() -> None:
+def test_evidence_that_is_not_a_number_is_named_by_its_cell() -> None:
     policy = StubPolicy()
     rollout = stub_rollout(policy, TRANSITIONS)
     rollout.stored["latents"][3, 1] = np.nan
-    with pytest.raises(RatioError, match="image 3"):
+    with pytest.raises(ValueError, match=r"'log_ratio' of update 0 is nan at image 3, step 0 \(time .*\), epoch 0"):
         build(policy).update(rollout)
 
 

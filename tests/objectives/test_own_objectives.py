@@ -15,7 +15,8 @@ from prdp.support.errors import ConfigError
 
 LOSSES = '''
 import torch
-from prdp.evidence import OldPolicy
+from dataclasses import dataclass
+from prdp.evidence import Evidence, OldPolicy
 from prdp.objectives import Denoising, Method
 from prdp.objectives._knobs import Positive
 
@@ -76,6 +77,24 @@ def half_detached(log_ratio, kl_ref):
 
 watching = Method(half_detached, watched=("kl_ref",))
 
+def kind(**members):
+    return Method(likely, dataclass(frozen=True)(type("Own", (Denoising,), members))())
+
+class Bare:
+    def start(self, chains):
+        return self
+
+unnamed = Method(likely, type("Unnamed", (Evidence,), dict.fromkeys(Evidence.__abstractmethods__))())
+text = kind(channels="denoising")
+channelless = kind(channels=())
+other_sampled = kind(sampled=("log_ratio",))
+both = kind(data=("denoising",))
+other_pass = kind(passes={"other": ("denoising", "old")})
+whose = kind(passes={"denoising_old": ("denoising", "odl")})
+bare_recorder = kind(recorder=lambda self, arrays: Bare())
+no_recorder = kind(recorder=lambda self, arrays: None)
+guarded = kind(guard=lambda self, arrays: "denoising")
+
 number = 3
 raise_later = lambda: None
 '''
@@ -130,6 +149,16 @@ def test_a_method_says_its_evidence() -> None:
         (section("worded"), r"has the knob 'what': a knob cannot be a <class 'str'>"),
         (section("variadic"), r"takes \*rest; its parameters have to be named"),
         (section("remembered"), r"takes 'history', and has no knob buffer_size"),
+        (section("unnamed"), r"has the evidence Unnamed, which names no channels"),
+        (section("text"), r"has the evidence Own with channels='denoising', must be a tuple of names"),
+        (section("channelless"), r"has the evidence Own without channels"),
+        (section("other_sampled"), r"Own with 'log_ratio' in sampled, must be of the channels: denoising"),
+        (section("both"), r"Own with 'denoising' in data, must be of the names of no channel"),
+        (section("other_pass"), r"Own with 'other' in passes, must be of the data: denoising_ref, denoising_old"),
+        (section("whose"), r"\('denoising', 'odl'\) in passes of 'denoising_old', must be .* \(policy, ref"),
+        (section("bare_recorder"), r"whose recorder gives a Bare without needs_reference, needs_float32; must be"),
+        (section("no_recorder"), r"whose recorder gives None without needs_reference, needs_float32, start; must be"),
+        (section("guarded"), r"whose guard is 'denoising'; must be .* that `sampled` names \(none\), or"),
         (section("number"), r"is a int, must be a loss function or a Method"),
         ({"_target_": "", "strength": 1.0}, r"objective\._target_=: must be a dotted path"),
         ({"_target_": "own_losses.pulled", "name": "prdp"}, r"objective\.name=prdp: must be null beside"),
