@@ -10,7 +10,8 @@ import pytest
 
 from prdp.configuration.bounds import objective_problems
 from prdp.configuration.typed import typed
-from prdp.objectives import build_objective, objective_mistakes
+from prdp.objectives import OBJECTIVES, build_objective, objective_mistakes
+from prdp.objectives._soundness import method_problem
 from prdp.support.errors import ConfigError
 
 LOSSES = '''
@@ -222,3 +223,7 @@ def test_what_does_not_fit_the_rest_is_told() -> None:
     assert objective_problems(typed({**content, "objective": section("best")})) == []
     with pytest.raises(ConfigError, match=r"objective\.name=nothing: must be one of prdp"):
         typed({**content, "objective": {"name": "nothing"}})
+
+
+def test_the_methods_of_the_package_fit_together() -> None:
+    assert {name: method_problem(method) for name, method in OBJECTIVES.items()} == dict.fromkeys(OBJECTIVES)
