@@ -29,9 +29,9 @@ class Denoising(Evidence):
 
     With l the mean over latent dims of (output - target)^2, at the same draws for every network of an update:
         denoising = -l.
-        log_ratio = l_ref - l, log_importance = l_sampled - l, log_ratio_old = l_ref - l_sampled: differences of
-            Gaussian log-densities of the target, of variance 1/2 around the outputs; docs/objectives/prdp.md says what
-            they tell of the policies' log-ratio.
+        log_ratio = l_ref - l, log_importance = l_sampled - l, log_ratio_old = l_ref - l_sampled, log_ratio_old_policy =
+            l_old - l: differences of Gaussian log-densities of the target, of variance 1/2 around the outputs;
+            docs/objectives/prdp.md says what they tell of the policies' log-ratio.
         kl_ref, kl_old_policy = the means of (output - output_ref)^2 and (output - output_old)^2: their KLs.
 
     Attributes:
@@ -60,6 +60,7 @@ class Denoising(Evidence):
         "log_ratio": ("denoising", "denoising_ref"),
         "log_ratio_old": ("denoising_sampled", "denoising_ref"),
         "log_importance": ("denoising", "denoising_sampled"),
+        "log_ratio_old_policy": ("denoising", "denoising_old"),
     }
     others: ClassVar[Mapping[str, Of]] = {"kl_ref": "reference", "kl_old_policy": "old"}
     keeps: ClassVar[tuple[str, ...]] = ("final_latents",)
@@ -140,7 +141,11 @@ class Denoising(Evidence):
         metrics = {name: mean(now[name]) for name in self.others if name in now}
         if "denoising" in now:
             metrics["denoising_error"] = -mean(now["denoising"])
-            for metric, other in (("logratio_ref", "denoising_ref"), ("logratio", "denoising_sampled")):
+            for metric, other in (
+                ("logratio_ref", "denoising_ref"),
+                ("logratio", "denoising_sampled"),
+                ("logratio_old_policy", "denoising_old"),
+            ):
                 if other in known:
                     metrics[metric] = mean(now["denoising"] - known[other])
         return metrics

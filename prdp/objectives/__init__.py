@@ -19,6 +19,7 @@ from prdp.objectives._idle_knobs import idle_knobs
 from prdp.objectives._knobs import Knob, fields_as_knobs, mistakes
 from prdp.objectives._soundness import BATCH_ARRAYS, loss_result, method_problem
 from prdp.objectives.best_of_n import best_of_n
+from prdp.objectives.crd import crd
 from prdp.objectives.ddpo import ddpo
 from prdp.objectives.diffusion_dpo import diffusion_dpo
 from prdp.objectives.flow_dppo import flow_dppo
@@ -131,6 +132,13 @@ OBJECTIVES: dict[str, Method] = {
     "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
     "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
     "diffusion_dpo": Method(diffusion_dpo, Denoising(shared_draws=True)),
+    "crd": Method(
+        crd,
+        Denoising(shared_draws=True, times="sampler", adaptive_weight=True),
+        linear=("kl_ref",),
+        old_policy=OldPolicy(old_decay=0.25, old_decay_rise=0.005),
+        only_with={"kl_ref": "kl", **TERMS_APART},
+    ),
     "nft": Method(
         nft,
         ImplicitPolicies(),

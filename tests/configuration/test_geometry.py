@@ -157,6 +157,7 @@ def test_the_numbers_of_a_run() -> None:
         ("grpo", 4, 5, 4),
         ("best_of_n", 5, 3, 0),
         ("diffusion_dpo", 5, 9, 0),
+        ("crd", 5, 12, 0),
         ("nft", 5, 9, 0),
     ):
         draws = {} if columns == 4 else {"draws": columns}

@@ -35,6 +35,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "reward_weighted_regression": {"draws": DRAWS, "temperature": 0.02},
     "best_of_n": {"draws": DRAWS, "top": 2},
     "diffusion_dpo": {"draws": DRAWS, "beta": 3.0},
+    "crd": {"draws": DRAWS, "beta": 2.0, "kl": 2.0, "kl_least": 0.5},
     "nft": {"draws": DRAWS, "kl": 2.0, "advantage_clip": 1.0},
 }
 ON_DENOISING: dict[str, Any] = {"evidence": "denoising", "draws": DRAWS}
@@ -177,7 +178,8 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         arrays["denoising_ref"] = of_frozen["denoising"].detach()
         # At the first update of an epoch it starts from the very weights that learn.
         arrays["log_importance"] = arrays["denoising"] - arrays["denoising"].detach()
-        arrays["log_ratio"] = arrays["denoising"] - arrays["denoising_ref"]
+        # The old policy and the reference are those that the learner was built with.
+        arrays["log_ratio"] = arrays["log_ratio_old_policy"] = arrays["denoising"] - arrays["denoising_ref"]
         arrays["log_ratio_old"] = arrays["log_ratio"].detach()
     else:
         channels = trajectory_channels(policy, rollout)
@@ -245,6 +247,7 @@ def passes(
         ("reinforce", ON_DENOISING, 0, (36, 36)),
         ("grpo", ON_DENOISING, 0, (72, 36)),  # the reference's output for the KL
         ("grpo", {**ON_DENOISING, "beta": 0.0}, 0, (36, 36)),
+        ("crd", {}, 0, (144, 36)),  # the old policy, the policy, the reference, the policy with gradient
         ("nft", {}, 0, (108, 36)),  # the old policy's output once, the reference's, and the policy's with gradient
         ("nft", {"kl": 0.0}, 0, (72, 36)),
     ],
@@ -307,6 +310,7 @@ def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
     weaker = {
         "diffusion_dpo": {"beta": 500.0},
         "grpo": {"beta": 0.01},
+        "crd": {"kl": 0.0},
         "nft": {"kl": 1e-4},
     }  # of a KL that would hold it at the start
     knobs = {**KNOBS[name], **choice, **weaker.get(name, {})}

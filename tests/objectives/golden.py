@@ -29,6 +29,7 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
         "denoising_sampled": -rng.random(shape),
         "denoising_old": -rng.random(shape),
         "kl_old_policy": rng.random(shape),
+        "log_ratio_old_policy": 0.1 * rng.normal(size=shape),
         "positive": -rng.random(shape),
         "negative": -rng.random(shape),
         "rewards": rng.normal(size=shape[0]),
