@@ -194,7 +194,8 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     ratio_tolerance: PositiveOrInfinite = 1e-4
-    """Largest allowed |stored - recomputed| log-ratio at the first update after an on-policy rollout."""
+    """Largest allowed |stored - recomputed| log-ratio, or score of fdfo, at the first update after an on-policy
+    rollout."""
 
 
 @dataclass

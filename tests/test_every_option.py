@@ -37,8 +37,8 @@ SMALL = [
     *("epochs=1", "prompts_per_epoch=1", "images_per_prompt=2", "updates_per_epoch=1", "sampler.steps=2"),
     *("evaluation.prompts=1", "evaluation.final_prompts=1", "evaluation.images_per_prompt=1"),
 ]
-OF_FLOWS = ("cps", "flow_sde")
-"""Samplers of flow models."""
+OF_FLOWS = {"cps": "prdp", "flow_sde": "prdp", "edm_churn": "fdfo"}
+"""Samplers of flow models, and an objective for each."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
 REFUSED = {"model": {"sd14", "sd35_medium"}, "reward": {"image_quality"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
@@ -55,14 +55,16 @@ def _combined() -> list[dict[str, str]]:
     pairs += [{"reward": name, "prompts": ("shapes", "shapes_small")[number % 2]} for number, name in enumerate(judged)]
     pairs += [{"reward": "vqa", "prompts": "dsg_1k"}]
     pairs += [{**mixtures, "prompts": name} for name in OPTIONS["prompts"] if name.startswith("gaussian_mixtures")]
-    cycled = {group: OPTIONS[group] for group in ("objective", "tracking", "learner")}
+    cycled = {group: OPTIONS[group] for group in ("tracking", "learner")}
+    cycled["objective"] = [name for name in OPTIONS["objective"] if name != "fdfo"]
     cycled["sampler"] = [name for name in OPTIONS["sampler"] if name not in OF_FLOWS]
-    of_flows = {"model": "local", "reward": "redness", "prompts": "text_file", "objective": "prdp"}
+    of_flows = {"model": "local", "reward": "redness", "prompts": "text_file"}
     return [
         {"model": "local", **{group: options[number % len(options)] for group, options in cycled.items()}, **pair}
         for number, pair in enumerate(pairs)
     ] + [
-        {**of_flows, "sampler": name, "learner": OPTIONS["learner"][number % 2]} for number, name in enumerate(OF_FLOWS)
+        {**of_flows, "sampler": name, "objective": objective, "learner": OPTIONS["learner"][number % 2]}
+        for number, (name, objective) in enumerate(OF_FLOWS.items())
     ]
 
 

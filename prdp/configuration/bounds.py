@@ -168,7 +168,11 @@ def objective_problems(config: TrainConfig) -> list[str]:
             )
         if not found:
             found += _terms_problems(config, label)
-        if not found and evidence_of(config.objective, method).needs_noise:
+        if found:
+            return found
+        evidence = evidence_of(config.objective, method)
+        found += evidence.problems(config.sampler, config.images_per_prompt, label)
+        if evidence.needs_noise:
             found += [
                 f"{problem}, or take an objective on denoising errors, which needs none: "
                 f"{', '.join(objectives_without_noise())}"

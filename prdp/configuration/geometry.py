@@ -111,7 +111,7 @@ def memory_warning(config: TrainConfig, available: int | None = None) -> str:
         keys.append("cluster.max_staleness")
         at_once = f", and {count} are held at once (cluster.max_staleness={config.cluster.max_staleness})"
     advice = ""
-    if evidence_of(config.objective).needs_noise:
+    if evidence_of(config.objective).keeps_steps:
         keys.append("sampler.trained_share")
         advice = (
             ", set sampler.window, or take an objective that stores no trajectories "

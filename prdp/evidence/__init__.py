@@ -2,8 +2,9 @@
 
 from prdp.evidence.base import Evidence
 from prdp.evidence.denoising import Denoising
+from prdp.evidence.finite_difference import FiniteDifference
 from prdp.evidence.implicit_policies import ImplicitPolicies
 from prdp.evidence.old_policy import OldPolicy
 from prdp.evidence.trajectory import Trajectory
 
-__all__ = ["Denoising", "Evidence", "ImplicitPolicies", "OldPolicy", "Trajectory"]
+__all__ = ["Denoising", "Evidence", "FiniteDifference", "ImplicitPolicies", "OldPolicy", "Trajectory"]

@@ -79,7 +79,8 @@ class Evidence(ABC):
         passes: of `data`, what takes passes over the cells: name -> (channel, whose).
         derived: what a loss may take besides, differences: name -> (channel or data, channel or data to subtract).
         others: channels whose values take the output of another network as well: name -> whose.
-        needs_noise: whether its columns are steps of the sampler that draw noise.
+        keeps_steps: whether its columns are steps of the sampler, whose latents are kept.
+        needs_noise: whether these have to be steps that draw noise.
         keeps: names in `Rollout.stored` of what it is computed from, which its recorder keeps.
         skips_unused: whether images without a coefficient are left out of all passes.
     """
@@ -91,6 +92,7 @@ class Evidence(ABC):
     passes: ClassVar[Mapping[str, tuple[str, Of]]] = {}
     derived: ClassVar[Mapping[str, tuple[str, str]]] = {}
     others: ClassVar[Mapping[str, Of]] = {}
+    keeps_steps: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = ()
     skips_unused: ClassVar[bool] = False
@@ -99,6 +101,14 @@ class Evidence(ABC):
     def kind(self) -> str:
         """Its name, a value of `objective.evidence`."""
         return type(self).__name__.lower()
+
+    def problems(self, sampler: SamplerConfig, images_per_prompt: int, label: str) -> list[str]:
+        """What it asks of a run, where that is not so, a line each: the key, its value and what is expected.
+
+        Args:
+            label: of the objective.
+        """
+        return []
 
     def guard(self, arrays: Collection[str]) -> str | None:
         """The channel whose recomputed value must be the stored one on an on-policy rollout; None for no such."""

@@ -55,6 +55,7 @@ class Trajectory(Evidence):
     sampled: ClassVar[tuple[str, ...]] = ("log_ratio", "log_importance", "guarded_importance", "kl_old")
     data: ClassVar[tuple[str, ...]] = ("log_ratio_old", "step_size", "noise_weight")
     of_steps: ClassVar[tuple[str, ...]] = ("step_size", "noise_weight")
+    keeps_steps: ClassVar[bool] = True
     needs_noise: ClassVar[bool] = True
 
     def guard(self, arrays: Collection[str]) -> str | None:

@@ -18,7 +18,7 @@ _ROUNDING = 1e-8
 
 
 class RatioError(RuntimeError):
-    """On an on-policy rollout the recomputed log-ratio is not the stored one."""
+    """On an on-policy rollout the recomputed evidence is not the stored one."""
 
 
 def check_columns(rollout: Rollout, evidence: Evidence, expected: int) -> None:
@@ -100,7 +100,7 @@ def check_ratio(
     if not worst <= tolerance:
         image, column = (int(part) for part in np.unravel_index(int(error.argmax()), error.shape))
         raise RatioError(
-            f"at update {update} the log-ratio of an on-policy rollout differs by {worst:.3g} from the stored one "
+            f"at update {update} the evidence of an on-policy rollout differs by {worst:.3g} from the stored one "
             f"(learner.ratio_tolerance={tolerance:g}), worst at {place(image, column)}: "
             f"stored {stored[image, column]:.6g}, recomputed {recomputed[image, column]:.6g}. Sampler and learner do "
             "not compute the same policy: weights, precision or guidance differ"

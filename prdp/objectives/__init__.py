@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
-from prdp.evidence import Denoising, Evidence, ImplicitPolicies, OldPolicy, Trajectory
+from prdp.evidence import Denoising, Evidence, FiniteDifference, ImplicitPolicies, OldPolicy, Trajectory
 from prdp.evidence.base import Of
 from prdp.objectives._idle_knobs import idle_knobs
 from prdp.objectives._knobs import Knob, fields_as_knobs, mistakes
@@ -22,6 +22,7 @@ from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.crd import crd
 from prdp.objectives.ddpo import ddpo
 from prdp.objectives.diffusion_dpo import diffusion_dpo
+from prdp.objectives.fdfo import fdfo
 from prdp.objectives.flow_dppo import flow_dppo
 from prdp.objectives.grpo import grpo
 from prdp.objectives.grpo_guard import grpo_guard
@@ -146,6 +147,7 @@ OBJECTIVES: dict[str, Method] = {
         old_policy=OldPolicy(old_decay_rise=0.001, old_decay_limit=0.5, old_samples=True),
         only_with={"kl_ref": "kl", **TERMS_APART},
     ),
+    "fdfo": Method(fdfo, FiniteDifference(), linear=("kl_ref",), only_with={"kl_ref": "kl"}),
 }
 
 
@@ -310,11 +312,11 @@ def method_of(config: Mapping[str, Any]) -> Method:
 
 
 def objectives_without_noise() -> list[str]:
-    """Names of those whose evidence does not have to come from noisy steps of the sampler."""
+    """Names of those whose evidence does not have to be of the sampler's steps."""
     return [
         name
         for name, method in OBJECTIVES.items()
-        if not all(evidence.needs_noise for evidence in method.kinds.values())
+        if not all(evidence.keeps_steps for evidence in method.kinds.values())
     ]
 
 

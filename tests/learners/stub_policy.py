@@ -126,6 +126,8 @@ def stub_rollout(policy: StubPolicy, transitions: Any, *, prompts: int = 3, size
             "policy_output": outputs,
             "log_ratio": ratios,
             "steps": np.tile(np.arange(steps), (count, 1)),
+            "step_latents": latents[:, :-1],
+            "step_outputs": outputs,
             "final_latents": rng.normal(size=(count, *policy.latent_shape)),
         },
         conditions=policy.encode(texts).to_arrays()[0],

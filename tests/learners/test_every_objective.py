@@ -14,6 +14,7 @@ from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion.process import Draws
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.variance_preserving import VariancePreserving, alphas_cumprod, build_transitions
+from prdp.evidence import FiniteDifference
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
@@ -37,6 +38,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "diffusion_dpo": {"draws": DRAWS, "beta": 3.0},
     "crd": {"draws": DRAWS, "beta": 2.0, "kl": 2.0, "kl_least": 0.5},
     "nft": {"draws": DRAWS, "kl": 2.0, "advantage_clip": 1.0},
+    "fdfo": {},
 }
 ON_DENOISING: dict[str, Any] = {"evidence": "denoising", "draws": DRAWS}
 VARIANTS = [
@@ -45,6 +47,7 @@ VARIANTS = [
     ("prdp", {"step_reduction": "sum", "pairs": "disjoint"}),
     ("reward_weighted_regression", {"shared_draws": True, "normalise": "group"}),
     ("diffusion_dpo", {"pairs": "all", "shared_draws": False}),
+    ("fdfo", {"kl": 2.0}),
     *((name, ON_DENOISING) for name in ("prdp", "ddpo", "reinforce", "grpo", "rebel")),
     ("prdp", {**ON_DENOISING, "adaptive_weight": True, "clip_range": None}),
     ("grpo", {"normalise_terms": True, "drop_tied": True}),
@@ -130,6 +133,22 @@ def denoising_channels(
     return {name: torch.stack(values).view(len(rollout), evidence.draws) for name, values in rows.items()}
 
 
+def step_channels(policy: StubPolicy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score and kl_ref [n, STEPS], the score as a difference of squared distances."""
+    states, final = policy.encode(rollout.image_prompts), torch.from_numpy(rollout.stored["final_latents"])
+    half = (final - final.view(-1, 2, *final.shape[1:]).flip(1).view_as(final)) / 2
+    direction = half / (half.square().mean((1, 2, 3), keepdim=True) + 1e-6)
+    scores, distances = [], []
+    for step in range(STEPS):
+        x, old = (torch.from_numpy(rollout.stored[name][:, step]) for name in ("step_latents", "step_outputs"))
+        times = torch.full((len(x),), float(TRANSITIONS.times[step]), dtype=torch.float64)
+        output = policy.output(x, times, states, 1.0)
+        scores.append((direction.square() - (output - (old - direction)).square()).mean((1, 2, 3)))
+        frozen = policy.output(x, times, states, 1.0, policy.weights.frozen).detach()
+        distances.append((output - frozen).square().mean((1, 2, 3)))
+    return torch.stack(scores, 1), torch.stack(distances, 1)
+
+
 def rollout_of(policy: StubPolicy) -> Rollout:
     """Sampled from the policy, in float64, with evidence of a policy and a reference that are near it."""
     sampler = Sampler(policy, SAMPLER, TRANSITIONS, TrajectoryRecorder())
@@ -144,8 +163,13 @@ def rollout_of(policy: StubPolicy) -> Rollout:
     )
     terms = {name: rng.normal(size=len(rollout)) for name in (*TERMS, "watch/third")}
     rewards = sum(weight * terms[name] for name, weight in TERMS.items())
+    rollout = rollout.storing(
+        final_latents=rng.normal(size=(len(rollout), *policy.latent_shape)),
+        step_latents=rollout.stored["latents"][:, :-1],
+        step_outputs=rollout.stored["base_output"],
+    )
     return dataclasses.replace(
-        rollout.storing(final_latents=rng.normal(size=(len(rollout), *policy.latent_shape))),
+        rollout,
         rewards=rewards,
         sub_scores=terms,
         # Not the learner's version, so nothing that the sampler stored may be taken for the policy's own.
@@ -181,6 +205,8 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         # The old policy and the reference are those that the learner was built with.
         arrays["log_ratio"] = arrays["log_ratio_old_policy"] = arrays["denoising"] - arrays["denoising_ref"]
         arrays["log_ratio_old"] = arrays["log_ratio"].detach()
+    elif isinstance(objective.evidence, FiniteDifference):
+        arrays["score"], arrays["kl_ref"] = step_channels(policy, rollout)
     else:
         channels = trajectory_channels(policy, rollout)
         weights = torch.ones(STEPS, dtype=torch.float64)
@@ -250,6 +276,9 @@ def passes(
         ("crd", {}, 0, (144, 36)),  # the old policy, the policy, the reference, the policy with gradient
         ("nft", {}, 0, (108, 36)),  # the old policy's output once, the reference's, and the policy's with gradient
         ("nft", {"kl": 0.0}, 0, (72, 36)),
+        ("fdfo", {}, 0, (48, 48)),  # scores of the policy that sampled are 0
+        ("fdfo", {}, 1, (96, 48)),
+        ("fdfo", {"kl": 1.0}, 0, (96, 48)),
     ],
 )
 def test_no_pass_that_is_not_needed(
@@ -315,7 +344,8 @@ def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
     }  # of a KL that would hold it at the start
     knobs = {**KNOBS[name], **choice, **weaker.get(name, {})}
     learner = build_learner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
-    sampler = Sampler(policies[1], SAMPLER, transitions, learner.recorder)
+    settings = dataclasses.replace(SAMPLER, shared_start_noise=name == "fdfo")
+    sampler = Sampler(policies[1], settings, transitions, learner.recorder)
     texts = ("x", "xx", "xxx")
 
     def sampled(epoch: int) -> Rollout:

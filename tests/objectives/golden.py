@@ -35,6 +35,7 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
         "rewards": rng.normal(size=shape[0]),
         "group_ids": np.repeat(np.arange(GROUPS), SIZE),
         "history": history,
+        "score": spread * rng.normal(size=shape),
     }
     return arrays | {
         "guarded_importance": spread * rng.normal(size=shape),
