@@ -35,9 +35,9 @@ class FiniteDifference(Evidence):
         score = mean(g^2) - mean((d - s g)^2) = 2 s mean(d g) - mean(d^2),
         kl_ref = mean((v - v_ref)^2), of the frozen reference at the same latent.
 
-    The second form of the score is computed: the first is a small difference of large numbers. It is 0 where nothing has changed,
-    and largest at d = s g, which moves the clean latents that the output tells of towards the image, away from its
-    partner. s is the sign of d x_0 / d output: -1 for a flow's velocity (x_0 = x - t v), for epsilon
+    The second form of the score is computed: the first is a small difference of large numbers. It is 0 where nothing
+    has changed, and largest at d = s g, which moves the clean latents that the output tells of towards the image, away
+    from its partner. s is the sign of d x_0 / d output: -1 for a flow's velocity (x_0 = x - t v), for epsilon
     (x_0 = (x - b e) / a) and for v_prediction (x_0 = a x - b v), so that all of these have one formula; +1 for a
     network that predicts x_0. g has the same size at all steps, in the unit of whatever the network predicts.
 
@@ -141,7 +141,8 @@ class FiniteDifference(Evidence):
         return found if reference is None else found | {"kl_ref": squared_distance(output, reference)}
 
     def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
-        return {name: float(values.ravel()[cells].mean()) for name, values in now.items()}
+        names = {"score": "pair_score", "kl_ref": "kl_ref"}
+        return {names[name]: float(values.ravel()[cells].mean()) for name, values in now.items()}
 
     def place(self, rollout: Rollout, transitions: Transitions, image: int, column: int) -> str:
         step = rollout.stored["steps"][image, column]

@@ -51,12 +51,19 @@ def test_what_is_not_stored_takes_no_memory() -> None:
     assert of("best_of_n") == [0.5, 1.5]
 
 
-@pytest.mark.parametrize("keep", ["trajectory", "final_latents"])
+KEPT = {
+    "prdp": ("latents", "base_output"),
+    "best_of_n": ("final_latents",),
+    "fdfo": ("step_latents", "step_outputs", "final_latents"),
+}
+
+
+@pytest.mark.parametrize("name", list(KEPT))
 @pytest.mark.parametrize("sampler", [{}, {"window": "fixed", "window_size": 3}])
-def test_the_memory_is_that_of_a_rollout(keep: str, sampler: dict[str, object]) -> None:
+def test_the_memory_is_that_of_a_rollout(name: str, sampler: dict[str, object]) -> None:
     model = ModelConfig(family="gaussian_mixtures", path="gaussian_mixtures")
     settings = SamplerConfig(steps=6, guidance_scale=1.0, deterministic_final_steps=1, **sampler)
-    objective = {"name": "prdp" if keep == "trajectory" else "best_of_n"}
+    objective = {"name": name}
     config = dataclasses.replace(
         LARGE, model=model, sampler=settings, prompts_per_epoch=2, images_per_prompt=3, objective=objective
     )
@@ -68,8 +75,7 @@ def test_the_memory_is_that_of_a_rollout(keep: str, sampler: dict[str, object]) 
     drawn = build_sampler(model, LearnerConfig(mode="full"), settings, seed=0, recorder=recorder).sample(
         PromptBatch(0, 0, texts, ({}, {})), 3, seed=0
     )
-    names = ("latents", "base_output") if keep == "trajectory" else ("final_latents",)
-    assert parts == [*(drawn.stored[name].nbytes for name in names), drawn.images.nbytes]
+    assert parts == [*(drawn.stored[kept].nbytes for kept in KEPT[name]), drawn.images.nbytes]
 
 
 def test_rollouts_that_are_sampled_ahead_are_held_too() -> None:
@@ -159,8 +165,9 @@ def test_the_numbers_of_a_run() -> None:
         ("diffusion_dpo", 5, 9, 0),
         ("crd", 5, 12, 0),
         ("nft", 5, 9, 0),
+        ("fdfo", 5, 5, 0),  # of the step without noise, too
     ):
-        draws = {} if columns == 4 else {"draws": columns}
+        draws = {"draws": columns} if name in ("best_of_n", "diffusion_dpo", "nft") else {}
         other = geometry.geometry(dataclasses.replace(config, objective={"name": name, **draws}))
         assert other["cells_per_update"] == 24 * columns
         assert other["learning_passes_per_epoch"] == 24 * columns * 2 * passes
