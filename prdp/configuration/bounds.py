@@ -173,11 +173,11 @@ def objective_problems(config: TrainConfig) -> list[str]:
         evidence = evidence_of(config.objective, method)
         found += evidence.problems(config.sampler, config.images_per_prompt, label)
         if evidence.needs_noise:
-            found += [
-                f"{problem}, or take an objective on denoising errors, which needs none: "
-                f"{', '.join(objectives_without_noise())}"
-                for problem in log_prob_problems(config.sampler, label)
-            ]
+            other = next((kind for kind, one in method.kinds.items() if not one.needs_noise), None)
+            advice = f"set objective.evidence={other}, which needs none" if other else (
+                f"take an objective that needs none: {', '.join(objectives_without_noise())}"
+            )
+            found += [f"{problem}, or {advice}" for problem in log_prob_problems(config.sampler, label)]
     return found
 
 

@@ -66,6 +66,14 @@ class Denoising(Evidence):
     keeps: ClassVar[tuple[str, ...]] = ("final_latents",)
     skips_unused: ClassVar[bool] = True
 
+    def problems(self, sampler: SamplerConfig, images_per_prompt: int, label: str) -> list[str]:
+        if sampler.trained_share == 1:
+            return []
+        return [
+            f"sampler.trained_share={sampler.trained_share:g}: has no effect on {label}, whose {self.kind} evidence is "
+            "of final images; leave it at 1"
+        ]
+
     def recorder(self, arrays: Collection[str]) -> FinalLatents:
         return FinalLatents()
 

@@ -51,15 +51,26 @@ DENOISING = ("reward_weighted_regression", "best_of_n", "diffusion_dpo", "crd", 
 
 @pytest.mark.parametrize("sampler", WITHOUT_NOISE)
 def test_without_noise_only_denoising_errors_are_learned_from(sampler: dict[str, Any]) -> None:
-    for name in DENOISING:
-        assert typed({**MINIMAL, "objective": {"name": name}, "sampler": sampler}).sampler.kind == sampler["kind"]
+    either = [name for name, method in OBJECTIVES.items() if len(method.kinds) > 1]
+    assert "prdp" in either
+    objectives = [{"name": name} for name in DENOISING] + [{"name": name, "evidence": "denoising"} for name in either]
+    for objective in objectives:
+        assert typed({**MINIMAL, "objective": objective, "sampler": sampler}).sampler.kind == sampler["kind"]
     for name in OBJECTIVES.keys() - {*DENOISING, "fdfo"}:
         with pytest.raises(ConfigError) as caught:
             typed({**MINIMAL, "objective": {"name": name}, "sampler": sampler})
         told = str(caught.value)
         assert told.startswith("sampler.kind=euler: " if sampler["kind"] == "euler" else "sampler.eta=0: ")
-        for part in ("no log-prob", f"objective.name={name} is", "; set sampler.", ", ".join(DENOISING)):
+        advice = "or set objective.evidence=denoising, which" if name in either else ", ".join(DENOISING)
+        for part in ("no log-prob", f"objective.name={name} is", "; set sampler.", advice):
             assert part in told
+
+
+def test_a_share_of_the_steps_has_no_effect_on_final_images() -> None:
+    for objective in ({"name": "best_of_n"}, {"name": "prdp", "evidence": "denoising"}):
+        with pytest.raises(ConfigError, match=r"^sampler\.trained_share=0\.5: has no effect on objective\.name="):
+            typed({**MINIMAL, "objective": objective, "sampler": {"trained_share": 0.5}})
+    assert typed({**MINIMAL, "sampler": {"trained_share": 0.5}}).sampler.trained_share == 0.5
 
 
 @pytest.mark.parametrize("sampler", WITHOUT_NOISE)
