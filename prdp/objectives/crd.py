@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from prdp.objectives._advantages import Std, group_advantages, optimality
+from prdp.objectives._advantages import Std, group_advantages, mean_over, optimality
 from prdp.objectives._groups import by_group
 from prdp.objectives._knobs import NotNegative, Positive
 
@@ -26,6 +26,7 @@ def crd(
     kl_least: NotNegative = 1e-4,
     advantage_clip: Positive = 5.0,
     std: Std = "batch",
+    drop_tied: bool = False,
     normalise_terms: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Squared error of log-ratios as predictions of rewards, both relative to the mean of their group.
@@ -36,7 +37,7 @@ def crd(
             computed, where kl is 0.
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
-        reward_terms, reward_weights, std, normalise_terms: as in `grpo`.
+        reward_terms, reward_weights, std, drop_tied, normalise_terms: as in `grpo`.
         beta: weight of the log-ratios; the larger, the nearer to the old policy the optimum is.
         kl: weight of kl_ref where an image is good for certain.
         kl_least: its weight where an image is bad for certain; in between it is interpolated.
@@ -46,14 +47,20 @@ def crd(
         the loss, and {"groups_tied": number of prompts whose rewards are all equal, "prediction_size": root mean square
         of what the log-ratios predict over that of the rewards, as in `prdp`}.
     """
-    advantages, _, counts = group_advantages(
-        rewards, group_ids, std=std, clip=advantage_clip, terms=reward_terms, weights=reward_weights
+    advantages, counted, counts = group_advantages(
+        rewards,
+        group_ids,
+        std=std,
+        clip=advantage_clip,
+        drop_tied=drop_tied,
+        terms=reward_terms,
+        weights=reward_weights,
     )
     good = optimality(advantages, advantage_clip)[:, None].expand_as(log_ratio_old_policy)
     predicted, true = (_centred(values, group_ids) for values in (beta * log_ratio_old_policy, good))
-    loss = advantage_clip / beta * (predicted - true).square().mean()
+    loss = advantage_clip / beta * mean_over((predicted - true).square(), by_group(counted, group_ids)[:, 0])
     if kl_ref is not None:
-        loss = loss + ((kl_least + good * (kl - kl_least)) * kl_ref).mean()
+        loss = loss + mean_over((kl_least + good * (kl - kl_least)) * kl_ref, counted)
     squares = [values.square().sum().item() for values in (predicted, true)]
     return loss, counts | {"prediction_size": math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0}
 

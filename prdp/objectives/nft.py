@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prdp.objectives._advantages import Std, group_advantages, optimality
+from prdp.objectives._advantages import Std, group_advantages, mean_over, optimality
 from prdp.objectives._knobs import NotNegative, Positive
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def nft(
     kl: NotNegative = 1e-4,
     advantage_clip: Positive = 5.0,
     std: Std = "batch",
+    drop_tied: bool = False,
     normalise_terms: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Errors of the positive implicit policy where an image is good, and of the negative one where it is bad.
@@ -37,7 +38,7 @@ def nft(
             computed, where kl is 0.
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
-        reward_terms, reward_weights, std, normalise_terms: as in `grpo`.
+        reward_terms, reward_weights, std, drop_tied, normalise_terms: as in `grpo`.
         kl: weight of kl_ref.
         advantage_clip: the advantage at which an image counts as good, or bad, for certain.
 
@@ -45,11 +46,17 @@ def nft(
         the loss, and {"groups_tied": number of prompts whose rewards are all equal, "certain": share of images whose
         advantage is at the clip}.
     """
-    advantages, _, counts = group_advantages(
-        rewards, group_ids, std=std, clip=advantage_clip, terms=reward_terms, weights=reward_weights
+    advantages, counted, counts = group_advantages(
+        rewards,
+        group_ids,
+        std=std,
+        clip=advantage_clip,
+        drop_tied=drop_tied,
+        terms=reward_terms,
+        weights=reward_weights,
     )
     good = optimality(advantages, advantage_clip)[:, None]
-    loss = -advantage_clip * (good * positive + (1.0 - good) * negative).mean()
+    loss = -advantage_clip * mean_over(good * positive + (1.0 - good) * negative, counted)
     if kl_ref is not None:
-        loss = loss + kl * kl_ref.mean()
+        loss = loss + kl * mean_over(kl_ref, counted)
     return loss, counts | {"certain": (advantages.abs() >= advantage_clip).double().mean().item()}

@@ -10,6 +10,7 @@ from golden import SIZE, batch, evaluate, numeric_tables
 from prdp.diffusion.rectified_flow import flow_transitions
 from prdp.diffusion.transitions import guarded_importance, kl, log_ratio
 from prdp.diffusion.variance_preserving import build_transitions
+from prdp.objectives import OBJECTIVES
 
 SIGMAS, ETA = np.array([0.9, 0.6, 0.25, 0.0]), 0.7
 TABLE = flow_transitions(SIGMAS, kind="flow_sde", eta=ETA, deterministic_final_steps=1)
@@ -128,12 +129,13 @@ def test_steps_tell_their_size_and_noise() -> None:
     np.testing.assert_allclose(table.step_size, np.sqrt(then) * ratio_change, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["grpo_guard", "flow_dppo", "tempflow_grpo"])
+@pytest.mark.parametrize("name", [name for name, method in OBJECTIVES.items() if "drop_tied" in method.knobs])
 def test_groups_without_spread_may_be_dropped(name: str) -> None:
     arrays = batch()
     arrays["rewards"][:SIZE] = 0.1
-    result = evaluate(name, arrays, drop_tied=True, std="group", beta=0.3)
-    others = evaluate(name, {key: value[SIZE:] for key, value in arrays.items()}, std="group", beta=0.3)
+    kl = "kl" if "kl" in OBJECTIVES[name].knobs else "beta"
+    result = evaluate(name, arrays, drop_tied=True, std="group", **{kl: 0.3})
+    others = evaluate(name, {key: value[SIZE:] for key, value in arrays.items()}, std="group", **{kl: 0.3})
     assert result.loss == pytest.approx(others.loss, rel=1e-12)
     assert result.metrics["groups_tied"] == 1.0
     for channel, table in result.tables.items():
