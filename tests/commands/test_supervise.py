@@ -271,7 +271,9 @@ def test_a_run_that_is_killed_ends_with_the_weights_of_an_undisturbed_one(
         place = tmp_path / name
         place.mkdir()
         (place / "red_reward.py").write_text(REWARD.replace("{deadly}", repr(deadly)))
-        words = ["experiment=shapes_smoke", "reward=callable", "reward.path=red_reward.red", "prompts_per_epoch=2"]
+        words = ["experiment=mixtures_small", "reward=callable", "reward.path=red_reward.red", "~reward.kl_weight"]
+        words += ["epochs=2", "prompts_per_epoch=2", "images_per_prompt=2", "sampler.steps=2"]
+        words += ["sampler.prompts_per_chunk=1", "checkpoint.every=1"]
         words += ["evaluation.every=0", "evaluation.final_prompts=2", "tracking=silent", f"output_dir={place / 'run'}"]
         monkeypatch.chdir(place)
         if deadly:
