@@ -26,9 +26,11 @@ LONGEST = (
     "test_train.py",
     "commands/test_supervise.py",
     "test_scorer_failures.py",
+    "launch/test_ray_job.py",
     "evaluation/",
     "cluster/",
     "learners/",
+    "diffusion/",
 )
 """Files and folders that take minutes."""
 
