@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
+Times = Literal["uniform", "stratified", "sampler", "sampler_stratified"]
+"""Which times denoising evidence is drawn at, see `prdp.diffusion.process.Draws`."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from prdp.config import SamplerConfig
 from prdp.diffusion.transitions import Transitions
-from prdp.types import Float32, Float64, Int64
+from prdp.types import Float32, Float64, Int64, Times
 
 _DOMAIN = 0x6E6F697365
 """Keeps these streams apart from those of `ImageNoise`, whose noise made the very latents that are noised here."""
@@ -33,6 +33,10 @@ class Process(Protocol):
         """The time at a quantile in [0, 1) of those that the network is pretrained at, from pure noise down."""
         ...
 
+    def noise_level(self, times: Float64) -> Float64:
+        """What noise is multiplied by in noised latents at times [b], from 0 at clean ones to 1; [b]."""
+        ...
+
     def noised(
         self, latents: torch.Tensor, times: Float64, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,9 +46,6 @@ class Process(Protocol):
     def clean(self, latents: torch.Tensor, times: Float64, output: torch.Tensor) -> torch.Tensor:
         """The clean latents that a network output [b, C, h, w] at noised latents tells of."""
         ...
-
-
-Times = Literal["uniform", "stratified", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Draws:
         update: number of the optimizer step.
         count: draws per image.
         times: uniform over those of pretraining; stratified: one in each of `count` equal parts of these; sampler:
-            steps of the sampler, in random order without repetition while there are enough.
+            steps of the sampler, in random order without repetition while there are enough; sampler_stratified: one of
+            these in each of `count` equal parts.
         noisiest: share of the times, from pure noise down, that is drawn from.
         steps: float64 [T], the sampler's times in its order.
     """
@@ -98,6 +100,8 @@ class Draws:
             return self.process.time_at(self.noisiest * (draw + within) / self.count)
         assert self.steps is not None, "the sampler's times are not known"
         steps = self.steps[: math.ceil(self.noisiest * len(self.steps))]
+        if self.times == "sampler_stratified":
+            return float(steps[math.floor((draw + within) / self.count * len(steps))])
         turn, place = divmod(draw, len(steps))
         return float(self._stream(_ORDER, prompt, image, turn).permutation(steps)[place])
 

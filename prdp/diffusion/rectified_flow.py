@@ -59,6 +59,10 @@ class RectifiedFlow:
         """Sigma is uniform in (0, 1]."""
         return 1.0 - quantile
 
+    def noise_level(self, times: Float64) -> Float64:
+        """Sigma, the time itself."""
+        return times
+
     def noised(
         self, latents: torch.Tensor, times: Float64, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

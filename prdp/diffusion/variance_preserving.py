@@ -45,6 +45,10 @@ class VariancePreserving:
         """All training timesteps are equally frequent."""
         return len(self._abar) - 1.0 - math.floor(quantile * len(self._abar))
 
+    def noise_level(self, times: Float64) -> Float64:
+        """sqrt(1 - abar)."""
+        return np.asarray(np.sqrt(1.0 - self._abar[times.astype(np.int64)]), np.float64)
+
     def noised(
         self, latents: torch.Tensor, times: Float64, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from prdp.config import SamplerConfig
 from prdp.evidence.base import Channels, Evidence, Of, Pass
 from prdp.support.rules import Count, Share
-from prdp.types import Float64, Int64, Rollout
+from prdp.types import Float64, Int64, Rollout, Times
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +38,15 @@ class Denoising(Evidence):
         draws: per image and update.
         shared_draws: all images of a prompt are noised alike.
         times: uniform: as in pretraining; stratified: as uniform, one draw in each of `draws` equal parts; sampler:
-            steps of the sampler, in random order without repetition while there are enough.
+            steps of the sampler, in random order without repetition while there are enough; sampler_stratified: one of
+            these in each of `draws` equal parts.
         noisiest: share of the times, from pure noise down, that is drawn from.
         adaptive_weight: l is divided by max(mean |output - target|, 1e-5), without gradient (arXiv:2509.16117).
     """
 
     draws: Count = 8
     shared_draws: bool = False
-    times: Literal["uniform", "stratified", "sampler"] = "uniform"
+    times: Times = "uniform"
     noisiest: Share = 1.0
     adaptive_weight: bool = False
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from prdp.evidence.base import Channels, Of
 from prdp.evidence.denoising import Denoising, Noised
 from prdp.support.rules import Positive
-from prdp.types import Int64
+from prdp.types import Int64, Times
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class ImplicitPolicies(Denoising):
         Zheng et al., DiffusionNFT: Online diffusion reinforcement with forward process, 2025, arXiv:2509.16117, eq. 5.
     """
 
-    times: Literal["uniform", "stratified", "sampler"] = "sampler"
+    times: Times = "sampler"
     adaptive_weight: bool = True
     implicit_step: Positive = 1.0
 

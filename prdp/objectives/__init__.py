@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
-from prdp.evidence import Denoising, Evidence, FiniteDifference, ImplicitPolicies, OldPolicy, Trajectory
+from prdp.evidence import (
+    Denoising,
+    DenoisingLikelihood,
+    Evidence,
+    FiniteDifference,
+    ImplicitPolicies,
+    OldPolicy,
+    Trajectory,
+)
 from prdp.evidence.base import Of
 from prdp.objectives._idle_knobs import idle_knobs
 from prdp.objectives._knobs import Knob, fields_as_knobs, mistakes
 from prdp.objectives._soundness import BATCH_ARRAYS, loss_result, method_problem
+from prdp.objectives.awm import awm
 from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.crd import crd
 from prdp.objectives.ddpo import ddpo
@@ -148,6 +157,13 @@ OBJECTIVES: dict[str, Method] = {
         only_with={"kl_ref": "kl", **TERMS_APART},
     ),
     "fdfo": Method(fdfo, FiniteDifference(), linear=("kl_ref",), only_with={"kl_ref": "kl"}),
+    "awm": Method(
+        awm,
+        DenoisingLikelihood(draws=6, times="sampler_stratified", noisiest=0.9),
+        linear=("kl_ref", "kl_old_policy"),
+        old_policy=OldPolicy(old_decay_rise=0.001, old_decay_limit=0.3),
+        only_with={"kl_old_policy": "beta_old", **_KL_AND_TERMS},
+    ),
 }
 
 

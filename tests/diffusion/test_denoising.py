@@ -68,6 +68,11 @@ def test_times_are_stratified_or_of_the_sampler_from_the_noisiest_down() -> None
     grid = drawn(times="sampler", noisiest=0.8)
     assert {tuple(sorted(row)) for row in grid} == {(0.4, 0.7, 0.9, 1.0)}, "each step once"
     assert len({tuple(row) for row in grid}) > 10, "in random order"
+    parts = drawn(times="sampler_stratified")
+    # Four parts of five steps: the steps at their borders belong to two of them.
+    parts_of = [{1.0, 0.9}, {0.9, 0.7}, {0.7, 0.4}, {0.4, 0.1}]
+    assert [set(parts[:, place]) for place in range(4)] == parts_of
+    np.testing.assert_allclose((parts == 0.7).sum() / parts.size, 0.2, atol=0.05)
     again = drawn(times="sampler", noisiest=0.4)
     assert all(sorted(row) == [0.9, 0.9, 1.0, 1.0] for row in again.tolist()), "steps repeat in turn"
 

@@ -39,6 +39,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "crd": {"draws": DRAWS, "beta": 2.0, "kl": 2.0, "kl_least": 0.5},
     "nft": {"draws": DRAWS, "kl": 2.0, "advantage_clip": 1.0},
     "fdfo": {},
+    "awm": {"draws": DRAWS, "beta": 2.0, "clip_range": 1e-2},
 }
 ON_DENOISING: dict[str, Any] = {"evidence": "denoising", "draws": DRAWS}
 VARIANTS = [
@@ -53,6 +54,7 @@ VARIANTS = [
     ("grpo", {"normalise_terms": True, "drop_tied": True}),
     ("reinforce", {"normalise_terms": True}),
     ("nft", {"implicit_step": 0.3, "times": "stratified", "noisiest": 0.5, "adaptive_weight": False}),
+    ("awm", {"weighting": "t_squared", "times": "stratified", "normalise_terms": True, "adaptive_weight": True}),
 ]
 TERMS = {"first": 2.0, "second": -0.5}
 
@@ -101,12 +103,12 @@ def denoising_channels(
 ) -> dict[str, torch.Tensor]:
     """Minus denoising errors and the distance to the frozen output, [n, draws] at update 0, cell by cell.
 
-    The old policy of `ImplicitPolicies` is the frozen one.
+    The old policy is the frozen one.
     """
     states = policy.encode(rollout.prompts.texts)
     process, step = VariancePreserving(SCHEDULER), getattr(evidence, "implicit_step", 1.0)
     drawn = Draws(process, SEED, 0, evidence.draws, evidence.times, evidence.noisiest, TRANSITIONS.times)
-    names = ("denoising", "kl_ref", "positive", "negative")
+    names = ("denoising", "kl_ref", "log_likelihood", "positive", "negative")
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def error(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -125,6 +127,11 @@ def denoising_channels(
             frozen = policy.output(x, times, state, 1.0, policy.weights.frozen).detach()
             signal = alphas_cumprod(SCHEDULER)[int(timesteps[0])] ** 0.5
             rows["denoising"].append(-error(output, target))
+            level = (1 - signal**2) ** 0.5
+            if getattr(evidence, "weighting", "ghuber") == "ghuber":
+                rows["log_likelihood"].append(-4 * level * ((error(output, target) + 1e-10) ** 0.25 - 1e-10**0.25))
+            else:
+                rows["log_likelihood"].append(-(level**2) * error(output, target))
             rows["kl_ref"].append(((output - frozen) ** 2).mean())
             for name, side in (("positive", step), ("negative", -step)):
                 epsilon = (1 - side) * frozen + side * output
@@ -201,7 +208,9 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         of_frozen = denoising_channels(policy, rollout, objective.evidence, policy.weights.frozen)
         arrays["denoising_ref"] = of_frozen["denoising"].detach()
         # At the first update of an epoch it starts from the very weights that learn.
-        arrays["log_importance"] = arrays["denoising"] - arrays["denoising"].detach()
+        likelihood = arrays["log_likelihood" if name == "awm" else "denoising"]
+        arrays["log_importance"] = likelihood - likelihood.detach()
+        arrays["kl_old_policy"] = arrays["kl_ref"]
         # The old policy and the reference are those that the learner was built with.
         arrays["log_ratio"] = arrays["log_ratio_old_policy"] = arrays["denoising"] - arrays["denoising_ref"]
         arrays["log_ratio_old"] = arrays["log_ratio"].detach()
@@ -279,6 +288,8 @@ def passes(
         ("fdfo", {}, 0, (48, 48)),  # scores of the policy that sampled are 0
         ("fdfo", {}, 1, (96, 48)),
         ("fdfo", {"kl": 1.0}, 0, (96, 48)),
+        ("awm", {}, 0, (108, 36)),  # outputs of the reference and of the old policy
+        ("awm", {"beta": 0.0, "beta_old": 0.0}, 0, (36, 36)),
     ],
 )
 def test_no_pass_that_is_not_needed(
@@ -341,6 +352,7 @@ def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
         "grpo": {"beta": 0.01},
         "crd": {"kl": 0.0},
         "nft": {"kl": 1e-4},
+        "awm": {"beta": 1e-3},
     }  # of a KL that would hold it at the start
     knobs = {**KNOBS[name], **choice, **weaker.get(name, {})}
     learner = build_learner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)

@@ -30,6 +30,8 @@ def batch(seed: int = 0, spread: float = 0.05) -> dict[str, np.ndarray]:
         "denoising_old": -rng.random(shape),
         "kl_old_policy": rng.random(shape),
         "log_ratio_old_policy": 0.1 * rng.normal(size=shape),
+        "log_likelihood": -1.0 + importance,
+        "log_likelihood_sampled": -np.ones(shape),
         "positive": -rng.random(shape),
         "negative": -rng.random(shape),
         "rewards": rng.normal(size=shape[0]),
