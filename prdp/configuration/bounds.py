@@ -61,6 +61,7 @@ def check_family(config: TrainConfig) -> None:
         ("model.width", config.model.width, None),
         ("model.max_sequence_length", config.model.max_sequence_length, None),
         ("sampler.guidance_scale", config.sampler.guidance_scale, 1.0),
+        ("objective.kl_guidance", config.objective.get("kl_guidance"), None),
         ("learner.mode", config.learner.mode, "full"),
         ("learner.framework", config.learner.framework, "torch"),
         ("model.dtype", config.model.dtype, "float32"),

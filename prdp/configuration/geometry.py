@@ -44,8 +44,9 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     first = channels <= linear | set(evidence.sampled) | set(objective.known_as_sampled)
     others = channels <= linear - ({guard} if half else set())
     further = [of for name, (_, of) in evidence.passes.items() if name in objective.arrays]
-    beside = len({of for name, of in evidence.others.items() if name in channels})
-    passes = (2 - first) + (updates - 1) * (2 - others) + updates * (len(further) + beside)
+    scales = [evidence.guidance_of(of) for of in {of for name, of in evidence.others.items() if name in channels}]
+    beside = sum(branches if scale is None else 1 + guided(scale) for scale in scales)
+    passes = (2 - first) + (updates - 1) * (2 - others) + updates * len(further)
     passes -= further.count("sampled")
     cells = images * columns
     checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and guard is not None else 0
@@ -64,7 +65,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
         "cells_per_update": cells,
         "sampling_passes_per_epoch": images * (steps + reference_steps) * branches,
-        "learning_passes_per_epoch": (cells * passes + checked) * branches,
+        "learning_passes_per_epoch": (cells * passes + checked) * branches + cells * updates * beside,
         "learning_backwards_per_epoch": cells * branches * updates,
         "evaluations": 2 + between,
         "evaluation_images": (2 * evaluation.final_prompts + between * evaluation.prompts)

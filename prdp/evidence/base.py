@@ -57,14 +57,24 @@ class Pass:
         return self.policy.output(latents, times, conditions, self.guidance_scale, self.network)
 
     def output_of(
-        self, of: Of, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
+        self,
+        of: Of,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Conditions,
+        guidance_scale: float | None = None,
     ) -> torch.Tensor:
-        """The guided output of another network, without gradient. Call it before `output`: tensors are exchanged."""
+        """The guided output of another network, without gradient. Call it before `output`: tensors are exchanged.
+
+        Args:
+            guidance_scale: None for the sampler's.
+        """
         import torch
 
         assert self.network_of is not None, "this pass knows one network"
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
         with torch.no_grad(), self.network_of(of) as network:
-            return self.policy.output(latents, times, conditions, self.guidance_scale, network)
+            return self.policy.output(latents, times, conditions, scale, network)
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,10 @@ class Evidence(ABC):
     def stored(self, rollout: Rollout) -> Channels:
         """Channels of the policy that sampled, which are those of the learner on an on-policy rollout."""
         return {}
+
+    def guidance_of(self, of: Of) -> float | None:
+        """The guidance scale of an output that `others` names; None for the sampler's."""
+        return None
 
     def weights(self, rollout: Rollout, transitions: Transitions) -> Float64 | None:
         """[n, T], what the evidence of each cell is multiplied by before the objective sees it; None for all ones."""

@@ -102,7 +102,7 @@ class Denoising(Evidence):
         noised = self.noised(of, rollout, images, columns)
         times = torch.from_numpy(noised.times).to(noised.latents)
         others = {
-            whose: of.output_of(whose, noised.latents, times, conditions)
+            whose: of.output_of(whose, noised.latents, times, conditions, self.guidance_of(whose))
             for whose in dict.fromkeys(whose for name, whose in self.others.items() if name in names)
         }
         output = of.output(noised.latents, times, conditions)

@@ -18,6 +18,7 @@ from prdp.evidence import (
     DenoisingLikelihood,
     Evidence,
     FiniteDifference,
+    GuidedReference,
     ImplicitPolicies,
     OldPolicy,
     Trajectory,
@@ -144,7 +145,7 @@ OBJECTIVES: dict[str, Method] = {
     "diffusion_dpo": Method(diffusion_dpo, Denoising(shared_draws=True)),
     "crd": Method(
         crd,
-        Denoising(shared_draws=True, times="sampler", adaptive_weight=True),
+        GuidedReference(shared_draws=True, times="sampler", adaptive_weight=True),
         linear=("kl_ref",),
         old_policy=OldPolicy(old_decay=0.25, old_decay_rise=0.005),
         only_with={"kl_ref": "kl", **TERMS_APART},

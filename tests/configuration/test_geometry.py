@@ -173,6 +173,11 @@ def test_the_numbers_of_a_run() -> None:
         assert other["cells_per_update"] == 24 * columns
         assert other["learning_passes_per_epoch"] == 24 * columns * 2 * passes
         assert other["sampling_passes_per_epoch"] == 24 * (5 + of_reference) * 2
+    anchored = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, guidance_scale=1.0))
+    for guidance, passes in ((None, 12), (4.5, 15), (1.0, 12)):
+        objective = {"name": "crd", "draws": 5, "kl_guidance": guidance}
+        other = geometry.geometry(dataclasses.replace(anchored, objective=objective))
+        assert other["learning_passes_per_epoch"] == 24 * 5 * passes, "both branches of the reference, alone"
     half = dataclasses.replace(config, learner=dataclasses.replace(config.learner, autocast="float16", microbatch=20))
     for objective, passes in (("prdp", 5), ("reinforce", 5), ("grpo", 5)):
         other = geometry.geometry(dataclasses.replace(half, objective={"name": objective}))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from golden import GROUPS, SIZE, STEPS, batch, evaluate
+from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
+from prdp.config import LearnerConfig
 from prdp.diffusion.process import denoising_error, squared_distance
+from prdp.diffusion.variance_preserving import build_transitions
+from prdp.learners import build_learner
 from prdp.objectives import Coefficients, build_objective
 
 IMAGES, DRAWS, SHAPE = 6, 2, (2, 2, 2)
@@ -101,6 +107,28 @@ def test_tied_groups_are_held_at_the_old_policy() -> None:
     np.testing.assert_allclose(result.tables["denoising"][:SIZE], pull, rtol=1e-9)
     all_tied = evaluate("crd", {**arrays, "rewards": np.ones(GROUPS * SIZE)})
     assert all_tied.metrics == {"groups_tied": 3.0, "prediction_size": 0.0}
+
+
+class Guided(StubPolicy):
+    """Guidance multiplies its output."""
+
+    def output(self, latents: torch.Tensor, times: torch.Tensor, conditions: Any, scale: float, *rest: Any) -> Any:
+        return scale * super().output(latents, times, conditions, scale, *rest)
+
+
+def test_the_kl_is_to_the_reference_as_guidance_makes_it() -> None:
+    """Of the reference's output s, an output of s and no move yet: the KL of guidance w is (w - 1)^2 mean(s^2)."""
+    found = []
+    for guidance in (None, 1.0, 2.0, 4.0):
+        policy, transitions = Guided(), build_transitions(SCHEDULER, steps=4)
+        knobs = {"name": "crd", "draws": 3, "kl_guidance": guidance}
+        learner = build_learner(policy, transitions, 1.0, LearnerConfig(mode="full"), knobs, 5)
+        found.append(learner.update(stub_rollout(policy, transitions)))
+    for metrics, excess in zip(found, (0, 0, 1, 9), strict=True):
+        assert metrics["kl_ref"] == pytest.approx(excess * found[2]["kl_ref"])
+        assert metrics["logratio_old_policy"] == 0.0, "the old policy is guided as the sampler is"
+        assert metrics["loss"] > found[0]["loss"] or not excess
+    assert found[2]["kl_ref"] > 0
 
 
 def centred(rewards: np.ndarray) -> np.ndarray:
