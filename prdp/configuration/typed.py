@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from prdp.config import TrainConfig
 from prdp.configuration.bounds import check_bounds
@@ -175,6 +175,8 @@ def explained(error: BaseException, root: Root = TRAIN) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return f"{place}{unknown_key(key, root=root)}"
     known = schema_keys(root.schema)
+    if get_origin(known.get(key)) is list and "ListConfig" in reason:
+        return f"{place}{key}: must be a list, written {key}=[a,b]"
     expected = f"; must be {_words(known[key])}" if key in known else ""
     return f"{place}{f'{key}: ' if key else ''}{reason}{expected}"
 

@@ -24,6 +24,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+_OF_A_RUN = "weights"
+"""Folder inside a run's where its adapter is."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 PEFT_KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules")
 _PEFT_STARTS = (True, False, None, "gaussian")
@@ -93,7 +95,8 @@ def adapter_file(key: str, path: str) -> Path:
         if found is None:
             pickles = sorted(one.name for one in place.iterdir() if one.suffix in _PICKLES)
             has = f"; {pickles[0]} is a pickle, which may run code and is never opened" if pickles else ""
-            raise StartError(f"{key}={path}: the folder holds neither {LORA_FILE} nor {PEFT_FILE}{has}")
+            hint = f"; take its folder {_OF_A_RUN}" if (place / _OF_A_RUN / LORA_FILE).is_file() else ""
+            raise StartError(f"{key}={path}: the folder holds neither {LORA_FILE} nor {PEFT_FILE}{has}{hint}")
         place = found
     if not place.is_file():
         raise StartError(f"{key}={path}: there is no such file or folder")

@@ -15,7 +15,7 @@ from prdp.diffusion.process import column
 from prdp.diffusion.recording import Chains, Recorder, Recording
 from prdp.diffusion.transitions import Transitions
 from prdp.diffusion.windows import mask, trained_steps, windows
-from prdp.types import PromptBatch, Rollout, Weights
+from prdp.types import Int64, PromptBatch, Rollout, Weights
 
 
 class Sampler:
@@ -59,7 +59,7 @@ class Sampler:
                 of the reference come on top, but for version 0, which is the reference.
 
         Raises:
-            ValueError: there is no recorder to keep anything.
+            ValueError: there is no recorder to keep anything; latents that are not finite, which names the image.
         """
         start = time.perf_counter()
         recorder = self._recorder if trajectory else None
@@ -100,6 +100,7 @@ class Sampler:
                 )
                 recording = None if recorder is None else recorder.start(chains)
                 latents = self._draw(chains, noise, recording)
+                self._check_finite(latents, prompts, of_prompts, numbers[rows])
                 pictures.append(self._policy.decode(latents))
                 kept.append({} if recording is None else _of_images(recording.finish(latents), len(latents)))
         fields, empty = conditions.to_arrays() if recorder is not None else ({}, {})
@@ -114,6 +115,20 @@ class Sampler:
             empty_conditions=empty,
             seconds={"sample": time.perf_counter() - start},
         )
+
+    def _check_finite(
+        self, latents: torch.Tensor, prompts: PromptBatch, of_prompts: Int64, numbers: Int64
+    ) -> None:
+        """A picture of latents that are not finite would be scored as if it were one."""
+        bad = torch.nonzero(~latents.isfinite().flatten(1).all(1)).flatten().tolist()
+        if bad:
+            row, config = bad[0], self._config
+            raise ValueError(
+                f"image {numbers[row]} of the prompt {prompts.texts[of_prompts[row]]!r} (epoch {prompts.epoch}) has "
+                f"latents that are not finite, and so have {len(bad) - 1} others: weights of version "
+                f"{self._version} in {self._policy.precision}, sampler.kind={config.kind}, sampler.eta={config.eta:g}, "
+                f"sampler.guidance_scale={config.guidance_scale:g}"
+            )
 
     def _draw(self, chains: Chains, noise: ImageNoise, recording: Recording | None) -> torch.Tensor:
         """The final latents of a batch, float32 [B, C, h, w]."""

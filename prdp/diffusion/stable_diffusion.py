@@ -14,6 +14,7 @@ from prdp.diffusion.adapters import check_adapters, init_adapter_problems
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, placed
 from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
+from prdp.diffusion.libraries import quiet
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.usage import usage_text
@@ -74,7 +75,6 @@ class StableDiffusionPolicy(DiffusersPolicy):
     @staticmethod
     def check(model: ModelConfig) -> None:
         """The folder is whole, its components are ones that are computed exactly, and adapters fit the UNet."""
-        from prdp.diffusion.libraries import quiet
         from prdp.diffusion.model_components import check_components, empty_unet
         from prdp.diffusion.model_folder import check_model
 
@@ -109,6 +109,7 @@ class StableDiffusionPolicy(DiffusersPolicy):
             network = empty_unet(folder)
             problems += lora_target_problems(network, learner.lora_targets)
             if learner.init_adapter is not None and not problems:
+                quiet()
                 from diffusers import StableDiffusionPipeline
 
                 problems += init_adapter_problems(learner, network, StableDiffusionPipeline, "unet")
@@ -127,7 +128,6 @@ class StableDiffusionPolicy(DiffusersPolicy):
     def process_of(model: ModelConfig) -> Process:
         """Of the checkpoint's scheduler, which is read without loading weights."""
         from prdp.diffusion.effective_scheduler import effective_scheduler
-        from prdp.diffusion.libraries import quiet
         from prdp.diffusion.model_folder import read_component
 
         quiet()
@@ -213,8 +213,6 @@ def load_pipeline(
     Raises:
         ValueError: no such folder, files missing in it, or a component that is not computed exactly; names them.
     """
-    from prdp.diffusion.libraries import quiet
-
     quiet()
     from diffusers import StableDiffusionPipeline
 

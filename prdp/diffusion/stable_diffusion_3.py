@@ -14,6 +14,7 @@ from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, placed
 from prdp.diffusion.flow_usage import flow_usage_text
 from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
+from prdp.diffusion.libraries import quiet
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.rectified_flow import SCHEDULER, RectifiedFlow
@@ -84,6 +85,7 @@ class StableDiffusion3Policy(DiffusersPolicy):
         if problems:
             raise StartError("\n".join(problems))
         if model.adapters:
+            quiet()
             from diffusers import StableDiffusion3Pipeline
 
             check_adapters(model, _empty(folder, "transformer"), StableDiffusion3Pipeline, "transformer")
@@ -100,6 +102,7 @@ class StableDiffusion3Policy(DiffusersPolicy):
             network = _empty(_checked(model), "transformer")
             problems += lora_target_problems(network, learner.lora_targets)
             if learner.init_adapter is not None and not problems:
+                quiet()
                 from diffusers import StableDiffusion3Pipeline
 
                 problems += init_adapter_problems(learner, network, StableDiffusion3Pipeline, "transformer")
@@ -207,8 +210,6 @@ def load_pipeline(
         StartError: no such folder, files missing in it, or a component that is not computed exactly; names them.
         ValueError: diffusers cannot load it.
     """
-    from prdp.diffusion.libraries import quiet
-
     quiet()
     from diffusers import StableDiffusion3Pipeline
 

@@ -38,6 +38,8 @@ MINIMAL = {"output_dir": "x", "reward": TARGET, "prompts": {"train": TARGET, "he
         ("tracking.report=perhaps", ["tracking.report", "'perhaps'", "true or false"]),
         ("model.path=null", ["model.path", "text"]),
         ("learner={rank: 4}", ["learner.rank"]),
+        ("learner.lora_targets=to_q", ["learner.lora_targets: must be a list, written learner.lora_targets=[a,b]"]),
+        ("model.adapter_weights=0.5", ["model.adapter_weights: must be a list, written model.adapter_weights=[a,b]"]),
         ("epochs=1,2", ["epochs=1,2", "-m"]),
         ("epochs", ["'epochs'", "key=value"]),
         ("--fast", ["'--fast'", "key=value"]),

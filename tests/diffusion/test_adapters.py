@@ -338,6 +338,9 @@ def test_what_is_no_safetensors_file_is_never_opened(folder: Path, style: Path, 
     assert "cannot be read as safetensors" in told(tmp_path / "renamed.safetensors")
     assert "there is no such file or folder" in told(tmp_path / "absent.safetensors")
     assert "holds neither" in told(folder)
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    (tmp_path / "run" / "weights" / LORA_FILE).write_bytes(style.read_bytes())
+    assert told(tmp_path / "run").endswith("adapter_model.safetensors; take its folder weights")
     (tmp_path / PEFT_FILE).write_bytes(style.read_bytes())
     assert f"{PEFT_CONFIG} is missing" in told(tmp_path)
     for content, problem in (

@@ -274,6 +274,23 @@ def test_columns_that_a_run_was_not_planned_with_are_refused() -> None:
         check_columns(dataclasses.replace(rollout, stored={}), Trajectory(), STEPS)
 
 
+@pytest.mark.parametrize("trajectory", [True, False])
+def test_latents_that_are_not_finite_are_no_picture(trajectory: bool) -> None:
+    class Overflowing(StubPolicy):
+        def output(self, latents: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+            output = super().output(latents, *rest, **named)
+            states = rest[1].fields["states"]
+            return torch.where(states.view(-1, 1, 1, 1) == 2.0, torch.full_like(output, torch.inf), output)
+
+    sampler = Sampler(Overflowing(), SAMPLER, TRANSITIONS, FinalLatents())
+    message = (
+        r"image 0 of the prompt 'xx' \(epoch 0\) has latents that are not finite, and so have 0 others: weights of "
+        r"version 0 in float32, sampler\.kind=ddim, sampler\.eta=1, sampler\.guidance_scale=1"
+    )
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(PROMPTS, 4, 3, trajectory=trajectory)
+
+
 def test_what_a_recording_keeps_is_checked() -> None:
     class Short(FinalLatents):
         def finish(self, latents: torch.Tensor) -> dict[str, np.ndarray]:
