@@ -212,12 +212,18 @@ class Learner:
         """Flat cells of the images that the loss mentions; no pass is needed for the others.
 
         An image that the loss mentions may have coefficients that cancel at one value of the evidence, such as the
-        second of three in pairwise losses, but not at random ones.
+        second of three in pairwise losses, but not at random ones. A clip acts on one side, so that a cell beyond it is
+        within where all differences have the other sign.
         """
         shape, rng = self.cells(rollout), np.random.default_rng(0)
         names = (*self.objective.channels, *self._further_passes)
         small = {name: _SMALL * rng.standard_normal(shape) for name in names}
-        tables = self._coefficients(small, {**data, **small}, weights).tables.values()
+        opposite = {name: -values for name, values in small.items()}
+        tables = [
+            table
+            for values in (small, opposite)
+            for table in self._coefficients(values, {**data, **values}, weights).tables.values()
+        ]
         used = np.flatnonzero(np.sum([np.abs(table) for table in tables], axis=0))
         return used if len(used) else np.arange(np.prod(shape))
 

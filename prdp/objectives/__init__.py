@@ -31,6 +31,7 @@ from prdp.objectives.awm import awm
 from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.crd import crd
 from prdp.objectives.ddpo import ddpo
+from prdp.objectives.dgpo import dgpo
 from prdp.objectives.diffusion_dpo import diffusion_dpo
 from prdp.objectives.fdfo import fdfo
 from prdp.objectives.flow_dppo import flow_dppo
@@ -164,6 +165,13 @@ OBJECTIVES: dict[str, Method] = {
         linear=("kl_ref", "kl_old_policy"),
         old_policy=OldPolicy(old_decay_rise=0.001, old_decay_limit=0.3),
         only_with={"kl_old_policy": "beta_old", **_KL_AND_TERMS},
+    ),
+    "dgpo": Method(
+        dgpo,
+        GuidedReference(draws=4, shared_draws=True, times="sampler", noisiest=0.7),
+        linear=("kl_ref",),
+        old_policy=OldPolicy(old_decay_rise=0.001, old_decay_limit=0.3, old_samples=True),
+        only_with={"denoising_ref": "frozen_reference", "kl_ref": "kl", **TERMS_APART},
     ),
 }
 

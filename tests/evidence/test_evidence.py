@@ -105,7 +105,7 @@ def test_what_compares_with_the_reference_asks_for_it() -> None:
     }
     assert {name for name, recorder in needs.items() if recorder.needs_reference} == {"prdp", "grpo", "tempflow_grpo"}
     assert {name for name, recorder in needs.items() if not recorder.needs_float32} == {
-        "reward_weighted_regression", "best_of_n", "diffusion_dpo", "crd", "nft", "awm",
+        "reward_weighted_regression", "best_of_n", "diffusion_dpo", "crd", "nft", "awm", "dgpo",
     }  # fmt: skip
 
 
@@ -135,6 +135,17 @@ def test_an_image_whose_coefficients_cancel_is_not_left_out(size: int) -> None:
     assert len(learner._used_cells(rollout, learner_data(rollout), None)) == 3 * size * 2
     extremes = build(policy, {"name": "diffusion_dpo", "draws": 2})
     assert len(extremes._used_cells(rollout, learner_data(rollout), None)) == 3 * 2 * 2
+
+
+def test_a_draw_beyond_a_clip_is_not_left_out() -> None:
+    """Where no difference is as small as the clip, random ones are beyond it, on the side that each advantage tells."""
+    rollout = stub_rollout(StubPolicy(), TRANSITIONS)
+    for objective in (
+        {"name": "dgpo", "clip_range": 1e-12, "kl": 0.0},
+        {"name": "grpo", "evidence": "denoising", "clip_range": 1e-12, "beta": 0.0},
+    ):
+        learner = build(StubPolicy(), {**objective, "draws": 2})
+        assert len(learner._used_cells(rollout, learner_data(rollout), None)) == 12 * 2
 
 
 def learner_data(rollout: Rollout) -> dict[str, np.ndarray]:

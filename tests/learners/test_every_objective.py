@@ -40,6 +40,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "nft": {"draws": DRAWS, "kl": 2.0, "advantage_clip": 1.0},
     "fdfo": {},
     "awm": {"draws": DRAWS, "beta": 2.0, "clip_range": 1e-2},
+    "dgpo": {"draws": DRAWS, "beta": 3.0, "kl": 2.0, "clip_range": 1e-2},
 }
 ON_DENOISING: dict[str, Any] = {"evidence": "denoising", "draws": DRAWS}
 VARIANTS = [
@@ -54,6 +55,7 @@ VARIANTS = [
     ("grpo", {"normalise_terms": True, "drop_tied": True}),
     ("reinforce", {"normalise_terms": True}),
     ("nft", {"implicit_step": 0.3, "times": "stratified", "noisiest": 0.5, "adaptive_weight": False}),
+    ("dgpo", {"frozen_reference": False, "clip_range": None, "drop_tied": True}),
     ("awm", {"weighting": "t_squared", "times": "stratified", "normalise_terms": True, "adaptive_weight": True}),
 ]
 TERMS = {"first": 2.0, "second": -0.5}
@@ -210,7 +212,7 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
         # At the first update of an epoch it starts from the very weights that learn.
         likelihood = arrays["log_likelihood" if name == "awm" else "denoising"]
         arrays["log_importance"] = likelihood - likelihood.detach()
-        arrays["kl_old_policy"] = arrays["kl_ref"]
+        arrays["kl_old_policy"], arrays["denoising_old"] = arrays["kl_ref"], arrays["denoising_ref"]
         # The old policy and the reference are those that the learner was built with.
         arrays["log_ratio"] = arrays["log_ratio_old_policy"] = arrays["denoising"] - arrays["denoising_ref"]
         arrays["log_ratio_old"] = arrays["log_ratio"].detach()
@@ -290,6 +292,8 @@ def passes(
         ("fdfo", {"kl": 1.0}, 0, (96, 48)),
         ("awm", {}, 0, (108, 36)),  # outputs of the reference and of the old policy
         ("awm", {"beta": 0.0, "beta_old": 0.0}, 0, (36, 36)),
+        ("dgpo", {}, 0, (180, 36)),  # old policy, reference twice, policy, policy with gradient
+        ("dgpo", {"frozen_reference": False, "kl": 0.0}, 0, (108, 36)),
     ],
 )
 def test_no_pass_that_is_not_needed(
@@ -353,6 +357,7 @@ def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
         "crd": {"kl": 0.0},
         "nft": {"kl": 1e-4},
         "awm": {"beta": 1e-3},
+        "dgpo": {"kl": 1e-3, "beta": 100.0, "clip_range": 0.05},
     }  # of a KL that would hold it at the start
     knobs = {**KNOBS[name], **choice, **weaker.get(name, {})}
     learner = build_learner(policies[0], transitions, 1.0, config, {"name": name, **knobs}, SEED)
