@@ -169,6 +169,12 @@ def objective_problems(config: TrainConfig) -> list[str]:
             )
         if not found:
             found += _terms_problems(config, label)
+            top = build_objective(config.objective).knobs.get("top", 0)
+            if top >= config.images_per_prompt:
+                found.append(
+                    f"objective.top={top}: must be below images_per_prompt={config.images_per_prompt}: the best of a "
+                    "prompt's images would be all of them"
+                )
         if found:
             return found
         evidence = evidence_of(config.objective, method)
