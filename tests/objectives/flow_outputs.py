@@ -10,6 +10,7 @@ import torch
 
 from prdp.diffusion.rectified_flow import RectifiedFlow
 from prdp.evidence import Denoising
+from prdp.evidence.base import Of
 from prdp.evidence.denoising import Noised
 from prdp.objectives import Coefficients, Objective
 
@@ -29,7 +30,7 @@ class FlowOutputs:
     clean: torch.Tensor
     noise: torch.Tensor
     times: np.ndarray
-    outputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[Of, torch.Tensor]
 
     @classmethod
     def drawn(cls, shared: bool) -> FlowOutputs:
@@ -41,8 +42,10 @@ class FlowOutputs:
         if shared:
             first = np.repeat([0, 3], 3)
             noise, times = noise[first], times[first]
-        outputs, last = {}, noise - clean[:, None]
-        for name, step in (("reference", 0.5), ("old", 0.1), ("sampled", 0.1), ("policy", 0.2)):
+        outputs: dict[Of, torch.Tensor] = {}
+        steps: dict[Of, float] = {"reference": 0.5, "old": 0.1, "sampled": 0.1, "policy": 0.2}
+        last = noise - clean[:, None]
+        for name, step in steps.items():
             last = outputs[name] = last + step * torch.from_numpy(rng.normal(size=noise.shape))
         return cls(clean, noise, times, outputs)
 
@@ -66,6 +69,7 @@ class FlowOutputs:
         }
         values = {name: values.detach().numpy() for name, values in channels.items()}
         result = objective.coefficients(values, {**data, "rewards": REWARDS, "group_ids": GROUP_IDS})
-        sum((torch.from_numpy(table) * channels[name]).sum() for name, table in result.tables.items()).backward()
+        parts = [(torch.from_numpy(table) * channels[name]).sum() for name, table in result.tables.items()]
+        torch.stack(parts).sum().backward()
         assert policy.grad is not None
         return result, policy.grad.view(self.noise.shape).numpy()

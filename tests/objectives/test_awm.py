@@ -54,8 +54,9 @@ def test_the_noise_level_of_other_processes_and_errors_of_nothing() -> None:
     error = 0.01 * near.square().mean((1, 2, 3))
     level = torch.from_numpy(np.sqrt(1 - alphas_cumprod(SCHEDULER)[times.astype(int)]))
     rooted = 4 * level * ((error + 1e-10) ** 0.25 - 1e-10**0.25)
-    for weighting, expected in (("t_squared", level**2 * error), ("ghuber", rooted)):
-        found = DenoisingLikelihood(weighting=weighting).channel("log_likelihood", output, {}, cells)
+    squared, root = DenoisingLikelihood(weighting="t_squared"), DenoisingLikelihood()
+    for evidence, expected in ((squared, level**2 * error), (root, rooted)):
+        found = evidence.channel("log_likelihood", output, {}, cells)
         torch.testing.assert_close(found, -expected, rtol=1e-9, atol=1e-15)
         [gradient] = torch.autograd.grad(found.sum(), output)
         assert gradient.isfinite().all() and not gradient[3].any() and gradient[0].all()
