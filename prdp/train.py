@@ -23,7 +23,6 @@ from prdp.configuration.typed import write_config
 from prdp.diffusion import build_policy, build_sampler
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.learners import build_learner
-from prdp.learners.guards import check_columns
 from prdp.prompts import prompts_of_run
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
@@ -133,7 +132,6 @@ class Run:
             config.updates_per_epoch,
             optimised_terms(config.reward),
         )
-        self._columns = self.learner.objective.evidence.columns(config.sampler, transitions.noisy)
         return model
 
     def _build_workforce(self, learner_device: str) -> None:
@@ -211,7 +209,7 @@ class Run:
         config, start = self.config, time.monotonic()
         with self.log.progress.stage("sample", config.prompts_per_epoch * config.images_per_prompt) as stage:
             rollout = self.rollouts.next(lambda chunk: stage.advance(len(chunk)))
-        check_columns(rollout, self.learner.objective.evidence, self._columns)
+        self.learner.check(rollout, config.sampler)
         metrics |= rollout_metrics(rollout, waited_seconds=time.monotonic() - start)
         metrics["staleness"] = self.state.epoch * config.updates_per_epoch - rollout.weights_version
         return rollout

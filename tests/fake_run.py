@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from prdp import train
-from prdp.config import TrainConfig
+from prdp.config import SamplerConfig, TrainConfig
 from prdp.configuration.typed import typed
 from prdp.support.interruption import uninterrupted
 from prdp.train import Run
@@ -48,6 +48,9 @@ class FakeLearner:
 
     def cells(self, rollout: Rollout) -> tuple[int, int]:
         return len(rollout), 1
+
+    def check(self, rollout: Rollout, sampler: SamplerConfig) -> None:
+        """Nothing is kept of the chains."""
 
     def weights(self) -> Weights:
         return Weights.of(self.version, {"w": self.value.copy()})

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from prdp.config import LearnerConfig
+from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion.recording import Recorder
 from prdp.evidence.base import Channels
 from prdp.learners.engine import Batch, Engine, Progress
-from prdp.learners.guards import check_ratio, check_rollout
+from prdp.learners.guards import check_columns, check_ratio, check_rollout
 from prdp.learners.history import RewardHistory
 from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
 from prdp.learners.reward_terms import TERMS, reward_terms
@@ -83,6 +83,11 @@ class Learner:
     def cells(self, rollout: Rollout) -> tuple[int, int]:
         """Shape of the rollout's evidence: images and columns."""
         return self.objective.evidence.shape(rollout)
+
+    def check(self, rollout: Rollout, sampler: SamplerConfig) -> None:
+        """Compare what was sampled with what the size of the run was planned with; see `check_columns`."""
+        evidence = self.objective.evidence
+        check_columns(rollout, evidence, evidence.columns(sampler, self.engine.transitions.noisy))
 
     def weights(self) -> Weights:
         """The weights to sample with."""

@@ -186,6 +186,7 @@ def test_every_option_of_every_group_is_valid() -> None:
         "aesthetic": ["reward.path=head.pth"],
         "remote": ["reward.url=http://127.0.0.1:8080"],
         "weighted_sum": ["reward.terms.aesthetic.reward.path=head.pth"],
+        "fdfo": ["sampler.shared_start_noise=true", "sampler.start_churn=0.01"],
         "hf_dataset": ["prompts.train.path=owner/name"],
         "pick_a_pic": ["prompts.train.path=owner/name"],
         "mixture": [f"prompts.{key}.path=a.txt" for key in ("train.first", "train.second", "heldout")],
