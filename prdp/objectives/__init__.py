@@ -69,6 +69,7 @@ class Method:
         watched: channels that the loss looks at and is not differentiated by.
         only_with: array -> knob: it is taken, and computed, where the knob is neither 0 nor null; elsewhere the loss
             gets None.
+        idle_without: knob -> knob: it has an effect where the other is neither 0 nor null, and may be set there alone.
     """
 
     loss: Callable[..., tuple[torch.Tensor, dict[str, float]]]
@@ -78,6 +79,7 @@ class Method:
     old_policy: OldPolicy | None = None
     watched: tuple[str, ...] = ()
     only_with: Mapping[str, str] = field(default_factory=dict)
+    idle_without: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def arrays(self) -> tuple[str, ...]:
@@ -150,6 +152,7 @@ OBJECTIVES: dict[str, Method] = {
         linear=("kl_ref",),
         old_policy=OldPolicy(old_decay=0.25, old_decay_rise=0.005),
         only_with={"kl_ref": "kl", **TERMS_APART},
+        idle_without={"kl_least": "kl", "kl_guidance": "kl"},
     ),
     "nft": Method(
         nft,
@@ -172,6 +175,7 @@ OBJECTIVES: dict[str, Method] = {
         linear=("kl_ref",),
         old_policy=OldPolicy(old_decay_rise=0.001, old_decay_limit=0.3, old_samples=True),
         only_with={"denoising_ref": "frozen_reference", "kl_ref": "kl", **TERMS_APART},
+        idle_without={"kl_guidance": "kl"},
     ),
 }
 

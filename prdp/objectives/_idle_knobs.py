@@ -25,6 +25,10 @@ def idle_knobs(method: Method, given: Mapping[str, Any]) -> list[str]:
         knobs = fields_as_knobs(evidence)
         for name in sorted(changed & (knobs.keys() - fields_as_knobs(chosen).keys())):
             lines.append(_line(name, given[name], knobs[name], f"has an effect with objective.evidence={other} alone"))
+    for name, other in method.idle_without.items():
+        if name in changed and not given.get(other, method.knobs[other].default):
+            reason = f"has no effect beside objective.{other}={shown(given[other])}"
+            lines.append(_line(name, given[name], method.knobs[name], reason))
     moves = {name: value for name, value in given.items() if name in method.old_policy_knobs}
     used = any(name in method.arrays for name, (_, of) in chosen.passes.items() if of == "old")
     used |= any(name in method.arrays for name, of in chosen.others.items() if of == "old")

@@ -106,6 +106,10 @@ def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
             {"name": "prdp", "evidence": "denoising", "old_decay": 0.5},
             r"objective\.old_decay=0\.5: has an effect with old_samples=true or old_is_reference=true alone",
         ),
+        (
+            {"name": "crd", "kl": 0.0, "kl_guidance": 4.5},
+            r"objective\.kl_guidance=4\.5: has no effect beside objective\.kl=0; leave it at null",
+        ),
         ({"name": "best_of_n", "top": 8}, r"objective\.top=8: must be below images_per_prompt=8"),
         ({"name": "best_of_n", "noisiest": 1.5}, r"objective\.noisiest=1\.5: must be above 0 and at most 1"),
         ({"name": "ddpo", "buffer_size": 8}, r"objective\.min_count=16: must be at most objective\.buffer_size=8"),
