@@ -20,6 +20,7 @@ from prdp.tracking.evaluations import list_evaluations
 from prdp.tracking.jsonl import read_metrics
 from prdp.train import Run, main
 
+PROMPTS = "prdp.worlds.mixtures.prompts.GaussianMixturePrompts"
 MODULE = """\
 import os, select
 from pathlib import Path
@@ -54,9 +55,7 @@ def mood(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def configured(
-    small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory, mood: Path
-) -> Callable[..., TrainConfig]:
+def configured(tmp_path_factory: pytest.TempPathFactory, mood: Path) -> Callable[..., TrainConfig]:
     """A configuration of three epochs, in a folder of the given name, that saves nothing before its end."""
 
     runs = tmp_path_factory.mktemp("runs")
@@ -68,14 +67,14 @@ def configured(
                 "prompts_per_epoch": 2,
                 "images_per_prompt": 2,
                 "output_dir": str(runs / name),
-                "model": {"path": str(small_pipeline)},
+                "model": {"family": "gaussian_mixtures", "path": "gaussian_mixtures"},
                 "sampler": {"steps": 2, "guidance_scale": 1.0, "prompts_per_chunk": 1},
                 "reward": {"_target_": "moody_reward.Moody", "folder": str(mood)},
                 "prompts": {
-                    "train": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "train", "size": 7},
-                    "heldout": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 2},
+                    "train": {"_target_": PROMPTS, "split": "train", "size": 7},
+                    "heldout": {"_target_": PROMPTS, "split": "heldout", "size": 2},
                 },
-                "learner": {"lora_rank": 4, "learning_rate": 1e-2},
+                "learner": {"mode": "full", "learning_rate": 1e-2},
                 "evaluation": {"every": 2, "prompts": 1, "images_per_prompt": 1, "final_prompts": 1, "grid_prompts": 1},
                 "tracking": {"console": False, "report": False},
                 "checkpoint": {"every": 100},
