@@ -59,6 +59,7 @@ _TITLES = {
     "long": "Longer runs",
     "normalised": "Gradients of one norm, and a target out of reach",
     "rewards": "One reward, the other, and both",
+    "demo": "On denoising errors, in the passes of the demo on trajectories",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
     ("", None, "epoch"),
