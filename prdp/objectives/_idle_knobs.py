@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prdp.objectives._knobs import Knob, fields_as_knobs, shown
 
 if TYPE_CHECKING:
-    from prdp.objectives import Method
+    from prdp.objectives._method import Method
 
 
 def idle_knobs(method: Method, given: Mapping[str, Any]) -> list[str]:

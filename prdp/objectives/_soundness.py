@@ -13,7 +13,7 @@ from prdp.objectives._knobs import Knob
 if TYPE_CHECKING:
     import torch
 
-    from prdp.objectives import Method
+    from prdp.objectives._method import Method
 
 BATCH_ARRAYS = ("rewards", "group_ids", "history", "reward_terms", "reward_weights")
 """What a loss may ask for beside the arrays of its evidence."""

@@ -14,11 +14,11 @@ from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion.process import Draws
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.variance_preserving import VariancePreserving, alphas_cumprod, build_transitions
-from prdp.evidence import FiniteDifference
+from prdp.evidence import Denoising, FiniteDifference
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
-from prdp.objectives import OBJECTIVES, Denoising, build_objective
+from prdp.objectives import OBJECTIVES, build_objective
 from prdp.types import PromptBatch, Rollout
 
 STEPS, DRAWS, SEED = 4, 3, 11
@@ -354,7 +354,7 @@ def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
     weaker = {
         "diffusion_dpo": {"beta": 500.0},
         "grpo": {"beta": 0.01},
-        "crd": {"kl": 0.0},
+        "crd": {"kl": 0.0, "kl_least": 1e-4},
         "nft": {"kl": 1e-4},
         "awm": {"beta": 1e-3},
         "dgpo": {"kl": 1e-3, "beta": 100.0, "clip_range": 0.05},
