@@ -63,7 +63,12 @@ _KL_AND_TERMS = {"kl_ref": "beta", **TERMS_APART}
 _DENOISING = (Denoising(shared_draws=True),)
 
 OBJECTIVES: dict[str, Method] = {
-    "prdp": Method(prdp, also=_DENOISING, old_policy=OldPolicy(), only_with={"log_ratio_old": "clip_range"}),
+    "prdp": Method(
+        prdp,
+        also=_DENOISING,
+        old_policy=OldPolicy(),
+        only_with={"log_ratio_old": "clip_range", **TERMS_APART},
+    ),
     "ddpo": Method(ddpo, also=_DENOISING, only_with=TERMS_APART),
     "reinforce": Method(reinforce, also=_DENOISING, linear=("log_importance",), only_with=TERMS_APART),
     "grpo": Method(grpo, also=_DENOISING, linear=("kl_ref",), only_with=_KL_AND_TERMS),

@@ -12,8 +12,9 @@ from prdp.objectives._groups import group_mean, tied_groups
 if TYPE_CHECKING:
     import torch
 
-Std = Literal["group", "batch", "none"]
-"""What centred rewards are divided by: the spread of their group, that of the whole batch, or nothing."""
+Std = Literal["group", "pooled", "batch", "none"]
+"""What centred rewards are divided by: the spread of their group, that of all centred rewards, that of all raw rewards,
+to which the prompts' levels add, or nothing."""
 
 _LEAST = 1e-4
 """Added to the spread of a group or batch, as in the authors' code of Flow-GRPO."""
@@ -144,5 +145,7 @@ def _standardised(rewards: torch.Tensor, group_ids: torch.Tensor, tied: torch.Te
     centred = (rewards - group_mean(rewards, group_ids)).where(~tied, rewards.new_zeros(()))
     if std == "none":
         return centred
-    scale = group_mean(centred.square(), group_ids).sqrt() if std == "group" else rewards.std(correction=0)
+    if std == "group":
+        return centred / (group_mean(centred.square(), group_ids).sqrt() + _LEAST)
+    scale = rewards.std(correction=0) if std == "batch" else centred.square().mean().sqrt()
     return centred / (scale + _LEAST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
+from prdp.objectives._advantages import Std, group_advantages
 from prdp.objectives._groups import Pairs, by_group, differences, mean_of_groups, paired
 from prdp.objectives._knobs import Positive
 
@@ -17,11 +18,15 @@ def prdp(
     log_ratio_old: torch.Tensor | None,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
+    reward_terms: torch.Tensor | None,
+    reward_weights: torch.Tensor | None,
     *,
     beta: Positive = 3e-5,
     clip_range: Positive | None = 1e-4,
     step_reduction: Literal["mean", "sum"] = "mean",
     pairs: Pairs = "all",
+    std: Std = "none",
+    normalise_terms: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of predicting every reward difference within a prompt's group by the difference of log-ratios.
 
@@ -34,10 +39,13 @@ def prdp(
         log_ratio_old: the same under the policy that sampled, [n, T]; None where there is no clip.
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
+        reward_terms, reward_weights, normalise_terms: as in `grpo`.
         beta: KL weight; divides the rewards.
         clip_range: epsilon of eq. 20; None leaves the clip and the max out (eq. 14).
         step_reduction: of log-ratios over steps: the listing's mean, or eq. 21's sum, whose beta is T times smaller.
         pairs: which images of a group are compared, see `paired`.
+        std: what rewards are divided by, so that one beta suits rewards of any scale; nothing, as in the paper, or a
+            spread, see `group_advantages`.
 
     Returns:
         the loss, and {"groups_tied": number of prompts without a single untied pair, "clipfrac": share of log-ratios
@@ -53,6 +61,10 @@ def prdp(
         values.mean(1) if step_reduction == "mean" else values.sum(1) for values in (log_ratio, clipped)
     )
 
+    if std != "none":
+        rewards = group_advantages(
+            rewards, group_ids, std=std, clip=math.inf, terms=reward_terms, weights=reward_weights
+        ).values
     r, s, c = (by_group(values, group_ids) for values in (rewards, score, score_clipped))
     better = (differences(r) > 0) & paired(r, pairs)
     target = differences(r) / beta

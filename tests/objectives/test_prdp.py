@@ -176,3 +176,20 @@ def test_the_gaussian_optimum_has_zero_loss() -> None:
     ratio = optimal.log_prob(x) - reference.log_prob(x)
     result = coefficients("prdp", ratio[:, None], ratio[:, None], a * x, np.zeros(9, int), beta=beta, clip_range=0.1)
     assert result.loss == pytest.approx(0.0, abs=1e-20)
+
+
+@pytest.mark.parametrize("std", ["pooled", "batch", "group"])
+def test_rewards_in_units_of_their_spread(std: str) -> None:
+    log_ratio, old, rewards, groups = random_batch(6)
+    knobs = {"beta": 0.7, "clip_range": None, "std": std}
+    found = coefficients("prdp", log_ratio, old, rewards, groups, **knobs)
+    other = coefficients("prdp", log_ratio, old, 40 * rewards + 3, groups, **knobs)
+    np.testing.assert_allclose(other.table, found.table, rtol=1e-3)
+    centred = rewards - np.array([rewards[groups == g].mean() for g in groups])
+    spread = {
+        "pooled": np.sqrt(np.square(centred).mean()),
+        "batch": rewards.std(),
+        "group": np.array([rewards[groups == g].std() for g in groups]),
+    }[std]
+    raw = coefficients("prdp", log_ratio, old, centred / (spread + 1e-4), groups, beta=0.7, clip_range=None)
+    np.testing.assert_allclose(found.table, raw.table, rtol=1e-9)
