@@ -29,6 +29,7 @@ from prdp.tracking.jsonl import read_metrics
 WORLD = "prdp.worlds.mixtures.prompts.GaussianMixturePrompts"
 PROMPTS, IMAGES = 128, 64
 """Of the world of mixtures, whose images are cheap."""
+DRIFT_PROMPTS, DRIFT_IMAGES = 64, 2
 BLOCKS = 60
 """Points that the curves over training epochs are averaged to."""
 
@@ -38,7 +39,7 @@ def measures(folder: Path, finished: bool) -> dict[str, Any]:
     config = read_config(folder / "config.yaml")
     found: dict[str, Any] = {"budget": budget(config), "curve": curve(folder)}
     if finished:
-        found |= mixtures(folder, config) if config.model.family == "gaussian_mixtures" else pictures(folder)
+        found |= mixtures(folder, config) if config.model.family == "gaussian_mixtures" else pictures(folder, config)
     return found
 
 
@@ -124,13 +125,41 @@ def best_rewards(config: TrainConfig, kl_weights: Sequence[float]) -> list[tuple
     return found
 
 
-def pictures(folder: Path) -> dict[str, Any]:
-    """The last evaluation of the run, and the first."""
+def pictures(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """The last evaluation of the run, with how far its policy has drifted, and the first."""
     lines = [line for line in read_metrics(folder) if "eval/score" in line]
-    return {
+    found = {
         name: {key.removeprefix("eval/"): value for key, value in line.items() if key.startswith("eval/")}
         for name, line in (("heldout_start", lines[0]), ("heldout", lines[-1]))
     }
+    found["heldout"]["drift"] = drift(folder, config)
+    return found
+
+
+def drift(folder: Path, config: TrainConfig) -> float:
+    """Mean log-ratio of held-out images to the start, over latents and steps that draw noise; whatever was trained on.
+
+    It estimates the KL of the whole chain, divided by latents and steps. Without noise in the sampler there is no such
+    chain, so that of eta 1 is measured.
+    """
+    from prdp.evaluation.loading import build_evaluated_sampler
+    from prdp.evaluation.models import find_models
+    from prdp.evidence import Trajectory
+    from prdp.prompts import build_prompts
+    from prdp.prompts.stream import fixed_prompts
+    from prdp.types import Weights
+
+    sampler = dataclasses.replace(
+        config.sampler, trained_share=1.0, window="all", eta=config.sampler.eta or 1.0
+    )
+    [model] = find_models([str(folder)], None)
+    trained = build_evaluated_sampler(model, sampler, "float32", "cpu", None, kl=True)
+    trained.load_weights(Weights.of(1, {}))
+    prompts = fixed_prompts(
+        build_prompts("prompts.heldout", config.prompts.heldout), DRIFT_PROMPTS, config.evaluation.seed
+    )
+    rollout = trained.sample(prompts, DRIFT_IMAGES, config.evaluation.seed, trajectory=True)
+    return float(Trajectory().stored(rollout)["log_ratio"].mean())
 
 
 def main() -> None:
