@@ -59,7 +59,7 @@ _TITLES = {
     "long": "Longer runs",
     "normalised": "Gradients of one norm, and a target out of reach",
     "rewards": "One reward, the other, and both",
-    "demo": "On denoising errors, in the passes of the demo on trajectories",
+    "denoising": "PRDP on plain denoising errors and raw rewards, at a beta of 10",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
     ("", None, "epoch"),
@@ -70,8 +70,9 @@ _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
 
 _MIXTURES_NOTE = ("w is kl_weight.",)
 _PICTURES_NOTE = (
-    "Training reward and logratio_ref, the mean log-ratio to the start over latents and steps, are means of the last",
-    "quarter of the epochs.",
+    "Drift is the mean log-ratio of held-out images to the start, over latents and steps, whatever a method learns",
+    "from. Training reward and logratio_ref, of the method's own evidence, are means of the last quarter of the",
+    "epochs.",
 )
 
 
@@ -189,8 +190,9 @@ def frontier_picture(study: Study, finals: Sequence[Line], out: Path) -> str:
 
 
 def _bases(study: Study, methods: Sequence[Method]) -> list[Method]:
-    """The methods that some are like, each once."""
-    return [study.methods[name] for name in dict.fromkeys(method.like for method in methods) if name is not None]
+    """The methods that some are like, each once, and none of these themselves."""
+    liked = dict.fromkeys(method.like for method in methods if method.like is not None)
+    return [one for name in liked if (one := study.methods[name]) not in methods]
 
 
 def of_the_plan(study: Study, results: Sequence[Line]) -> list[dict[str, Any]]:

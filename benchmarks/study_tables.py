@@ -63,6 +63,7 @@ _PICTURES = (
     Column("compressibility, -kB", "heldout.compressibility"),
     Column("diversity", "heldout.diversity"),
     Column("training reward", "curve.reward_mean"),
+    Column("drift", "heldout.drift", digits=4),
     Column("logratio_ref", "curve.logratio_ref", digits=4),
 )
 

@@ -29,6 +29,7 @@ _FACTS = (
     ("sampler.steps", "sampling steps (T)"),
     ("sampler.guidance_scale", "guidance"),
     ("objective.name", "objective"),
+    ("objective.evidence", "evidence"),
     ("objective.beta", "beta"),
     ("objective.clip_range", "clip range"),
     ("cluster.kind", "cluster"),

@@ -134,7 +134,7 @@ def test_the_numbers_of_a_run() -> None:
         *["prompts_per_epoch=6", "images_per_prompt=4", "updates_per_epoch=3", "epochs=10"],
         *["sampler.steps=5", "sampler.deterministic_final_steps=1", "sampler.prompts_per_chunk=4"],
         *["sampler.guidance_scale=2", "evaluation.every=5", "evaluation.prompts=3", "evaluation.final_prompts=7"],
-        *["evaluation.images_per_prompt=2", "cluster=ray", "cluster.samplers=3", "cluster.threads=2"],
+        *["evaluation.images_per_prompt=2", "cluster=ray", "cluster.samplers=3", "cluster.threads=2", "objective=prdp"],
     )
     size = geometry.geometry(config)
     assert size["images_per_epoch"] == 24
@@ -148,14 +148,15 @@ def test_the_numbers_of_a_run() -> None:
     assert (size["evaluations"], size["evaluation_images"]) == (3, (7 + 3 + 7) * 2)
     assert (size["samplers"], size["threads"]) == (3, 2)
     for scale in ("1", "0.5", "0"):
-        unguided = geometry.geometry(compose(f"sampler.guidance_scale={scale}"))
+        unguided = geometry.geometry(compose("objective=prdp", f"sampler.guidance_scale={scale}"))
         assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * (8 + 7)
-    ancestral = geometry.geometry(compose("sampler.kind=ddpm", "sampler.deterministic_final_steps=0"))
+    ancestral = geometry.geometry(compose("objective=prdp", "sampler.kind=ddpm", "sampler.deterministic_final_steps=0"))
     assert ancestral["cells_per_update"] == ancestral["images_per_epoch"] * 7, "its last step draws no noise"
-    window = geometry.geometry(compose("sampler.window=random", "sampler.window_size=2", "sampler.guidance_scale=1"))
+    part = ("sampler.window=random", "sampler.window_size=2", "sampler.guidance_scale=1")
+    window = geometry.geometry(compose("objective=prdp", *part))
     assert window["cells_per_update"] == window["images_per_epoch"] * 2
     assert window["sampling_passes_per_epoch"] == window["images_per_epoch"] * (8 + 2)
-    share = geometry.geometry(compose("sampler.trained_share=0.5", "sampler.guidance_scale=1"))
+    share = geometry.geometry(compose("objective=prdp", "sampler.trained_share=0.5", "sampler.guidance_scale=1"))
     assert share["cells_per_update"] == share["images_per_epoch"] * 4
     for name, columns, passes, of_reference in (
         ("reinforce", 4, 3, 0),

@@ -203,7 +203,10 @@ def test_a_model_that_would_not_be_computed_rightly(
         (["learner.lora_targets=[to_qq]"], ["'to_qq' matches no layer"]),
         (["sampler.steps=1001"], ["sampler.steps is 1001, expected 1 to 1000"]),
         (["sampler.steps=1000", "sampler.timestep_spacing=leading"], ["sampler.steps is 1000", "1000, and 999"]),
-        (["sampler=ddpm50", "sampler.deterministic_final_steps=0", "sampler.steps=1"], ["no step would draw noise"]),
+        (
+            ["objective=prdp", "sampler=ddpm50", "sampler.deterministic_final_steps=0", "sampler.steps=1"],
+            ["no step would draw noise"],
+        ),
         (["model.height=12"], ["model.height=12: must be a multiple of 8 pixels, such as 8 or 16"]),
         (["model.height=16"], ["reward: shapes_judge scores square pictures, not 16 x 8 (height x width)"]),
         (["reward=quadratic_of_point"], ["quadratic_of_point scores points", "not pictures of 8 x 8"]),

@@ -20,12 +20,15 @@ EPOCHS = (0, 24, 25, 50)
 NAMES = ("flow_grpo", "flow_grpo_fast", "mix_grpo", "dance_grpo")
 
 
-@pytest.mark.parametrize("page", ["tempflow_grpo", "grpo_guard", "flow_dppo"])
-def test_the_commands_of_pages_start(page: str) -> None:
-    [command] = re.findall(r"^prdp train (.*)$", (PAGES / f"{page}.md").read_text(), re.MULTILINE)
-    config = compose(*shlex.split(command), "output_dir=x")
-    check_bounds(config)
-    assert config.objective["name"] == page
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_the_commands_of_pages_start(page: Path) -> None:
+    commands = re.findall(r"^prdp train (.*)$", page.read_text(), re.MULTILINE)
+    assert commands
+    for command in commands:
+        config = compose(*shlex.split(command, comments=True), "output_dir=x")
+        check_bounds(config)
+        assert objective_problems(config) == []
+        assert config.objective["name"] == page.stem
 
 
 def test_windows_of_the_recipes() -> None:
