@@ -180,6 +180,8 @@ def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> N
         torch.from_numpy(rollout.stored["log_ratio"]).double(),
         torch.from_numpy(rollout.rewards),
         torch.from_numpy(rollout.group_ids),
+        None,
+        None,
         beta=0.5,
         clip_range=None,
     )

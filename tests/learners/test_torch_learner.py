@@ -53,6 +53,8 @@ def full_autodiff(policy: StubPolicy, rollout: Rollout, beta: float, clip_range:
         torch.from_numpy(rollout.stored["log_ratio"]),
         torch.from_numpy(rollout.rewards),
         torch.from_numpy(rollout.group_ids),
+        None,
+        None,
         beta=beta,
         clip_range=clip_range,
     )
