@@ -8,8 +8,12 @@ Writes OUT_seed<N>.jsonl for every run, and OUT.svg; prints the tables in Markdo
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from study_tables import table
 
 from prdp.reports.charts import Series, curve_svg
 from prdp.reports.report_data import Change, RunData, changes, read_run
@@ -47,17 +51,12 @@ def tables(runs: dict[int, RunData]) -> str:
         ["before", *(f"{one.before[0]:.3f}" for one in first)],
         *([f"after, seed {seed}", *(f"{one.after[0]:.3f}" for one in own)] for seed, own in skills.items()),
     ]
-    return f"{_table(rows)}\n\n{_table(parts)}"
+    return f"{table(rows)}\n\n{table(parts)}"
 
 
 def _told(value: tuple[float, float, float], sign: str = "") -> str:
     mean, low, high = (f"{number:{sign}.3f}" for number in value)
     return f"{mean} [{low}, {high}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *others])
 
 
 def main() -> None:
