@@ -1,7 +1,7 @@
 """Held-out pictures before training and after it, of one run or of several, with the judge's scores.
 
-    python benchmarks/comparison_picture.py docs/pictures/before_after.png after=runs/demo
-    python benchmarks/comparison_picture.py OUT.png PRDP=RUN_FOLDER DDPO=RUN_FOLDER --rows 6 --columns 2
+python benchmarks/comparison_picture.py docs/pictures/before_after.png after=runs/demo
+python benchmarks/comparison_picture.py OUT.png PRDP=RUN_FOLDER DDPO=RUN_FOLDER --rows 6 --columns 2
 """
 
 from __future__ import annotations

@@ -84,12 +84,24 @@ def hpsv2_model(small: bool) -> Any:
             "embed_dim": NARROW["embed_dim"],
             "vision_cfg": {"image_size": 224, "layers": layers, "width": width, "patch_size": patch},
             "text_cfg": {
-                "context_length": 77, "vocab_size": 49408, "width": text_width, "heads": heads, "layers": text_layers
+                "context_length": 77,
+                "vocab_size": 49408,
+                "width": text_width,
+                "heads": heads,
+                "layers": text_layers,
             },
         }
     return create_model_and_transforms(
-        "ViT-H-14", None, precision="amp", device="cpu", jit=False, light_augmentation=True, aug_cfg={},
-        output_dict=True, with_score_predictor=False, with_region_predictor=False,
+        "ViT-H-14",
+        None,
+        precision="amp",
+        device="cpu",
+        jit=False,
+        light_augmentation=True,
+        aug_cfg={},
+        output_dict=True,
+        with_score_predictor=False,
+        with_region_predictor=False,
     )
 
 
@@ -142,7 +154,11 @@ def open_clip_name(small: bool) -> str:
         "embed_dim": NARROW["embed_dim"],
         "vision_cfg": {"image_size": 224, "layers": layers, "width": width, "patch_size": patch},
         "text_cfg": {
-            "context_length": 77, "vocab_size": 49408, "width": text_width, "heads": heads, "layers": text_layers
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": text_width,
+            "heads": heads,
+            "layers": text_layers,
         },
     }
     return "narrow"
@@ -235,12 +251,20 @@ def prepare_pickscore(folder: Path, small: bool) -> None:
     config = CLIPConfig(
         projection_dim=NARROW["embed_dim"] if small else 1024,
         text_config={
-            "hidden_size": text_width, "intermediate_size": 4 * text_width, "num_hidden_layers": text_layers,
-            "num_attention_heads": heads, "hidden_act": "gelu",
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": heads,
+            "hidden_act": "gelu",
         },
         vision_config={
-            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "patch_size": patch,
-            "num_attention_heads": 2 if small else 16, "image_size": 224, "hidden_act": "gelu",
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "patch_size": patch,
+            "num_attention_heads": 2 if small else 16,
+            "image_size": 224,
+            "hidden_act": "gelu",
         },
     )
     model = CLIPModel(config)
@@ -281,11 +305,23 @@ def prepare_imagereward(folder: Path, small: bool) -> None:
     (tokenizer / "vocab.txt").write_text("\n".join(words))
     (tokenizer / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
     config = {
-        "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
-        "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert", "num_attention_heads": 12,
-        "num_hidden_layers": 12, "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": 30524,
-        "encoder_width": 768, "add_cross_attention": True,
+        "architectures": ["BertModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 768,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "model_type": "bert",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 0,
+        "type_vocab_size": 2,
+        "vocab_size": 30524,
+        "encoder_width": 768,
+        "add_cross_attention": True,
     }
     (folder / "med_config.json").write_text(json.dumps(config))
     model = imagereward_class(folder)(str(folder / "med_config.json"), "cpu")

@@ -149,9 +149,7 @@ def drift(folder: Path, config: TrainConfig) -> float:
     from prdp.prompts.stream import fixed_prompts
     from prdp.types import Weights
 
-    sampler = dataclasses.replace(
-        config.sampler, trained_share=1.0, window="all", eta=config.sampler.eta or 1.0
-    )
+    sampler = dataclasses.replace(config.sampler, trained_share=1.0, window="all", eta=config.sampler.eta or 1.0)
     [model] = find_models([str(folder)], None)
     trained = build_evaluated_sampler(model, sampler, "float32", "cpu", None, kl=True)
     trained.load_weights(Weights.of(1, {}))
