@@ -25,10 +25,10 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. Sampling
     evaluates the policy, and the reference at the stored steps where the objective compares with it. The first update
     after sampling takes what the sampler has stored of the evidence, and each further one computes it first, unless the
-    loss is linear in it. Evidence of the reference or of an old policy takes a pass more; that of the policy which an
-    epoch's updates start from does at further ones. Images that are left out are
-    counted all the same. In half precision a few cells that a sampler has stored are evaluated twice more, to check
-    them and to measure their noise.
+    loss is linear in it, or its coefficients are found in the pass with gradient. Evidence of the reference or of an
+    old policy takes a pass more; that of the policy which an epoch's updates start from does at further ones. Images
+    that are left out are counted all the same. In half precision a few cells that a sampler has stored are evaluated
+    twice more, to check them and to measure their noise.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
@@ -37,12 +37,14 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     images = groups * size
     branches = 2 if guided(config.sampler.guidance_scale) else 1
     steps, noisy = config.sampler.steps, _noisy(config.sampler)
-    half = (config.learner.autocast or config.model.dtype) != "float32"
+    precision = config.learner.autocast or config.model.dtype
+    half = precision != "float32"
     evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.linear)
     guard = evidence.guard(objective.channels)
     columns = evidence.columns(config.sampler, noisy)
-    first = channels <= linear | set(evidence.sampled) | set(objective.known_as_sampled)
-    others = channels <= linear - ({guard} if half else set())
+    at_once = objective.found_with_gradient(size * columns, config.learner.microbatch, precision)
+    first = at_once or channels <= linear | set(evidence.sampled) | set(objective.known_as_sampled)
+    others = at_once or channels <= linear - ({guard} if half else set())
     further = [of for name, (_, of) in evidence.passes.items() if name in objective.arrays]
     scales = [evidence.guidance_of(of) for of in {of for name, of in evidence.others.items() if name in channels}]
     beside = sum(branches if scale is None else 1 + guided(scale) for scale in scales)

@@ -18,6 +18,8 @@ from prdp.types import Int64, Rollout, Weights
 
 Progress = Callable[[int], None]
 Arrays = dict[str, np.ndarray]
+Tables = Mapping[str, np.ndarray]
+"""Channel -> d loss / d evidence, [n, T]."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,17 @@ class Engine(ABC):
         return found
 
     def accumulate(
-        self, batch: Batch, cells: Int64, tables: Mapping[str, np.ndarray], progress: Progress | None = None
+        self,
+        batch: Batch,
+        cells: Int64,
+        tables: Tables | Callable[[Channels], Tables],
+        progress: Progress | None = None,
     ) -> Channels:
         """Gradient of sum(table * evidence) over channels and cells; the evidence seen on the way.
 
         Args:
-            tables: channel -> d loss / d evidence, [n, T].
+            tables: of all cells; or a function of the evidence seen so far, called with every microbatch, of which only
+                the microbatch's cells are used. It has whole groups then: a group must not be larger.
             progress: called with the number of cells done after each microbatch.
 
         Raises:
@@ -123,14 +130,15 @@ class Engine(ABC):
         found = self._unknown(batch, self._channels)
         done = 0
         with self._network_of("policy") as network:
-            for images, columns in self._microbatches(batch, cells):
+            for images, columns in self._microbatches(batch, cells, whole_groups=callable(tables)):
                 values = self._values(batch, images, columns, self._channels, network)
                 stacked = torch.stack([values[name] for name in self._channels])
-                weights = np.stack([tables[name][images, columns] for name in self._channels])
-                (torch.from_numpy(weights).to(stacked.device, stacked.dtype) * stacked).sum().backward()
                 for name, row in zip(self._channels, stacked.detach().cpu().numpy(), strict=True):
                     found[name][images, columns] = row
                     self._check_finite(batch, images, columns, name, row)
+                known = tables(found) if callable(tables) else tables
+                weights = np.stack([known[name][images, columns] for name in self._channels])
+                (torch.from_numpy(weights).to(stacked.device, stacked.dtype) * stacked).sum().backward()
                 done += len(images)
                 if progress:
                     progress(done)
@@ -250,11 +258,21 @@ class Engine(ABC):
     def _unknown(self, batch: Batch, names: Sequence[str]) -> Channels:
         return {name: np.zeros(self._evidence.shape(batch.rollout)) for name in names}
 
-    def _microbatches(self, batch: Batch, cells: Int64) -> Iterator[tuple[Int64, Int64]]:
+    def _microbatches(
+        self, batch: Batch, cells: Int64, whole_groups: bool = False
+    ) -> Iterator[tuple[Int64, Int64]]:
         """Images and columns of every microbatch; cells of different steps share one."""
         _, columns = self._evidence.shape(batch.rollout)
-        for begin in range(0, len(cells), self._microbatch):
-            yield np.divmod(cells[begin : begin + self._microbatch], columns)
+        starts = np.arange(len(cells))
+        if whole_groups:
+            groups = cells // (columns * batch.rollout.images_per_prompt)
+            starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        begin = 0
+        while begin < len(cells):
+            within = starts[(begin < starts) & (starts <= begin + self._microbatch)]
+            end = len(cells) if begin + self._microbatch >= len(cells) else int(within[-1])
+            yield np.divmod(cells[begin:end], columns)
+            begin = end
 
 
 def section(tensors: Mapping[str, np.ndarray], prefix: str) -> Arrays:

@@ -126,7 +126,8 @@ class Learner:
 
         Coefficients need the evidence, which takes a pass over the cells, and the gradient takes another. The first
         pass is left out where the coefficients are known without: for the first update after an on-policy rollout,
-        whose evidence the sampler has stored, and for channels that the loss is linear in.
+        whose evidence the sampler has stored, and for channels that the loss is linear in. It is left out, too, where
+        the coefficients of a group take the group's evidence alone and a microbatch holds a group.
 
         Differences to the policy that an epoch's updates start from are known at the first of them, too.
 
@@ -184,21 +185,29 @@ class Learner:
                 self._check_clip()
             # The pass with gradient would tell a drift that is rounding.
             linear = tuple(name for name in linear if name != guard)
-        if all(name in stored or name in linear for name in objective.channels):
-            now = dict.fromkeys(objective.channels, np.zeros(self.cells(rollout))) | stored
+        shape = self.cells(rollout)
+        known = all(name in stored or name in linear for name in objective.channels)
+        group = rollout.images_per_prompt * shape[1]
+
+        def coefficients_of(found: Channels) -> Coefficients:
+            data.update({name: found[self._further_passes[name][0]] for name in own})
+            return self._coefficients(found, data, weights)
+
+        if not known and objective.found_with_gradient(group, self._config.microbatch, engine.precision):
+            recomputed = engine.accumulate(batch, cells, lambda seen: coefficients_of(seen).tables, progress)
+            stored, scale = {}, 1.0
         else:
-            needed = [name for name in objective.channels if half or name not in linear]
-            stored = engine.evidence(batch, cells, channels=needed)
-            now = dict.fromkeys(objective.channels, np.zeros(self.cells(rollout))) | stored
-        data |= {name: now[self._further_passes[name][0]] for name in own}
-        result = self._coefficients(now, data, weights)
-        recomputed, scale = self._accumulate(batch, cells, result.tables, progress)
+            if not known:
+                needed = [name for name in objective.channels if half or name not in linear]
+                stored = engine.evidence(batch, cells, channels=needed)
+            now = dict.fromkeys(objective.channels, np.zeros(shape)) | stored
+            result = coefficients_of(now)
+            recomputed, scale = self._accumulate(batch, cells, result.tables, progress)
         if on_policy and not half and guard is not None:
             self._check_ratio(rollout, evidence.stored(rollout)[guard], recomputed[guard])
         if stored.keys() < set(objective.channels):
             now = recomputed | stored
-            data |= {name: now[self._further_passes[name][0]] for name in own}
-            result = self._coefficients(now, data, weights)
+            result = coefficients_of(now)
         with uninterrupted():
             metrics |= self._step()
             if self._history is not None:

@@ -31,6 +31,8 @@ class Method:
         watched: channels that the loss looks at and is not differentiated by.
         only_with: array -> knob: it is taken, and computed, where the knob is neither 0 nor null; elsewhere the loss
             gets None.
+        by_group: whether the coefficients of an image take the evidence of its group alone. They are then found in the
+            pass with gradient, where a microbatch holds a group.
         idle_without: knob -> knob: it has an effect where the other is neither 0 nor null, and may be set there alone.
     """
 
@@ -41,6 +43,7 @@ class Method:
     old_policy: OldPolicy | None = None
     watched: tuple[str, ...] = ()
     only_with: Mapping[str, str] = field(default_factory=dict)
+    by_group: bool = False
     idle_without: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property

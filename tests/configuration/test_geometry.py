@@ -135,6 +135,7 @@ def test_the_numbers_of_a_run() -> None:
         *["sampler.steps=5", "sampler.deterministic_final_steps=1", "sampler.prompts_per_chunk=4"],
         *["sampler.guidance_scale=2", "evaluation.every=5", "evaluation.prompts=3", "evaluation.final_prompts=7"],
         *["evaluation.images_per_prompt=2", "cluster=ray", "cluster.samplers=3", "cluster.threads=2", "objective=prdp"],
+        "learner.microbatch=15",  # below a group's cells
     )
     size = geometry.geometry(config)
     assert size["images_per_epoch"] == 24
@@ -147,6 +148,8 @@ def test_the_numbers_of_a_run() -> None:
     assert size["learning_backwards_per_epoch"] == 24 * 4 * 2 * 3
     assert (size["evaluations"], size["evaluation_images"]) == (3, (7 + 3 + 7) * 2)
     assert (size["samplers"], size["threads"]) == (3, 2)
+    whole = dataclasses.replace(config, learner=dataclasses.replace(config.learner, microbatch=16))
+    assert geometry.geometry(whole)["learning_passes_per_epoch"] == 24 * 4 * 2 * 3, "a microbatch holds a group"
     for scale in ("1", "0.5", "0"):
         unguided = geometry.geometry(compose("objective=prdp", f"sampler.guidance_scale={scale}"))
         assert unguided["sampling_passes_per_epoch"] == unguided["images_per_epoch"] * (8 + 7)

@@ -1,4 +1,4 @@
-"""Every objective in the learner: the two-pass gradient against full autodiff, resume, and a problem it must solve."""
+"""Every objective in the learner: the gradient against full autodiff, resume, and a problem it must solve."""
 
 from __future__ import annotations
 
@@ -186,11 +186,12 @@ def rollout_of(policy: StubPolicy) -> Rollout:
     )
 
 
+@pytest.mark.parametrize("microbatch", [5, 33])  # below a group's cells; above those of two groups
 @pytest.mark.parametrize(("name", "knobs"), VARIANTS)
-def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]) -> None:
+def test_the_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any], microbatch: int) -> None:
     policy = StubPolicy()
     rollout = rollout_of(policy)
-    learner = build(policy, name, knobs)
+    learner = build(policy, name, knobs, microbatch=microbatch)
     moved(policy)
     objective = build_objective({"name": name, **KNOBS[name], **knobs})
     arrays: dict[str, Any] = {
@@ -248,11 +249,16 @@ def test_two_pass_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any]
 
 
 def passes(
-    policy: StubPolicy, name: str, knobs: dict[str, Any], rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+    policy: StubPolicy,
+    name: str,
+    knobs: dict[str, Any],
+    rollout: Rollout,
+    monkeypatch: pytest.MonkeyPatch,
+    **learner_settings: Any,
 ) -> tuple[int, int]:
     """Cells that go through the network for one update, and how many of those with gradient."""
     counts = [0, 0]
-    learner, output = build(policy, name, knobs), policy.output
+    learner, output = build(policy, name, knobs, **learner_settings), policy.output
 
     def counting(latents: torch.Tensor, *arguments: Any) -> torch.Tensor:
         counts[0] += len(latents)
@@ -302,6 +308,30 @@ def test_no_pass_that_is_not_needed(
     policy = StubPolicy()
     rollout = dataclasses.replace(stub_rollout(policy, TRANSITIONS), weights_version=version)
     assert passes(policy, name, knobs, rollout, monkeypatch) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "version", "microbatch", "expected"),
+    [
+        ("prdp", {}, 1, 15, (96, 48)),  # 4 images, 4 steps
+        ("prdp", {}, 1, 16, (48, 48)),
+        ("prdp", ON_DENOISING, 0, 11, (108, 36)),
+        ("prdp", ON_DENOISING, 0, 12, (72, 36)),  # reference, policy with gradient
+        ("diffusion_dpo", {}, 0, 12, (36, 18)),
+        ("dgpo", {}, 0, 12, (144, 36)),
+    ],
+)
+def test_coefficients_of_groups_that_fit_into_a_microbatch_take_no_pass_of_their_own(
+    name: str,
+    knobs: dict[str, Any],
+    version: int,
+    microbatch: int,
+    expected: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = StubPolicy()
+    rollout = dataclasses.replace(stub_rollout(policy, TRANSITIONS), weights_version=version)
+    assert passes(policy, name, knobs, rollout, monkeypatch, microbatch=microbatch) == expected
 
 
 def test_what_the_rollout_must_hold() -> None:
