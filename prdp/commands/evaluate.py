@@ -33,7 +33,7 @@ from prdp.tracking.console import Progress
 if TYPE_CHECKING:
     from prdp.evaluation.models import EvaluatedModel
     from prdp.evaluation.results import Results
-    from prdp.evaluation.work import Work
+    from prdp.evaluation.work import EvaluationWork
     from prdp.types import PromptBatch
 
 _HELP = """\
@@ -149,7 +149,7 @@ def evaluate(
     from prdp.evaluation.report import write_report
     from prdp.evaluation.results import gather
     from prdp.evaluation.tables import alarms, print_results, write_tables
-    from prdp.evaluation.work import Work, embed_missing, sample_missing, score_missing, space_name
+    from prdp.evaluation.work import EvaluationWork, embed_missing, sample_missing, score_missing, space_name
     from prdp.support.targets import build
 
     folder = Path(config.output_dir)
@@ -163,7 +163,7 @@ def evaluate(
         if len(config.seeds) * config.images_per_prompt < 2:
             say("one image of each prompt: there is no diversity to measure; images_per_prompt=2 or more measures it")
         with start_up_checks():
-            work = Work.of(config, models, prompts)
+            work = EvaluationWork.of(config, models, prompts)
             space = build("features", config.features)
         sample_missing(work, say)
         embed_missing(work, space, say)
@@ -195,7 +195,7 @@ def _size_notes(models: Sequence[EvaluatedModel]) -> list[str]:
     ]
 
 
-def _export(results: Results, work: Work) -> None:
+def _export(results: Results, work: EvaluationWork) -> None:
     """Write the folders for others' scripts."""
     config = work.config
     for tool in config.export:

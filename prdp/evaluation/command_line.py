@@ -16,6 +16,7 @@ from prdp.evaluation.models import check_exists, runs_among, split_name
 from prdp.evaluation.runs import TrainedRun
 from prdp.evaluation.settings import EvaluateConfig, check_evaluation
 from prdp.evaluation.trust import check_trust, trusted_folders
+from prdp.prompts.any_file import has_columns
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import literal
 from prdp.support.suggest import did_you_mean
@@ -26,7 +27,6 @@ _TRAINED = "_trained"
 """Behind the name of a reward that a run was trained on while another one of that name is watched."""
 SPLITS = ("train", "heldout")
 _GROUP_OF = {"prompts": "prompts", "rewards": "reward", "watch": "reward"}
-_LISTS = ("models", *_GROUP_OF, "export", "trust")
 _SINGULAR = {"reward": "rewards", "model_paths": "models", "seed": "seeds", "prompt": "prompts"}
 
 
@@ -61,36 +61,65 @@ class _Chosen:
     names: dict[str, list[str]] = field(default_factory=dict)
 
 
-def read_command_line(words: Sequence[str], folders: Sequence[Path]) -> CommandLine:
+@dataclass(frozen=True)
+class Command:
+    """A command that takes models.
+
+    Attributes:
+        root: its configuration.
+        lists: keys of lists of short names.
+        judges: whether runs among the models bring along what they are judged by: prompts, rewards, and how many.
+        all_columns: whether the columns of a file of prompts travel along as metadata.
+        model_free: a key that stands in place of models.
+    """
+
+    root: Root
+    lists: tuple[str, ...]
+    judges: bool = False
+    all_columns: bool = False
+    model_free: str | None = None
+
+
+def read_command_line(
+    words: Sequence[str], folders: Sequence[Path], command: Command | None = None
+) -> CommandLine:
     """Translate the short names; everything else stays for Hydra.
 
     Args:
         words: of the command line.
         folders: with configuration files, those of the package first.
+        command: None for `prdp evaluate`.
 
     Raises:
         ConfigError: an unknown reward or prompt set, with the nearest that exist; no models; or a run that asks for
             more than data and is not among those to trust.
     """
-    lists, rest = _lists(words)
-    if not lists.get("models"):
-        raise ConfigError("which models? Give models=[base,runs/mine], for instance; see prdp evaluate --help")
-    for entry in lists["models"]:
+    command = command or EVALUATION
+    lists, rest = _lists(words, command.lists)
+    free = command.model_free is not None and any(word.startswith(f"{command.model_free}=") for word in rest)
+    if not lists.get("models") and not free:
+        raise ConfigError(
+            f"which models? Give models=[base,runs/mine], for instance; see prdp {command.root.name} --help"
+        )
+    for entry in lists.get("models", ()):
         check_exists(entry)
-    runs = runs_among(lists["models"])
-    available = groups(folders, dataclasses.replace(EVALUATE, groups=("prompts", "reward")))
+    runs = runs_among(lists.get("models", ()))
+    available = groups(folders, dataclasses.replace(command.root, groups=("prompts", "reward")))
     chosen = _Chosen()
     for key, group in _GROUP_OF.items():
         for entry in lists.get(key, ()):
-            _choose(chosen, key, entry, available.get(group, []))
-    overlay, notes = _from_runs(runs, lists, rest, chosen.names.get("watch", ())) if runs else ({}, [])
+            _choose(chosen, key, entry, available.get(group, []), command.all_columns)
+    overlay, notes = _settings_of(runs, rest) if runs else ({}, [])
+    if runs and command.judges:
+        judging, also = _judging_of(runs, lists, rest, chosen.names.get("watch", ()))
+        overlay, notes = {**judging, **overlay}, [*notes, *also]
     for key, sections in chosen.sections.items():
         overlay.setdefault(key, {}).update(sections)
     for key in _GROUP_OF:
         _check_names(key, [*chosen.names.get(key, []), *overlay.get(key, {})], rest)
     words = [f"{key}={_quoted(entries)}" for key, entries in lists.items() if key in ("models", "export")]
     root = dataclasses.replace(
-        EVALUATE,
+        command.root,
         nodes={FROM_RUN: literal(overlay)},
         prepare=lambda plain: _prepared(plain, chosen.splits),
     )
@@ -107,17 +136,18 @@ EVALUATE = Root(
     check=check_evaluation,
     nodes={FROM_RUN: {}},
 )
+EVALUATION = Command(EVALUATE, ("models", *_GROUP_OF, "export", "trust"), judges=True)
 
 
-def _lists(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def _lists(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The lists of short names, and the other words."""
     lists: dict[str, list[str]] = {}
     rest = []
     for word in words:
         key, separator, value = word.partition("=")
-        if key in _SINGULAR:
+        if key in _SINGULAR and _SINGULAR[key] in known:
             raise ConfigError(f"{word}: unknown key '{key}'. Did you mean '{_SINGULAR[key]}'?")
-        if key not in _LISTS or not separator:
+        if key not in known or not separator:
             rest.append(word)
             continue
         inner = value.strip().removeprefix("[").removesuffix("]")
@@ -125,7 +155,7 @@ def _lists(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return lists, rest
 
 
-def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str]) -> None:
+def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str], all_columns: bool) -> None:
     """Take in one entry of prompts, rewards or watch: an option, a file of prompts, or a function's dotted path."""
     name, plain = split_name(entry)
     option, _, split = plain.partition(".") if key == "prompts" else (plain, "", "")
@@ -135,7 +165,9 @@ def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str]) -> No
         chosen.splits[name] = split or "heldout"
     elif key == "prompts" and (Path(plain).expanduser().exists() or "/" in plain):
         name = name or re.sub(r"\W+", "_", Path(plain).name.partition(".")[0])
-        chosen.sections.setdefault(key, {})[name] = {TARGET: "prdp.prompts.any_file.open_prompts", "path": plain}
+        columns = {"metadata_columns": "all"} if all_columns and has_columns(plain) else {}
+        target = "prdp.prompts.any_file.open_prompts"
+        chosen.sections.setdefault(key, {})[name] = {TARGET: target, "path": plain, **columns}
     elif key != "prompts" and re.fullmatch(r"\w+(\.\w+)+", plain):
         name = name or plain.rpartition(".")[2]
         target = "prdp.rewards.python_callable.PythonCallable"
@@ -150,28 +182,12 @@ def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str]) -> No
     chosen.names[key].append(name)
 
 
-def _from_runs(
-    runs: Sequence[TrainedRun],
-    lists: Mapping[str, Sequence[str]],
-    rest: Sequence[str],
-    watched: Sequence[str],
-) -> tuple[dict[str, Any], list[str]]:
-    """What the runs bring along where the command line says nothing: settings of the first, rewards and prompts of
-    all.
-
-    Args:
-        watched: names of the rewards that are watched.
-    """
+def _settings_of(runs: Sequence[TrainedRun], rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """How the first run draws, where the command line says nothing."""
     first = runs[0]
     config = first.config
-    taken: dict[str, Any] = {
-        "prompts_per_set": config.evaluation.final_prompts,
-        "images_per_prompt": config.evaluation.images_per_prompt,
-        "seeds": [config.evaluation.seed],
-        "prompt_seed": config.evaluation.seed,
-        "autocast": config.learner.autocast,
-    }
-    keys = {word.lstrip("+~").partition("=")[0] for word in rest}
+    keys = _keys_in(rest)
+    taken: dict[str, Any] = {} if "autocast" in keys else {"autocast": config.learner.autocast}
     notes = []
     if "sampler" not in keys:
         taken["sampler"] = dataclasses.asdict(config.sampler)
@@ -187,6 +203,29 @@ def _from_runs(
         notes.append(f"base is {_start_of(config.model)}, what {first.folder} was trained from")
         others = [run for run in runs if _start_of(run.config.model) != _start_of(config.model)]
         notes += [f"{run.folder} was trained from {_start_of(run.config.model)}, not from base" for run in others]
+    return taken, notes
+
+
+def _judging_of(
+    runs: Sequence[TrainedRun],
+    lists: Mapping[str, Sequence[str]],
+    rest: Sequence[str],
+    watched: Sequence[str],
+) -> tuple[dict[str, Any], list[str]]:
+    """What runs are judged by where the command line says nothing: how many images of the first, rewards and prompts of
+    all.
+
+    Args:
+        watched: names of the rewards that are watched.
+    """
+    config = runs[0].config
+    taken: dict[str, Any] = {
+        "prompts_per_set": config.evaluation.final_prompts,
+        "images_per_prompt": config.evaluation.images_per_prompt,
+        "seeds": [config.evaluation.seed],
+        "prompt_seed": config.evaluation.seed,
+    }
+    notes = []
     sections = [(run.folder, "reward", run.config.reward) for run in runs if "rewards" not in lists]
     sections += [(run.folder, "prompts.heldout", run.config.prompts.heldout) for run in runs if "prompts" not in lists]
     check_trust(sections, trusted_folders(lists.get("trust", ())))
@@ -197,8 +236,12 @@ def _from_runs(
     if "prompts" not in lists:
         taken["prompts"] = _distinct([(run.prompts_name, run.config.prompts.heldout) for run in runs])
         notes.append(f"held-out prompts of the runs: {', '.join(taken['prompts'])}")
-    taken = {key: value for key, value in taken.items() if key not in keys}
-    return taken, notes
+    keys = _keys_in(rest)
+    return {key: value for key, value in taken.items() if key not in keys}, notes
+
+
+def _keys_in(words: Sequence[str]) -> set[str]:
+    return {word.lstrip("+~").partition("=")[0] for word in words}
 
 
 def _start_of(model: ModelConfig) -> str:

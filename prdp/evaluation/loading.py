@@ -12,6 +12,7 @@ from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_files import PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX
 from prdp.diffusion.policy import Policy
+from prdp.diffusion.recording import Recorder
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evidence.trajectory import TrajectoryRecorder
@@ -23,7 +24,13 @@ _APPLIED = "applied"
 
 
 def build_evaluated_sampler(
-    model: EvaluatedModel, sampler: SamplerConfig, dtype: str, device: str, autocast: str | None, kl: bool
+    model: EvaluatedModel,
+    sampler: SamplerConfig,
+    dtype: str,
+    device: str,
+    autocast: str | None,
+    kl: bool,
+    recorder: Recorder | None = None,
 ) -> Sampler:
     """A sampler of a finished model; picklable as a `functools.partial`, so that an actor can call it.
 
@@ -34,13 +41,14 @@ def build_evaluated_sampler(
         dtype, device: of the network.
         autocast: of its forward; None for none.
         kl: whether trajectories will be asked for, which need the reference.
+        recorder: of what else is kept of the chains, without the reference.
 
     Raises:
         ValueError: weights that do not fit; names them.
     """
     policy = _policy(model, dtype, device, autocast, kl)
     sampler = dataclasses.replace(sampler, shared_start_noise=False, start_churn=0.0)
-    return Sampler(policy, sampler, recorder=TrajectoryRecorder() if kl else None)
+    return Sampler(policy, sampler, recorder=TrajectoryRecorder() if kl else recorder)
 
 
 def measures_kl(model: EvaluatedModel) -> bool:

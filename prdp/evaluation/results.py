@@ -11,7 +11,7 @@ import numpy as np
 from prdp.evaluation.diversity import mean_pairwise_distance, paired_distance
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.store import Chunk
-from prdp.evaluation.work import Work
+from prdp.evaluation.work import EvaluationWork
 from prdp.tracking.statistics import mean_interval, paired_difference_interval, win_rate_interval
 from prdp.types import Float32, Float64, Int64
 
@@ -110,7 +110,7 @@ class Results:
         notes: sentences about how it was done.
     """
 
-    work: Work
+    work: EvaluationWork
     identities: Mapping[str, Mapping[str, Any]]
     features: str
     images: Mapping[tuple[str, str], Images]
@@ -156,7 +156,7 @@ class Results:
         return list(dict.fromkeys(c.part for c in self.cells if c.prompts == prompts and c.part.startswith(kind)))
 
 
-def gather(work: Work, identities: Mapping[str, Mapping[str, Any]], features: str, space: str) -> Results:
+def gather(work: EvaluationWork, identities: Mapping[str, Mapping[str, Any]], features: str, space: str) -> Results:
     """Read everything back from disk and compute the numbers.
 
     Args:
@@ -242,7 +242,9 @@ def _joined(parts: Sequence[Mapping[str, Float64]], sizes: Sequence[int]) -> dic
     }
 
 
-def _cells(work: Work, model: str, prompt_set: str, reward: str, found: Images, base: Images | None) -> list[Cell]:
+def _cells(
+    work: EvaluationWork, model: str, prompt_set: str, reward: str, found: Images, base: Images | None
+) -> list[Cell]:
     confidence = work.config.confidence
 
     def cell(part: str, values: Float64, partner: Float64 | None, chosen: Any = slice(None)) -> Cell:
@@ -267,7 +269,7 @@ def _cells(work: Work, model: str, prompt_set: str, reward: str, found: Images, 
 
 
 def _spread(
-    work: Work, model: str, prompt_set: str, found: Images, base: Images | None, same_noise: bool
+    work: EvaluationWork, model: str, prompt_set: str, found: Images, base: Images | None, same_noise: bool
 ) -> Spread:
     confidence = work.config.confidence
     values, labels = mean_pairwise_distance(found.features, found.prompt)

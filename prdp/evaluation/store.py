@@ -3,6 +3,7 @@
 output_dir/samples/<model>/<prompt set>/seed_0/00008-00011/   a chunk of whole prompts
     chunk.json                  what made the images: model, sampler, prompts, seed
     00008_0.png                 first image of prompt number 8
+    latents.safetensors         what the images were decoded from, where the key says `latents`
     scores.<reward>.json        with what made them
     features.<name>.safetensors
 A chunk's folder appears as a whole, and goes as a whole when its images are made again, with the scores in it.
@@ -27,6 +28,8 @@ from prdp.types import Float32, Float64, PromptBatch, Rollout, UInt8
 
 FOLDER = "samples"
 RECORD = "chunk.json"
+LATENTS = "latents.safetensors"
+FINAL_LATENTS = "final_latents"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Chunk:
         folder: of the chunk.
         prompts: the prompts.
         images_per_prompt: of each.
-        key: what makes the images, as plain values; other values make other images.
+        key: what makes the images, as plain values; other values make other images. With `latents`, the name of a
+            floating dtype, final latents are kept in it, and digests of all that is kept.
     """
 
     folder: Path
@@ -56,6 +60,11 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.prompts) * self.images_per_prompt
+
+    @property
+    def keeps(self) -> bool:
+        """Whether samplers have to record something on the way to the images."""
+        return bool(self.key.get("kl") or self.key.get("latents"))
 
     def differences(self) -> list[str]:
         """What stands in the way of using the images on disk: nothing, 'missing', or the parts of the key that
@@ -82,9 +91,16 @@ class Chunk:
             "seconds": float(rollout.seconds.get("sample", 0.0)),
             "logratio_ref": [float(value) for value in ratios],
         }
+        latents = None
+        if self.key.get("latents"):
+            latents = rollout.stored[FINAL_LATENTS].astype(self.key["latents"])
+            record["digests"] = {"images": [array_digest(image) for image in rollout.images]}
+            record["digests"]["latents"] = array_digest(latents)
         with atomic_directory(self.folder) as temporary:
             for name, image in zip(self.names(), rollout.images, strict=True):
                 Image.fromarray(image).save(temporary / name)
+            if latents is not None:
+                save_tensors(temporary / LATENTS, {FINAL_LATENTS: latents})
             (temporary / RECORD).write_text(_dump(record), encoding="utf-8")
 
     def names(self) -> list[str]:
@@ -109,6 +125,12 @@ class Chunk:
             except (OSError, ValueError) as error:
                 raise ValueError(f"{error}; remove its folder") from error
         return np.stack(pictures)
+
+    def digests(self) -> tuple[list[str], str]:
+        """Digests of the pixels of each image, and of the latents, of a chunk that keeps latents."""
+        record = _read(self.folder / RECORD)
+        assert record is not None, self.folder
+        return list(record["digests"]["images"]), str(record["digests"]["latents"])
 
     def sampling(self) -> tuple[float, Float64]:
         """(seconds that sampling took, logratio_ref of each image: float64 [n], NaN where it was not measured)."""
@@ -185,6 +207,13 @@ def digest_of(value: Any) -> str:
     """Hex digest of plain values."""
     text = json.dumps(strict_json(value), sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Hex digest of an array's dtype, shape and content."""
+    digest = hashlib.blake2b(f"{array.dtype.str}|{array.shape}|".encode(), digest_size=12)
+    digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any] | None:

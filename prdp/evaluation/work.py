@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from prdp.cluster import build_workforce
-from prdp.cluster.base import RewardWorker, Workforce
+from prdp.cluster.base import RewardWorker, SamplerFactory, Workforce
+from prdp.config import ClusterConfig, ModelConfig, SamplerConfig
 from prdp.evaluation.features import Features
 from prdp.evaluation.loading import build_evaluated_sampler, measures_kl
 from prdp.evaluation.models import EvaluatedModel, model_digest
@@ -30,30 +31,76 @@ _CHUNKS_AT_ONCE = 8
 Say = Callable[[str], None]
 Place = tuple[str, str, int]
 """(model, prompt set, seed)."""
+Factories = Callable[[EvaluatedModel], SamplerFactory]
+"""What makes the images of a model."""
+
+
+class Drawing(Protocol):
+    """What the commands that draw images have in common; their schemas document each key."""
+
+    @property
+    def images_per_prompt(self) -> int: ...
+
+    @property
+    def seeds(self) -> list[int]: ...
+
+    @property
+    def autocast(self) -> str | None: ...
+
+    @property
+    def kl(self) -> bool: ...
+
+    @property
+    def output_dir(self) -> str: ...
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def sampler(self) -> SamplerConfig: ...
+
+    @property
+    def cluster(self) -> ClusterConfig: ...
+
+
+Config = TypeVar("Config", bound=Drawing)
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """Everything to evaluate, with its places on disk.
+class Work(Generic[Config]):
+    """All images to be made and scored, with their places on disk.
 
     Attributes:
-        config: of the evaluation.
+        config: of the command.
         models: in the order of the tables.
         prompts: set name -> its prompts.
         chunks: (model, prompt set, seed) -> chunks, in order.
+        timed: whether the seconds that work took are written down; without them equal work leaves equal files.
     """
 
-    config: EvaluateConfig
+    config: Config
     models: tuple[EvaluatedModel, ...]
     prompts: Mapping[str, PromptBatch]
     chunks: Mapping[Place, tuple[Chunk, ...]]
+    timed: bool = True
 
     @classmethod
-    def of(cls, config: EvaluateConfig, models: Sequence[EvaluatedModel], prompts: Mapping[str, PromptBatch]) -> Work:
-        """Lay out the work; digests the models' files."""
+    def of(
+        cls,
+        config: Config,
+        models: Sequence[EvaluatedModel],
+        prompts: Mapping[str, PromptBatch],
+        key_of: Callable[[EvaluatedModel], Mapping[str, Any]] | None = None,
+        timed: bool = True,
+    ) -> Work[Config]:
+        """Lay out the work.
+
+        Args:
+            key_of: what makes a model's images, see `chunks_of`; None for `image_key`, which digests the model's files.
+        """
         chunks: dict[Place, tuple[Chunk, ...]] = {}
         for model in models:
-            key = _image_key(config, model)
+            key = image_key(config, model) if key_of is None else key_of(model)
             for prompt_set, batch in prompts.items():
                 for seed in config.seeds:
                     chunks[model.name, prompt_set, seed] = tuple(
@@ -68,7 +115,7 @@ class Work:
                             key,
                         )
                     )
-        return cls(config, tuple(models), dict(prompts), chunks)
+        return cls(config, tuple(models), dict(prompts), chunks, timed)
 
     def all_chunks(self) -> Iterator[tuple[Place, Chunk]]:
         """Every chunk with its place."""
@@ -77,8 +124,17 @@ class Work:
                 yield place, chunk
 
 
-def sample_missing(work: Work, say: Say) -> None:
-    """Make the images that are not on disk, or that were made otherwise; says which and why."""
+EvaluationWork = Work[EvaluateConfig]
+"""The work of an evaluation, which tables and reports read."""
+
+
+def sample_missing(work: Work[Any], say: Say, factories: Factories | None = None) -> None:
+    """Make the images that are not on disk, or that were made otherwise; says which and why.
+
+    Args:
+        factories: samplers of the models; None for those that draw images alone.
+    """
+    factories = factories or partial(_evaluated_sampler, work.config)
     for model in work.models:
         wanted = {}
         for place, chunks in work.chunks.items():
@@ -87,10 +143,10 @@ def sample_missing(work: Work, say: Say) -> None:
                 wanted[place] = [chunk for chunk, reason in zip(chunks, reasons, strict=True) if reason]
                 _say_reuse(say, place, chunks, reasons)
         if any(wanted.values()):
-            _sample(work, model, wanted, say)
+            _sample(work, model, wanted, say, factories(model))
 
 
-def score_missing(work: Work, name: str, section: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def score_missing(work: Work[Any], name: str, section: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """Score by one reward what it has not scored; its identity, {"name", "version", ...}."""
     config = work.config
     workforce = build_workforce(
@@ -116,7 +172,7 @@ def score_missing(work: Work, name: str, section: Mapping[str, Any], say: Say) -
     return identity
 
 
-def embed_missing(work: Work, space: Features, say: Say) -> None:
+def embed_missing(work: Work[Any], space: Features, say: Say) -> None:
     """Compute the features that are not on disk."""
     chunks = [chunk for _, chunk in work.all_chunks() if chunk.features(space_name(space)) is None]
     for chunk in chunks:
@@ -130,7 +186,8 @@ def space_name(space: Features) -> str:
     return f"{space.name}-{space.version}"
 
 
-def _image_key(config: EvaluateConfig, model: EvaluatedModel) -> dict[str, Any]:
+def image_key(config: Drawing, model: EvaluatedModel) -> dict[str, Any]:
+    """What makes the images of a model, besides prompts and seed; digests the model's files."""
     sampler = {key: value for key, value in dataclasses.asdict(config.sampler).items() if key not in _SPEED_KEYS}
     return {
         "format": FORMAT,
@@ -160,20 +217,30 @@ def place_name(place: Place) -> str:
     return f"{place[0]}, {place[1]}, seed {place[2]}"
 
 
-def _sample(work: Work, model: EvaluatedModel, wanted: Mapping[Place, Sequence[Chunk]], say: Say) -> None:
+def _evaluated_sampler(config: Drawing, model: EvaluatedModel) -> SamplerFactory:
+    return partial(
+        build_evaluated_sampler,
+        model,
+        config.sampler,
+        config.model.dtype,
+        config.model.device,
+        config.autocast,
+        config.kl and measures_kl(model),
+    )
+
+
+def _sample(
+    work: Work[Any],
+    model: EvaluatedModel,
+    wanted: Mapping[Place, Sequence[Chunk]],
+    say: Say,
+    factory: SamplerFactory,
+) -> None:
     config = work.config
-    kl = config.kl and measures_kl(model)
+    keeps = any(chunk.keeps for chunks in wanted.values() for chunk in chunks)
     workforce = build_workforce(
         config.cluster,
-        partial(
-            build_evaluated_sampler,
-            model,
-            config.sampler,
-            config.model.dtype,
-            config.model.device,
-            config.autocast,
-            kl,
-        ),
+        factory,
         partial(RewardWorker, {"_target_": "prdp.evaluation.work.Unscored"}),
         config.sampler.prompts_per_chunk,
     )
@@ -186,13 +253,14 @@ def _sample(work: Work, model: EvaluatedModel, wanted: Mapping[Place, Sequence[C
                 by_offset = {chunk.prompts.offset: chunk for chunk in group}
 
                 def save(rollout: Rollout, by_offset: Mapping[int, Chunk] = by_offset) -> None:
-                    by_offset[rollout.prompts.offset].save(rollout)
+                    kept = rollout if work.timed else dataclasses.replace(rollout, seconds={})
+                    by_offset[rollout.prompts.offset].save(kept)
 
                 rollout = workforce.sample(
                     joined([chunk.prompts for chunk in group]),
                     images_per_prompt=config.images_per_prompt,
                     seed=place[2],
-                    trajectory=kl,
+                    trajectory=keeps,
                     on_chunk=save,
                 )
                 seconds += rollout.seconds["sample"]
@@ -203,7 +271,12 @@ def _sample(work: Work, model: EvaluatedModel, wanted: Mapping[Place, Sequence[C
 
 
 def _score(
-    work: Work, workforce: Workforce, wanted: Sequence[Sequence[Chunk]], name: str, key: Mapping[str, Any], say: Say
+    work: Work[Any],
+    workforce: Workforce,
+    wanted: Sequence[Sequence[Chunk]],
+    name: str,
+    key: Mapping[str, Any],
+    say: Say,
 ) -> None:
     seconds = 0.0
     for chunks in wanted:
@@ -212,7 +285,8 @@ def _score(
 
             def save(rollout: Rollout, by_offset: Mapping[int, Chunk] = by_offset) -> None:
                 assert rollout.rewards is not None
-                scores = Scores(rollout.rewards, rollout.sub_scores, rollout.seconds["score"])
+                took = rollout.seconds["score"] if work.timed else 0.0
+                scores = Scores(rollout.rewards, rollout.sub_scores, took)
                 by_offset[rollout.prompts.offset].save_scores(name, key, scores)
 
             scored = workforce.score(

@@ -42,7 +42,7 @@ def open_prompts(path: str, **options: Any) -> PromptTable:
     """
     check_text("path", path, optional=False)
     reader = reader_of(path)
-    known = [name for name in inspect.signature(reader).parameters if name != "path"]
+    known = _options_of(reader)
     for option in options:
         if option not in known:
             hint = did_you_mean(option, known) or f"; it takes {', '.join(known)}"
@@ -65,6 +65,16 @@ def reader_of(path: str) -> Reader:
             ".gz, and folders"
         )
     return READERS[ending]
+
+
+def has_columns(path: str) -> bool:
+    """Whether a file has columns that may travel along as metadata; False for a folder, and for what is unknown."""
+    known = READERS.get(Path(path.removesuffix(".gz")).suffix)
+    return known is not None and not Path(path).expanduser().is_dir() and "metadata_columns" in _options_of(known)
+
+
+def _options_of(reader: Reader) -> list[str]:
+    return [name for name in inspect.signature(reader).parameters if name != "path"]
 
 
 def parse_options(words: Iterable[str]) -> dict[str, Any]:
