@@ -10,6 +10,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("commands",),
     ("train",),
+    ("image_sets",),
     ("evaluation",),
     ("configuration", "reports"),
     ("learners", "cluster", "checkpoints"),

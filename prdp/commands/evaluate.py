@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 from prdp.checkpoints.run_folder import check_writable
 from prdp.checkpoints.run_lock import hold
-from prdp.cluster.environment import find_environment
 from prdp.cluster.process_threads import apply_threads
 from prdp.configuration.compose import Composer
 from prdp.configuration.key_help import topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
-from prdp.configuration.preconditions import refuse, size_problems
 from prdp.configuration.secret_values import check_no_secrets
 from prdp.configuration.typed import conf_folder, groups, schema_keys, write_config
 from prdp.diffusion import family_of
@@ -23,7 +21,7 @@ from prdp.evaluation.command_line import EVALUATE, read_command_line
 from prdp.evaluation.exports import FOLDER as EXPORTS
 from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
-from prdp.evaluation.preconditions import check_evaluation_preconditions
+from prdp.evaluation.preconditions import check_drawing
 from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import file_name
 from prdp.support.errors import ConfigError, StartError, start_up_checks
@@ -103,7 +101,6 @@ def check_start(
     """
     from prdp.prompts import build_prompts
     from prdp.prompts.stream import fixed_prompts
-    from prdp.rewards import check_reward
 
     check_no_secrets(dataclasses.asdict(config))
     size = {name: getattr(config.model, name) for name in sizes}
@@ -115,17 +112,9 @@ def check_start(
         if not model_is_given:
             raise StartError("against=base: which model is it? Give model.path=..., against=<its name> or against=null")
         models = [*find_models([BASE], config.model), *models]
-    check_evaluation_preconditions(config, [model.model for model in models])
-    environment = config.cluster.reward_environment
-    if environment is not None:
-        find_environment(environment)
-    for key in ("rewards", "watch"):
-        for name, section in getattr(config, key).items():
-            check_reward(f"{key}.{name}", section, elsewhere=environment is not None)
-            if environment is None:
-                for model in models:
-                    refuse(size_problems(f"{key}.{name}", section, model.model, f", as {model.name} draws"))
-    check_reward("features", config.features)
+    check_drawing(
+        config, models, {"rewards": config.rewards, "watch": config.watch}, here={"features": config.features}
+    )
     prompts = {}
     for name, section in config.prompts.items():
         source = build_prompts(f"prompts.{name}", section)

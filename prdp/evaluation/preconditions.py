@@ -1,10 +1,12 @@
-"""What an evaluation needs of this machine and of its models' files before it can start."""
+"""What drawing and scoring images needs of this machine and of the models' files before it can start."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from prdp.config import ClusterConfig, ModelConfig
+from prdp.cluster.environment import find_environment
+from prdp.config import ClusterConfig
 from prdp.configuration.preconditions import (
     device_problems,
     devices_in,
@@ -12,30 +14,59 @@ from prdp.configuration.preconditions import (
     model_problems,
     precision_problems,
     refuse,
+    size_problems,
 )
-from prdp.evaluation.settings import EvaluateConfig
+from prdp.evaluation.models import EvaluatedModel
+from prdp.evaluation.settings import Drawing
+from prdp.rewards import check_reward
+
+Sections = Mapping[str, Mapping[str, Any]]
+"""Key of the configuration -> name -> section with a `_target_`."""
 
 
-def check_evaluation_preconditions(config: EvaluateConfig, models: Sequence[ModelConfig]) -> None:
-    """Refuse an evaluation that could not start here.
+def check_drawing(
+    config: Drawing, models: Sequence[EvaluatedModel], scored: Sections, here: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse what could not start here: models, devices, precisions, rewards.
 
     Args:
-        config: of `prdp evaluate`; its device, precision and sampler hold for every model.
-        models: the pipelines behind what is evaluated.
+        config: its device, precision and sampler hold for every model.
+        models: what draws.
+        scored: sections of rewards.
+        here: key -> section of what is built in this process.
 
     Raises:
-        StartError: all that is missing, a line each.
+        ConfigError, StartError: all that is missing, a line each.
     """
+    here = here or {}
+    refuse(_problems(config, models, scored, here))
+    environment = config.cluster.reward_environment
+    if environment is not None:
+        find_environment(environment)
+    for key, sections in scored.items():
+        for name, section in sections.items():
+            check_reward(f"{key}.{name}", section, elsewhere=environment is not None)
+            if environment is None:
+                for model in models:
+                    refuse(size_problems(f"{key}.{name}", section, model.model, f", as {model.name} draws"))
+    for key, section in here.items():
+        check_reward(key, section)
+
+
+def _problems(
+    config: Drawing, models: Sequence[EvaluatedModel], scored: Sections, here: Mapping[str, Any]
+) -> list[str]:
     cluster, inline = config.cluster, config.cluster.kind == "inline"
     problems = gpu_problems(cluster)
     problems += device_problems("model.device", config.model.device, cluster, cluster.sampler_gpus, inline)
-    for name in ("rewards", "watch"):
-        for key, device in devices_in(name, getattr(config, name)).items():
+    for name, sections in scored.items():
+        for key, device in devices_in(name, sections).items():
             problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
-    for key, device in devices_in("features", config.features).items():
-        problems += device_problems(key, device, ClusterConfig(kind="inline"), 0.0, True)
+    for name, section in here.items():
+        for key, device in devices_in(name, section).items():
+            problems += device_problems(key, device, ClusterConfig(kind="inline"), 0.0, True)
     if not problems:
         problems += precision_problems(config.model, config.autocast)
         for model in models:
-            problems += model_problems(model, config.sampler, needs_log_probs=config.kl)
-    refuse(problems)
+            problems += model_problems(model.model, config.sampler, needs_log_probs=config.kl)
+    return problems

@@ -6,8 +6,9 @@ conf/evaluate.yaml uses these keys.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from prdp.config import MISSING, ClusterConfig, HalfPrecision, ModelConfig, SamplerConfig
 from prdp.configuration.bounds import adapter_problems, broken_rules, log_prob_problems, noise_problems
@@ -22,6 +23,34 @@ _SEEDS = Rule(
     "a list of different numbers from 0",
 )
 _CONFIDENCE = Rule(lambda value: 0 < value < 1, "above 0 and below 1")
+
+
+class Drawing(Protocol):
+    """What the commands that draw images have in common; their schemas document each key."""
+
+    @property
+    def images_per_prompt(self) -> int: ...
+
+    @property
+    def seeds(self) -> list[int]: ...
+
+    @property
+    def autocast(self) -> str | None: ...
+
+    @property
+    def kl(self) -> bool: ...
+
+    @property
+    def output_dir(self) -> str: ...
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def sampler(self) -> SamplerConfig: ...
+
+    @property
+    def cluster(self) -> ClusterConfig: ...
 
 
 @dataclass
@@ -87,9 +116,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
         problems += noise_problems(config.sampler)
         problems += [f"{one}, or kl=false" for one in log_prob_problems(config.sampler, "kl=true")] if config.kl else []
-    problems += adapter_problems(config.model)
-    mismatch = precision_problem("model.dtype", config.model.dtype, "autocast", config.autocast)
-    problems += [] if mismatch is None else [mismatch]
+    problems += drawing_problems(config)
     if config.kl and (config.autocast or config.model.dtype) != "float32":
         problems.append(
             "kl=true: log-ratios are those of pictures drawn in float32, and the models are to be compared in one "
@@ -97,10 +124,9 @@ def check_evaluation(config: EvaluateConfig) -> None:
             f"model.dtype={config.model.dtype}), or kl=false"
         )
     for key in ("prompts", "rewards", "watch"):
+        problems += name_problems(key, getattr(config, key))
         for name in getattr(config, key):
-            if not _NAME.fullmatch(str(name)):
-                problems.append(f"{key}.{name}: a name may hold letters, digits, _ and -")
-            elif key != "prompts" and name in IMAGE_COLUMNS:
+            if key != "prompts" and name in IMAGE_COLUMNS:
                 own = ", ".join(IMAGE_COLUMNS)
                 problems.append(f"{key}.{name}: images.csv has a column of that name already; its own are {own}")
     for key, section in (("prompts", config.prompts), ("rewards", {**config.rewards, **config.watch})):
@@ -110,3 +136,16 @@ def check_evaluation(config: EvaluateConfig) -> None:
         problems.append(f"watch: '{name}' is among rewards already; a reward is either optimised or watched")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def drawing_problems(config: Drawing) -> list[str]:
+    """Adapters and precisions that do not fit together, a line each."""
+    mismatch = precision_problem("model.dtype", config.model.dtype, "autocast", config.autocast)
+    return adapter_problems(config.model) + ([] if mismatch is None else [mismatch])
+
+
+def name_problems(key: str, names: Iterable[str]) -> list[str]:
+    """Names of prompt sets or rewards that cannot be names of files."""
+    return [
+        f"{key}.{name}: a name may hold letters, digits, _ and -" for name in names if not _NAME.fullmatch(str(name))
+    ]

@@ -94,8 +94,7 @@ class Chunk:
         latents = None
         if self.key.get("latents"):
             latents = rollout.stored[FINAL_LATENTS].astype(self.key["latents"])
-            record["digests"] = {"images": [array_digest(image) for image in rollout.images]}
-            record["digests"]["latents"] = array_digest(latents)
+            record["digests"] = {"images": digests_of(rollout.images), "latents": digests_of(latents)}
         with atomic_directory(self.folder) as temporary:
             for name, image in zip(self.names(), rollout.images, strict=True):
                 Image.fromarray(image).save(temporary / name)
@@ -126,11 +125,11 @@ class Chunk:
                 raise ValueError(f"{error}; remove its folder") from error
         return np.stack(pictures)
 
-    def digests(self) -> tuple[list[str], str]:
-        """Digests of the pixels of each image, and of the latents, of a chunk that keeps latents."""
+    def digests(self) -> tuple[list[str], list[str]]:
+        """Digests of the pixels, and of the latents, of each image of a chunk that keeps latents."""
         record = _read(self.folder / RECORD)
         assert record is not None, self.folder
-        return list(record["digests"]["images"]), str(record["digests"]["latents"])
+        return list(record["digests"]["images"]), list(record["digests"]["latents"])
 
     def sampling(self) -> tuple[float, Float64]:
         """(seconds that sampling took, logratio_ref of each image: float64 [n], NaN where it was not measured)."""
@@ -209,11 +208,10 @@ def digest_of(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def array_digest(array: np.ndarray) -> str:
-    """Hex digest of an array's dtype, shape and content."""
-    digest = hashlib.blake2b(f"{array.dtype.str}|{array.shape}|".encode(), digest_size=12)
-    digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+def digests_of(rows: np.ndarray) -> list[str]:
+    """Hex digest of each row of an array: its dtype, shape and content."""
+    head = f"{rows.dtype.str}|{rows.shape[1:]}|".encode()
+    return [hashlib.blake2b(head + np.ascontiguousarray(row).tobytes(), digest_size=12).hexdigest() for row in rows]
 
 
 def _read(file: Path) -> dict[str, Any] | None:

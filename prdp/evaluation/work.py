@@ -7,17 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from prdp.cluster import build_workforce
 from prdp.cluster.base import RewardWorker, SamplerFactory, Workforce
-from prdp.config import ClusterConfig, ModelConfig, SamplerConfig
 from prdp.evaluation.features import Features
 from prdp.evaluation.loading import build_evaluated_sampler, measures_kl
 from prdp.evaluation.models import EvaluatedModel, model_digest
-from prdp.evaluation.settings import EvaluateConfig
+from prdp.evaluation.settings import Drawing, EvaluateConfig
 from prdp.evaluation.store import Chunk, Scores, chunks_of
 from prdp.tracking.console import format_seconds
 from prdp.types import PromptBatch, Rollout, Weights
@@ -33,34 +32,6 @@ Place = tuple[str, str, int]
 """(model, prompt set, seed)."""
 Factories = Callable[[EvaluatedModel], SamplerFactory]
 """What makes the images of a model."""
-
-
-class Drawing(Protocol):
-    """What the commands that draw images have in common; their schemas document each key."""
-
-    @property
-    def images_per_prompt(self) -> int: ...
-
-    @property
-    def seeds(self) -> list[int]: ...
-
-    @property
-    def autocast(self) -> str | None: ...
-
-    @property
-    def kl(self) -> bool: ...
-
-    @property
-    def output_dir(self) -> str: ...
-
-    @property
-    def model(self) -> ModelConfig: ...
-
-    @property
-    def sampler(self) -> SamplerConfig: ...
-
-    @property
-    def cluster(self) -> ClusterConfig: ...
 
 
 Config = TypeVar("Config", bound=Drawing)

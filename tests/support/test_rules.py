@@ -17,9 +17,10 @@ from prdp.configuration.key_help import documented
 from prdp.configuration.typed import TRAIN, schema_keys
 from prdp.evaluation.command_line import EVALUATE
 from prdp.evaluation.settings import EvaluateConfig
+from prdp.image_sets.settings import GenerateConfig
 from prdp.support.rules import AnyText, Count, Positive, Rule, one_of, rule_of, rules_of
 
-SCHEMAS = (TrainConfig, EvaluateConfig, PretrainConfig, ServerConfig)
+SCHEMAS = (TrainConfig, EvaluateConfig, GenerateConfig, PretrainConfig, ServerConfig)
 
 
 @dataclass
@@ -58,7 +59,7 @@ def test_sections_that_are_checked_against_what_they_name() -> None:
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_defaults_are_allowed(schema: type) -> None:
-    required = ("models", "output_dir") if schema is EvaluateConfig else ()
+    required = ("models", "output_dir") if schema in (EvaluateConfig, GenerateConfig) else ()
     config = dataclasses.replace(schema(), **{key: ["base"] if key == "models" else "x" for key in required})
     if schema is TrainConfig:
         config = dataclasses.replace(config, output_dir="x")

@@ -1,0 +1,153 @@
+"""`prdp generate`: a set of images that training reads: drawn by one model, scored by any rewards."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prdp.checkpoints.run_folder import check_writable
+from prdp.checkpoints.run_lock import hold
+from prdp.cluster.process_threads import apply_threads
+from prdp.configuration.compose import Composer
+from prdp.configuration.key_help import topics_among, topics_help
+from prdp.configuration.override_words import OverrideParser
+from prdp.configuration.secret_values import check_no_secrets
+from prdp.configuration.typed import Root, conf_folder, groups, schema_keys, write_config
+from prdp.evaluation.command_line import FROM_RUN, Command, read_command_line
+from prdp.evaluation.models import find_models
+from prdp.evaluation.preconditions import check_drawing
+from prdp.image_sets.settings import GenerateConfig, check_generate
+from prdp.support.errors import ConfigError, start_up_checks
+from prdp.support.storage import remove_leftovers
+from prdp.tracking.console import Progress
+
+if TYPE_CHECKING:
+    from prdp.evaluation.models import EvaluatedModel
+    from prdp.types import PromptBatch
+
+GENERATE = Root(
+    name="generate",
+    schema=GenerateConfig,
+    groups=("cluster", "model", "sampler"),
+    check=check_generate,
+    nodes={FROM_RUN: {}},
+)
+GENERATION = Command(GENERATE, ("models", "prompts", "rewards"), all_columns=True)
+_ALL_GROUPS = dataclasses.replace(GENERATE, groups=(*GENERATE.groups, "prompts", "reward"))
+_HELP = """\
+One model draws: models=[base], or the path of a run, a checkpoint, exported weights, a diffusers folder, a LoRA file.
+
+OVERRIDES
+  prompts=[shapes.train,count:my.jsonl]   options of conf/prompts: their held-out part; option.train for the other;
+                                     files of prompts, whose columns travel along as metadata
+  rewards=[shapes_judge]             options of conf/reward, or my_module.my_reward; scores that are kept
+  images_per_prompt=8  prompts_per_set=1024  seed=0  latents=float16  sampler=ddim50  sampler.steps=20
+  output_dir=sets/base               the same folder again goes on, or adds scores
+
+With a run as the model, its sampler is taken unless another is given.
+  prdp generate models=[base] model=shapes prompts=[shapes.train] rewards=[shapes_judge] output_dir=sets/base
+Train on it:
+  prdp train rollouts.source=stored rollouts.path=sets/base objective=best_of_n
+"""
+_MORE = """\
+More of a key, a section, a group or one of its options:
+  prdp generate --help latents        prdp generate --help sampler        prdp generate --help reward.pickscore"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    if topics := topics_among(arguments):
+        print(topics_help(topics, _ALL_GROUPS))
+        return 0
+    options = _parser().parse_intermixed_args(arguments)
+    line = read_command_line(options.overrides, [conf_folder(), *options.config_dir], GENERATION)
+    with Composer(line.words, folders=options.config_dir, root=line.root, additions=line.additions) as composer:
+        [job] = composer.jobs()
+        apply_threads(job.config.cluster.threads or 1)
+        model, prompts, notes = check_start(job.config, line.model_is_given, line.sizes)
+        composer.run(lambda config: generate(config, model, prompts, (*line.notes, *notes)))
+    return 0
+
+
+def check_start(
+    config: GenerateConfig, model_is_given: bool = True, sizes: Sequence[str] = ()
+) -> tuple[EvaluatedModel, dict[str, PromptBatch], list[str]]:
+    """Find the model and the prompts, and check everything that can be checked without computing.
+
+    Args:
+        model_is_given: whether the section `model` says what 'base' is.
+        sizes: those of its height and width that hold for every model.
+
+    Returns:
+        the model, name of each prompt set -> its prompts, and what people ought to know of these.
+
+    Raises:
+        ConfigError, StartError: naming the key and what is wrong.
+    """
+    from prdp.prompts import build_prompts
+    from prdp.prompts.stream import fixed_prompts, pass_length
+
+    check_no_secrets(dataclasses.asdict(config))
+    size = {name: getattr(config.model, name) for name in sizes}
+    models = find_models(config.models, config.model if model_is_given else None, size)
+    if len(models) != 1:
+        names = ", ".join(model.name for model in models)
+        raise ConfigError(f"models: a set is drawn by one model, and {config.models[0]} holds {len(models)}: {names}")
+    check_drawing(config, models, {"rewards": config.rewards})
+    prompts, notes = {}, []
+    for name, section in config.prompts.items():
+        source = build_prompts(f"prompts.{name}", section)
+        there = pass_length(source)
+        prompts[name] = fixed_prompts(source, config.prompts_per_set or there, config.prompt_seed)
+        if len(prompts[name]) < there:
+            notes.append(f"{name}: {len(prompts[name]):,} of its {there:,} prompts (prompts_per_set=null takes all)")
+    folder = Path(config.output_dir)
+    check_writable(folder)
+    if (folder / "checkpoints").exists():
+        raise ConfigError(f"output_dir={folder}: holds a run; a set of images needs a folder of its own")
+    return models[0], prompts, notes
+
+
+def generate(
+    config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[str, PromptBatch], notes: Sequence[str]
+) -> None:
+    """Make what is missing of the set in `config.output_dir`."""
+    from prdp.image_sets.making import make, size_text, work_of
+
+    folder = Path(config.output_dir)
+    with hold(folder), Progress(1, run_dir=folder, interactive=False) as progress:
+        say = progress.message
+        remove_leftovers(folder, deep=True)
+        for note in (str(folder), *notes, size_text(config, model, prompts)):
+            say(note)
+        with start_up_checks():
+            work = work_of(config, model, prompts)
+        write_config(config, folder / "config.yaml")
+        manifest = make(work, say)
+        scored = ", ".join(manifest.rewards) or "nothing"
+        say(f"set of {manifest.prompts:,} prompts, scored by {scored}: {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OverrideParser(
+        keys=[*GENERATE.groups, *schema_keys(GenerateConfig)],
+        prog="prdp generate",
+        usage="prdp generate models=[...] prompts=[...] [OVERRIDES] [options]",
+        description="Draw a set of images that training reads.",
+        epilog=f"{_HELP}\n{_options_text()}",
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
+    )
+    return parser
+
+
+def _options_text() -> str:
+    """The options of every group that the command takes."""
+    available = groups([conf_folder()], _ALL_GROUPS)
+    width = max(map(len, available))
+    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items()]
+    return "\n".join(["groups:", *lines, _MORE])

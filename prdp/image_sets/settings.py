@@ -1,0 +1,79 @@
+"""The schema of `prdp generate`: every key, its type, its bound, its default and its meaning, in this place alone.
+
+conf/generate.yaml uses these keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from prdp.config import MISSING, ClusterConfig, HalfPrecision, ModelConfig, SamplerConfig
+from prdp.configuration.bounds import broken_rules, noise_problems
+from prdp.evaluation.settings import drawing_problems, name_problems
+from prdp.support.errors import ConfigError
+from prdp.support.rules import Count, CountOrZero, Rule, Text, one_of
+
+LATENT_DTYPES = ("float32", "float16")
+_MODEL = Rule(lambda value: len(value) == 1 and all(value), "a list of one model, which a set is drawn by")
+
+
+@dataclass
+class GenerateConfig:
+    """One run of `prdp generate`."""
+
+    models: Annotated[list[str], _MODEL] = MISSING
+    """The model that draws: 'base', or the path of a run, a checkpoint, exported weights, a diffusers folder, a LoRA
+    file, as prdp evaluate takes them."""
+    prompts: dict[str, Any] = field(default_factory=dict)
+    """Prompt set name -> section with `_target_`."""
+    rewards: dict[str, Any] = field(default_factory=dict)
+    """Reward name -> section with `_target_`: scores that are kept with the images; none are needed."""
+    prompts_per_set: Count | None = 256
+    """Prompts taken of each set, the same ones every time; null takes sets whole."""
+    images_per_prompt: Count = 8
+    """K: of each prompt."""
+    seed: CountOrZero = 0
+    """Of the noise: the images are those of prdp evaluate with this seed."""
+    prompt_seed: CountOrZero = 1234
+    """Which prompts of a larger set are taken, and their order."""
+    latents: Annotated[str, one_of(*LATENT_DTYPES)] = "float32"
+    """Precision that final latents are kept in; float16 takes half the room."""
+    autocast: HalfPrecision | None = None
+    """Precision of the network's forward under autocast; null for none."""
+    output_dir: Text = MISSING
+    """The set's folder: the same one again goes on, or adds scores."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model called 'base', which a LoRA file is applied to; dtype and device hold for every model, and so do height
+    and width where the command line gives them."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How the model draws; what a run among models says unless given."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def seeds(self) -> list[int]:
+        """As an evaluation has them."""
+        return [self.seed]
+
+    @property
+    def kl(self) -> bool:
+        """No trajectories are measured."""
+        return False
+
+
+def check_generate(config: GenerateConfig) -> None:
+    """Check every value alone and those that must fit together.
+
+    Raises:
+        ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
+    """
+    wrong, problems = broken_rules(config)
+    if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
+        problems += noise_problems(config.sampler)
+    problems += drawing_problems(config)
+    for key in ("prompts", "rewards"):
+        problems += name_problems(key, getattr(config, key))
+    if not config.prompts:
+        problems.append("no prompts: give prompts=[...], options of conf/prompts such as shapes.train, or files")
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,183 @@
+"""Whole sets of a random pipeline: the images of an evaluation, whoever made them, and going on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from set_folders import SAMPLER, SMALL, contents, entries, made
+
+from prdp.commands.evaluate import check_start, evaluate
+from prdp.commands.generate import main
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.configuration.compose import Composer
+from prdp.configuration.typed import conf_folder
+from prdp.diffusion import build_policy
+from prdp.evaluation.command_line import read_command_line
+from prdp.evaluation.store import Chunk
+from prdp.support.errors import ConfigError
+from prdp.support.storage import load_tensors
+
+
+@pytest.fixture(scope="module")
+def base(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("sets") / "base", small_pipeline, "rewards=[shapes_judge]")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The chunks whose images are made."""
+    found: list[str] = []
+    save = Chunk.save
+
+    def counting(self: Chunk, rollout: Any) -> None:
+        found.append(self.folder.name)
+        save(self, rollout)
+
+    monkeypatch.setattr(Chunk, "save", counting)
+    return found
+
+
+def pictures(folder: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.open(file)).astype(int) for file in sorted(folder.rglob("*.png"))])
+
+
+def latents(folder: Path) -> np.ndarray:
+    files = sorted(folder.rglob("latents.safetensors"))
+    return np.concatenate([load_tensors(file)["final_latents"] for file in files])
+
+
+def test_images_are_those_of_an_evaluation_and_what_the_latents_decode_to(
+    base: Path, small_pipeline: Path, tmp_path: Path
+) -> None:
+    words = [f"model.path={small_pipeline}", "models=[base]", *SMALL, "rewards=[redness]", "prompts_per_set=2"]
+    line = read_command_line([*words, f"output_dir={tmp_path}"], [conf_folder()])
+    with Composer(line.words, root=line.root, additions=line.additions) as composer:
+        [job] = composer.jobs()
+    evaluate(job.config, *check_start(job.config))
+    np.testing.assert_array_equal(pictures(base)[:4], pictures(tmp_path))
+
+    policy = build_policy(
+        ModelConfig(path=str(small_pipeline)), LearnerConfig(mode="frozen"), seed=0, keep_reference=False
+    )
+    import torch
+
+    decoded = policy.decode(torch.from_numpy(latents(base)))
+    np.testing.assert_array_equal(decoded, pictures(base))
+    halved = policy.decode(torch.from_numpy(latents(base).astype(np.float16).astype(np.float32)))
+    np.testing.assert_allclose(halved.astype(int), pictures(base), atol=1)
+
+
+def test_the_manifest_tells_what_made_the_set(base: Path) -> None:
+    manifest = json.loads((base / "set.json").read_text())
+    assert manifest["images_per_prompt"] == 2 and manifest["seed"] == 0 and manifest["prompts"] == 4
+    assert manifest["model"]["name"] == "base" and manifest["model"]["kind"] == "pipeline"
+    assert (manifest["sampler"]["guidance_scale"], manifest["sampler"]["steps"], manifest["sampler"]["kind"]) == (
+        2.0, 2, "ddim",
+    )  # fmt: skip
+    assert manifest["latents"]["shape"] == [4, 8, 8] and manifest["latents"]["dtype"] == "float32"
+    assert manifest["rewards"]["shapes_judge"]["identity"] == {"name": "shapes_judge", "version": "1"}
+    first = entries(base)[0]
+    assert first["prompt_set"] == "shapes_train" and "category" in first["metadata"]
+    scores = json.loads((base / first["chunk"] / "scores.shapes_judge.json").read_text())
+    assert len(scores["rewards"]) == 2 and "color" in scores["sub_scores"]
+
+
+def test_the_cut_into_chunks_changes_no_image_and_float16_rounds_latents(
+    base: Path, small_pipeline: Path, tmp_path: Path
+) -> None:
+    other = made(tmp_path, small_pipeline, "sampler.prompts_per_chunk=3", "latents=float16")
+    np.testing.assert_array_equal(pictures(other), pictures(base))
+    np.testing.assert_array_equal(latents(other), latents(base).astype(np.float16))
+    assert [one["images"] for one in entries(other)] == [one["images"] for one in entries(base)]
+
+
+def test_killed_and_resumed_ends_with_the_same_bytes(base: Path, small_pipeline: Path, tmp_path: Path) -> None:
+    """SIGKILL while the third of four chunks is written, in a process of its own."""
+
+    def killed() -> None:
+        from PIL import Image
+
+        save, count = Image.Image.save, itertools.count(1)
+
+        def killing(self: Any, *arguments: Any, **options: Any) -> None:
+            if next(count) == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, *arguments, **options)
+
+        Image.Image.save = killing  # type: ignore[method-assign]
+        made(tmp_path, small_pipeline, "rewards=[shapes_judge]")
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("chunk.json"))) == 2 and not (tmp_path / "set.json").exists()
+    made(tmp_path, small_pipeline, "rewards=[shapes_judge]")
+    assert contents(tmp_path) == contents(base)
+
+
+def test_scores_are_added_without_drawing_and_other_images_are_refused(
+    small_pipeline: Path, tmp_path: Path, drawn: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = (*SMALL, "prompts_per_set=2")
+    made(tmp_path, small_pipeline, small=small)
+    said = capsys.readouterr().out
+    assert "4 images = 2 prompts x 2 of base; on the disk up to 0.8 KiB of pictures, before PNG packs them" in said
+    assert "and 4.0 KiB of latents (float32)" in said
+    assert "shapes_train: 2 of its 9 prompts" in said
+    digest = json.loads((tmp_path / "set.json").read_text())["digest"]
+    drawn.clear()
+    made(tmp_path, small_pipeline, "rewards=[redness]", small=small)
+    made(tmp_path, small_pipeline, "rewards=[shapes_judge]", small=small)
+    manifest = json.loads((tmp_path / "set.json").read_text())
+    assert drawn == [] and list(manifest["rewards"]) == ["redness", "shapes_judge"] and manifest["digest"] == digest
+    for words, told in (
+        (["sampler.steps=3"], "made otherwise; these differ: sampler.steps;"),
+        (["latents=float16"], "these differ: latents;"),
+        (["seed=1"], "not of this set, first in samples/base/shapes_train/seed_0/00000-00000"),
+        (["prompts_per_set=1"], "not of this set, first in samples/base/shapes_train/seed_0/00001-00001"),
+        (["sampler.prompts_per_chunk=2"], r"cut otherwise \(sampler.prompts_per_chunk\)"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            made(tmp_path, small_pipeline, *words, small=small)
+    assert json.loads((tmp_path / "set.json").read_text()) == manifest
+
+
+def test_columns_of_a_file_of_prompts_travel_along(small_pipeline: Path, tmp_path: Path) -> None:
+    lines = [{"prompt": "two cats", "skill": "counting", "answer": 2}, {"prompt": "a red cat"}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "plain.txt").write_text("a dog\n")
+    small = (f"prompts=[{tmp_path}/mine.jsonl,dogs:{tmp_path}/plain.txt]", "images_per_prompt=1", *SAMPLER)
+    found = entries(made(tmp_path / "set", small_pipeline, small=small))
+    assert {one["prompt"]: (one["prompt_set"], one["metadata"]) for one in found} == {
+        "two cats": ("mine", {"skill": "counting", "answer": 2}),
+        "a red cat": ("mine", {}),
+        "a dog": ("dogs", {}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["models=[base,base]"], "models=base: must be|a list of one model"),
+        (["models=[base]"], "no prompts: give prompts="),
+        (["models=[base]", "prompts=[shapes]", "latents=bfloat16"], "latents=bfloat16: must be one of float32, float"),
+        (["prompts=[shapes]"], "which models.*prdp generate --help"),
+        (["models=[base]", "prompts=[shapes]", "rewards=[shapes_jugde]"], "Did you mean 'shapes_judge'"),
+        (["models=[base]", "prompts=[shapes]", "seeds=3"], "unknown key 'seeds'. Did you mean 'seed'"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_drawn(words: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        main([*words, f"output_dir={tmp_path}/set"])
+    assert not (tmp_path / "set").exists()
