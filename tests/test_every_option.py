@@ -46,7 +46,7 @@ REFUSED = {"model": {"sd14", "sd35_medium"}, "reward": {"image_quality"}, "clust
 
 def _combined() -> list[dict[str, str]]:
     """Runs that have every option of the small groups between them, and those together that need each other."""
-    judged = ["shapes_judge", "shapes_judge_and_compressibility", "watched_redness"]
+    judged = ["shapes_judge", "shapes_judge_and_compressibility", "watched_redness", "sub_score"]
     apart = (*judged, "vqa", "quadratic_of_point", "image_quality")
     rewards = [name for name in OPTIONS["reward"] if name not in apart]
     prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures", name)]
@@ -177,6 +177,7 @@ def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:
         **dict.fromkeys(("clipscore", "pickscore"), (clip,)),
         **dict.fromkeys(("hpsv2", "hpsv2_1"), (f"reward.path={files['hpsv2']}", tokenizer)),
         "imagereward": ("reward.path=ImageReward.pt", f"reward.tokenizer={files['bert']}"),
+        "sub_score": ("reward.name=relation",),
         # Training prompts need questions too, where the reward asks them.
         "vqa": (
             f"reward.path={files['blip']}",

@@ -31,6 +31,7 @@ REWARDS = frozenset(
         "imagereward.ImageReward",
         "pickscore.PickScore",
         "redness.Redness",
+        "sub_score.SubScore",
         "vqa.VQAAlignment",
         "weighted_sum.WeightedSum",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prdp.rewards.base import Reward
@@ -32,7 +32,7 @@ def build_reward(config: Mapping[str, Any]) -> Reward:
 
 
 def prompt_checks(key: str, section: Mapping[str, Any]) -> dict[str, Callable[[str, Mapping[str, Any]], None]]:
-    """What a reward, and each term of it, looks for in prompts: its class's `check_prompt`, by key, where it has one.
+    """What a reward, and each that it is made of, looks for in prompts: its class's `check_prompt`, by key.
 
     Args:
         key, section: as for `check_reward`, which they have passed.
@@ -51,11 +51,19 @@ def size_checks(key: str, section: Mapping[str, Any]) -> dict[str, Callable[[int
 def _members(name: str, key: str, section: Mapping[str, Any]) -> dict[str, Callable[..., None]]:
     check = getattr(locate(f"{key}.{TARGET}", section[TARGET]), name, None)
     found = {} if check is None else {key: check}
-    terms = section.get("terms")
-    for term, inner in terms.items() if isinstance(terms, Mapping) else ():
-        if isinstance(inner, Mapping) and isinstance(inner.get("reward"), Mapping):
-            found |= _members(name, f"{key}.terms.{term}.reward", inner["reward"])
+    for place, inner in _parts(key, section):
+        found |= _members(name, place, inner)
     return found
+
+
+def _parts(key: str, section: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Key and section of each reward that a reward is made of: the terms of a sum, the reward of a sub-score."""
+    terms = section.get("terms")
+    owners = {f"{key}.terms.{term}": inner for term, inner in terms.items()} if isinstance(terms, Mapping) else {}
+    for place, owner in {key: section, **owners}.items():
+        inner = owner.get("reward") if isinstance(owner, Mapping) else None
+        if isinstance(inner, Mapping) and TARGET in inner:
+            yield f"{place}.reward", inner
 
 
 def check_reward(key: str, section: Mapping[str, Any], elsewhere: bool = False) -> None:

@@ -27,8 +27,9 @@ class Reward(Protocol):
     are missing. The static methods `check_prompt(prompt, metadata)` and `check_size(height, width)` raise ValueError
     for prompts and for sizes of pictures that it cannot score. The method `identity()` answers what `identity_of`
     would, for a reward that is made of others. `retries_itself = True` keeps a run from asking it again after an error
-    that may pass. `waits_seconds` is how long one call may wait for others, such as a server that is away, before it
-    raises: so much longer before it counts as hung.
+    that may pass. The class attribute `sub_score_names` says which sub-scores it always gives, so that a name can be
+    checked before a run starts. `waits_seconds` is how long one call may wait for others, such as a server that is
+    away, before it raises: so much longer before it counts as hung.
     """
 
     name: str

@@ -36,6 +36,7 @@ class VQAAlignment:
     """
 
     name = "vqa"
+    sub_score_names: tuple[str, ...] = ("with_dependencies", "without_dependencies")
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class VQAAlignment:
         dependent = np.array(
             [np.mean(with_dependencies(*pair)) for pair in zip(asked, per_image, strict=True)], dtype=np.float64
         )
-        return dependent, {"with_dependencies": dependent, "without_dependencies": plain}
+        return dependent, dict(zip(self.sub_score_names, (dependent, plain), strict=True))
 
     def _correct(self, images: UInt8, questions: Sequence[Question]) -> Float64:
         right = [question.choices.index(question.answer) for question in questions]
