@@ -38,7 +38,7 @@ def check_columns(rollout: Rollout, evidence: Evidence, expected: int) -> None:
 
 
 def check_rollout(
-    rollout: Rollout, evidence: Evidence, compares_images: bool, guard: str | None = None
+    rollout: Rollout, evidence: Evidence, compares_images: bool, guard: str | None = None, takes_rewards: bool = True
 ) -> dict[str, float]:
     """Counts of what makes a batch teach less than it seems to.
 
@@ -46,15 +46,16 @@ def check_rollout(
         evidence: what the rollout has to hold something for.
         compares_images: whether images of the same prompt are compared with each other.
         guard: the channel that is to be compared with what the rollout stores of it.
+        takes_rewards: whether rewards are learned from; without, the rollout needs none.
 
     Returns:
-        {"rewards_constant": 1.0 when all rewards of the batch are equal, else 0.0}
+        {"rewards_constant": 1.0 when all rewards of the batch are equal, else 0.0}; empty where none are learned from.
 
     Raises:
         ValueError: no rewards, nothing stored or no conditions, groups too small to make a pair, or a guard that
             nothing is stored of.
     """
-    if rollout.rewards is None:
+    if rollout.rewards is None and takes_rewards:
         raise ValueError("the rollout has no rewards: score it before learning from it")
     evidence.check(rollout)
     images, columns = evidence.shape(rollout)
@@ -73,6 +74,8 @@ def check_rollout(
         raise ValueError("the rollout has no conditions of its prompts: sample it with trajectory=True")
     if compares_images and rollout.images_per_prompt < 2:
         raise ValueError(f"images_per_prompt is {rollout.images_per_prompt}: a group of one image makes no pair")
+    if not takes_rewards or rollout.rewards is None:
+        return {}
     if not np.isfinite(rollout.rewards).all():
         raise ValueError(f"{(~np.isfinite(rollout.rewards)).sum()} of {len(rollout)} rewards are not finite")
     constant = bool(np.ptp(rollout.rewards) == 0)

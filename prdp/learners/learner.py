@@ -148,13 +148,15 @@ class Learner:
         start = time.perf_counter()
         objective, engine, evidence = self.objective, self.engine, self.objective.evidence
         guard = evidence.guard(objective.channels)
-        metrics = check_rollout(rollout, evidence, objective.method.compares_images, guard)
-        assert rollout.rewards is not None
-        data: dict[str, np.ndarray] = {"rewards": rollout.rewards, "group_ids": rollout.group_ids}
+        method = objective.method
+        metrics = check_rollout(rollout, evidence, method.compares_images, guard, method.takes_rewards)
+        data: dict[str, np.ndarray] = {"group_ids": rollout.group_ids}
+        if rollout.rewards is not None:
+            data["rewards"] = rollout.rewards
         if self._terms is not None:
             data |= reward_terms(rollout, self._terms)
-        history_of_epoch = (rollout.prompts.epoch, rollout.image_prompts, data.get(TERMS, rollout.rewards))
         if self._history is not None:
+            history_of_epoch = (rollout.prompts.epoch, rollout.image_prompts, data.get(TERMS, data["rewards"]))
             data["history"] = self._history.including(*history_of_epoch)
         batch = engine.batch(rollout, self._updates)
         weights = evidence.weights(rollout, engine.transitions)

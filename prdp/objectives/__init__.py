@@ -25,6 +25,7 @@ from prdp.objectives.awm import awm
 from prdp.objectives.best_of_n import best_of_n
 from prdp.objectives.crd import crd
 from prdp.objectives.ddpo import ddpo
+from prdp.objectives.denoising import denoising
 from prdp.objectives.dgpo import dgpo
 from prdp.objectives.diffusion_dpo import diffusion_dpo
 from prdp.objectives.fdfo import fdfo
@@ -79,6 +80,7 @@ OBJECTIVES: dict[str, Method] = {
     "rebel": Method(rebel, also=_DENOISING, by_group=True),
     "reward_weighted_regression": Method(reward_weighted_regression, Denoising(), linear=("denoising",)),
     "best_of_n": Method(best_of_n, Denoising(), linear=("denoising",)),
+    "denoising": Method(denoising, Denoising(), linear=("denoising",)),
     "diffusion_dpo": Method(diffusion_dpo, Denoising(shared_draws=True), by_group=True),
     "crd": Method(
         crd,

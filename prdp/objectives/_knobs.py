@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from prdp.support.rules import Rule, optional
 
+Finite = Annotated[float, Rule(math.isfinite, "a finite number")]
 Positive = Annotated[float, Rule(lambda value: 0 < value < math.inf, "a finite number above 0")]
 NotNegative = Annotated[float, Rule(lambda value: 0 <= value < math.inf, "a finite number, at least 0")]
 Count = Annotated[int, Rule(lambda value: value >= 1, "an integer, at least 1")]

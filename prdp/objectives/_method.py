@@ -62,6 +62,11 @@ class Method:
         """Whether it needs groups of at least two images."""
         return "group_ids" in self.arrays
 
+    @property
+    def takes_rewards(self) -> bool:
+        """Whether it learns from rewards at all."""
+        return bool({"rewards", "reward_terms", "history"} & set(self.arrays))
+
     @cached_property
     def loss_knobs(self) -> dict[str, Knob]:
         """Knobs of the loss: its keyword-only parameters."""

@@ -46,7 +46,7 @@ def test_the_noise_of_cps_is_a_part() -> None:
 
 
 WITHOUT_NOISE = [{"kind": "euler"}, {"kind": "ddim", "eta": 0.0}]
-DENOISING = ("reward_weighted_regression", "best_of_n", "diffusion_dpo", "crd", "nft", "awm", "dgpo")
+DENOISING = ("reward_weighted_regression", "best_of_n", "denoising", "diffusion_dpo", "crd", "nft", "awm", "dgpo")
 
 
 @pytest.mark.parametrize("sampler", WITHOUT_NOISE)

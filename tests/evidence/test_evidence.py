@@ -105,7 +105,7 @@ def test_what_compares_with_the_reference_asks_for_it() -> None:
     }
     assert {name for name, recorder in needs.items() if recorder.needs_reference} == {"prdp", "grpo", "tempflow_grpo"}
     assert {name for name, recorder in needs.items() if not recorder.needs_float32} == {
-        "reward_weighted_regression", "best_of_n", "diffusion_dpo", "crd", "nft", "awm", "dgpo",
+        "reward_weighted_regression", "best_of_n", "denoising", "diffusion_dpo", "crd", "nft", "awm", "dgpo",
     }  # fmt: skip
 
 

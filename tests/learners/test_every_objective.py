@@ -35,6 +35,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "rebel": {},
     "reward_weighted_regression": {"draws": DRAWS, "temperature": 0.02},
     "best_of_n": {"draws": DRAWS, "top": 2},
+    "denoising": {"draws": DRAWS},
     "diffusion_dpo": {"draws": DRAWS, "beta": 3.0},
     "crd": {"draws": DRAWS, "beta": 2.0, "kl": 2.0, "kl_least": 0.5},
     "nft": {"draws": DRAWS, "kl": 2.0, "advantage_clip": 1.0},
@@ -48,6 +49,7 @@ VARIANTS = [
     ("grpo", {"step_weighting": "inverse_sensitivity"}),
     ("prdp", {"step_reduction": "sum", "pairs": "disjoint"}),
     ("reward_weighted_regression", {"shared_draws": True, "normalise": "group"}),
+    ("best_of_n", {"least": 0.5}),
     ("diffusion_dpo", {"pairs": "all", "shared_draws": False}),
     ("fdfo", {"kl": 2.0}),
     *((name, ON_DENOISING) for name in ("prdp", "ddpo", "reinforce", "grpo", "rebel")),
@@ -283,6 +285,7 @@ def passes(
         ("reinforce", {}, 1, (48, 48)),
         ("reward_weighted_regression", {}, 0, (36, 36)),  # 12 images, 3 draws
         ("best_of_n", {}, 0, (18, 18)),  # the best 2 of 4 images
+        ("denoising", {}, 0, (36, 36)),
         ("diffusion_dpo", {}, 0, (54, 18)),  # the best and the worst: reference, policy, policy with gradient
         ("prdp", ON_DENOISING, 0, (108, 36)),  # reference, policy, policy with gradient
         ("ddpo", ON_DENOISING, 1, (36, 36)),  # its ratios are 1 at the first update, whoever has sampled
@@ -344,6 +347,10 @@ def test_what_the_rollout_must_hold() -> None:
         build(policy, "grpo").update(lonely)
     metrics = build(StubPolicy(), "ddpo").update(lonely)
     assert metrics["batch_normalised"] == 1.0
+    unscored = dataclasses.replace(lonely, rewards=None)
+    assert "rewards_constant" not in build(StubPolicy(), "denoising").update(unscored)
+    with pytest.raises(ValueError, match="the rollout has no rewards"):
+        build(StubPolicy(), "best_of_n").update(unscored)
 
 
 def test_further_updates_of_an_epoch_compare_with_the_policy_that_it_starts_from() -> None:
@@ -375,7 +382,10 @@ def mean_reward(rollout: Rollout) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "choice"),
-    [*((name, {}) for name in sorted(OBJECTIVES)), *((name, ON_DENOISING) for name in ("prdp", "grpo", "rebel"))],
+    [
+        *((name, {}) for name in sorted(OBJECTIVES) if OBJECTIVES[name].takes_rewards),
+        *((name, ON_DENOISING) for name in ("prdp", "grpo", "rebel")),
+    ],
 )
 def test_the_expected_reward_rises(name: str, choice: dict[str, Any]) -> None:
     transitions = build_transitions(SOLVABLE, steps=STEPS)

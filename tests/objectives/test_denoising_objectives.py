@@ -41,6 +41,20 @@ def test_best_of_n(top: int) -> None:
     )
 
 
+def test_best_of_n_leaves_out_prompts_whose_best_image_is_below_a_threshold_and_counts_them() -> None:
+    arrays = batch()
+    arrays["rewards"] = np.array([0.2, 0.2, 0.2, 0.2, 0.1, 0.5, 0.5, 0.3, 0.1, 0.2, 0.3, 0.49])
+    kept = evaluate("best_of_n", arrays, least=0.5)
+    assert kept.metrics == {"groups_tied": 1.0, "groups_below": 1.0}
+    assert kept.loss == pytest.approx(-arrays["denoising"][5].mean(), rel=1e-12), "the first of two that are equal"
+    assert np.flatnonzero(kept.tables["denoising"].any(1)).tolist() == [5]
+    none = evaluate("best_of_n", arrays, least=0.6)
+    assert (none.loss, none.metrics) == (0.0, {"groups_tied": 1.0, "groups_below": 2.0})
+    assert not none.tables["denoising"].any()
+    low = evaluate("best_of_n", arrays, least=-1e9)
+    np.testing.assert_array_equal(low.tables["denoising"], evaluate("best_of_n", arrays).tables["denoising"])
+
+
 def published_loss(arrays: dict[str, np.ndarray], pairs: list[tuple[int, int]], beta: float) -> torch.Tensor:
     """The loss of the authors' and diffusers' training scripts, for pairs (preferred, other) at every draw.
 

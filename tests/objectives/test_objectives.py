@@ -83,13 +83,21 @@ def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
         ({"name": ["prdp"]}, r"objective\.name=\['prdp'\]: must be one of"),
         ({}, r"objective\.name=None: must be one of"),
         ({"name": "prdp", "eta": 1.0}, r"objective\.eta=1: objective\.name=prdp has no such knob, it takes beta, "),
-        ({"name": "best_of_n", "step_weighting": "uniform"}, r"it takes top, draws, shared_draws, .*~objective\.st"),
+        (
+            {"name": "best_of_n", "step_weighting": "uniform"},
+            r"it takes top, least, draws, shared_draws, .*~objective\.st",
+        ),
         ({"name": "prdp", "beta": "3e-5"}, r"objective\.beta=3e-5: must be a finite number above 0"),
         ({"name": "prdp", "beta": True}, r"objective\.beta=True: must be a finite number above 0"),
         ({"name": "prdp", "beta": None}, r"objective\.beta=null: must be a finite number above 0"),
         ({"name": "prdp", "pairs": "two"}, r"objective\.pairs=two: must be one of 'all', 'disjoint', 'one'"),
         ({"name": "grpo", "beta": -1}, r"objective\.beta=-1: must be a finite number, at least 0"),
         ({"name": "best_of_n", "top": 1.5}, r"objective\.top=1\.5: must be an integer, at least 1"),
+        ({"name": "best_of_n", "least": float("nan")}, r"objective\.least=nan: must be a finite number, or null"),
+        (
+            {"name": "denoising", "top": 1},
+            r"objective\.top=1: objective\.name=denoising has no such knob, it takes draws",
+        ),
         ({"name": "diffusion_dpo", "shared_draws": 1}, r"objective\.shared_draws=1: must be true or false"),
         ({"name": "prdp", "evidence": "pixels"}, r"objective\.evidence=pixels: must be one of 'trajectory', 'den"),
         ({"name": "prdp", "draws": 0}, r"objective\.draws=0: must be at least 1"),
@@ -133,7 +141,8 @@ def test_all_mistakes_at_once_and_limits_allowed() -> None:
 
 def test_what_must_fit_the_objective() -> None:
     plain = {"output_dir": "x", "reward": {"_target_": "a.b"}}
-    check_bounds(TrainConfig(**plain, objective={"name": "ddpo"}, images_per_prompt=1))
+    for name in ("ddpo", "denoising"):
+        check_bounds(TrainConfig(**plain, objective={"name": name}, images_per_prompt=1))
     with pytest.raises(ConfigError, match=r"images_per_prompt=1: .* objective\.name=grpo compares images"):
         check_bounds(TrainConfig(**plain, objective={"name": "grpo"}, images_per_prompt=1))
     jax = LearnerConfig(framework="jax")
