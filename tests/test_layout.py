@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("prompts", "objectives"),
     ("evidence",),
     ("diffusion", "tracking", "rewards"),
-    ("config", "types"),
+    ("calibration", "config", "types"),
     ("support",),
 )
 """From the door down: a room imports from the floors below its own, and from itself."""

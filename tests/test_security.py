@@ -51,6 +51,7 @@ BUILD = {
     "cluster/base.py": "the reward of the run that starts the actor",
     "rewards/__init__.py": "the builders themselves",
     "rewards/python_callable.py": "a function that the command line names",
+    "rewards/sub_score.py": "the reward in a section that was checked as a whole",
     "rewards/weighted_sum.py": "terms of a section that was checked as a whole",
     "prompts/__init__.py": "the builders themselves",
     "objectives/__init__.py": "the loss that `objective._target_` of the command line names",
