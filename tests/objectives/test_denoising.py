@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_loss_and_gradient_equal_diffusers_training_loss(model_folder: Path, pre
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": prediction}))
     model = ModelConfig(path=str(model_folder))
     config = LearnerConfig(lora_rank=2, learning_rate=1e-2, max_grad_norm=float("inf"), microbatch=5)
-    policy = build_policy(model, config, seed=0, keep_reference=False)
+    policy: Any = build_policy(model, config, seed=0, keep_reference=False)
     objective = {"name": "denoising", "draws": DRAWS}
     learner = build_learner(policy, policy.process.transitions(SAMPLER), 1.0, config, objective, SEED)
     with torch.no_grad():

@@ -50,7 +50,8 @@ def test_an_aspect_of_the_judge_is_its_sub_score_and_the_others_stay() -> None:
     rng = np.random.default_rng(0)
     scenes = [random_scene(rng, count) for count in (1, 2, 2, 3)]
     images = np.stack([render(scene, rng) for scene in scenes])
-    prompts, metadata = [caption(scene) for scene in scenes[::-1]], [{}] * 4
+    prompts = [caption(scene) for scene in scenes[::-1]]
+    metadata: list[dict[str, Any]] = [{}] * 4
     expected, parts = ShapesJudge().score(images, prompts, metadata)
     for name in ("color", "shape", "count", "fill"):
         rewards, own = scored(
