@@ -37,6 +37,26 @@ def as_typed(key: str, value: str) -> str:
     return shlex.quote(f"{key}={quoted(value)}")
 
 
+def split_lists(words: Iterable[str], keys: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Key -> entries of `key=[a,b]` for some keys, whatever signs the entries hold; and the other words."""
+    lists: dict[str, list[str]] = {}
+    rest, keys = [], set(keys)
+    for word in words:
+        key, separator, value = word.partition("=")
+        if key not in keys or not separator:
+            rest.append(word)
+            continue
+        inner = value.strip().removeprefix("[").removesuffix("]")
+        lists[key] = [entry.strip().strip("'\"") for entry in inner.split(",") if entry.strip()]
+    return lists, rest
+
+
+def quoted_list(entries: Iterable[str]) -> str:
+    """A list as Hydra reads it, whatever the entries hold."""
+    escaped = ("'" + entry.replace("\\", "\\\\").replace("'", "\\'") + "'" for entry in entries)
+    return f"[{','.join(escaped)}]"
+
+
 def how_to_write(word: str, keys: Iterable[str]) -> str:
     """The end of a message about a word: how to write what was probably meant; empty when nothing is known.
 

@@ -107,6 +107,53 @@ def adapter_file(key: str, path: str) -> Path:
     return place
 
 
+def read_tensors(where: str, file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA file under its own names; they are mapped from the disk, not copied.
+
+    Raises:
+        StartError: it is no safetensors file, is empty, or holds DoRA.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        raw = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise StartError(f"{where}: cannot be read as safetensors: {error}") from error
+    if not raw:
+        raise StartError(f"{where}: holds no tensor")
+    scaled = next((name for name in raw if "dora_scale" in name or "magnitude" in name), None)
+    if scaled is not None:
+        raise StartError(f"{where}: {scaled}: DoRA is not computed, plain LoRA is")
+    return dict(raw)
+
+
+def read_peft_config(where: str, file: Path) -> dict[str, Any]:
+    """Of adapter_config.json what decides over shapes and scales.
+
+    Raises:
+        StartError: it cannot be read, or tells of adapters that are not plain LoRA.
+    """
+    try:
+        config = load_json(file.read_text(encoding="utf-8"))
+        if config.get("peft_type") != "LORA":
+            raise StartError(f"{where}: {file.name}: peft_type={config.get('peft_type')}: must be LORA")
+        found = {key: config[key] for key in PEFT_KEYS if config.get(key) is not None}
+        start = config.get("init_lora_weights")
+    except (ValueError, AttributeError, OSError) as error:
+        if isinstance(error, StartError):
+            raise
+        raise StartError(f"{where}: {file} cannot be read: {error}") from error
+    if missing := [key for key in ("r", "lora_alpha") if key not in found]:
+        raise StartError(f"{where}: {file.name}: {missing[0]} is missing")
+    if start not in _PEFT_STARTS:
+        raise StartError(
+            f"{where}: {file.name}: init_lora_weights={start}: adapters that change the base's own weights at their "
+            "start are not computed"
+        )
+    return found
+
+
 def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: str, weight: float = 1.0) -> Adapter:
     """Read a LoRA and check that it fits a network; its scales are those that diffusers gives to its layers.
 
@@ -163,22 +210,13 @@ def _converted(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, float], dict[str, Any] | None]:
     """Tensors under peft's names, those names -> names in the file, kohya's alphas, and metadata of diffusers."""
     from diffusers.utils import convert_unet_state_dict_to_peft
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    try:
-        raw = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise StartError(f"{where}: cannot be read as safetensors: {error}") from error
-    if not raw:
-        raise StartError(f"{where}: holds no tensor")
-    scaled = next((name for name in raw if "dora_scale" in name or "magnitude" in name), None)
-    if scaled is not None:
-        raise StartError(f"{where}: {scaled}: DoRA is not computed, plain LoRA is")
+    raw = read_tensors(where, file)
     names = {id(value): name for name, value in raw.items()}
     alphas: dict[str, float] = {}
     if file.name == PEFT_FILE:
-        metadata = _peft_metadata(where, file.parent / PEFT_CONFIG, component)
+        settings = read_peft_config(where, file.parent / PEFT_CONFIG)
+        metadata = {f"{component}.{key}": value for key, value in settings.items()}
         state = {f"{component}.{name.removeprefix(PEFT_PREFIX)}": value for name, value in raw.items()}
     else:
         try:
@@ -203,28 +241,6 @@ def _converted(
         if name not in origin.values() and not (alphas and name.endswith(".alpha")):
             raise StartError(f"{where}: {name}: diffusers leaves it out")
     return result, origin, alphas, metadata
-
-
-def _peft_metadata(where: str, file: Path, component: str) -> dict[str, Any]:
-    """Of adapter_config.json what decides over shapes and scales, as diffusers keeps it in the header of its files."""
-    try:
-        config = load_json(file.read_text(encoding="utf-8"))
-        if config.get("peft_type") != "LORA":
-            raise StartError(f"{where}: {file.name}: peft_type={config.get('peft_type')}: must be LORA")
-        found = {key: config[key] for key in PEFT_KEYS if config.get(key) is not None}
-        start = config.get("init_lora_weights")
-    except (ValueError, AttributeError, OSError) as error:
-        if isinstance(error, StartError):
-            raise
-        raise StartError(f"{where}: {file} cannot be read: {error}") from error
-    if missing := [key for key in ("r", "lora_alpha") if key not in found]:
-        raise StartError(f"{where}: {file.name}: {missing[0]} is missing")
-    if start not in _PEFT_STARTS:
-        raise StartError(
-            f"{where}: {file.name}: init_lora_weights={start}: adapters that change the base's own weights at their "
-            "start are not computed"
-        )
-    return {f"{component}.{key}": value for key, value in found.items()}
 
 
 def _factors(

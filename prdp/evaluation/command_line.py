@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.config import ModelConfig
+from prdp.configuration.override_words import quoted_list, split_lists
 from prdp.configuration.typed import Root, groups
 from prdp.diffusion.adapter_files import model_adapters
 from prdp.evaluation.models import check_exists, runs_among, split_name
@@ -95,7 +96,11 @@ def read_command_line(
             more than data and is not among those to trust.
     """
     command = command or EVALUATION
-    lists, rest = _lists(words, command.lists)
+    for word in words:
+        key = word.partition("=")[0]
+        if _SINGULAR.get(key) in command.lists:
+            raise ConfigError(f"{word}: unknown key '{key}'. Did you mean '{_SINGULAR[key]}'?")
+    lists, rest = split_lists(words, command.lists)
     free = command.model_free is not None and any(word.startswith(f"{command.model_free}=") for word in rest)
     if not lists.get("models") and not free:
         raise ConfigError(
@@ -117,7 +122,7 @@ def read_command_line(
         overlay.setdefault(key, {}).update(sections)
     for key in _GROUP_OF:
         _check_names(key, [*chosen.names.get(key, []), *overlay.get(key, {})], rest)
-    words = [f"{key}={_quoted(entries)}" for key, entries in lists.items() if key in ("models", "export")]
+    words = [f"{key}={quoted_list(entries)}" for key, entries in lists.items() if key in ("models", "export")]
     root = dataclasses.replace(
         command.root,
         nodes={FROM_RUN: literal(overlay)},
@@ -137,22 +142,6 @@ EVALUATE = Root(
     nodes={FROM_RUN: {}},
 )
 EVALUATION = Command(EVALUATE, ("models", *_GROUP_OF, "export", "trust"), judges=True)
-
-
-def _lists(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The lists of short names, and the other words."""
-    lists: dict[str, list[str]] = {}
-    rest = []
-    for word in words:
-        key, separator, value = word.partition("=")
-        if key in _SINGULAR and _SINGULAR[key] in known:
-            raise ConfigError(f"{word}: unknown key '{key}'. Did you mean '{_SINGULAR[key]}'?")
-        if key not in known or not separator:
-            rest.append(word)
-            continue
-        inner = value.strip().removeprefix("[").removesuffix("]")
-        lists[key] = [entry.strip().strip("'\"") for entry in inner.split(",") if entry.strip()]
-    return lists, rest
 
 
 def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str], all_columns: bool) -> None:
@@ -302,9 +291,3 @@ def _prepared(plain: dict[str, Any], splits: Mapping[str, str]) -> dict[str, Any
         if not (re.search(rf"{_TRAINED}(_\d+)?$", str(name)) and section in watched)
     }
     return {**plain, "prompts": chosen, "rewards": rewards}
-
-
-def _quoted(entries: Sequence[str]) -> str:
-    """A list as Hydra reads it, whatever the entries hold."""
-    escaped = ("'" + entry.replace("\\", "\\\\").replace("'", "\\'") + "'" for entry in entries)
-    return f"[{','.join(escaped)}]"

@@ -82,11 +82,7 @@ def find_models(
     Raises:
         StartError: an entry that is none of these, files that are missing, or two models of one name.
     """
-    found: list[EvaluatedModel] = []
-    for entry in entries:
-        name, path = split_name(entry)
-        found += _found(entry, name, path, base)
-    found = [replace(model, model=_sized(model.model, size or {})) for model in found]
+    found = [replace(model, model=_sized(model.model, size or {})) for model in named_models(entries, base)]
     # Images lie in folders that are called after the models, on file systems that may not tell 'A' from 'a'.
     by_folder: dict[str, list[EvaluatedModel]] = {}
     for model in found:
@@ -102,6 +98,19 @@ def find_models(
                 "give runs, checkpoints, LoRA files, diffusers folders or hub ids of Stable Diffusion"
             )
         family_of(model.model).check(model.model)
+    return found
+
+
+def named_models(entries: Iterable[str], base: ModelConfig | None) -> list[EvaluatedModel]:
+    """Likewise, without a look at what the models consist of: of a LoRA the base need not be there.
+
+    Raises:
+        StartError: an entry that is none of these.
+    """
+    found: list[EvaluatedModel] = []
+    for entry in entries:
+        name, path = split_name(entry)
+        found += _found(entry, name, path, base)
     return found
 
 
