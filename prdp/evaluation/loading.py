@@ -10,13 +10,13 @@ from typing import Any
 from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
-from prdp.diffusion.adapter_files import PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX
+from prdp.diffusion.adapter_files import PEFT_FILE, read_adapter
+from prdp.diffusion.adapters import put_adapter
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.recording import Recorder
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evidence.trajectory import TrajectoryRecorder
-from prdp.support.json_lines import load_json
 from prdp.types import Weights
 
 _APPLIED = "applied"
@@ -99,19 +99,15 @@ def apply_lora(policy: Any, file: Path) -> None:
     from diffusers.utils import logging
     from safetensors.torch import load_file
 
+    if file.name == PEFT_FILE:
+        adapter = read_adapter("models", str(file), policy.network, type(policy.pipeline), policy.NETWORK)
+        put_adapter(policy.network, _APPLIED, adapter)
+        policy.weights.join(_APPLIED)
+        return
     # Its warnings about text encoders without LoRA would come once per model; what matters is checked below.
     logging.set_verbosity_error()
     pipeline, state = policy.pipeline, load_file(file)
-    if file.name == PEFT_FILE:
-        adapter = load_json((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
-        state = {f"{policy.NETWORK}.{name.removeprefix(PEFT_PREFIX)}": value for name, value in state.items()}
-        rank, alpha = int(adapter["r"]), float(adapter.get("lora_alpha", adapter["r"]))
-        if adapter.get("use_rslora") or adapter.get("use_dora") or adapter.get("alpha_pattern"):
-            raise ValueError(f"{file}: rslora, dora and alpha patterns of PEFT are not supported")
-        # Without metadata diffusers takes alpha for the rank; the scale alpha / rank goes into B instead.
-        state = {name: value * (alpha / rank) if ".lora_B." in name else value for name, value in state.items()}
-        pipeline.load_lora_weights(state, adapter_name=_APPLIED)
-    elif any(".lora_A." in name for name in state) and any(".lora.down." in name for name in state):
+    if any(".lora_A." in name for name in state) and any(".lora.down." in name for name in state):
         # Of two schemes of names in one file, as earlier versions of prdp wrote them, diffusers binds one alone.
         mixed, alphas, metadata = pipeline.lora_state_dict(
             str(file.parent), weight_name=file.name, return_lora_metadata=True
