@@ -12,6 +12,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("image_sets",),
     ("evaluation",),
+    ("experts",),
     ("configuration", "reports"),
     ("learners", "cluster", "checkpoints"),
     ("worlds/mixtures", "worlds/shapes", "worlds"),

@@ -1,0 +1,150 @@
+"""`prdp merge`: LoRA experts of one base to one LoRA file, without loading a network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prdp.checkpoints.run_folder import check_writable
+from prdp.configuration.compose import Composer
+from prdp.configuration.key_help import topics_among, topics_help
+from prdp.configuration.override_words import OverrideParser, quoted_list, split_lists
+from prdp.configuration.typed import Root, conf_folder, groups, schema_keys
+from prdp.experts.settings import MergeConfig, check_merge
+from prdp.support.errors import ConfigError, StartError
+
+if TYPE_CHECKING:
+    from prdp.experts.lora_files import Expert
+
+RECORD_FILE = "merge.json"
+_MERGE = Root(name="merge", schema=MergeConfig, groups=("merge",), check=check_merge)
+_HELP = """\
+MODELS are, each with a name before it if you like (colour:runs/a):
+  runs/a                   a run of prdp train with learner=lora: its exported weights
+  runs/sweep               every run of a sweep
+  a LoRA file, or a folder with one, of diffusers, kohya or PEFT
+
+OVERRIDES
+  weights=[2,1]  scale=1.5           weights are divided by their sum, then scale multiplies
+  merge=mean_delta                   exact; the rank is the sum of the ranks
+  merge=svd merge.rank=16            the nearest of a smaller rank; tells what is lost
+  merge=ties merge.density=0.3       merge=dare merge.seed=1
+  format=diffusers                   or kohya, or peft
+  output_dir=runs/merged             a new folder; prdp evaluate takes it as a model
+"""
+
+_MORE = """\
+More of a key or a method:
+  prdp merge --help weights        prdp merge --help merge.ties"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    if topics := topics_among(arguments):
+        print(topics_help(topics, _MERGE))
+        return 0
+    options = _parser().parse_intermixed_args(arguments)
+    lists, rest = split_lists(options.overrides, ("models",))
+    if not lists.get("models"):
+        raise ConfigError("which models? Give models=[runs/a,runs/b], for instance; see prdp merge --help")
+    words = [f"models={quoted_list(lists['models'])}", *rest]
+    with Composer(words, folders=options.config_dir, root=_MERGE) as composer:
+        [job] = composer.jobs()
+    merge(job.config)
+    return 0
+
+
+def merge(config: MergeConfig) -> Path:
+    """Read, check, merge and write; the folder.
+
+    Raises:
+        ConfigError, StartError: what is wrong, before anything is merged.
+    """
+    from prdp.experts.merge import absent_layers, check_same_base, merge_experts, normalised
+    from prdp.experts.methods import build_method
+    from prdp.experts.writing import check_format, write_lora
+    from prdp.support.storage import atomic_directory
+
+    folder = Path(config.output_dir)
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"output_dir={folder}: is not empty; name another folder")
+    experts, notes = find_experts(config.models)
+    weights = normalised(config.weights, [expert.name for expert in experts])
+    check_same_base(experts)
+    check_format(dict.fromkeys(name for expert in experts for name in expert.layers), config.format)
+    for lacking, layers in absent_layers(experts).items():
+        notes.append(f"{', '.join(lacking)}: zero in {len(layers)} layers that others adapt, such as {layers[0]}")
+    for note in notes:
+        print(note)
+    merged = merge_experts(experts, weights, config.scale, build_method(config.merge), print)
+    record = merged.record()
+    ranks = sorted({one.layer.rank for one in merged.layers.values()})
+    with atomic_directory(folder) as place:
+        file = write_lora(place, {name: one.layer for name, one in merged.layers.items()}, config.format, record)
+        each = {
+            name: {"rank": one.layer.rank, "relative_error": one.error} for name, one in merged.layers.items()
+        }
+        told = {**record, "format": config.format, "layers": each}
+        (place / RECORD_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        size = file.stat().st_size
+    for expert, weight in zip(experts, weights, strict=True):
+        print(f"{weight:.4g} x {expert.name}  {expert.source}")
+    print(f"{len(merged.layers)} layers, rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}")
+    if not merged.method.exact:
+        print(f"relative error {merged.error:.2e} of all deltas together")
+    print(f"{folder / file.name}  {size / 1e6:.1f} MB")
+    return folder
+
+
+def find_experts(entries: Sequence[str]) -> tuple[list[Expert], list[str]]:
+    """The LoRAs that entries of `models` name, sweeps unfolded, and what is to be known of them.
+
+    Raises:
+        StartError: an entry that is no LoRA, or two of one name.
+    """
+    from prdp.config import ModelConfig
+    from prdp.evaluation.models import named_models
+    from prdp.experts.lora_files import read_expert
+
+    models = named_models(entries, ModelConfig())
+    for model in models:
+        if model.kind != "lora":
+            what = (
+                "a checkpoint: merge takes exported weights, which a run writes at its end"
+                if model.kind == "checkpoint"
+                else "a whole model: merge takes LoRAs, of learner=lora"
+            )
+            raise StartError(f"models: {model.name}: {model.source} is {what}")
+    names = [model.name for model in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        same = ", ".join(model.source for model in models if model.name == twice)
+        raise StartError(f"models: two are called {twice} ({same}); name them, as in models=[first:path,...]")
+    experts = [read_expert("models", str(model.path), model.name) for model in models]
+    runs = [model for model in models if model.run is not None]
+    notes = [
+        f"{model.name} was trained from {model.model.path} and {runs[0].name} from {runs[0].model.path}: a mean of "
+        "deltas of different bases has no meaning"
+        for model in runs[1:]
+        if model.model.path != runs[0].model.path
+    ]
+    return experts, notes
+
+
+def _parser() -> argparse.ArgumentParser:
+    available = groups([conf_folder()], _MERGE)
+    options = "\n".join(f"  {group}  {', '.join(names)}" for group, names in available.items())
+    parser = OverrideParser(
+        keys=["merge", *schema_keys(MergeConfig)],
+        prog="prdp merge",
+        usage="prdp merge models=[...] [OVERRIDES] [options]",
+        description="Merge LoRA experts of one base into one LoRA file.",
+        epilog=f"{_HELP}\ngroups:\n{options}\n{_MORE}",
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
+    )
+    return parser

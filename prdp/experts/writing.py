@@ -1,0 +1,135 @@
+"""LoRA files in the formats of diffusers, kohya and PEFT, read back before they count as written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, PEFT_PREFIX, AdaptedLayer
+from prdp.experts.kohya import kohya_names
+from prdp.experts.lora_files import HEADER, read_layers
+from prdp.experts.names import is_of_text_encoder
+from prdp.support.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+RECORD = "prdp_merge"
+"""Key of the header under which a file tells what it was merged from."""
+
+
+def check_format(layers: Mapping[str, Any], form: str) -> None:
+    """Refuse layers that a format has no name for.
+
+    Raises:
+        ConfigError: names the layer.
+    """
+    if form == "kohya":
+        kohya_names(list(layers))
+    if form == "peft" and (other := next(filter(is_of_text_encoder, layers), None)):
+        raise ConfigError(
+            f"format=peft: {other}: a file of PEFT is of one network, and these experts adapt a text encoder too; take "
+            "format=diffusers or kohya"
+        )
+
+
+def write_lora(folder: Path, layers: Mapping[str, AdaptedLayer], form: str, record: Mapping[str, Any]) -> Path:
+    """Write a LoRA into a folder, and read it back; the file.
+
+    Args:
+        folder: that is there.
+        layers: name with its component -> factors whose scale is 1: alpha is the rank.
+        form: diffusers, kohya or peft.
+        record: goes into the header.
+
+    Raises:
+        ConfigError: see `check_format`.
+        ValueError: a layer that is not read back as it was written.
+    """
+    from safetensors.torch import save_file
+
+    check_format(layers, form)
+    header = {"format": "pt", RECORD: json.dumps(record)}
+    tensors: dict[str, torch.Tensor] = {}
+    if form == "kohya":
+        tensors = _kohya_tensors(layers)
+    elif form == "peft":
+        for name, layer in layers.items():
+            tensors |= _factors(f"{PEFT_PREFIX}{name.partition('.')[2]}", layer)
+        _lora_config(layers).save_pretrained(str(folder))
+    else:
+        for name, layer in layers.items():
+            tensors |= _factors(name, layer)
+        header[HEADER] = json.dumps(_diffusers_header(layers), sort_keys=True)
+    file = folder / (PEFT_FILE if form == "peft" else LORA_FILE)
+    save_file(tensors, file, metadata=header)
+    _check_written(file, layers)
+    return file
+
+
+def _factors(name: str, layer: AdaptedLayer) -> dict[str, torch.Tensor]:
+    return {f"{name}.lora_A.weight": layer.down, f"{name}.lora_B.weight": layer.up}
+
+
+def _kohya_tensors(layers: Mapping[str, AdaptedLayer]) -> dict[str, torch.Tensor]:
+    """UNets get one alpha for all layers, whatever their ranks: diffusers takes one for all layers of attention."""
+    import torch
+
+    common, tensors = _settings(layers)["r"], {}
+    for name, kohya in kohya_names(list(layers)).items():
+        layer = layers[name]
+        alpha = float(layer.rank if name.startswith("transformer.") else common)
+        tensors[f"{kohya}.lora_down.weight"] = layer.down
+        tensors[f"{kohya}.lora_up.weight"] = layer.up if layer.rank == alpha else layer.up * (layer.rank / alpha)
+        tensors[f"{kohya}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def _settings(layers: Mapping[str, AdaptedLayer]) -> dict[str, Any]:
+    """Arguments of peft's LoraConfig for layers without their component: the common rank, and others by name."""
+    ranks = {name: layer.rank for name, layer in layers.items()}
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    # peft takes a pattern for the end of a name unless it begins with this sign.
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
+    return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": dict(others)}
+
+
+def _lora_config(layers: Mapping[str, AdaptedLayer]) -> Any:
+    from peft import LoraConfig
+
+    inner = {name.partition(".")[2]: layer for name, layer in layers.items()}
+    return LoraConfig(**_settings(inner), target_modules="|".join(map(re.escape, inner)), inference_mode=True)
+
+
+def _diffusers_header(layers: Mapping[str, AdaptedLayer]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for component in dict.fromkeys(name.partition(".")[0] for name in layers):
+        inner = {
+            name.removeprefix(f"{component}."): layer
+            for name, layer in layers.items()
+            if name.startswith(f"{component}.")
+        }
+        settings = {**_settings(inner), "target_modules": list(inner)}
+        found |= {f"{component}.{key}": value for key, value in settings.items()}
+    return found
+
+
+def _check_written(file: Path, layers: Mapping[str, AdaptedLayer]) -> None:
+    import torch
+
+    found = read_layers(str(file), file)
+    for name, layer in layers.items():
+        again = found.get(name)
+        if (
+            again is None
+            or not again.down.equal(layer.down)
+            or again.up.shape != layer.up.shape
+            or not torch.allclose(again.scale * again.up, layer.scale * layer.up, rtol=1e-6, atol=0)
+        ):
+            raise ValueError(f"{file}: layer {name} is not read back as it was written")
+    if other := found.keys() - layers.keys():
+        raise ValueError(f"{file}: layer {min(other)} is read back, and was not written")
