@@ -65,6 +65,14 @@ DEVICE = Rule(
     lambda value: bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)), "auto, cpu, mps, cuda or cuda:<number>"
 )
 Finite = Annotated[float, Rule(math.isfinite, "a finite number")]
+_FOLDERS = Rule(
+    lambda value: (
+        value is None
+        or (isinstance(value, str) and bool(value.strip()))
+        or (isinstance(value, list) and bool(value) and all(isinstance(one, str) and one.strip() for one in value))
+    ),
+    "a folder, a list of folders, or null",
+)
 _MODULES = Rule(lambda value: bool(value) and all(value), "a list of at least one module name")
 
 
@@ -213,6 +221,28 @@ class PromptsConfig:
 
 
 @dataclass
+class RolloutsConfig:
+    """Where the images come from that are learned from: a sampler, or sets that prdp generate has made."""
+
+    source: Annotated[str, one_of("sample", "stored")] = "sample"
+    """'sample': drawn in every epoch; 'stored': read from the sets of rollouts.path, with their prompts in place of
+    prompts.train. Evaluations sample in any case."""
+    path: Annotated[Any, _FOLDERS] = None
+    """Folder of a set, or a list of folders whose prompts are put together."""
+    skill: AnyText | None = None
+    """Only prompts of this skill: `skill` in their metadata, else the name that their prompt set has in the set of
+    images; null takes all."""
+    encode: bool = False
+    """Compute latents from the stored images by the trained model's VAE: for sets of a model with another VAE or of
+    another size, whose images are then scaled to cover the model's size and cut around the middle."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Those of `path`."""
+        return () if self.path is None else (self.path,) if isinstance(self.path, str) else tuple(self.path)
+
+
+@dataclass
 class EvaluationConfig:
     """Held-out prompts judge the run: the same prompts and the same noise every time."""
 
@@ -342,6 +372,7 @@ class TrainConfig:
     reward: dict[str, Any] = MISSING
     """What is optimised: `_target_` and its arguments."""
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "prdp"})
     """A name of prdp/objectives, and the knobs of that objective and of its evidence, as conf/objective/ lists them."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)

@@ -20,10 +20,10 @@ from prdp.cluster.base import RewardWorker, Workforce
 from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import FAMILIES, ModelConfig, TrainConfig
 from prdp.configuration.typed import write_config
-from prdp.diffusion import build_policy, build_sampler
+from prdp.diffusion import build_policy
 from prdp.evaluation.heldout import HeldoutEvaluation
+from prdp.image_sets.source import rollout_source
 from prdp.learners import build_learner
-from prdp.prompts import prompts_of_run
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.reports.report import write_report
@@ -90,7 +90,8 @@ class Run:
         self.store = self._held.enter_context(RunStore(config))
         self.store.check_free()
         check_trackers(config.tracking)
-        self.prompts = prompts_of_run(config.prompts, config.evaluation)
+        self.source = rollout_source(config)
+        self.prompts = self.source.prompts()
         model = self._build_learner()
         checkpoint = self.store.find(self.prompts.train, self.prompts.heldout)
         if checkpoint is not None:
@@ -139,15 +140,8 @@ class Run:
         config = self.config
         self.workforce: Workforce = build_workforce(
             config.cluster,
-            partial(
-                build_sampler,
-                config.model,
-                config.learner,
-                config.sampler,
-                seed=config.seed,
-                recorder=self.learner.recorder,
-            ),
-            partial(RewardWorker, config.reward, config.cluster.reward_retries),
+            self.source.sampler_factory(self.learner.recorder),
+            partial(RewardWorker, self.source.reward(), config.cluster.reward_retries),
             config.sampler.prompts_per_chunk,
             learner_device,
         )
@@ -162,6 +156,7 @@ class Run:
             epochs=config.epochs,
             max_staleness=config.cluster.max_staleness,
             online=config.rollout_policy == "current",
+            drawn=self.source.drawn,
         )
 
     def _introduce(self) -> None:
@@ -169,8 +164,8 @@ class Run:
         progress = self.log.progress
         progress.cluster(self.workforce.status)
         progress.message(self.workforce.plan)
-        if self.prompts.note:
-            progress.message(self.prompts.note)
+        for note in filter(None, (self.prompts.note, *self.source.notes())):
+            progress.message(note)
         if self.config.model.family in FAMILIES:  # what a family from elsewhere makes of long prompts is its own matter
             progress.message(cut_prompts_report(self.config.model.path, self.stream, self.prompts.judged.texts))
 

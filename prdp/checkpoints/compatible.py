@@ -14,6 +14,7 @@ from prdp.checkpoints.checkpoint import STATE_FILE, Checkpoint, CheckpointError,
 from prdp.config import MISSING, TrainConfig
 from prdp.objectives import OBJECTIVES
 from prdp.prompts.usage import read_prompt_log
+from prdp.rewards.base import FREE_ARGUMENTS
 from prdp.support.targets import renamed
 from prdp.tracking.jsonl import read_metrics
 
@@ -39,20 +40,6 @@ curve. Every other key has to stay."""
 
 BOUND_KEYS = ("cluster.max_staleness",)
 """Keys of free sections that have to stay all the same."""
-
-FREE_REWARD_ARGUMENTS = (
-    "backoff_seconds",
-    "batch_size",
-    "device",
-    "max_request_mib",
-    "memory_mib",
-    "retries",
-    "timeout_seconds",
-    "token_variable",
-    "url",
-)
-"""Arguments of rewards that say where and how fast they are scored; which reward it is, its name and version tell."""
-
 
 def check_state(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose training state is not of the form that runs save; its checksum tells only that it is
@@ -159,7 +146,7 @@ _CHANGED_PROMPTS = {
 }
 
 
-def check_same_prompts(saved: str, now: str, part: str = "train") -> None:
+def check_same_prompts(saved: str, now: str, part: str = "train", key: str | None = None) -> None:
     """Refuse to continue on other prompts than those that the checkpoint's run was trained or judged on.
 
     Another file by its name is refused by `check_compatible`; this is about another content under the same name.
@@ -167,14 +154,15 @@ def check_same_prompts(saved: str, now: str, part: str = "train") -> None:
     Args:
         saved, now: fingerprints; '' is not compared, as of checkpoints and sources that have none.
         part: 'train' or 'heldout'.
+        key: where the source stands; None for prompts.<part>.
 
     Raises:
         CheckpointError: with both fingerprints.
     """
     if saved and now and saved != now:
         raise CheckpointError(
-            f"prompts.{part} holds other prompts than when the checkpoint was written (fingerprint {saved} then, {now} "
-            f"now), so {_CHANGED_PROMPTS[part]}; restore the data, or start a new run"
+            f"{key or f'prompts.{part}'} holds other prompts than when the checkpoint was written (fingerprint {saved} "
+            f"then, {now} now), so {_CHANGED_PROMPTS[part]}; restore the data, or start a new run"
         )
 
 
@@ -228,7 +216,7 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
         key: value
         for key, value in flat(config).items()
         if (key in BOUND_KEYS or not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS))
-        and not (key.startswith("reward.") and key.rpartition(".")[2] in FREE_REWARD_ARGUMENTS)
+        and not (key.startswith("reward.") and key.rpartition(".")[2] in FREE_ARGUMENTS)
     }
 
 

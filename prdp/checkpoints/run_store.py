@@ -109,8 +109,9 @@ class RunStore:
         saved = checkpoint.state
         check_compatible(saved["config"], self._facts["config"])
         check_length(checkpoint.epoch, self._config.epochs)
-        for part, key in (("train", "prompts_fingerprint"), ("heldout", "heldout_fingerprint")):
-            check_same_prompts(saved.get(key) or "", self._facts[key], part)
+        for part, source, key in (("train", train, "prompts_fingerprint"), ("heldout", heldout, "heldout_fingerprint")):
+            where = str(getattr(source, "key", f"prompts.{part}"))
+            check_same_prompts(saved.get(key) or "", self._facts[key], part, where)
         self._saved_epoch, self._saved_version = checkpoint.epoch, int(saved["learner"]["updates"])
         return checkpoint
 

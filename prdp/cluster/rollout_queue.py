@@ -4,11 +4,12 @@ With `max_staleness` s, epoch e is sampled under the weights that the learner ha
 an epoch gets depends on the configuration alone, never on how fast sampling, scoring and learning are, so a run gives
 the same weights on any cluster, and a resumed run asks again, under the same weights, for what was under way.
 
-Offline, every epoch is sampled under the weights that the run started from.
+Offline, every epoch is sampled under the weights that the run started from. Images that are stored need none.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,7 @@ class RolloutQueue:
         epochs: nothing is asked for beyond them.
         max_staleness: epochs by which sampling runs ahead; 0 waits for every update.
         online: whether epochs are sampled under the learner's weights, or all under those it had at the start.
+        drawn: False for images that are stored: no weights are published, and rollouts count as made by version 0.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class RolloutQueue:
         epochs: int,
         max_staleness: int,
         online: bool = True,
+        drawn: bool = True,
     ) -> None:
         self._workforce, self._stream = workforce, stream
         self._prompts_per_epoch, self._images_per_prompt, self._seed = prompts_per_epoch, images_per_prompt, seed
-        self._epochs, self._ahead, self._online = epochs, max_staleness, online
+        self._epochs, self._ahead, self._online, self._drawn = epochs, max_staleness, online, drawn
         self._under_way: deque[Pending] = deque()
         self._published: dict[int, Weights] = {}
         self._begins: dict[int, int] = {}
@@ -60,10 +63,12 @@ class RolloutQueue:
             epoch: number of epochs that the learner has done.
             weights: of the learner now; not looked at when the epoch was begun before a restart.
         """
-        self._published.setdefault(epoch, weights)
+        if self._drawn:
+            self._published.setdefault(epoch, weights)
         last = min(epoch + self._ahead, self._epochs - 1)
         for wanted in range(epoch + len(self._under_way), last + 1):
-            self._workforce.publish(self._published[self._due(wanted)])
+            if self._drawn:
+                self._workforce.publish(self._published[self._due(wanted)])
             # Noted before the stream moves on: whenever the run is ended, it knows where its epoch begins.
             self._begins.setdefault(wanted, self._stream.cursor)
             pending = self._workforce.submit(
@@ -78,7 +83,7 @@ class RolloutQueue:
         """Wait for the rollout of the epoch at hand; see `Pending.result`."""
         rollout = self._under_way[0].result(on_chunk)
         self._under_way.popleft()
-        return rollout
+        return rollout if self._drawn else dataclasses.replace(rollout, weights_version=0)
 
     def state(self, epoch: int, begun: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What a resumed run needs in `epoch`: weights that rollouts are due which the learner no longer has, and where

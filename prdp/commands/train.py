@@ -23,7 +23,7 @@ from prdp.configuration.override_words import OverrideParser
 from prdp.configuration.preconditions import check_preconditions, refuse, size_problems
 from prdp.configuration.secret_values import check_no_secrets
 from prdp.configuration.typed import conf_folder, config_yaml, groups, schema_keys
-from prdp.prompts import prompts_of_run
+from prdp.image_sets.source import rollout_source
 from prdp.prompts.stream import prompts_at
 from prdp.rewards import check_reward, prompt_checks
 from prdp.support.errors import ConfigError, StartError, UnfinishedError, UserError, start_up_checks
@@ -109,7 +109,8 @@ def check_start(config: TrainConfig) -> str:
     """Checks beyond keys and values: targets, prompts, the model's files, the output folder, the checkpoint to resume.
 
     Returns:
-        What does not stand in the way of a start but ought to be known: held-out prompts that are trained on.
+        What does not stand in the way of a start but ought to be known: held-out prompts that are trained on, what a
+        set of images is learned with.
 
     Raises:
         ConfigError, StartError: naming the key and what is wrong.
@@ -121,7 +122,8 @@ def check_start(config: TrainConfig) -> str:
     if config.cluster.kind == "ray" and config.cluster.address == "local":
         check_socket_paths()
     check_reward("reward", config.reward, elsewhere=environment is not None)
-    train, _, judged, note = prompts_of_run(config.prompts, config.evaluation)
+    source = rollout_source(config)
+    train, _, judged, note = source.prompts()
     checks = prompt_checks("reward", config.reward) if environment is None else {}
     for key, check in checks.items():
         with start_up_checks(key):
@@ -132,6 +134,7 @@ def check_start(config: TrainConfig) -> str:
     check_preconditions(config)
     if environment is None:
         refuse(size_problems("reward", config.reward, config.model))
+    source.check()
     folder = Path(config.output_dir)
     check_writable(folder)
     _check_mirror(config)
@@ -142,7 +145,7 @@ def check_start(config: TrainConfig) -> str:
 
         with start_up_checks():
             resolve_resume(config.checkpoint.resume, folder)
-    return note
+    return "\n".join(filter(None, [note, *source.notes()]))
 
 
 def options_text() -> str:

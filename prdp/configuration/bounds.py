@@ -12,6 +12,7 @@ from typing import Any
 
 from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion.precision import precision_problem
+from prdp.evidence import Evidence
 from prdp.objectives import (
     build_objective,
     evidence_of,
@@ -24,6 +25,9 @@ from prdp.support.errors import ConfigError
 from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
 from prdp.support.targets import TARGET
+
+STORED = ("final_latents",)
+"""What of `Rollout.stored` a set of images has."""
 
 
 def values(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -178,6 +182,7 @@ def objective_problems(config: TrainConfig) -> list[str]:
         if found:
             return found
         evidence = evidence_of(config.objective, method)
+        found += _stored_problems(config, evidence, label)
         found += evidence.problems(config.sampler, config.images_per_prompt, label)
         if evidence.needs_noise:
             other = next((kind for kind, one in method.kinds.items() if not one.needs_noise), None)
@@ -186,6 +191,44 @@ def objective_problems(config: TrainConfig) -> list[str]:
             )
             found += [f"{problem}, or {advice}" for problem in log_prob_problems(config.sampler, label)]
     return found
+
+
+def _stored_problems(config: TrainConfig, evidence: Evidence, label: str) -> list[str]:
+    """Evidence that is computed from more than a set of images keeps."""
+
+    def further(one: Evidence) -> list[str]:
+        others = [name.replace("_", " ") for name in one.keeps if name not in STORED]
+        return others or (["steps of the sampler"] if one.keeps_steps else [])
+
+    if config.rollouts.source != "stored" or not further(evidence):
+        return []
+    enough = [kind for kind, one in method_of(config.objective).kinds.items() if not further(one)]
+    advice = (
+        f"set objective.evidence={enough[0]}" if enough else f"take one of {', '.join(objectives_without_noise())}"
+    )
+    return [
+        f"rollouts.source=stored: a set of images keeps their final latents alone, and the {evidence.kind} evidence of "
+        f"{label} is computed from {', '.join(further(evidence))}; {advice}"
+    ]
+
+
+def _rollouts_misfits(config: TrainConfig) -> list[str]:
+    """Keys of a source that is not taken."""
+    rollouts = config.rollouts
+    if rollouts.source == "stored":
+        found = [] if rollouts.folders else ["rollouts.path=null: rollouts.source=stored needs the folder of a set"]
+        if config.rollout_policy != "current":
+            found.append(
+                f"rollout_policy={config.rollout_policy}: has no effect with rollouts.source=stored, whose images are "
+                "there already; leave it at current"
+            )
+        return found
+    set_ = {"path": rollouts.path, "skill": rollouts.skill, "encode": rollouts.encode or None}
+    return [
+        f"rollouts.{key}={_shown(value)}: needs rollouts.source=stored"
+        for key, value in set_.items()
+        if value is not None
+    ]
 
 
 def _terms_problems(config: TrainConfig, label: str) -> list[str]:
@@ -217,6 +260,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     if not wrong.keys() & {"model.dtype", "learner.autocast"}:
         problem = precision_problem("model.dtype", config.model.dtype, "learner.autocast", config.learner.autocast)
         found += [] if problem is None else [problem]
+    found += _rollouts_misfits(config)
     found += adapter_problems(config.model)
     if config.learner.init_adapter is not None and config.learner.mode != "lora":
         found.append(

@@ -23,12 +23,12 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
     A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. Sampling
-    evaluates the policy, and the reference at the stored steps where the objective compares with it. The first update
-    after sampling takes what the sampler has stored of the evidence, and each further one computes it first, unless the
-    loss is linear in it, or its coefficients are found in the pass with gradient. Evidence of the reference or of an
-    old policy takes a pass more; that of the policy which an epoch's updates start from does at further ones. Images
-    that are left out are counted all the same. In half precision a few cells that a sampler has stored are evaluated
-    twice more, to check them and to measure their noise.
+    evaluates the policy, and the reference at the stored steps where the objective compares with it; images of sets
+    take no pass. The first update after sampling takes what the sampler has stored of the evidence, and each further
+    one computes it first, unless the loss is linear in it, or its coefficients are found in the pass with gradient.
+    Evidence of the reference or of an old policy takes a pass more; that of the policy which an epoch's updates start
+    from does at further ones. Images that are left out are counted all the same. In half precision a few cells that a
+    sampler has stored are evaluated twice more, to check them and to measure their noise.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
@@ -55,7 +55,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)
     evaluation = config.evaluation
     between = (config.epochs - 1) // evaluation.every if evaluation.every else 0
-    ray = config.cluster.kind == "ray"
+    ray, drawn = config.cluster.kind == "ray", config.rollouts.source == "sample"
     return {
         "epochs": config.epochs,
         "images_per_epoch": images,
@@ -66,7 +66,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         "chunks_per_epoch": math.ceil(groups / config.sampler.prompts_per_chunk),
         "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
         "cells_per_update": cells,
-        "sampling_passes_per_epoch": images * (steps + reference_steps) * branches,
+        "sampling_passes_per_epoch": images * (steps + reference_steps) * branches * drawn,
         "learning_passes_per_epoch": (cells * passes + checked) * branches + cells * updates * beside,
         "learning_backwards_per_epoch": cells * branches * updates,
         "evaluations": 2 + between,

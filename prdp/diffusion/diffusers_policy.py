@@ -205,6 +205,24 @@ class DiffusersPolicy(ABC):
         levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
+    @torch.no_grad()
+    def encode_images(self, images: UInt8) -> torch.Tensor:
+        """The inverse of `decode`: pixels uint8 [B, H, W, 3] to clean latents, float32 [B, C, h, w].
+
+        The mean of the VAE's posterior, with its scaling and shift, as diffusers' pipelines take it for pictures that
+        nothing is drawn for. In float32 whatever the VAE is stored in: encoders of some VAEs overflow in float16.
+
+        Raises:
+            RuntimeError: the VAE was left out.
+        """
+        self._needs("vae")
+        vae = self.pipeline.vae
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        with upcast(vae):
+            mean = vae.encode(pixels, return_dict=False)[0].mode()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return (mean - shift) * vae.config.scaling_factor
+
     def save(self, folder: Path) -> None:
         """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights.
 

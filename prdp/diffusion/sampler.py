@@ -44,6 +44,11 @@ class Sampler:
         start = policy.weights.export(0)
         self._version, self._checksum = start.version, start.checksum
 
+    @property
+    def holds(self) -> tuple[int, str]:
+        """(version, checksum) of the weights that it has."""
+        return self._version, self._checksum
+
     def load_weights(self, weights: Weights) -> tuple[int, str]:
         """Bind every tensor or raise; returns (version, checksum of the tensors as bound)."""
         self._checksum = self._policy.weights.bind(weights)

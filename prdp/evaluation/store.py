@@ -119,8 +119,7 @@ class Chunk:
         pictures = []
         for name in self.names():
             try:
-                with opened_picture(self.folder / name) as image:
-                    pictures.append(np.asarray(image.convert("RGB")))
+                pictures.append(read_image(self.folder / name))
             except (OSError, ValueError) as error:
                 raise ValueError(f"{error}; remove its folder") from error
         return np.stack(pictures)
@@ -139,11 +138,8 @@ class Chunk:
 
     def scores(self, reward: str, key: Mapping[str, Any]) -> Scores | None:
         """The scores of a reward that were made by `key`; None when there are none."""
-        record = _read(self.folder / f"scores.{reward}.json")
-        if record is None or record["key"] != {**key, **self._score_key()}:
-            return None
-        subs = {name: np.array(values, np.float64) for name, values in record["sub_scores"].items()}
-        return Scores(np.array(record["rewards"], np.float64), subs, float(record["seconds"]))
+        found = read_scores(self.folder, reward)
+        return found[1] if found is not None and found[0] == {**key, **self._score_key()} else None
 
     def has_scores_of_another(self, reward: str, key: Mapping[str, Any]) -> bool:
         """Whether scores of that name are there, but by another version, configuration or metadata."""
@@ -170,6 +166,26 @@ class Chunk:
 
     def _score_key(self) -> dict[str, Any]:
         return {"metadata": digest_of(list(self.prompts.metadata))}
+
+
+def read_scores(folder: Path, reward: str) -> tuple[dict[str, Any], Scores] | None:
+    """What made the scores of a reward in a chunk's folder, and they; None when there are none."""
+    record = _read(folder / f"scores.{reward}.json")
+    if record is None:
+        return None
+    subs = {name: np.array(values, np.float64) for name, values in record["sub_scores"].items()}
+    return record["key"], Scores(np.array(record["rewards"], np.float64), subs, float(record["seconds"]))
+
+
+def read_image(file: Path) -> UInt8:
+    """A picture, uint8 [H, W, 3].
+
+    Raises:
+        ValueError: a file that is no whole picture.
+        FileNotFoundError: there is none.
+    """
+    with opened_picture(file) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def chunks_of(

@@ -30,13 +30,18 @@ class RunPrompts(NamedTuple):
     note: str
 
 
-def prompts_of_run(prompts: PromptsConfig, evaluation: EvaluationConfig) -> RunPrompts:
+def prompts_of_run(
+    prompts: PromptsConfig, evaluation: EvaluationConfig, train: PromptSource | None = None
+) -> RunPrompts:
     """Build both sources of a run and compare them.
+
+    Args:
+        train: what is trained on in place of `prompts.train`.
 
     Raises:
         ConfigError, StartError: as `build_prompts`, and when evaluations would use training prompts alone.
     """
-    train = build_prompts("prompts.train", prompts.train)
+    train = train or build_prompts("prompts.train", prompts.train)
     heldout = build_prompts("prompts.heldout", prompts.heldout)
     judged = fixed_prompts(heldout, max(evaluation.prompts, evaluation.final_prompts), evaluation.seed)
     note = check_overlap(train, heldout, judged.texts, prompts.heldout_may_overlap)

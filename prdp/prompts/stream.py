@@ -13,7 +13,8 @@ from prdp.types import Int64, PromptBatch
 class PromptSource(Protocol):
     """Random access to prompts with their metadata.
 
-    A source may also have `fingerprint`, a text that changes with its content; `texts()`, an iterator over all prompts
+    A source may also have `fingerprint`, a text that changes with its content; `key`, of the configuration where it
+    stands, if that is not prompts.train or prompts.heldout; `texts()`, an iterator over all prompts
     in order; `is_disjoint(other)`, whether it is known without looking that no prompt is in both; and, when a pass is
     more than every prompt once, `pass_length` and `pass_order` as `MixturePrompts` has them.
     """

@@ -12,6 +12,19 @@ import numpy as np
 from prdp.rewards.names import check_names
 from prdp.types import Float64, UInt8
 
+FREE_ARGUMENTS = (
+    "backoff_seconds",
+    "batch_size",
+    "device",
+    "max_request_mib",
+    "memory_mib",
+    "retries",
+    "timeout_seconds",
+    "token_variable",
+    "url",
+)
+"""Arguments of rewards that say where and how fast they are scored; which reward it is, its name and version tell."""
+
 
 class Reward(Protocol):
     """A black-box scorer of images.

@@ -9,7 +9,7 @@ import pytest
 
 from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.prompts.stream import PromptStream
-from prdp.types import PromptBatch, Weights
+from prdp.types import PromptBatch, Rollout, Weights
 
 
 class Source:
@@ -55,7 +55,9 @@ def weights(epoch: int) -> Weights:
     return Weights.of(2 * epoch, {"w": np.array([2 * epoch], np.float32)})
 
 
-def queue(max_staleness: int, epochs: int = 6, online: bool = True) -> tuple[Any, Recorder, PromptStream]:
+def queue(
+    max_staleness: int, epochs: int = 6, online: bool = True, drawn: bool = True
+) -> tuple[Any, Recorder, PromptStream]:
     workforce, stream = Recorder(), PromptStream(Source(), seed=3)
     rollouts = RolloutQueue(
         workforce,  # type: ignore[arg-type]
@@ -66,6 +68,7 @@ def queue(max_staleness: int, epochs: int = 6, online: bool = True) -> tuple[Any
         epochs=epochs,
         max_staleness=max_staleness,
         online=online,
+        drawn=drawn,
     )
     return rollouts, workforce, stream
 
@@ -151,3 +154,14 @@ def test_a_rollout_that_failed_is_not_counted():
     with pytest.raises(OSError, match="scorer gone"):
         rollouts.next()
     assert rollouts.state(0)[1]["prompt_cursor"] == 0
+
+
+def test_images_that_are_stored_ask_for_no_weights() -> None:
+    """`Recorder.version` is -1 until something is published."""
+    rollouts, workforce, stream = queue(1, epochs=2, drawn=False)
+    rollouts.fill(0, weights(0))
+    assert workforce.asked == [(0, -1), (1, -1)]
+    assert rollouts.state(0) == ({}, {"prompt_cursor": 0, "published": {}})
+    rollout = Rollout(PromptBatch(0, 0, ("a",), ({},)), 1, np.zeros((1, 2, 2, 3), np.uint8), 7, "")
+    rollouts._under_way[0] = Answer(rollout)
+    assert rollouts.next().weights_version == 0 and stream.cursor == 6

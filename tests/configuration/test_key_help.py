@@ -112,7 +112,7 @@ def test_topics(words: list[str], says: list[str], capsys: pytest.CaptureFixture
         ("learnr", "--help learnr: there is no such key, section or group. Did you mean 'learner'?"),
         ("reward.hpsv", "Did you mean 'reward.hpsv2'"),
         ("lerning_rate", "Did you mean 'learner.learning_rate'?"),
-        ("zzzz", "; there are model, sampler, prompts, learner, evaluation, cluster"),
+        ("zzzz", "; there are model, sampler, prompts, rollouts, learner, evaluation, cluster"),
     ],
 )
 def test_an_unknown_topic_suggests(topic: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,11 +26,6 @@ from prdp.support.errors import ConfigError
 from prdp.support.storage import load_tensors
 
 
-@pytest.fixture(scope="module")
-def base(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("sets") / "base", small_pipeline, "rewards=[shapes_judge]")
-
-
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The chunks whose images are made."""
@@ -57,28 +52,28 @@ def latents(folder: Path) -> np.ndarray:
 
 
 def test_images_are_those_of_an_evaluation_and_what_the_latents_decode_to(
-    base: Path, small_pipeline: Path, tmp_path: Path
+    base_set: Path, small_pipeline: Path, tmp_path: Path
 ) -> None:
     words = [f"model.path={small_pipeline}", "models=[base]", *SMALL, "rewards=[redness]", "prompts_per_set=2"]
     line = read_command_line([*words, f"output_dir={tmp_path}"], [conf_folder()])
     with Composer(line.words, root=line.root, additions=line.additions) as composer:
         [job] = composer.jobs()
     evaluate(job.config, *check_start(job.config))
-    np.testing.assert_array_equal(pictures(base)[:4], pictures(tmp_path))
+    np.testing.assert_array_equal(pictures(base_set)[:4], pictures(tmp_path))
 
     policy = build_policy(
         ModelConfig(path=str(small_pipeline)), LearnerConfig(mode="frozen"), seed=0, keep_reference=False
     )
     import torch
 
-    decoded = policy.decode(torch.from_numpy(latents(base)))
-    np.testing.assert_array_equal(decoded, pictures(base))
-    halved = policy.decode(torch.from_numpy(latents(base).astype(np.float16).astype(np.float32)))
-    np.testing.assert_allclose(halved.astype(int), pictures(base), atol=1)
+    decoded = policy.decode(torch.from_numpy(latents(base_set)))
+    np.testing.assert_array_equal(decoded, pictures(base_set))
+    halved = policy.decode(torch.from_numpy(latents(base_set).astype(np.float16).astype(np.float32)))
+    np.testing.assert_allclose(halved.astype(int), pictures(base_set), atol=1)
 
 
-def test_the_manifest_tells_what_made_the_set(base: Path) -> None:
-    manifest = json.loads((base / "set.json").read_text())
+def test_the_manifest_tells_what_made_the_set(base_set: Path) -> None:
+    manifest = json.loads((base_set / "set.json").read_text())
     assert manifest["images_per_prompt"] == 2 and manifest["seed"] == 0 and manifest["prompts"] == 4
     assert manifest["model"]["name"] == "base" and manifest["model"]["kind"] == "pipeline"
     assert (manifest["sampler"]["guidance_scale"], manifest["sampler"]["steps"], manifest["sampler"]["kind"]) == (
@@ -86,22 +81,22 @@ def test_the_manifest_tells_what_made_the_set(base: Path) -> None:
     )  # fmt: skip
     assert manifest["latents"]["shape"] == [4, 8, 8] and manifest["latents"]["dtype"] == "float32"
     assert manifest["rewards"]["shapes_judge"]["identity"] == {"name": "shapes_judge", "version": "1"}
-    first = entries(base)[0]
+    first = entries(base_set)[0]
     assert first["prompt_set"] == "shapes_train" and "category" in first["metadata"]
-    scores = json.loads((base / first["chunk"] / "scores.shapes_judge.json").read_text())
+    scores = json.loads((base_set / first["chunk"] / "scores.shapes_judge.json").read_text())
     assert len(scores["rewards"]) == 2 and "color" in scores["sub_scores"]
 
 
 def test_the_cut_into_chunks_changes_no_image_and_float16_rounds_latents(
-    base: Path, small_pipeline: Path, tmp_path: Path
+    base_set: Path, small_pipeline: Path, tmp_path: Path
 ) -> None:
     other = made(tmp_path, small_pipeline, "sampler.prompts_per_chunk=3", "latents=float16")
-    np.testing.assert_array_equal(pictures(other), pictures(base))
-    np.testing.assert_array_equal(latents(other), latents(base).astype(np.float16))
-    assert [one["images"] for one in entries(other)] == [one["images"] for one in entries(base)]
+    np.testing.assert_array_equal(pictures(other), pictures(base_set))
+    np.testing.assert_array_equal(latents(other), latents(base_set).astype(np.float16))
+    assert [one["images"] for one in entries(other)] == [one["images"] for one in entries(base_set)]
 
 
-def test_killed_and_resumed_ends_with_the_same_bytes(base: Path, small_pipeline: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_ends_with_the_same_bytes(base_set: Path, small_pipeline: Path, tmp_path: Path) -> None:
     """SIGKILL while the third of four chunks is written, in a process of its own."""
 
     def killed() -> None:
@@ -115,15 +110,15 @@ def test_killed_and_resumed_ends_with_the_same_bytes(base: Path, small_pipeline:
             save(self, *arguments, **options)
 
         Image.Image.save = killing  # type: ignore[method-assign]
-        made(tmp_path, small_pipeline, "rewards=[shapes_judge]")
+        made(tmp_path, small_pipeline, "rewards=[shapes_judge,redness]")
 
     process = multiprocessing.get_context("fork").Process(target=killed)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert len(list(tmp_path.rglob("chunk.json"))) == 2 and not (tmp_path / "set.json").exists()
-    made(tmp_path, small_pipeline, "rewards=[shapes_judge]")
-    assert contents(tmp_path) == contents(base)
+    made(tmp_path, small_pipeline, "rewards=[shapes_judge,redness]")
+    assert contents(tmp_path) == contents(base_set)
 
 
 def test_scores_are_added_without_drawing_and_other_images_are_refused(

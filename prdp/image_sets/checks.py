@@ -1,0 +1,94 @@
+"""Whether sets of images fit the run that is to learn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prdp.config import TrainConfig
+from prdp.diffusion import family_of
+from prdp.diffusion.guidance import guided
+from prdp.diffusion.latent_space import vae_digest
+from prdp.image_sets.reading import ImageSet
+from prdp.image_sets.stored_scores import names_of
+from prdp.support.errors import StartError
+from prdp.support.targets import TARGET
+
+
+def check_sets(config: TrainConfig, sets: Sequence[ImageSet]) -> None:
+    """Refuse sets that are not whole, have too few images of a prompt, or latents of another space.
+
+    Raises:
+        StartError: all that is wrong, a line each: the set, the file or key, what it is and what was expected.
+    """
+    problems = []
+    for one in sets:
+        where = f"rollouts.path={one.folder}"
+        if missing := one.missing():
+            problems.append(
+                f"{where}: {len(missing):,} files are missing, the first is {missing[0]}; the prdp generate that made "
+                "the set makes them again"
+            )
+        size = one.manifest.images_per_prompt
+        if config.images_per_prompt > size:
+            problems.append(
+                f"images_per_prompt={config.images_per_prompt}: must be at most {size}, of which {one.folder} has of "
+                "each prompt"
+            )
+        problems += _encoding_problems(config) if config.rollouts.encode else _latent_problems(config, one)
+    sizes = {tuple(one.manifest.picture_size): one.folder for one in sets}
+    if len(sizes) > 1:
+        told = ", ".join(f"{height} x {width} in {folder}" for (height, width), folder in sizes.items())
+        problems.append(f"rollouts.path: the sets have pictures of several sizes, and a run takes one: {told}")
+    if problems:
+        raise StartError("\n".join(dict.fromkeys(problems)))
+
+
+def set_notes(config: TrainConfig, sets: Sequence[ImageSet]) -> list[str]:
+    """What ought to be known of learning from these sets, a line each."""
+    notes, scale = [], config.sampler.guidance_scale
+    for one in sets:
+        drawn_with = one.manifest.guidance_scale
+        if drawn_with is not None and drawn_with != scale and not guided(scale):
+            notes.append(
+                f"warning: guidance: {one.folder} was drawn with guidance {drawn_with:g} and is learned from without "
+                f"(sampler.guidance_scale={scale:g}): the model learns to draw guided images unguided, so that a gain "
+                "may be that of guidance, and sampling with guidance afterwards guides twice"
+            )
+        names = names_of(one.manifest, config.reward)
+        versions = ", ".join(f"{name} version {one.manifest.rewards[name]['identity']['version']}" for name in names)
+        notes.append(
+            f"rewards: {one.folder} keeps scores by {versions}, which are used if the reward is of that version"
+            if names
+            else f"rewards: {one.folder} keeps no scores by {config.reward.get(TARGET)} with these arguments; what it "
+            "keeps of its parts is used, and else its images are scored in every epoch"
+        )
+    return notes
+
+
+def _latent_problems(config: TrainConfig, one: ImageSet) -> list[str]:
+    """Latents of another shape or VAE than the model's."""
+    latents, where = one.manifest.latents, f"rollouts.path={one.folder}"
+    advice = "rollouts.encode=true makes latents of the images by the model's VAE"
+    shape = tuple(family_of(config.model).latent_shape_of(config.model))
+    if tuple(latents["shape"]) != shape:
+        return [
+            f"{where}: its latents have the shape {_shown(latents['shape'])}, and those of model.path="
+            f"{config.model.path} {_shown(shape)}; {advice}"
+        ]
+    vae = vae_digest(config.model)
+    if latents["vae"] != vae:
+        return [
+            f"{where}: its latents are of another VAE (digest {latents['vae']}) than that of model.path="
+            f"{config.model.path} ({vae}); {advice}"
+        ]
+    return []
+
+
+def _encoding_problems(config: TrainConfig) -> list[str]:
+    if hasattr(family_of(config.model), "encode_images"):
+        return []
+    return [f"rollouts.encode=true: model.family={config.model.family} has no encode_images: must be false"]
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
