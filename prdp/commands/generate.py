@@ -19,13 +19,14 @@ from prdp.configuration.typed import Root, conf_folder, groups, schema_keys, wri
 from prdp.evaluation.command_line import FROM_RUN, Command, read_command_line
 from prdp.evaluation.models import find_models
 from prdp.evaluation.preconditions import check_drawing
+from prdp.evaluation.store import file_name
 from prdp.image_sets.settings import GenerateConfig, check_generate
 from prdp.support.errors import ConfigError, start_up_checks
 from prdp.support.storage import remove_leftovers
 from prdp.tracking.console import Progress
 
 if TYPE_CHECKING:
-    from prdp.evaluation.models import EvaluatedModel
+    from prdp.image_sets.origins import Origin
     from prdp.types import PromptBatch
 
 GENERATE = Root(
@@ -35,7 +36,12 @@ GENERATE = Root(
     check=check_generate,
     nodes={FROM_RUN: {}},
 )
-GENERATION = Command(GENERATE, ("models", "prompts", "rewards"), all_columns=True)
+GENERATION = Command(
+    GENERATE,
+    ("models", "prompts", "rewards"),
+    all_columns=True,
+    instead={"pictures": {"images_per_prompt": 1}},
+)
 _ALL_GROUPS = dataclasses.replace(GENERATE, groups=(*GENERATE.groups, "prompts", "reward"))
 _HELP = """\
 One model draws: models=[base], or the path of a run, a checkpoint, exported weights, a diffusers folder, a LoRA file.
@@ -46,6 +52,8 @@ OVERRIDES
   rewards=[shapes_judge]             options of conf/reward, or my_module.my_reward; scores that are kept
   images_per_prompt=8  prompts_per_set=1024  seed=0  latents=float16  sampler=ddim50  sampler.steps=20
   output_dir=sets/base               the same folder again goes on, or adds scores
+
+  pictures=my_folder                 your own pictures with captions, in place of models and prompts
 
 With a run as the model, its sampler is taken unless another is given.
   prdp generate models=[base] model=shapes prompts=[shapes.train] rewards=[shapes_judge] output_dir=sets/base
@@ -67,30 +75,51 @@ def main(arguments: Sequence[str]) -> int:
     with Composer(line.words, folders=options.config_dir, root=line.root, additions=line.additions) as composer:
         [job] = composer.jobs()
         apply_threads(job.config.cluster.threads or 1)
-        model, prompts, notes = check_start(job.config, line.model_is_given, line.sizes)
-        composer.run(lambda config: generate(config, model, prompts, (*line.notes, *notes)))
+        found = check_start(job.config, line.model_is_given, line.sizes)
+        composer.run(lambda config: generate(config, found, line.notes))
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a set is to be made of.
+
+    Attributes:
+        origin: of the images.
+        prompts: name of each prompt set -> its prompts.
+        notes: what people ought to know of them.
+    """
+
+    origin: Origin
+    prompts: Mapping[str, PromptBatch]
+    notes: tuple[str, ...]
 
 
 def check_start(
     config: GenerateConfig, model_is_given: bool = True, sizes: Sequence[str] = ()
-) -> tuple[EvaluatedModel, dict[str, PromptBatch], list[str]]:
-    """Find the model and the prompts, and check everything that can be checked without computing.
+) -> Found:
+    """Find the images' origin and the prompts, and check everything that can be checked without computing.
 
     Args:
         model_is_given: whether the section `model` says what 'base' is.
         sizes: those of its height and width that hold for every model.
 
-    Returns:
-        the model, name of each prompt set -> its prompts, and what people ought to know of these.
-
     Raises:
         ConfigError, StartError: naming the key and what is wrong.
     """
+    check_no_secrets(dataclasses.asdict(config))
+    folder = Path(config.output_dir)
+    check_writable(folder)
+    if (folder / "checkpoints").exists():
+        raise ConfigError(f"output_dir={folder}: holds a run; a set of images needs a folder of its own")
+    return _drawn(config, model_is_given, sizes) if config.pictures is None else _pictures(config, config.pictures)
+
+
+def _drawn(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -> Found:
+    from prdp.image_sets.origins import Drawn
     from prdp.prompts import build_prompts
     from prdp.prompts.stream import fixed_prompts, pass_length
 
-    check_no_secrets(dataclasses.asdict(config))
     size = {name: getattr(config.model, name) for name in sizes}
     models = find_models(config.models, config.model if model_is_given else None, size)
     if len(models) != 1:
@@ -104,16 +133,27 @@ def check_start(
         prompts[name] = fixed_prompts(source, config.prompts_per_set or there, config.prompt_seed)
         if len(prompts[name]) < there:
             notes.append(f"{name}: {len(prompts[name]):,} of its {there:,} prompts (prompts_per_set=null takes all)")
-    folder = Path(config.output_dir)
-    check_writable(folder)
-    if (folder / "checkpoints").exists():
-        raise ConfigError(f"output_dir={folder}: holds a run; a set of images needs a folder of its own")
-    return models[0], prompts, notes
+    return Found(Drawn(config, models[0]), prompts, tuple(notes))
 
 
-def generate(
-    config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[str, PromptBatch], notes: Sequence[str]
-) -> None:
+def _pictures(config: GenerateConfig, path: str) -> Found:
+    from prdp.diffusion import family_of
+    from prdp.image_sets.origins import Pictures
+    from prdp.image_sets.pictures import PictureFolder
+    from prdp.prompts.stream import prompts_at
+
+    with start_up_checks("pictures"):
+        folder = PictureFolder(path)
+    origin = Pictures(config, folder)
+    check_drawing(config, [origin.model], {"rewards": config.rewards}, sampled=False)
+    if not hasattr(family_of(config.model), "encode_images"):
+        raise ConfigError(f"pictures={path}: model.family={config.model.family} has no encode_images")
+    note = folder.note(family_of(config.model).picture_size_of(config.model))
+    batch = prompts_at(folder, range(len(folder)), 0)
+    return Found(origin, {file_name(folder.folder.resolve().name): batch}, (note,) if note else ())
+
+
+def generate(config: GenerateConfig, found: Found, notes: Sequence[str] = ()) -> None:
     """Make what is missing of the set in `config.output_dir`."""
     from prdp.image_sets.making import make, size_text, work_of
 
@@ -121,12 +161,13 @@ def generate(
     with hold(folder), Progress(1, run_dir=folder, interactive=False) as progress:
         say = progress.message
         remove_leftovers(folder, deep=True)
-        for note in (str(folder), *notes, size_text(config, model, prompts)):
+        size = size_text(config, found.origin.model, found.prompts)
+        for note in (str(folder), *notes, *found.notes, size):
             say(note)
         with start_up_checks():
-            work = work_of(config, model, prompts)
+            work = work_of(config, found.origin, found.prompts)
         write_config(config, folder / "config.yaml")
-        manifest = make(work, say)
+        manifest = make(work, found.origin, say)
         scored = ", ".join(manifest.rewards) or "nothing"
         say(f"set of {manifest.prompts:,} prompts, scored by {scored}: {folder}")
 

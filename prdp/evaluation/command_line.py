@@ -71,14 +71,14 @@ class Command:
         lists: keys of lists of short names.
         judges: whether runs among the models bring along what they are judged by: prompts, rewards, and how many.
         all_columns: whether the columns of a file of prompts travel along as metadata.
-        model_free: a key that stands in place of models.
+        instead: key that stands in place of models -> settings that it brings along.
     """
 
     root: Root
     lists: tuple[str, ...]
     judges: bool = False
     all_columns: bool = False
-    model_free: str | None = None
+    instead: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_command_line(
@@ -101,8 +101,9 @@ def read_command_line(
         if _SINGULAR.get(key) in command.lists:
             raise ConfigError(f"{word}: unknown key '{key}'. Did you mean '{_SINGULAR[key]}'?")
     lists, rest = split_lists(words, command.lists)
-    free = command.model_free is not None and any(word.startswith(f"{command.model_free}=") for word in rest)
-    if not lists.get("models") and not free:
+    given = _keys_in(rest)
+    instead = {key: value for name in command.instead.keys() & given for key, value in command.instead[name].items()}
+    if not lists.get("models") and not command.instead.keys() & given:
         raise ConfigError(
             f"which models? Give models=[base,runs/mine], for instance; see prdp {command.root.name} --help"
         )
@@ -114,7 +115,7 @@ def read_command_line(
     for key, group in _GROUP_OF.items():
         for entry in lists.get(key, ()):
             _choose(chosen, key, entry, available.get(group, []), command.all_columns)
-    overlay, notes = _settings_of(runs, rest) if runs else ({}, [])
+    overlay, notes = _settings_of(runs, rest) if runs else (instead, [])
     if runs and command.judges:
         judging, also = _judging_of(runs, lists, rest, chosen.names.get("watch", ()))
         overlay, notes = {**judging, **overlay}, [*notes, *also]
@@ -128,10 +129,10 @@ def read_command_line(
         nodes={FROM_RUN: literal(overlay)},
         prepare=lambda plain: _prepared(plain, chosen.splits),
     )
-    given = bool(runs) or any(re.match(r"\+*model(\.path)?=", word) for word in rest)
+    says_model = bool(runs) or any(re.match(r"\+*model(\.path)?=", word) for word in rest)
     rest = [_addressed(word, chosen.splits) for word in rest]
     sizes = tuple(name for name in ("height", "width") if any(re.match(rf"\+*model\.{name}=", word) for word in rest))
-    return CommandLine((*words, *rest), tuple(chosen.additions), root, tuple(notes), given, sizes)
+    return CommandLine((*words, *rest), tuple(chosen.additions), root, tuple(notes), says_model, sizes)
 
 
 EVALUATE = Root(

@@ -16,6 +16,7 @@ from prdp.configuration.preconditions import (
     refuse,
     size_problems,
 )
+from prdp.diffusion import family_of
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.settings import Drawing
 from prdp.rewards import check_reward
@@ -25,7 +26,11 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 
 def check_drawing(
-    config: Drawing, models: Sequence[EvaluatedModel], scored: Sections, here: Mapping[str, Any] | None = None
+    config: Drawing,
+    models: Sequence[EvaluatedModel],
+    scored: Sections,
+    here: Mapping[str, Any] | None = None,
+    sampled: bool = True,
 ) -> None:
     """Refuse what could not start here: models, devices, precisions, rewards.
 
@@ -34,12 +39,15 @@ def check_drawing(
         models: what draws.
         scored: sections of rewards.
         here: key -> section of what is built in this process.
+        sampled: whether the models are sampled from.
 
     Raises:
         ConfigError, StartError: all that is missing, a line each.
     """
     here = here or {}
-    refuse(_problems(config, models, scored, here))
+    refuse(_problems(config, models if sampled else (), scored, here))
+    for model in models if not sampled else ():
+        family_of(model.model).check(model.model)
     environment = config.cluster.reward_environment
     if environment is not None:
         find_environment(environment)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import numpy as np
 from prdp.cluster.base import SamplerFactory
 from prdp.diffusion import family_of
 from prdp.diffusion.latent_space import vae_digest
-from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.store import FOLDER, RECORD, Chunk
-from prdp.evaluation.work import Say, Work, image_key, sample_missing, score_missing
-from prdp.evidence.denoising import FinalLatents
+from prdp.evaluation.work import Say, Work, sample_missing, score_missing
 from prdp.image_sets.manifest import FILE, Entry, Manifest, read_manifest, write
+from prdp.image_sets.origins import Origin
 from prdp.image_sets.settings import GenerateConfig
 from prdp.support.errors import ConfigError
 from prdp.types import PromptBatch
@@ -27,33 +25,35 @@ from prdp.types import PromptBatch
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def work_of(config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[str, PromptBatch]) -> Work[GenerateConfig]:
+def work_of(config: GenerateConfig, origin: Origin, prompts: Mapping[str, PromptBatch]) -> Work[GenerateConfig]:
     """Lay out the work, and compare it with what its folder holds.
 
     Raises:
         ConfigError: the folder holds images that were made otherwise, of other prompts, or cut into other chunks.
     """
-    work = Work.of(
-        config,
-        [model],
-        prompts,
-        key_of=lambda one: {**image_key(config, one), "latents": config.latents},
-        timed=False,
-    )
+
+    def key_of(_: EvaluatedModel) -> dict[str, Any]:
+        return {**origin.key(), "latents": config.latents}
+
+    work = Work.of(config, [origin.model], prompts, key_of, timed=False)
     _check_same(work)
     return work
 
 
-def make(work: Work[GenerateConfig], say: Say) -> Manifest:
+def make(work: Work[GenerateConfig], origin: Origin, say: Say) -> Manifest:
     """Draw and score what is missing; the manifest as it was written."""
     config, folder = work.config, Path(work.config.output_dir)
-    sample_missing(work, say, partial(_sampler_factory, config))
+
+    def factories(_: EvaluatedModel) -> SamplerFactory:
+        return origin.sampler_factory()
+
+    sample_missing(work, say, factories)
     identities = {name: score_missing(work, name, section, say) for name, section in config.rewards.items()}
     earlier = dict(read_manifest(folder).rewards) if (folder / FILE).is_file() else {}
     rewards = {
         name: {"identity": identities[name], "section": dict(section)} for name, section in config.rewards.items()
     }
-    return write(folder, _manifest(work, {**earlier, **rewards}), _entries(work))
+    return write(folder, _manifest(work, origin, {**earlier, **rewards}), _entries(work))
 
 
 def size_text(config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[str, PromptBatch]) -> str:
@@ -71,19 +71,6 @@ def size_text(config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[st
         f"{_shown(free)} are free"
     )
     return f"{told}\nwarning: disk: there may not be room enough" if pictures + latents > free else told
-
-
-def _sampler_factory(config: GenerateConfig, model: EvaluatedModel) -> SamplerFactory:
-    return partial(
-        build_evaluated_sampler,
-        model,
-        config.sampler,
-        config.model.dtype,
-        config.model.device,
-        config.autocast,
-        kl=False,
-        recorder=FinalLatents(),
-    )
 
 
 def _check_same(work: Work[GenerateConfig]) -> None:
@@ -105,30 +92,17 @@ def _check_same(work: Work[GenerateConfig]) -> None:
         )
 
 
-def _manifest(work: Work[GenerateConfig], rewards: Mapping[str, Any]) -> Manifest:
-    config, [model] = work.config, work.models
-    _, first = next(work.all_chunks())
-    family = family_of(model.model)
-    key = image_key(config, model)
+def _manifest(work: Work[GenerateConfig], origin: Origin, rewards: Mapping[str, Any]) -> Manifest:
+    config, model = work.config, origin.model.model
+    family = family_of(model)
     return Manifest(
-        model={
-            "name": model.name,
-            "kind": model.kind,
-            "source": model.source,
-            "family": model.model.family,
-            "digest": key["model"],
-            "epoch": model.epoch,
-        },
-        sampler={name.removeprefix("sampler."): value for name, value in key.items() if name.startswith("sampler.")},
-        precision={"dtype": config.model.dtype, "autocast": config.autocast},
+        model=origin.identity(),
+        sampler=origin.sampler(),
+        precision=origin.precision(),
         seed=config.seed,
         images_per_prompt=config.images_per_prompt,
-        picture_size=family.picture_size_of(model.model),
-        latents={
-            "shape": list(family.latent_shape_of(model.model)),
-            "dtype": first.key["latents"],
-            "vae": vae_digest(model.model),
-        },
+        picture_size=family.picture_size_of(model),
+        latents={"shape": list(family.latent_shape_of(model)), "dtype": config.latents, "vae": vae_digest(model)},
         rewards=rewards,
         prompts=0,
         prompts_digest="",

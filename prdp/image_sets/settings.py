@@ -15,16 +15,19 @@ from prdp.support.errors import ConfigError
 from prdp.support.rules import Count, CountOrZero, Rule, Text, one_of
 
 LATENT_DTYPES = ("float32", "float16")
-_MODEL = Rule(lambda value: len(value) == 1 and all(value), "a list of one model, which a set is drawn by")
+_MODEL = Rule(lambda value: len(value) < 2 and all(value), "a list of one model, which a set is drawn by")
 
 
 @dataclass
 class GenerateConfig:
     """One run of `prdp generate`."""
 
-    models: Annotated[list[str], _MODEL] = MISSING
+    models: Annotated[list[str], _MODEL] = field(default_factory=list)
     """The model that draws: 'base', or the path of a run, a checkpoint, exported weights, a diffusers folder, a LoRA
     file, as prdp evaluate takes them."""
+    pictures: Text | None = None
+    """A folder of your own pictures with captions, in place of models and prompts; see docs/image_sets.md. The section
+    model then says whose size they are brought to, and whose VAE makes their latents."""
     prompts: dict[str, Any] = field(default_factory=dict)
     """Prompt set name -> section with `_target_`."""
     rewards: dict[str, Any] = field(default_factory=dict)
@@ -68,12 +71,27 @@ def check_generate(config: GenerateConfig) -> None:
         ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
     """
     wrong, problems = broken_rules(config)
+    if config.pictures is not None:
+        problems += _picture_problems(config)
+    elif not config.prompts:
+        problems.append("no prompts: give prompts=[...], options of conf/prompts such as shapes.train, or files")
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
         problems += noise_problems(config.sampler)
     problems += drawing_problems(config)
     for key in ("prompts", "rewards"):
         problems += name_problems(key, getattr(config, key))
-    if not config.prompts:
-        problems.append("no prompts: give prompts=[...], options of conf/prompts such as shapes.train, or files")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _picture_problems(config: GenerateConfig) -> list[str]:
+    """Keys that pictures which nobody draws have no use for."""
+    beside = f"beside pictures={config.pictures}"
+    found = [
+        f"{key}: must not be given {beside}, which has its own"
+        for key, value in (("models", config.models), ("prompts", config.prompts))
+        if value
+    ]
+    if config.images_per_prompt != 1:
+        found.append(f"images_per_prompt={config.images_per_prompt}: must be 1 {beside}: each has a caption of its own")
+    return found

@@ -1,10 +1,10 @@
-"""Pictures from files that somebody else may have made: PNG alone, and of a bounded size."""
+"""Pictures from files that somebody else may have made: of known formats, and of a bounded size."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,11 @@ MAX_PIXELS = 64_000_000
 
 
 @contextlib.contextmanager
-def opened_picture(path: Path) -> Iterator[Image]:
-    """A PNG file as a Pillow image; decoding it within the block is covered by the errors, too.
+def opened_picture(path: Path, formats: Sequence[str] = ("PNG",)) -> Iterator[Image]:
+    """A file as a Pillow image; decoding it within the block is covered by the errors, too.
+
+    Args:
+        formats: those that are taken, by Pillow's names.
 
     Raises:
         ValueError: no whole picture, or one of more than `MAX_PIXELS`.
@@ -27,7 +30,7 @@ def opened_picture(path: Path) -> Iterator[Image]:
 
     content = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=list(formats)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"it declares {width} x {height} pixels, at most {MAX_PIXELS} are taken")

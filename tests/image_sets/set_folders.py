@@ -8,7 +8,8 @@ from typing import Any
 from prdp.commands.generate import GENERATION, check_start, generate
 from prdp.configuration.compose import Composer
 from prdp.configuration.typed import conf_folder
-from prdp.evaluation.command_line import read_command_line
+from prdp.evaluation.command_line import CommandLine, read_command_line
+from prdp.image_sets.settings import GenerateConfig
 
 SAMPLER = ("sampler.steps=2", "sampler.guidance_scale=2", "sampler.prompts_per_chunk=1", "sampler.microbatch=2")
 SMALL = ("prompts=[shapes.train]", "prompts.shapes_train.size=9", "prompts_per_set=4", "images_per_prompt=2", *SAMPLER)
@@ -18,15 +19,22 @@ NOT_OF_THE_SET = ("config.yaml", "progress.log")
 
 def made(folder: Path, pipeline: Path, *words: str, small: tuple[str, ...] = SMALL) -> Path:
     """What the command does, with a single composition."""
+    config, line = composed(folder, pipeline, *words, small=small)
+    generate(config, check_start(config, line.model_is_given, line.sizes), line.notes)
+    return folder
+
+
+def composed(
+    folder: Path, pipeline: Path, *words: str, small: tuple[str, ...] = SMALL
+) -> tuple[GenerateConfig, CommandLine]:
+    """The configuration of a command line, and what was read of that."""
     given = [f"model.path={pipeline}", *small, *words, f"output_dir={folder}"]
-    if not any(word.startswith("models=") for word in given):
+    if not any(word.startswith(("models=", "pictures=")) for word in given):
         given.append("models=[base]")
     line = read_command_line(given, [conf_folder()], GENERATION)
     with Composer(line.words, root=line.root, additions=line.additions) as composer:
         [job] = composer.jobs()
-    model, prompts, notes = check_start(job.config, line.model_is_given, line.sizes)
-    generate(job.config, model, prompts, (*line.notes, *notes))
-    return folder
+    return job.config, line
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -12,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from set_folders import SAMPLER, SMALL, contents, entries, made
+from set_folders import SAMPLER, SMALL, composed, contents, entries, made
 
 from prdp.commands.evaluate import check_start, evaluate
-from prdp.commands.generate import main
+from prdp.commands.generate import check_start as check_set
+from prdp.commands.generate import generate, main
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.configuration.compose import Composer
 from prdp.configuration.typed import conf_folder
@@ -124,27 +126,31 @@ def test_killed_and_resumed_ends_with_the_same_bytes(base_set: Path, small_pipel
 def test_scores_are_added_without_drawing_and_other_images_are_refused(
     small_pipeline: Path, tmp_path: Path, drawn: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = (*SMALL, "prompts_per_set=2")
-    made(tmp_path, small_pipeline, small=small)
+    config, _ = composed(tmp_path, small_pipeline, "prompts_per_set=2")
+    generate(config, check_set(config))
     said = capsys.readouterr().out
     assert "4 images = 2 prompts x 2 of base; on the disk up to 0.8 KiB of pictures, before PNG packs them" in said
     assert "and 4.0 KiB of latents (float32)" in said
     assert "shapes_train: 2 of its 9 prompts" in said
     digest = json.loads((tmp_path / "set.json").read_text())["digest"]
     drawn.clear()
-    made(tmp_path, small_pipeline, "rewards=[redness]", small=small)
-    made(tmp_path, small_pipeline, "rewards=[shapes_judge]", small=small)
+    for reward in ("redness.Redness", "compressibility.Compressibility"):
+        name = reward.partition(".")[0]
+        scored = dataclasses.replace(config, rewards={name: {"_target_": f"prdp.rewards.{reward}"}})
+        generate(scored, check_set(scored))
     manifest = json.loads((tmp_path / "set.json").read_text())
-    assert drawn == [] and list(manifest["rewards"]) == ["redness", "shapes_judge"] and manifest["digest"] == digest
-    for words, told in (
-        (["sampler.steps=3"], "made otherwise; these differ: sampler.steps;"),
-        (["latents=float16"], "these differ: latents;"),
-        (["seed=1"], "not of this set, first in samples/base/shapes_train/seed_0/00000-00000"),
-        (["prompts_per_set=1"], "not of this set, first in samples/base/shapes_train/seed_0/00001-00001"),
-        (["sampler.prompts_per_chunk=2"], r"cut otherwise \(sampler.prompts_per_chunk\)"),
-    ):
+    assert drawn == [] and list(manifest["rewards"]) == ["redness", "compressibility"] and manifest["digest"] == digest
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"sampler": dataclasses.replace(config.sampler, steps=3)}, "made otherwise; these differ: sampler.steps;"),
+        ({"latents": "float16"}, "these differ: latents;"),
+        ({"seed": 1}, "not of this set, first in samples/base/shapes_train/seed_0/00000-00000"),
+        ({"prompts_per_set": 1}, "not of this set, first in samples/base/shapes_train/seed_0/00001-00001"),
+        ({"sampler": dataclasses.replace(config.sampler, prompts_per_chunk=2)}, r"cut otherwise \(sampler\."),
+    ]
+    for change, told in changes:
+        other = dataclasses.replace(config, **change)
         with pytest.raises(ConfigError, match=told):
-            made(tmp_path, small_pipeline, *words, small=small)
+            generate(other, check_set(other))
     assert json.loads((tmp_path / "set.json").read_text()) == manifest
 
 
