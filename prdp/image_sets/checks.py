@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prdp.config import TrainConfig
+from prdp.config import ModelConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.latent_space import vae_digest
@@ -22,19 +22,18 @@ def check_sets(config: TrainConfig, sets: Sequence[ImageSet]) -> None:
     """
     problems = []
     for one in sets:
-        where = f"rollouts.path={one.folder}"
-        if missing := one.missing():
-            problems.append(
-                f"{where}: {len(missing):,} files are missing, the first is {missing[0]}; the prdp generate that made "
-                "the set makes them again"
-            )
+        problems += missing_problems(one)
         size = one.manifest.images_per_prompt
         if config.images_per_prompt > size:
             problems.append(
                 f"images_per_prompt={config.images_per_prompt}: must be at most {size}, of which {one.folder} has of "
                 "each prompt"
             )
-        problems += _encoding_problems(config) if config.rollouts.encode else _latent_problems(config, one)
+        if config.rollouts.encode:
+            problems += _encoding_problems(config)
+        else:
+            advice = "rollouts.encode=true makes latents of the images by the model's VAE"
+            problems += [f"{problem}; {advice}" for problem in latent_problems(config.model, one)]
     sizes = {tuple(one.manifest.picture_size): one.folder for one in sets}
     if len(sizes) > 1:
         told = ", ".join(f"{height} x {width} in {folder}" for (height, width), folder in sizes.items())
@@ -47,13 +46,7 @@ def set_notes(config: TrainConfig, sets: Sequence[ImageSet]) -> list[str]:
     """What ought to be known of learning from these sets, a line each."""
     notes, scale = [], config.sampler.guidance_scale
     for one in sets:
-        drawn_with = one.manifest.guidance_scale
-        if drawn_with is not None and drawn_with != scale and not guided(scale):
-            notes.append(
-                f"warning: guidance: {one.folder} was drawn with guidance {drawn_with:g} and is learned from without "
-                f"(sampler.guidance_scale={scale:g}): the model learns to draw guided images unguided, so that a gain "
-                "may be that of guidance, and sampling with guidance afterwards guides twice"
-            )
+        notes += guidance_notes(one, scale, f"sampler.guidance_scale={scale:g}")
         names = names_of(one.manifest, config.reward)
         versions = ", ".join(f"{name} version {one.manifest.rewards[name]['identity']['version']}" for name in names)
         notes.append(
@@ -65,21 +58,48 @@ def set_notes(config: TrainConfig, sets: Sequence[ImageSet]) -> list[str]:
     return notes
 
 
-def _latent_problems(config: TrainConfig, one: ImageSet) -> list[str]:
+def guidance_notes(one: ImageSet, scale: float, cause: str) -> list[str]:
+    """A warning where a set that was drawn with guidance is learned from without; empty elsewhere.
+
+    Args:
+        scale: of the guidance that it is learned with.
+        cause: what says so.
+    """
+    drawn_with = one.manifest.guidance_scale
+    if drawn_with is None or drawn_with == scale or guided(scale):
+        return []
+    return [
+        f"warning: guidance: {one.folder} was drawn with guidance {drawn_with:g} and is learned from without "
+        f"({cause}): the model learns to draw guided images unguided, so that a gain may be that of guidance, and "
+        "sampling with guidance afterwards guides twice"
+    ]
+
+
+def missing_problems(one: ImageSet) -> list[str]:
+    """Files of a set that are not there."""
+    missing = one.missing()
+    if not missing:
+        return []
+    return [
+        f"rollouts.path={one.folder}: {len(missing):,} files are missing, the first is {missing[0]}; the prdp generate "
+        "that made the set makes them again"
+    ]
+
+
+def latent_problems(model: ModelConfig, one: ImageSet) -> list[str]:
     """Latents of another shape or VAE than the model's."""
     latents, where = one.manifest.latents, f"rollouts.path={one.folder}"
-    advice = "rollouts.encode=true makes latents of the images by the model's VAE"
-    shape = tuple(family_of(config.model).latent_shape_of(config.model))
+    shape = tuple(family_of(model).latent_shape_of(model))
     if tuple(latents["shape"]) != shape:
         return [
             f"{where}: its latents have the shape {_shown(latents['shape'])}, and those of model.path="
-            f"{config.model.path} {_shown(shape)}; {advice}"
+            f"{model.path} {_shown(shape)}"
         ]
-    vae = vae_digest(config.model)
+    vae = vae_digest(model)
     if latents["vae"] != vae:
         return [
             f"{where}: its latents are of another VAE (digest {latents['vae']}) than that of model.path="
-            f"{config.model.path} ({vae}); {advice}"
+            f"{model.path} ({vae})"
         ]
     return []
 
