@@ -55,6 +55,17 @@ def check_writable(folder: Path) -> None:
         return
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a folder for what is written once and as a whole, if something is in it or it cannot be written.
+
+    Raises:
+        ConfigError: see `check_writable`.
+    """
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"output_dir={folder}: is not empty; name another folder")
+
+
 def check_unused(folder: Path) -> None:
     """Refuse a folder for a new run in which another one has done something.
 

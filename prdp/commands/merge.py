@@ -6,18 +6,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from prdp.checkpoints.run_folder import check_writable
+from prdp.checkpoints.run_folder import check_empty
 from prdp.configuration.compose import Composer
 from prdp.configuration.key_help import topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser, quoted_list, split_lists
 from prdp.configuration.typed import Root, conf_folder, groups, schema_keys
 from prdp.experts.settings import MergeConfig, check_merge
-from prdp.support.errors import ConfigError, StartError
-
-if TYPE_CHECKING:
-    from prdp.experts.lora_files import Expert
+from prdp.support.errors import ConfigError
 
 RECORD_FILE = "merge.json"
 _MERGE = Root(name="merge", schema=MergeConfig, groups=("merge",), check=check_merge)
@@ -63,18 +59,17 @@ def merge(config: MergeConfig) -> Path:
     Raises:
         ConfigError, StartError: what is wrong, before anything is merged.
     """
-    from prdp.experts.merge import absent_layers, check_same_base, merge_experts, normalised
+    from prdp.evaluation.experts import find_experts
+    from prdp.experts.merge import absent_layers, merge_experts, normalised
     from prdp.experts.methods import build_method
     from prdp.experts.writing import check_format, write_lora
     from prdp.support.storage import atomic_directory
 
     folder = Path(config.output_dir)
-    check_writable(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"output_dir={folder}: is not empty; name another folder")
-    experts, notes = find_experts(config.models)
+    check_empty(folder)
+    found = find_experts(config.models)
+    experts, notes = found.experts, list(found.notes)
     weights = normalised(config.weights, [expert.name for expert in experts])
-    check_same_base(experts)
     check_format(dict.fromkeys(name for expert in experts for name in expert.layers), config.format)
     for lacking, layers in absent_layers(experts).items():
         notes.append(f"{', '.join(lacking)}: zero in {len(layers)} layers that others adapt, such as {layers[0]}")
@@ -98,40 +93,6 @@ def merge(config: MergeConfig) -> Path:
         print(f"relative error {merged.error:.2e} of all deltas together")
     print(f"{folder / file.name}  {size / 1e6:.1f} MB")
     return folder
-
-
-def find_experts(entries: Sequence[str]) -> tuple[list[Expert], list[str]]:
-    """The LoRAs that entries of `models` name, sweeps unfolded, and what is to be known of them.
-
-    Raises:
-        StartError: an entry that is no LoRA, or two of one name.
-    """
-    from prdp.config import ModelConfig
-    from prdp.evaluation.models import named_models
-    from prdp.experts.lora_files import read_expert
-
-    models = named_models(entries, ModelConfig())
-    for model in models:
-        if model.kind != "lora":
-            what = (
-                "a checkpoint: merge takes exported weights, which a run writes at its end"
-                if model.kind == "checkpoint"
-                else "a whole model: merge takes LoRAs, of learner=lora"
-            )
-            raise StartError(f"models: {model.name}: {model.source} is {what}")
-    names = [model.name for model in models]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        same = ", ".join(model.source for model in models if model.name == twice)
-        raise StartError(f"models: two are called {twice} ({same}); name them, as in models=[first:path,...]")
-    experts = [read_expert("models", str(model.path), model.name) for model in models]
-    runs = [model for model in models if model.run is not None]
-    notes = [
-        f"{model.name} was trained from {model.model.path} and {runs[0].name} from {runs[0].model.path}: a mean of "
-        "deltas of different bases has no meaning"
-        for model in runs[1:]
-        if model.model.path != runs[0].model.path
-    ]
-    return experts, notes
 
 
 def _parser() -> argparse.ArgumentParser:

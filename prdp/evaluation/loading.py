@@ -17,6 +17,7 @@ from prdp.diffusion.recording import Recorder
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evidence.trajectory import TrajectoryRecorder
+from prdp.experts.gate_files import read_gated
 from prdp.types import Weights
 
 _APPLIED = "applied"
@@ -53,7 +54,7 @@ def build_evaluated_sampler(
 
 def measures_kl(model: EvaluatedModel) -> bool:
     """Whether a model comes with the reference that it was trained from."""
-    return model.kind != "pipeline"
+    return model.kind in ("lora", "checkpoint")
 
 
 def _policy(model: EvaluatedModel, dtype: str, device: str, autocast: str | None, kl: bool) -> Policy:
@@ -73,6 +74,9 @@ def _policy(model: EvaluatedModel, dtype: str, device: str, autocast: str | None
     if model.kind == "lora":
         assert model.path is not None
         apply_lora(policy, model.path)
+    elif model.kind == "gated":
+        assert model.path is not None
+        read_gated(model.path).put_into(policy.weights.network)
     return policy
 
 

@@ -19,6 +19,7 @@ from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, fetch_model
 from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
+from prdp.experts.gate_files import is_gated, read_gated
 from prdp.support.errors import StartError
 from prdp.support.suggest import did_you_mean
 
@@ -35,9 +36,10 @@ class EvaluatedModel:
 
     Attributes:
         name: as it stands in tables.
-        kind: 'pipeline' (a whole model), 'lora' (a file applied to `model`) or 'checkpoint' (of `prdp train`).
-        model: the pipeline, or what the LoRA file or checkpoint was trained from.
-        path: of the LoRA file or the checkpoint's folder; None for a pipeline.
+        kind: 'pipeline' (a whole model), 'lora' (a file applied to `model`), 'checkpoint' (of `prdp train`) or 'gated'
+            (of `prdp gate`).
+        model: the pipeline, or what the LoRA file, the checkpoint or the experts were trained from.
+        path: of the LoRA file, or the folder of the checkpoint or gated model; None for a pipeline.
         run: the run it comes from, where that is known.
         epoch: epochs of training behind it, where that is known.
         learner, seed: of a checkpoint's run, which its tensors fit.
@@ -170,6 +172,10 @@ def model_digest(model: EvaluatedModel) -> str:
     if model.kind == "lora":
         assert model.path is not None
         digest.update(_file_digest(model.path).encode())
+    elif model.kind == "gated":
+        assert model.path is not None
+        for file in read_gated(model.path).files():
+            digest.update(f"gated {_file_digest(file)}|".encode())
     elif model.kind == "checkpoint":
         assert model.path is not None and model.learner is not None
         digest.update(_file_digest(model.path / TENSOR_FILE).encode())
@@ -180,6 +186,8 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
     if path == BASE:
         return [EvaluatedModel(name or BASE, "pipeline", _needed(base, entry))]
     folder = Path(path).expanduser()
+    if is_gated(folder):
+        return [EvaluatedModel(name or _short(folder), "gated", read_gated(folder).model, folder)]
     if is_run(folder):
         return [_of_run(entry, name or _short(folder), folder)]
     if (folder / STATE_FILE).is_file():

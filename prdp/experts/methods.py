@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prdp.config import MISSING
-from prdp.experts.merging import MergedLayer, Part, concatenated, dare, factorised, norm, ties, truncated
 from prdp.support.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from prdp.experts.merging import MergedLayer, Part
 
 
 def _is_int(value: Any) -> bool:
@@ -25,6 +27,8 @@ class MeanDelta:
 
     def layer(self, parts: Sequence[Part], scale: float) -> MergedLayer:
         """One layer; `scale` multiplies the result."""
+        from prdp.experts.merging import MergedLayer, concatenated, norm
+
         layer = concatenated(_scaled(parts, scale))
         return MergedLayer(layer, norm(layer), 0.0)
 
@@ -39,6 +43,8 @@ class Svd:
 
     def layer(self, parts: Sequence[Part], scale: float) -> MergedLayer:
         """One layer; `scale` multiplies the result."""
+        from prdp.experts.merging import concatenated, truncated
+
         return truncated(concatenated(_scaled(parts, scale)), self.rank)
 
 
@@ -53,6 +59,8 @@ class Ties:
 
     def layer(self, parts: Sequence[Part], scale: float) -> MergedLayer:
         """One layer; `scale` multiplies the result."""
+        from prdp.experts.merging import factorised, ties
+
         return factorised(scale * ties(parts, self.density), parts[0].layer, self.rank)
 
 
@@ -68,6 +76,8 @@ class Dare:
 
     def layer(self, parts: Sequence[Part], scale: float) -> MergedLayer:
         """One layer; `scale` multiplies the result."""
+        from prdp.experts.merging import dare, factorised
+
         return factorised(dare(_scaled(parts, scale), self.density), parts[0].layer, self.rank)
 
 

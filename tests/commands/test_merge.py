@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from diffusers import StableDiffusionPipeline
+from expert_files import write_expert
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,17 +22,6 @@ from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE
 from prdp.evaluation.loading import apply_lora
 from prdp.experts.lora_files import read_layers
-
-
-def write_expert(folder: Path, pipeline: Path, seed: int, **settings: Any) -> Path:
-    network = UNet2DConditionModel.from_pretrained(pipeline / "unet")
-    torch.manual_seed(seed)
-    config = {"r": 2, "lora_alpha": 3, "target_modules": ["to_q", "to_k"], "init_lora_weights": False} | settings
-    network.add_adapter(LoraConfig(**config))
-    state = get_peft_model_state_dict(network)
-    metadata = network.peft_config["default"].to_dict()
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
-    return folder / LORA_FILE
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +143,7 @@ def test_what_is_refused_before_anything_is_written(
     assert "merge.rank=4: mean_delta has no such knob, it takes none" in told(one, "merge.rank=4")
     assert "merge.seed=1.5: must be an integer, at least 0" in told(one, "merge=dare", "merge.seed=1.5")
     assert "two are called " in told(f"models=[{sweep}/0,{sweep}/0]")
-    assert f"{small_pipeline} is a whole model: merge takes LoRAs" in told(f"models=[{small_pipeline}]")
+    assert f"{small_pipeline} is a whole model: experts are LoRAs" in told(f"models=[{small_pipeline}]")
     assert "there is no" in told(f"models=[{sweep}/7]")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
@@ -168,7 +156,7 @@ def test_runs_of_other_bases_are_told(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_pipeline: Path
 ) -> None:
     other = tmp_path / "other"
-    write_expert(other / "weights", small_pipeline, 5)
+    write_expert(other / "weights", small_pipeline, 5, target_modules=["to_q"])
     text = (sweep / "0" / "config.yaml").read_text().replace(str(small_pipeline), "/models/elsewhere")
     (other / "config.yaml").write_text(text)
     out = merged(capsys, f"models=[first:{sweep}/0,{other}]", f"output_dir={tmp_path}/out")
