@@ -41,6 +41,7 @@ MODELS are, each with a name before it if you like (gentle:runs/a):
   runs/a/checkpoints       all its checkpoints; or one of them; or runs/a/weights
   runs/sweep               every run of a sweep
   a diffusers folder, a hub id, a LoRA file or folder of diffusers, kohya or PEFT
+  runs/gated               what prdp gate wrote
 
 OVERRIDES
   prompts=[shapes,drawbench]         options of conf/prompts: their held-out part; option.train for the other;

@@ -10,7 +10,6 @@ from typing import Any
 from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.adapter_usage import loading_lines
 from prdp.diffusion.guidance import guided
-from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 
 USAGE_FILE = "README.md"
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -32,7 +31,6 @@ def usage_text(
     mode: str,
     weights: Path,
     prompt: str,
-    kind: PipelineFormat = STABLE_DIFFUSION,
 ) -> str:
     """Markdown: a program that samples with diffusers alone as the run did, and where it differs.
 
@@ -46,7 +44,6 @@ def usage_text(
         mode: learner.mode, 'lora' or 'full'.
         weights: folder of the exported weights.
         prompt: stands in the program as an example.
-        kind: of the pipeline.
     """
     windowed = sampler.window != "all"
     if windowed:
@@ -56,7 +53,7 @@ def usage_text(
             "# These weights in plain diffusers",
             "",
             "```python",
-            _program(model, sampler, scheduler, shape, mode, weights, prompt, kind).strip("\n"),
+            _program(model, sampler, scheduler, shape, mode, weights, prompt).strip("\n"),
             "```",
             "",
             *_remarks(sampler, scheduler, windowed),
@@ -80,10 +77,9 @@ def _program(
     mode: str,
     weights: Path,
     prompt: str,
-    kind: PipelineFormat,
 ) -> str:
     name = "DDPMScheduler" if sampler.kind == "ddpm" else "DDIMScheduler"
-    options = [f"{key}={value!r}" for key, value in kind.arguments.items()]
+    options = ["safety_checker=None"]
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
     embedded = model.path == "shapes" and mode == "lora"
     if mode == "full":
@@ -94,11 +90,11 @@ def _program(
     steps_without_noise = sampler.deterministic_final_steps if sampler.kind == "ddim" else 0
     lines = [
         "import torch",
-        f"from diffusers import {name}, {kind.pipeline}",
+        f"from diffusers import {name}, StableDiffusionPipeline",
         *(["from prdp.worlds.shapes.tiny_pipeline import pipeline_folder"] if embedded else []),
         _WITHOUT_NOISE.format(steps=steps_without_noise) if steps_without_noise else "",
         f"weights = {str(weights)!r}",
-        f"pipeline = {kind.pipeline}.from_pretrained({', '.join([base, *options])})",
+        f"pipeline = StableDiffusionPipeline.from_pretrained({base}, {', '.join(options)})",
         *loading_lines(model, mode, "unet"),
         f"pipeline.scheduler = {'LastStepsWithoutNoise' if steps_without_noise else name}(",
         *(f"    {key}={value!r}," for key, value in _scheduler_arguments(sampler, scheduler).items()),

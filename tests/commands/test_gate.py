@@ -1,0 +1,141 @@
+"""`prdp gate`: from experts and a set of images to a folder that is evaluated as one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from expert_files import write_expert
+from safetensors.torch import load_file
+
+from prdp.cli import main
+from prdp.commands.gate import LOG_FILE
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion import build_policy
+from prdp.diffusion.adapter_files import LORA_FILE
+from prdp.evaluation.models import find_models
+from prdp.evaluation.store import read_scores
+from prdp.experts.gate_files import TENSORS, read_gated
+from prdp.experts.lora_files import read_layers
+from prdp.image_sets.best_images import all_images, best_images, shuffled
+from prdp.image_sets.reading import ImageSet
+from prdp.support.errors import StartError
+
+SET = (
+    "models=[base]", "prompts=[shapes.train]", "prompts.shapes_train.size=9", "prompts_per_set=5",
+    "images_per_prompt=3", "rewards=[shapes_judge]", "sampler.steps=2", "sampler.guidance_scale=2",
+    "sampler.prompts_per_chunk=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def image_set(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    assert main(["generate", f"model.path={small_pipeline}", *SET, f"output_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experts(small_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    targets = [["to_q"], ["to_q", "to_v"]]
+    return [
+        write_expert(tmp_path_factory.mktemp("expert"), small_pipeline, number, target_modules=one)
+        for number, one in enumerate(targets)
+    ]
+
+
+def words(experts: list[Path], image_set: Path, pipeline: Path) -> list[str]:
+    named = ",".join(f"e{number}:{file}" for number, file in enumerate(experts))
+    return ["gate", f"models=[{named}]", f"rollouts.path={image_set}", f"model.path={pipeline}", "model.device=cpu"]
+
+
+def test_gates_learn_from_a_set_and_are_one_model(
+    image_set: Path, experts: list[Path], small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(experts, image_set, small_pipeline)
+    options = [
+        "aspects=[shapes_judge.color,shapes_judge]", "gate.steps=4", "gate.batch_size=4", "gate.frozen_average=true",
+        "gate.learning_rate=0.1",
+    ]  # fmt: skip
+    assert main([*given, *options, f"output_dir={tmp_path}/gated"]) == 0
+    out = capsys.readouterr().out
+    assert "2 experts" in out and "used e0 0." in out and "warning: guidance" in out
+    assert "e0: zero in" in out and "layers that others adapt, such as unet." in out
+    folder = tmp_path / "gated"
+    log = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    assert [one["step"] for one in log] == [0, 1, 2, 3]
+    learned = json.loads((folder / "gate.json").read_text())["learned"]
+    assert learned["sets"] == {str(image_set): ImageSet.open(image_set).manifest.digest} and learned["steps"] == 4
+    [model] = find_models([str(folder)], None)
+    assert model.kind == "gated" and model.model.path == str(small_pipeline)
+    assert any(value.abs().max() > 0 for value in load_file(folder / TENSORS).values())
+    average = read_layers("", folder / "frozen_average" / LORA_FILE)
+    assert average.keys() == read_layers("", experts[1]).keys()
+    base, frozen = ModelConfig(path=str(small_pipeline)), LearnerConfig(mode="frozen")
+    policy = build_policy(base, frozen, seed=0, keep_reference=False)
+    mixture = read_gated(folder).put_into(policy.weights.network)
+    assert mixture.names == ["e0", "e1"]
+    assert main([*given, *options, f"output_dir={tmp_path}/again"]) == 0
+    tensors = [load_file(place / TENSORS) for place in (folder, tmp_path / "again")]
+    assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
+
+
+def test_the_best_image_of_each_prompt(image_set: Path) -> None:
+    one = ImageSet.open(image_set)
+    chosen = best_images([one], "shapes_judge.color")
+    assert len(chosen) == len(one.entries) == 5 and len(all_images([one])) == 15
+    for entry, best in zip(one.entries, chosen, strict=True):
+        found = read_scores(image_set / entry.chunk, "shapes_judge")
+        assert found is not None
+        scores = found[1].sub_scores["color"][entry.row * 3 : entry.row * 3 + 3]
+        assert best.entry is entry and best.number == list(scores).index(scores.max())
+        np.testing.assert_array_equal(best.latents(), one.latents(entry, 3)[best.number])
+    batches = shuffled(all_images([one]), 4, 0)
+    first = [next(batches) for _ in range(8)]
+    numbers = [(each.entry.prompt, each.entry.row, each.number) for batch in first for each in batch]
+    assert len(set(numbers[:15])) == 15 and len(set(numbers[15:30])) == 15 and numbers[:15] != numbers[15:30]
+    for aspect, told in (
+        ("judge", r"was scored by shapes_judge"),
+        ("shapes_judge.colour", r"has the sub-scores .*Did you mean 'color'"),
+    ):
+        with pytest.raises(StartError, match=told):
+            best_images([one], aspect)
+
+
+def test_prompts_that_an_aspect_does_not_apply_to_are_left_out(
+    image_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = ImageSet.open(image_set)
+    values = {number: [float("nan")] * 3 for number in range(5)} | {1: [0.2, 0.7, 0.7], 3: [0.5, float("nan"), 0.1]}
+    flat = iter([values[0] + values[1], values[2] + values[3], values[4]])
+    monkeypatch.setattr("prdp.image_sets.best_images._scores", lambda *_: np.array(next(flat)))
+    chosen = best_images([one], "any")
+    assert [(each.entry.prompt, each.number) for each in chosen] == [
+        (one.entries[1].prompt, 1), (one.entries[3].prompt, 0),
+    ]  # fmt: skip
+    monkeypatch.setattr("prdp.image_sets.best_images._scores", lambda *_: np.full(6, np.nan))
+    with pytest.raises(StartError, match="aspects: any applies to no prompt"):
+        best_images([one], "any")
+
+
+def test_what_is_refused_before_anything_is_learned(
+    image_set: Path, experts: list[Path], small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*more: str, given: list[Path] = experts) -> str:
+        assert main([*words(given, image_set, small_pipeline), *more, f"output_dir={tmp_path}/out"]) == 2
+        return capsys.readouterr().err
+
+    assert "holds one expert; a gate weighs at least two" in told(given=experts[:1])
+    assert "gate.share=head: must be one of layer, block" in told("gate.share=head")
+    assert "gate.steps=0: must be at least 1" in told("gate.steps=0")
+    assert f"{tmp_path} is no set of images" in told(f"rollouts.path={tmp_path}")
+    assert "rollouts.path=[]: must be a folder, or a list of folders" in told("rollouts.path=[]")
+    assert "its latents have the shape 4 x 8 x 8" in told("model.height=16", "model.width=16")
+    assert "aspects: x: " in told("aspects=[x]")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        main(["gate", "--help"])
+    assert "gate.frozen_average=true" in capsys.readouterr().out
