@@ -229,7 +229,7 @@ def foreign_loras(run: Path, folder: Path) -> dict[str, Path]:
     peft = folder / "peft"
     peft.mkdir()
     save_file({f"base_model.model.{name}": value for name, value in plain.items()}, peft / "adapter_model.safetensors")
-    (peft / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16.0}))
+    (peft / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16.0}))
     kohya = {}
     for name, value in plain.items():
         layer, _, matrix = name.removesuffix(".weight").rpartition(".")
