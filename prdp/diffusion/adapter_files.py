@@ -27,7 +27,7 @@ PEFT_PREFIX = "base_model.model."
 _OF_A_RUN = "weights"
 """Folder inside a run's where its adapter is."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-PEFT_KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules")
+PEFT_KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 _PEFT_STARTS = (True, False, None, "gaussian")
 """Values of init_lora_weights that leave the base's weights as they are."""
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError)
@@ -216,8 +216,10 @@ def _converted(
     alphas: dict[str, float] = {}
     if file.name == PEFT_FILE:
         settings = read_peft_config(where, file.parent / PEFT_CONFIG)
+        inner = {name.removeprefix(PEFT_PREFIX): value for name, value in raw.items()}
+        settings["target_modules"] = list(dict.fromkeys(re.sub(r"\.lora_[AB]\.weight$", "", name) for name in inner))
         metadata = {f"{component}.{key}": value for key, value in settings.items()}
-        state = {f"{component}.{name.removeprefix(PEFT_PREFIX)}": value for name, value in raw.items()}
+        state = {f"{component}.{name}": value for name, value in inner.items()}
     else:
         try:
             state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True)

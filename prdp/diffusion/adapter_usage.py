@@ -47,7 +47,11 @@ def loading_lines(model: ModelConfig, mode: str, component: str) -> list[str]:
     if any(file.name == PEFT_FILE for file in files):
         lines += ["import json", "from safetensors.torch import load_file"]
         lines += _PEFT.format(
-            config=PEFT_CONFIG, file=PEFT_FILE, component=component, prefix=PEFT_PREFIX, keys=PEFT_KEYS
+            config=PEFT_CONFIG,
+            file=PEFT_FILE,
+            component=component,
+            prefix=PEFT_PREFIX,
+            keys=(*PEFT_KEYS, "target_modules"),
         ).split("\n")
     for file, name in zip(files, names, strict=False):
         lines.append(
