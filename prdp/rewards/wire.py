@@ -34,7 +34,6 @@ ENCODINGS = ("png", "raw")
 MIB = 2**20
 VALUES = 1_000_000
 """Lists, objects and their entries in one body."""
-MAX_ERROR = 2**16
 """Bytes of an answer that tells of an error."""
 
 
@@ -163,17 +162,6 @@ def decode_identity(body: bytes) -> dict[str, Any]:
             raise WireError(f"terms has {len(document['terms'])} entries, at most {MOST} are taken")
         identity["terms"] = told(document["terms"], "terms", depth=5)
     return identity
-
-
-def error_of(body: bytes) -> str:
-    """The text of {"error": text}, or the start of whatever came instead; cut short, and fit to stand in a line."""
-    try:
-        document = json.loads(body if len(body) <= MAX_ERROR else b"")
-        text = str(document["error"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        text = body[:200].decode("utf-8", "replace")
-    shown = "".join(one if one.isprintable() else " " for one in text[:500])
-    return shown if len(text) <= 500 else f"{shown}..."
 
 
 def _document(body: bytes, limit: int = VALUES) -> dict[str, Any]:

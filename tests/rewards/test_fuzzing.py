@@ -33,8 +33,8 @@ from prdp.rewards.wire import (
     decode_request,
     encode_answer,
     encode_request,
-    error_of,
 )
+from prdp.support.http_client import error_of
 
 LIMITS = Limits(request_bytes=200_000, images=4, decoded_bytes=50_000, values=2000)
 
@@ -411,7 +411,7 @@ def _scores(honest: RemoteReward, liar: Liar) -> bool:
 def test_what_is_wrong_with_an_answer_is_said(
     liar: Liar, monkeypatch: pytest.MonkeyPatch, answer: bytes, message: str
 ) -> None:
-    monkeypatch.setattr("prdp.rewards.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("prdp.support.http_client.time.sleep", lambda seconds: None)
     liar.identity = http_answer(IDENTITY)
     honest = client(liar)
     liar.score = answer
@@ -430,7 +430,7 @@ def test_limits_that_are_none_are_refused_at_the_start(liar: Liar, limits: Any) 
 
 
 def test_an_answer_without_end_is_cut_off(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prdp.rewards.remote._MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr("prdp.support.http_client.MAX_ANSWER_BYTES", 100_000)
     liar.identity = http_answer(IDENTITY)
     honest = client(liar)
     liar.score = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 3_000_000

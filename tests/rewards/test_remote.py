@@ -175,10 +175,9 @@ def test_a_server_that_drips_meets_the_time_out(start: bytes) -> None:
 
 def test_pauses_grow_with_jitter(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("prdp.rewards.remote.time.sleep", pauses.append)
-    monkeypatch.setattr(
-        "prdp.rewards.remote._Server._exchange", lambda *arguments: (_ for _ in ()).throw(ConnectionRefusedError("no"))
-    )
+    monkeypatch.setattr("prdp.support.http_client.time.sleep", pauses.append)
+    refusing = lambda *arguments: (_ for _ in ()).throw(ConnectionRefusedError("no"))  # noqa: E731
+    monkeypatch.setattr("prdp.support.http_client.HttpServer._exchange", refusing)
     with pytest.raises(ValueError, match="in 9 attempts"):
         remote(silent, retries=8, backoff_seconds=1.0)
     full = [1, 2, 4, 8, 16, 30, 30, 30]

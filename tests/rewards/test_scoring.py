@@ -264,7 +264,7 @@ def test_an_error_that_cannot_tell_itself_is_named(tmp_path: Path, monkeypatch: 
 
 
 def test_the_server_asks_to_come_back_for_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prdp.rewards.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("prdp.support.http_client.time.sleep", lambda seconds: None)
     images, prompts, metadata = batch(2)
     reward = Answering(ConnectionError("the judge is away"))
     with serving(reward) as server:
