@@ -42,7 +42,7 @@ COMMANDS = {
     "supervise": ("prdp.commands.supervise:main", "run `train` and start it again when it is killed"),
     "report": ("prdp.commands.train:report", "write the report of a run anew"),
     "wandb-layout": ("prdp.tracking.wandb_layout:main", "lay a W&B project's panels out"),
-    "prompts": ("prdp.commands.prompts:main", "inspect, clean, split and check prompt sets"),
+    "prompts": ("prdp.commands.prompts:main", "write, inspect, clean, split and check prompt sets"),
 }
 """Name -> (function that takes the arguments and returns an exit code or None, one line of help)."""
 PIPE_EXIT_CODE = 141

@@ -10,7 +10,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("commands",),
     ("train",),
-    ("image_sets",),
+    ("image_sets", "prompt_writers"),
     ("evaluation",),
     ("experts",),
     ("configuration", "reports"),

@@ -54,6 +54,7 @@ BUILD = {
     "rewards/sub_score.py": "the reward in a section that was checked as a whole",
     "rewards/weighted_sum.py": "terms of a section that was checked as a whole",
     "prompts/__init__.py": "the builders themselves",
+    "prompt_writers/__init__.py": "the writer that the command line names",
     "objectives/__init__.py": "the loss that `objective._target_` of the command line names",
     "diffusion/__init__.py": "the policy class that `model.family` of the command line names",
     "support/targets.py": "the builders themselves",

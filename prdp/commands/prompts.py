@@ -1,4 +1,4 @@
-"""`prdp prompts`: look at prompt sets, clean them, split them, and check what a run has used."""
+"""`prdp prompts`: write prompt sets, look at them, clean them, split them, and check what a run has used."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ folder of a Hugging Face dataset. --option KEY=VALUE is handed to its reader, th
 Outputs end on .jsonl (prompts with their metadata) or .txt (prompts alone).
 """
 _SHOWN = 20
+WRITE = "write"
+"""The subcommand whose words are overrides, KEY=VALUE; prdp/commands/write_prompts.py has it."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a subcommand; the exit code is 1 when `leakage` finds some or `used` a fault, else 0."""
+    if arguments[:1] == [WRITE]:
+        from prdp.commands.write_prompts import main as write
+
+        return write(arguments[1:])
     options = _parser().parse_args(arguments)
     with start_up_checks():
         return options.run(options)
@@ -220,5 +226,6 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("--seed", type=int, default=0, help="another seed, another split; default 0")
     cut.add_argument("--train", required=True, metavar="FILE", help="output")
     cut.add_argument("--heldout", required=True, metavar="FILE", help="output")
+    commands.add_parser(WRITE, help="Have a language model write prompts for a skill.", add_help=False)
     command(used, source=False).add_argument("run_dir", type=Path, help="the run's folder")
     return parser

@@ -199,7 +199,7 @@ def _defaults(root: Root) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for entry in content.pop("defaults"):
         for group, option in entry.items() if isinstance(entry, dict) else ():
-            if option is not None and group in root.groups:
+            if option not in (None, MISSING) and group in root.groups:
                 found[group] = load_yaml(conf_folder() / group / f"{option}.yaml")
                 found |= dict(_flat(found[group], f"{group}."))
     return found | dict(_flat(content, ""))

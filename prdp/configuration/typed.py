@@ -99,7 +99,7 @@ def typed(composed: Any, root: Root = TRAIN) -> Any:
     """Convert a composed configuration, or any mapping of the same keys, to the root's checked dataclass.
 
     References in a configuration that Hydra composed are resolved, once; in any other mapping, and in what comes out of
-    the first, `${` is text. `output_dir` becomes absolute.
+    the first, `${` is text. `output_dir`, where there is one, becomes absolute.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value, or a value out of bounds; by key.
@@ -119,7 +119,8 @@ def typed(composed: Any, root: Root = TRAIN) -> Any:
     except OmegaConfBaseException as error:
         raise ConfigError(explained(error, root)) from error
     root.check(config)
-    config.output_dir = os.path.abspath(os.path.expanduser(config.output_dir))
+    if "output_dir" in schema_keys(root.schema):
+        config.output_dir = os.path.abspath(os.path.expanduser(config.output_dir))
     return config
 
 

@@ -62,7 +62,7 @@ class HttpServer:
         if parts.username is not None or parts.password is not None:
             raise ValueError(
                 f"url={_without_user(url)}: no user or password in a URL, which is saved with the configuration; the "
-                "token comes from the environment variable that token_variable names"
+                "secret comes from an environment variable"
             )
         self.url = url.rstrip("/")
         self._parts, self._path, self._port = parts, parts.path.rstrip("/"), parts.port
