@@ -12,13 +12,13 @@ from prdp.diffusion.model_folder import fetch_model, read_component, weight_file
 from prdp.diffusion.pipeline_formats import FORMATS
 
 
-def vae_digest(model: ModelConfig) -> str | None:
+def vae_digest(model: ModelConfig) -> str:
     """Changes with the tensors and settings of a model's VAE, and not with the files that hold them.
 
-    None for a family whose latents no VAE of diffusers makes.
+    Of a family whose latents no VAE of diffusers makes it tells the family and the model.
     """
     if model.family not in FAMILIES or all(one.family != model.family for one in FORMATS):
-        return None
+        return f"{model.family}:{model.path}"
     return _digest(model.path, model.variant, model.revision, model.family)
 
 

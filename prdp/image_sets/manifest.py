@@ -37,7 +37,7 @@ class Manifest:
         seed: of the noise.
         images_per_prompt: K.
         picture_size: (H, W) in pixels.
-        latents: {"shape": [C, h, w], "dtype", "vae": digest of what decodes them, or null}.
+        latents: {"shape": [C, h, w], "dtype", "vae": digest of what decodes them}.
         rewards: name -> {"identity": name, version and terms, "section": the reward's configuration}.
         prompts: how many.
         prompts_digest: of prompts.jsonl.
@@ -122,7 +122,10 @@ def read(folder: Path) -> tuple[Manifest, list[Entry]]:
         raise StartError(
             f"{file} was changed: its digest is {found}, and {FILE} beside it says {manifest.prompts_digest}"
         )
-    return manifest, read_json_lines(file, _entry)
+    try:
+        return manifest, read_json_lines(file, _entry)
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -140,8 +143,9 @@ def read_manifest(folder: Path) -> Manifest:
         if document["format"] != FORMAT:
             raise StartError(f"{file}: format={document['format']}: this version reads format {FORMAT}")
         names = [field.name for field in dataclasses.fields(Manifest)]
-        size = tuple(document["picture_size"])
-        manifest = Manifest(**{**{name: document[name] for name in names}, "picture_size": size})
+        height, width = (int(side) for side in document["picture_size"])
+        manifest = Manifest(**{**{name: document[name] for name in names}, "picture_size": (height, width)})
+        _check_form(manifest)
         digest = str(document["digest"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise StartError(f"{file} is damaged: {error}") from error
@@ -150,9 +154,33 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def _check_form(manifest: Manifest) -> None:
+    """Raise ValueError for what is not of the form that `write` gives."""
+    sound = {
+        "model": isinstance(manifest.model, dict),
+        "sampler": manifest.sampler is None
+        or (isinstance(manifest.sampler, dict) and isinstance(manifest.sampler.get("guidance_scale"), int | float)),
+        "images_per_prompt": type(manifest.images_per_prompt) is int and manifest.images_per_prompt > 0,
+        "latents": isinstance(manifest.latents, dict) and isinstance(manifest.latents.get("shape"), list),
+        "rewards": isinstance(manifest.rewards, dict)
+        and all(
+            isinstance(one, dict) and isinstance(one.get("identity"), dict) and isinstance(one.get("section"), dict)
+            for one in manifest.rewards.values()
+        ),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise ValueError(f"{name} is {getattr(manifest, name)!r:.80}, which no set has")
+
+
 def _entry(content: Any) -> Entry:
     lists = {name: tuple(content[name]) for name in ("files", "images", "latents")}
-    return Entry(**{**content, **lists})
+    entry = Entry(**{**content, **lists})
+    if not isinstance(entry.prompt, str) or not isinstance(entry.metadata, dict) or type(entry.row) is not int:
+        raise ValueError("expected a prompt, its metadata and a row")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in (entry.chunk, *entry.files)):
+        raise ValueError(f"chunk={entry.chunk}: must lie in the folder of the set")
+    return entry
 
 
 def _digest(content: bytes) -> str:

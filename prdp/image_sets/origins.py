@@ -108,7 +108,7 @@ class Pictures:
         model = self.model.model
         return partial(
             build_picture_sampler,
-            str(self._folder.folder),
+            str(self._folder.folder.resolve()),
             model,
             family_of(model).picture_size_of(model),
             self._config.sampler.microbatch,

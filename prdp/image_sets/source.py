@@ -109,7 +109,7 @@ class Stored:
             learner=config.learner,
             sampler=config.sampler,
             seed=config.seed,
-            folders=rollouts.folders,
+            folders=[str(one.folder.resolve()) for one in self._prompts.sets],
             skill=rollouts.skill,
             encode=rollouts.encode,
         )

@@ -72,7 +72,7 @@ def with_stored_scores(section: Any, sets: Sequence[ImageSet]) -> Any:
         return [with_stored_scores(one, sets) for one in section]
     if not isinstance(section, Mapping):
         return section
-    kept = [(str(one.folder), name) for one in sets for name in names_of(one.manifest, section)]
+    kept = [(str(one.folder.resolve()), name) for one in sets for name in names_of(one.manifest, section)]
     if kept:
         return {TARGET: f"{__name__}.{StoredReward.__name__}", "reward": dict(section), "kept": kept}
     return {key: with_stored_scores(value, sets) for key, value in section.items()}
@@ -102,6 +102,11 @@ def _scores_in(one: ImageSet, name: str) -> dict[tuple[str, str], _Found]:
             raise StartError(
                 f"rollouts.path={one.folder}: {one.folder / entry.chunk} has no scores.{name}.json, though the set was "
                 "scored by it; prdp generate with the same settings makes it again"
+            )
+        if len(scores[1].rewards) < (entry.row + 1) * size:
+            raise StartError(
+                f"rollouts.path={one.folder}: {one.folder / entry.chunk}/scores.{name}.json holds "
+                f"{len(scores[1].rewards)} scores, fewer than images; prdp generate makes it again once it is removed"
             )
         about = digest_of([entry.prompt, dict(entry.metadata)])
         for number, digest in enumerate(entry.images):

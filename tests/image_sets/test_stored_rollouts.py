@@ -15,6 +15,7 @@ from prdp.commands.train import check_start
 from prdp.config import TrainConfig
 from prdp.configuration.geometry import geometry
 from prdp.configuration.typed import typed
+from prdp.image_sets.manifest import Entry, write
 from prdp.image_sets.reading import StoredPrompts
 from prdp.image_sets.stored_scores import StoredReward
 from prdp.rewards.redness import Redness
@@ -94,13 +95,18 @@ def test_a_set_teaches_what_the_same_images_teach_when_they_are_drawn(
 def test_a_run_goes_on_within_an_epoch_of_a_set(
     base_set: Path, small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three of four prompts an epoch, so that an epoch spans two passes; ended after the first of two updates."""
+    """Three of four prompts an epoch, so that an epoch spans two passes; ended after the first of two updates.
+
+    One image a prompt, of two that the set has: what is learned from needs no pairs.
+    """
     changes: dict[str, Any] = {
         "epochs": 2,
         "prompts_per_epoch": 3,
         "updates_per_epoch": 2,
         "rollouts": stored(base_set),
         "prompts": {"shuffle": True},
+        "images_per_prompt": 1,
+        "objective": {"name": "denoising", "draws": 2},
         "reward": {"_target_": "prdp.rewards.compressibility.Compressibility"},
     }
     seen: list[tuple[int, ...]] = []
@@ -149,6 +155,11 @@ def test_a_set_that_was_harmed_is_refused_by_the_file(base_set: Path, small_pipe
     shutil.rmtree(first)
     with pytest.raises(StartError, match=r"3 files are missing, the first is .*00000-00000/00000_0\.png"):
         check_start(configured(tmp_path / "run", small_pipeline, rollouts=stored(harmed)))
+    lines = (harmed / "prompts.jsonl").read_text().splitlines(keepends=True)
+    outside = [Entry(**{**json.loads(line), "chunk": "../elsewhere"}) for line in lines]
+    write(tmp_path / "outside", StoredPrompts([str(harmed)]).sets[0].manifest, outside)
+    with pytest.raises(StartError, match=r"prompts\.jsonl line 1 is damaged: chunk=\.\./elsewhere: must lie in"):
+        StoredPrompts([str(tmp_path / "outside")])
     with (harmed / "prompts.jsonl").open("a") as opened:
         opened.write("\n")
     with pytest.raises(StartError, match=r"prompts\.jsonl was changed"):
