@@ -9,7 +9,7 @@ from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.latent_space import vae_digest
 from prdp.image_sets.reading import ImageSet
-from prdp.image_sets.stored_scores import names_of
+from prdp.image_sets.stored_scores import names_within
 from prdp.support.errors import StartError
 from prdp.support.targets import TARGET
 
@@ -47,13 +47,13 @@ def set_notes(config: TrainConfig, sets: Sequence[ImageSet]) -> list[str]:
     notes, scale = [], config.sampler.guidance_scale
     for one in sets:
         notes += guidance_notes(one, scale, f"sampler.guidance_scale={scale:g}")
-        names = names_of(one.manifest, config.reward)
+        names = list(dict.fromkeys(names_within(one.manifest, config.reward)))
         versions = ", ".join(f"{name} version {one.manifest.rewards[name]['identity']['version']}" for name in names)
         notes.append(
-            f"rewards: {one.folder} keeps scores by {versions}, which are used if the reward is of that version"
+            f"rewards: {one.folder} keeps scores by {versions}, which are used where the reward is of that version"
             if names
-            else f"rewards: {one.folder} keeps no scores by {config.reward.get(TARGET)} with these arguments; what it "
-            "keeps of its parts is used, and else its images are scored in every epoch"
+            else f"rewards: {one.folder} keeps no scores by {config.reward.get(TARGET)} with these arguments, so that "
+            "its images are scored in every epoch; prdp generate with rewards=[...] adds scores"
         )
     return notes
 

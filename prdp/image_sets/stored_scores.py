@@ -84,6 +84,15 @@ def names_of(manifest: Manifest, section: Mapping[str, Any]) -> list[str]:
     return [name for name, reward in manifest.rewards.items() if _binding(reward["section"]) == wanted]
 
 
+def names_within(manifest: Manifest, section: Any) -> list[str]:
+    """Those of a reward, or of its parts where the whole is not kept: what `with_stored_scores` looks for."""
+    if isinstance(section, list):
+        return [name for one in section for name in names_within(manifest, one)]
+    if not isinstance(section, Mapping):
+        return []
+    return names_of(manifest, section) or names_within(manifest, list(section.values()))
+
+
 def _binding(section: Any) -> Any:
     """A section without the arguments that say where and how fast is scored."""
     if not isinstance(section, Mapping):

@@ -17,8 +17,11 @@ from prdp.configuration.geometry import geometry
 from prdp.configuration.typed import typed
 from prdp.image_sets.manifest import Entry, write
 from prdp.image_sets.reading import StoredPrompts
+from prdp.image_sets.source import rollout_source
 from prdp.image_sets.stored_scores import StoredReward
+from prdp.rewards import build_reward
 from prdp.rewards.redness import Redness
+from prdp.rewards.scoring import scored
 from prdp.support.errors import ConfigError, StartError
 from prdp.support.storage import load_tensors, save_tensors
 from prdp.tracking.jsonl import read_metrics
@@ -270,12 +273,9 @@ def test_stored_scores_are_taken_for_the_same_reward_alone(
 
 
 def test_parts_of_a_reward_are_taken_from_what_is_stored(
-    base_set: Path, small_pipeline: Path, tmp_path: Path, rescored: list[int]
+    base_set: Path, small_pipeline: Path, tmp_path: Path, rescored: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prdp.image_sets.source import rollout_source
-    from prdp.rewards import build_reward
-    from prdp.rewards.scoring import scored
-
+    """Terms of a weighted sum, and a sub-score of a reward that the set was scored by."""
     terms = {
         "red": {"weight": 2.0, "reward": {"_target_": "prdp.rewards.redness.Redness"}},
         "small": {"weight": 1.0, "reward": {"_target_": "prdp.rewards.compressibility.Compressibility"}},
@@ -290,3 +290,16 @@ def test_parts_of_a_reward_are_taken_from_what_is_stored(
     assert parts["red"].tolist() == kept and rescored == []
     np.testing.assert_allclose(total, 2.0 * parts["red"] + parts["small"])
     assert build_reward(section).version == reward.version
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the judge was asked")
+
+    monkeypatch.setattr("prdp.worlds.shapes.reward.ShapesJudge.score", never)
+    judge = {"_target_": "prdp.worlds.shapes.reward.ShapesJudge"}
+    section = {"_target_": "prdp.rewards.sub_score.SubScore", "name": "color", "reward": judge}
+    config = configured(tmp_path, small_pipeline, rollouts=stored(base_set), reward=section)
+    aspect, _ = scored(
+        build_reward(rollout_source(config).reward()), prompts.images(0, 2), [text] * 2, [metadata] * 2
+    )
+    file = base_set / entries(base_set)[0]["chunk"] / "scores.shapes_judge.json"
+    assert aspect.tolist() == json.loads(file.read_text())["sub_scores"]["color"]
