@@ -19,8 +19,8 @@ from prdp.support.targets import TARGET
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"
-_NAMELESS = ("callable", "file", "text_file", "hf_dataset")
-"""Options that stand for whatever their `path` names."""
+_NAMELESS = ("callable", "file", "text_file", "hf_dataset", "sub_score")
+"""Options that stand for whatever their `path` names, or their `name`."""
 _LONGEST_LABEL = 120
 _LEAVES = ("weights", "checkpoints", "metrics.jsonl")
 
@@ -101,11 +101,13 @@ def read_trained_run(folder: Path) -> TrainedRun:
 
 
 def section_name(section: Mapping[str, Any]) -> str:
-    """A name for a section with a `_target_`: its class in small letters; of a function or a file, its own name."""
+    """A name for a section with a `_target_`: its class in small letters; of functions, files and aspects their own."""
     path = str(section.get("path", ""))
     last = str(section.get(TARGET, "")).rpartition(".")[2]
     if last == "PythonCallable" and path:
         return path.rpartition(".")[2]
+    if last == "SubScore" and section.get("name"):
+        return re.sub(r"\W+", "_", str(section["name"]))
     if path and "prompts" in last.lower():
         return re.sub(r"\W+", "_", Path(path).stem)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", last).lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -35,6 +36,16 @@ def test_experiment_header_tells_commands_that_compose(file: Path) -> None:
         assert overrides[0] == f"experiment={file.stem}"
         with Composer(overrides, sweep=sweep) as composer:
             assert len(composer.jobs()) == (2 if sweep else 1)
+
+
+def test_experts_differ_in_their_aspect_alone() -> None:
+    """Their adapters start from the same numbers: what is merged later agrees in most of its random factors."""
+    with Composer(["experiment=shapes_expert", "reward.name=color,shape,count,fill"], sweep=True) as composer:
+        configs = [job.config for job in composer.jobs()]
+    assert [config.reward.pop("name") for config in configs] == ["color", "shape", "count", "fill"]
+    first, *others = (dataclasses.replace(config, output_dir="x") for config in configs)
+    assert others == [first] * 3
+    assert first.learner.mode == "lora"
 
 
 PAPER = {  # epochs, K, N, B, beta, clip range, learning rate

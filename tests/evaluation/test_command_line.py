@@ -195,6 +195,8 @@ def test_runs_that_differ_are_told(tmp_path: Path, run: Path) -> None:
 def test_section_names() -> None:
     assert section_name({"_target_": "prdp.worlds.shapes.reward.ShapesJudge"}) == "shapes_judge"
     assert section_name({"_target_": "prdp.rewards.python_callable.PythonCallable", "path": "m.bright"}) == "bright"
+    aspect = {"_target_": "prdp.rewards.sub_score.SubScore", "name": "watch/color", "reward": {}}
+    assert section_name(aspect) == "watch_color"
     assert section_name({"_target_": "prdp.prompts.text_file.TextFilePrompts", "path": "/a/my list.txt"}) == "my_list"
 
 
