@@ -59,4 +59,10 @@ def find_experts(entries: Sequence[str]) -> FoundExperts:
         for model in runs[1:]
         if model.model.path != runs[0].model.path
     ]
+    notes += [
+        f"{model.name} was trained beside model.adapters {', '.join(model.model.adapters)}, which are no part of it: "
+        "use the result beside them, too"
+        for model in runs
+        if model.model.adapters
+    ]
     return FoundExperts(experts, runs[0].model if runs else None, notes)

@@ -96,9 +96,23 @@ def factorised(matrix: torch.Tensor, like: AdaptedLayer, rank: int | None) -> Me
         like: has the shape of the kernel.
         rank: None takes the numerical rank, at least 1.
     """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, values, right = _svd(matrix)
     own = int((values > values[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps).sum())
     return _factors(left, values, right, max(1, own if rank is None else min(rank, own)), like)
+
+
+def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Thin singular value decomposition; of a long matrix by its QR factor, which is several times faster."""
+    rows, columns = matrix.shape
+    if columns < 2 * rows:
+        if rows < 2 * columns:
+            left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+            return left, values, right
+        left, values, right = _svd(matrix.T)
+        return right.T, values, left.T
+    basis, inner = torch.linalg.qr(matrix.T)
+    left, values, right = torch.linalg.svd(inner.T)
+    return left, values, right @ basis.T
 
 
 def _factors(

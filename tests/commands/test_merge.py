@@ -86,8 +86,8 @@ def test_a_sweep_becomes_one_file_that_plain_diffusers_draws_the_same_with(
     assert {one.name for one in tmp_path.iterdir()} == {"merged"}
 
 
-@pytest.mark.parametrize("form", ["diffusers", "kohya", "peft"])
-def test_every_format_is_evaluated(
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_other_formats_are_evaluated_too(
     sweep: Path, small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     folder = tmp_path / form
@@ -158,10 +158,13 @@ def test_runs_of_other_bases_are_told(
     other = tmp_path / "other"
     write_expert(other / "weights", small_pipeline, 5, target_modules=["to_q"])
     text = (sweep / "0" / "config.yaml").read_text().replace(str(small_pipeline), "/models/elsewhere")
+    assert "adapters: []" in text
+    text = text.replace("adapters: []", "adapters: [/loras/style]")
     (other / "config.yaml").write_text(text)
     out = merged(capsys, f"models=[first:{sweep}/0,{other}]", f"output_dir={tmp_path}/out")
     told = f"other was trained from /models/elsewhere and first from {small_pipeline}: a mean of deltas of different"
     assert told in out
+    assert "other was trained beside model.adapters /loras/style, which are no part of it" in out
 
 
 def test_help_tells_methods_and_keys(capsys: pytest.CaptureFixture[str]) -> None:

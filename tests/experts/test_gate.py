@@ -178,7 +178,7 @@ def test_the_gradient_is_that_of_the_error_and_the_balance(model: ModelConfig, g
     mixture = Mixture(policy.network, given)
     set_gates(mixture, [3.0, 0.0, 0.0])
     steps = list(
-        train_gate(policy, mixture, batches(policy), steps=8, learning_rate=0.3, balance_weight=1e4, seed=0)
+        train_gate(policy, mixture, batches(policy), steps=4, learning_rate=0.6, balance_weight=1e4, seed=0)
     )
     assert steps[0]["usage"]["e0"] > 0.85 and steps[-1]["usage"]["e0"] < 0.6
 

@@ -78,6 +78,16 @@ def test_truncation_is_numpys(inside: tuple[int, ...], rank: int) -> None:
         assert merged.size == pytest.approx(np.linalg.norm(mean(given)), rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (9, 7)])
+def test_long_matrices_are_factorised_alike(shape: tuple[int, int]) -> None:
+    whole = np.random.default_rng(0).normal(size=shape)
+    left, values, right = np.linalg.svd(whole, full_matrices=False)
+    like = AdaptedLayer(torch.ones(1, shape[1]), torch.ones(shape[0], 1), 1.0)
+    merged = factorised(torch.from_numpy(whole), like, 3)
+    np.testing.assert_allclose(matrix(merged.layer), (left[:, :3] * values[:3]) @ right[:3], rtol=0, atol=1e-5)
+    assert merged.error == pytest.approx(math.sqrt((values[3:] ** 2).sum() / (values**2).sum()), rel=1e-6)
+
+
 def test_a_rank_that_holds_all_loses_nothing() -> None:
     given = parts()
     for rank in (6, 40):
