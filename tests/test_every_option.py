@@ -28,7 +28,7 @@ from small_checkpoints import (  # noqa: F401
 from prdp.cli import main
 from prdp.config import ModelConfig
 from prdp.configuration.typed import conf_folder, groups
-from prdp.diffusion import stable_diffusion
+from prdp.diffusion import unet_policy
 from prdp.prompts.dsg import DsgPrompts
 from prdp.tracking.jsonl import read_metrics
 
@@ -131,8 +131,8 @@ def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Trains by a command line, in this process, and looks at what comes out."""
     monkeypatch.chdir(files["folder"])
-    load = lambda model, **_: copy.deepcopy(_loaded(model.path, model.dtype))  # noqa: E731
-    monkeypatch.setattr(stable_diffusion, "load_pipeline", load)
+    load = lambda model, *_, **__: copy.deepcopy(_loaded(model.path, model.dtype))  # noqa: E731
+    monkeypatch.setattr(unet_policy, "load_pipeline", load)
 
     def run(*words: str) -> Path:
         folder = tmp_path / "run"
@@ -152,7 +152,7 @@ def _loaded(path: str, dtype: str) -> Any:
     return LOAD(ModelConfig(path=path, dtype=dtype))
 
 
-LOAD = stable_diffusion.load_pipeline
+LOAD = unet_policy.load_pipeline
 
 
 def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:

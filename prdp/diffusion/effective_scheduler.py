@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prdp.config import DIFFUSION_SPACINGS
+from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -18,15 +19,16 @@ _OTHER_PROCESSES = ("EDMEulerScheduler",)
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
 
 
-def effective_scheduler(config: Mapping[str, Any]) -> DDIMScheduler:
+def effective_scheduler(config: Mapping[str, Any], kind: PipelineFormat = STABLE_DIFFUSION) -> DDIMScheduler:
     """The DDIM scheduler that samples a checkpoint whose scheduler has this configuration.
 
     Keys that the configuration lacks get the defaults of `DDIMScheduler.from_config`, whatever class it names; then the
     constructor of `StableDiffusionPipeline` sets steps_offset to 1 and clip_sample to false, as it does for every
-    checkpoint.
+    checkpoint. Those of other pipelines leave both; latents are never clipped here.
 
     Args:
         config: content of scheduler/scheduler_config.json.
+        kind: of the pipeline.
 
     Raises:
         ValueError: a scheduler that is not computed, see `scheduler_problems`.
@@ -34,6 +36,10 @@ def effective_scheduler(config: Mapping[str, Any]) -> DDIMScheduler:
     problems = scheduler_problems(config)
     if problems:
         raise ValueError("\n".join(f"scheduler: {problem}" for problem in problems))
+    if kind is not STABLE_DIFFUSION:
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler.from_config({**config, "clip_sample": False})
     return _as_pipeline_takes_it(config)
 
 

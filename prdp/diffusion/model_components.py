@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prdp.diffusion.model_folder import TOKENIZERS, read_component, weight_files
+from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 from prdp.support.errors import StartError
 from prdp.support.json_lines import load_json
 
@@ -35,22 +36,26 @@ _RENAMED = re.compile(r"mid_block\.attentions\.\d+\.(to_|group_norm)")
 """Attention of VAEs, whose tensors have other names in files of early versions of diffusers."""
 
 
-def check_components(where: str, folder: Path, variant: str | None = None) -> None:
+def check_components(
+    where: str, folder: Path, variant: str | None = None, kind: PipelineFormat = STABLE_DIFFUSION
+) -> None:
     """Refuse a folder, whole according to `check_model`, whose components are not computed exactly.
 
     Args:
         where: put before each problem, such as 'model.path=/models/sd'.
-        folder, variant: of the pipeline.
+        folder, variant, kind: of the pipeline.
 
     Raises:
         StartError: all problems, a line each.
     """
-    problems = component_problems(folder, variant)
+    problems = component_problems(folder, variant, kind)
     if problems:
         raise StartError("\n".join(f"{where}: {problem}" for problem in problems))
 
 
-def component_problems(folder: Path, variant: str | None = None) -> list[str]:
+def component_problems(
+    folder: Path, variant: str | None = None, kind: PipelineFormat = STABLE_DIFFUSION
+) -> list[str]:
     """What of a pipeline's folder is not computed exactly: the file, the key, its value and what is expected.
 
     Reads configurations and the headers of weights, where these are there.
@@ -59,35 +64,33 @@ def component_problems(folder: Path, variant: str | None = None) -> list[str]:
     from prdp.diffusion.libraries import quiet
 
     quiet()
-    if loaded := _loading_problems(folder):
+    if loaded := _loading_problems(folder, kind):
         return loaded
     unet = read_component(folder, "unet")
-    found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
     vae = component_config(folder, "vae", "AutoencoderKL")
-    try:
-        text = _text_config(folder)
-    except _UNFIT as error:
-        return [f"{folder / 'text_encoder'}: transformers makes no CLIPTextModel of it: {error}"]
-    found["vae"] = [f"{key}={vae[key]}: must be null: {_IGNORED}" for key in _VAE_NEEDS if vae.get(key)]
-    scale = vae["scaling_factor"]
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
-        found["vae"].append(f"scaling_factor={scale}: must be a number above 0")
-    if vae["out_channels"] != 3:
-        found["vae"].append(f"out_channels={vae['out_channels']}: must be 3, red, green and blue")
-    found["tokenizer"] = _tokenizer_problems(folder / "tokenizer", text)
+    found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
+    texts = {}
+    for name in kind.text_encoders:
+        try:
+            texts[name] = _text_config(folder, name)
+        except _UNFIT as error:
+            return [f"{folder / name}: transformers makes no {kind.components[name]} of it: {error}"]
+    found["vae"] = _vae_problems(vae)
+    for tokenizer, text in zip(kind.tokenizers, texts.values(), strict=True):
+        found[tokenizer] = _tokenizer_problems(folder / tokenizer, text)
     if not found["unet"]:
         try:
             network = empty_unet(folder)
         except _UNFIT as error:
             found["unet"].append(f"diffusers makes no network of it: {error}")
         else:
-            found["unet"] += _unet_problems(network.config, vae, text)
+            found["unet"] += _unet_problems(network.config, vae, texts)
             if not found["unet"]:
                 found["unet weights"] = weight_problems(network, weight_files(folder, "unet", variant))
     if not any(found.values()):
-        for name, empty in (("vae", _empty_vae), ("text_encoder", _empty_text_encoder)):
+        for name in ("vae", *kind.text_encoders):
             try:
-                network = empty(folder)
+                network = _empty_vae(folder) if name == "vae" else _empty_text_encoder(folder, name, kind)
             except _UNFIT as error:
                 found[name] = [f"no network can be made of it: {type(error).__name__}: {error}"]
             else:
@@ -95,17 +98,17 @@ def component_problems(folder: Path, variant: str | None = None) -> list[str]:
     return [f"{folder / name.partition(' ')[0]}: {problem}" for name, each in found.items() for problem in each]
 
 
-def _loading_problems(folder: Path) -> list[str]:
+def _loading_problems(folder: Path, kind: PipelineFormat) -> list[str]:
     """Keys that have a component loaded in another way than from the tensors beside its configuration."""
-    configs = {name: read_component(folder, name) for name in ("unet", "vae", "text_encoder")}
+    configs = {name: read_component(folder, name) for name in kind.components}
     problems = [
         f"{folder / name}: {key}={config[key]}: must be null: only plain weights are computed"
         for name, config in configs.items()
         for key in ("quantization_config", "_attn_implementation")
         if config.get(key) is not None
     ]
-    adapter = folder / "text_encoder" / "adapter_config.json"
-    return problems + ([f"{adapter}: adapters of a text encoder are not computed"] if adapter.exists() else [])
+    adapters = [folder / name / "adapter_config.json" for name in kind.text_encoders]
+    return problems + [f"{one}: adapters of a text encoder are not computed" for one in adapters if one.exists()]
 
 
 def component_config(folder: Path, name: str, kind: str) -> dict[str, Any]:
@@ -134,25 +137,40 @@ def _empty_vae(folder: Path) -> torch.nn.Module:
         return AutoencoderKL.from_config(read_component(folder, "vae"))
 
 
-def _empty_text_encoder(folder: Path) -> torch.nn.Module:
+def _empty_text_encoder(folder: Path, name: str, kind: PipelineFormat) -> torch.nn.Module:
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
+    import transformers
 
     with torch.device("meta"):
-        return CLIPTextModel(CLIPTextConfig(**read_component(folder, "text_encoder")))
+        network: torch.nn.Module = getattr(transformers, kind.components[name])(
+            transformers.CLIPTextConfig(**read_component(folder, name))
+        )
+    return network
 
 
 def _needs(config: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
     return [f"{key}={config[key]}: must be null: {why}" for key, why in reasons.items() if config.get(key) is not None]
 
 
-def _text_config(folder: Path) -> Mapping[str, Any]:
+def _text_config(folder: Path, name: str) -> Mapping[str, Any]:
     from transformers import CLIPTextConfig
 
-    return CLIPTextConfig(**read_component(folder, "text_encoder")).to_dict()
+    return CLIPTextConfig(**read_component(folder, name)).to_dict()
 
 
-def _unet_problems(unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
+def _vae_problems(vae: Mapping[str, Any]) -> list[str]:
+    problems = [f"{key}={vae[key]}: must be null: {_IGNORED}" for key in _VAE_NEEDS if vae.get(key)]
+    scale = vae["scaling_factor"]
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+        problems.append(f"scaling_factor={scale}: must be a number above 0")
+    if vae["out_channels"] != 3:
+        problems.append(f"out_channels={vae['out_channels']}: must be 3, red, green and blue")
+    return problems
+
+
+def _unet_problems(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     problems = []
     channels = vae["latent_channels"]
     for key in ("in_channels", "out_channels"):
@@ -163,10 +181,11 @@ def _unet_problems(unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mappin
             )
     widths = unet["cross_attention_dim"]
     widths = {widths} if isinstance(widths, int) else set(widths)
-    if widths != {text["hidden_size"]}:
+    given = sum(text["hidden_size"] for text in texts.values())
+    if widths != {given}:
         problems.append(
-            f"cross_attention_dim={unet['cross_attention_dim']}: must be {text['hidden_size']}, the hidden_size of the "
-            "text encoder"
+            f"cross_attention_dim={unet['cross_attention_dim']}: must be {given}, the hidden_size of the text encoder"
+            + ("s together" if len(texts) > 1 else "")
         )
     size = unet["sample_size"]
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)

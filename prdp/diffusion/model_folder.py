@@ -73,7 +73,7 @@ def fetch_model(
         return location
     import diffusers
 
-    without = {"safety_checker": None} if kind is STABLE_DIFFUSION else {}
+    without = {name: value for name, value in kind.arguments.items() if value is None}
     try:
         return Path(
             getattr(diffusers, kind.pipeline).download(
@@ -140,7 +140,7 @@ def _check_folder(where: str, folder: Path, variant: str | None, kind: PipelineF
     if weights:
         for name in kind.components:
             if name not in absent:
-                _check_weights(where, folder, name, variant)
+                _check_weights(where, folder, name, variant, kind)
 
 
 def _is_there(entry: Any) -> bool:
@@ -188,10 +188,10 @@ def _is_of_a_library(entry: list[Any], kind: PipelineFormat) -> bool:
     return library in (*_LIBRARIES, kind.module) and isinstance(name, str) and not automatic
 
 
-def _check_weights(where: str, folder: Path, name: str, variant: str | None) -> None:
+def _check_weights(where: str, folder: Path, name: str, variant: str | None, kind: PipelineFormat) -> None:
     files = weight_files(folder, name, variant)
     if not files:
-        raise StartError(f"{where}: {_no_weights(folder, name, variant)}")
+        raise StartError(f"{where}: {_no_weights(folder, name, variant, kind)}")
     for file in files:
         if not file.is_file():
             raise StartError(f"{where}: {file} is missing, a part of the weights that the index beside it names")
@@ -200,7 +200,7 @@ def _check_weights(where: str, folder: Path, name: str, variant: str | None) -> 
         _check_safetensors(where, file)
 
 
-def _no_weights(folder: Path, name: str, variant: str | None) -> str:
+def _no_weights(folder: Path, name: str, variant: str | None, kind: PipelineFormat) -> str:
     """Why a component has no weights, and what to do with those that are there."""
     inside = folder / name
     wanted = "no weights" + (f" of variant '{variant}'" if variant is not None else "") + " (*.safetensors)"
@@ -213,7 +213,7 @@ def _no_weights(folder: Path, name: str, variant: str | None) -> str:
     if pickled:
         return (
             f"{inside} holds {wanted}, only {pickled[0]}, which is pickled and never read here. If you trust who made "
-            "it, convert the folder: python -c \"from diffusers import StableDiffusionPipeline as P; "
+            f"it, convert the folder: python -c \"from diffusers import {kind.pipeline} as P; "
             f"P.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}-safetensors')\""
         )
     return f"{inside} holds {wanted}"

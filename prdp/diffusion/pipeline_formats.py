@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
@@ -21,6 +22,7 @@ class PipelineFormat:
         tokenizers: folder -> classes that are allowed.
         optional: parts that model_index.json may say are absent.
         module: the name that diffusers gives to the pipeline's own module in model_index.json.
+        arguments: of its `from_pretrained`, so that pictures come out as they are decoded.
     """
 
     pipeline: str
@@ -30,6 +32,12 @@ class PipelineFormat:
     tokenizers: Mapping[str, tuple[str, ...]]
     optional: tuple[str, ...] = ()
     module: str = "stable_diffusion"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Components that read prompts, in the order of their tokenizers."""
+        return tuple(name for name in self.components if name.startswith("text_encoder"))
 
 
 STABLE_DIFFUSION = PipelineFormat(
@@ -38,6 +46,7 @@ STABLE_DIFFUSION = PipelineFormat(
     words="Stable Diffusion 1.x and 2.x and their fine-tunes, text to image",
     components={"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
     tokenizers={"tokenizer": CLIP_TOKENIZERS},
+    arguments={"safety_checker": None},
 )
 STABLE_DIFFUSION_3 = PipelineFormat(
     pipeline="StableDiffusion3Pipeline",

@@ -10,6 +10,7 @@ from typing import Any
 from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.adapter_usage import loading_lines
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 
 USAGE_FILE = "README.md"
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -31,6 +32,7 @@ def usage_text(
     mode: str,
     weights: Path,
     prompt: str,
+    kind: PipelineFormat = STABLE_DIFFUSION,
 ) -> str:
     """Markdown: a program that samples with diffusers alone as the run did, and where it differs.
 
@@ -44,6 +46,7 @@ def usage_text(
         mode: learner.mode, 'lora' or 'full'.
         weights: folder of the exported weights.
         prompt: stands in the program as an example.
+        kind: of the pipeline.
     """
     windowed = sampler.window != "all"
     if windowed:
@@ -53,7 +56,7 @@ def usage_text(
             "# These weights in plain diffusers",
             "",
             "```python",
-            _program(model, sampler, scheduler, shape, mode, weights, prompt).strip("\n"),
+            _program(model, sampler, scheduler, shape, mode, weights, prompt, kind).strip("\n"),
             "```",
             "",
             *_remarks(sampler, scheduler, windowed),
@@ -77,9 +80,10 @@ def _program(
     mode: str,
     weights: Path,
     prompt: str,
+    kind: PipelineFormat,
 ) -> str:
     name = "DDPMScheduler" if sampler.kind == "ddpm" else "DDIMScheduler"
-    options = ["safety_checker=None"]
+    options = [f"{key}={value!r}" for key, value in kind.arguments.items()]
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
     embedded = model.path == "shapes" and mode == "lora"
     if mode == "full":
@@ -90,11 +94,11 @@ def _program(
     steps_without_noise = sampler.deterministic_final_steps if sampler.kind == "ddim" else 0
     lines = [
         "import torch",
-        f"from diffusers import {name}, StableDiffusionPipeline",
+        f"from diffusers import {name}, {kind.pipeline}",
         *(["from prdp.worlds.shapes.tiny_pipeline import pipeline_folder"] if embedded else []),
         _WITHOUT_NOISE.format(steps=steps_without_noise) if steps_without_noise else "",
         f"weights = {str(weights)!r}",
-        f"pipeline = StableDiffusionPipeline.from_pretrained({base}, {', '.join(options)})",
+        f"pipeline = {kind.pipeline}.from_pretrained({', '.join([base, *options])})",
         *loading_lines(model, mode, "unet"),
         f"pipeline.scheduler = {'LastStepsWithoutNoise' if steps_without_noise else name}(",
         *(f"    {key}={value!r}," for key, value in _scheduler_arguments(sampler, scheduler).items()),

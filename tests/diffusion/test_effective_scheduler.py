@@ -112,7 +112,7 @@ def test_what_the_cases_change_matters(model_folder: Path) -> None:
 
 
 def test_a_saved_pipeline_says_how_it_is_sampled(model_folder: Path, tmp_path: Path) -> None:
-    from prdp.diffusion.stable_diffusion import load_pipeline
+    from prdp.diffusion.unet_policy import load_pipeline
 
     changed(model_folder, *CASES["minimal DPMSolverMultistepScheduler"])
     pipeline = load_pipeline(ModelConfig(path=str(model_folder)))

@@ -16,7 +16,7 @@ from narrow_flow import narrow_pipeline
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler, family_of
 from prdp.diffusion.noise import ImageNoise
-from prdp.diffusion.stable_diffusion import latent_shape
+from prdp.diffusion.unet_policy import latent_shape
 from prdp.support.errors import StartError
 from prdp.types import PromptBatch
 

@@ -14,7 +14,7 @@ from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
-from prdp.diffusion.stable_diffusion import load_pipeline
+from prdp.diffusion.unet_policy import load_pipeline
 from prdp.evidence.denoising import FinalLatents
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.types import PromptBatch, Weights
