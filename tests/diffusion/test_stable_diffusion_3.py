@@ -15,20 +15,19 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from narrow_flow import narrow_pipeline
 from PIL import Image
+from policy_checks import FULL, PROMPTS, check_gradients, check_log_ratios, moved, scored
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.stable_diffusion_3 import latent_shape
-from prdp.evidence.trajectory import TrajectoryRecorder, stored_positions
+from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.guards import RatioError
 from prdp.support.errors import StartError
-from prdp.types import PromptBatch, Rollout, Weights
+from prdp.types import PromptBatch
 
-PROMPTS = PromptBatch(2, 3, ("a large red circle", "two small stars"), ({}, {}))
-FULL = LearnerConfig(mode="full", max_grad_norm=1e9)
 LORA_TARGETS = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.to_add_out"]
 SAMPLERS: dict[str, dict[str, Any]] = {
     "flow_sde": {"kind": "flow_sde", "eta": 0.7, "deterministic_final_steps": 1},
@@ -53,13 +52,6 @@ def model(folder: Path, **changes: Any) -> ModelConfig:
 
 def settings(name: str = "cps", **changes: Any) -> SamplerConfig:
     return SamplerConfig(**{**SAMPLERS[name], "steps": 5, "guidance_scale": 1.0, **changes})
-
-
-def moved(weights: Weights, scale: float = 0.02) -> Weights:
-    rng = np.random.default_rng(1)
-    return Weights.of(
-        1, {k: (v + scale * rng.normal(size=v.shape)).astype(np.float32) for k, v in weights.tensors.items()}
-    )
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
@@ -109,90 +101,13 @@ def test_t5_is_optional_and_its_tokens_count(folder: Path) -> None:
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_log_ratios_are_those_of_independent_gaussians(folder: Path, name: str, guidance_scale: float) -> None:
-    sampler = build_sampler(
-        model(folder), FULL, settings(name, guidance_scale=guidance_scale), seed=0, recorder=TrajectoryRecorder()
-    )
-    policy, table = sampler._policy, sampler._transitions
-    sampler.load_weights(moved(policy.weights.export(0)))
-    rollout = sampler.sample(PROMPTS, 2, seed=3)
+    rollout = check_log_ratios(model(folder), settings(name, guidance_scale=guidance_scale))
     assert rollout.stored["log_ratio"].shape == (4, 2 if "window" in name else 4)
-    conditions = policy.encode(rollout.image_prompts)
-    for image in range(4):
-        for column, step in enumerate(rollout.stored["steps"][image]):
-            place = stored_positions(rollout.stored["steps"])[image, column]
-            x, then = (torch.from_numpy(rollout.stored["latents"][image : image + 1, place + one]) for one in (0, 1))
-            time, given = torch.tensor([table.times[step]], dtype=torch.float32), conditions[np.array([image])]
-            with torch.no_grad():
-                output = policy.output(x, time, given, guidance_scale).double()
-            reference = torch.from_numpy(rollout.stored["base_output"][image : image + 1, column]).double()
-            now, before = (
-                torch.distributions.Normal(
-                    table.sample_coef[step] * x.double() + table.output_coef[step] * velocity, table.sigma[step]
-                )
-                for velocity in (output, reference)
-            )
-            expected = (now.log_prob(then.double()) - before.log_prob(then.double())).mean().item()
-            assert abs(expected) > 1e-7
-            assert rollout.stored["log_ratio"][image, column] == pytest.approx(expected, rel=2e-3, abs=2e-6)
-
-
-def scored(rollout: Rollout) -> Rollout:
-    return rollout.scored(np.random.default_rng(0).normal(size=len(rollout)), {})
 
 
 @pytest.mark.parametrize("name", ["flow_sde", "cps in a window"])
 def test_the_two_pass_gradient_is_that_of_autodiff(folder: Path, name: str) -> None:
-    sampling = settings(name)
-    rollout = scored(
-        build_sampler(model(folder), FULL, sampling, seed=0, recorder=TrajectoryRecorder()).sample(PROMPTS, 2, seed=3)
-    )
-    gradients = []
-    for microbatch in (3, 1000):
-        policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
-        config = dataclasses.replace(FULL, microbatch=microbatch)
-        table = policy.process.transitions(sampling)
-        objective = {"name": "prdp", "beta": 0.5, "clip_range": None}
-        learner: Any = build_learner(policy, table, 1.0, config, objective)
-        metrics = learner.update(rollout)
-        assert metrics["ratio_error"] < 1e-5
-        gradients.append({name: value.grad.clone() for name, value in policy.weights.parameters.items()})
-    policy = build_policy(model(folder), FULL, seed=0, keep_reference=False)
-    table, conditions = policy.process.transitions(sampling), policy.encode(rollout.image_prompts)
-    columns = []
-    for column in range(rollout.stored["log_ratio"].shape[1]):
-        steps, places = rollout.stored["steps"][:, column], stored_positions(rollout.stored["steps"])[:, column]
-        x, then = (torch.from_numpy(rollout.stored["latents"][np.arange(4), places + one]) for one in (0, 1))
-        output = policy.output(x, torch.from_numpy(table.times[steps]).float(), conditions, 1.0)
-
-        def of(values: np.ndarray, steps: np.ndarray = steps) -> torch.Tensor:
-            return torch.from_numpy(values[steps]).view(-1, 1, 1, 1)
-
-        means = [
-            of(table.sample_coef) * x + of(table.output_coef) * velocity
-            for velocity in (output, torch.from_numpy(rollout.stored["base_output"][:, column]))
-        ]
-        logs = [torch.distributions.Normal(mean, of(table.sigma)).log_prob(then) for mean in means]
-        columns.append((logs[0] - logs[1]).flatten(1).mean(1))
-    from prdp.objectives.prdp import prdp
-
-    loss, _ = prdp(
-        torch.stack(columns, 1),
-        torch.from_numpy(rollout.stored["log_ratio"]).double(),
-        torch.from_numpy(rollout.rewards),
-        torch.from_numpy(rollout.group_ids),
-        None,
-        None,
-        beta=0.5,
-        clip_range=None,
-    )
-    loss.backward()
-    for name, value in policy.weights.parameters.items():
-        if value.grad is None:
-            assert not gradients[0][name].any()
-            continue
-        scale = value.grad.abs().max().clamp(min=1e-7)
-        for gradient in gradients:
-            assert (gradient[name] - value.grad).abs().max() <= 2e-3 * scale + 1e-8, name
+    check_gradients(model(folder), settings(name))
 
 
 def test_the_ratio_guard_stops_a_learner_with_other_weights(folder: Path) -> None:
