@@ -30,6 +30,7 @@ MISSING: Any = "???"
 """OmegaConf's mark of a key that must be given; not imported, as environments of reward actors may lack OmegaConf."""
 FAMILIES = {
     "stable_diffusion": "prdp.diffusion.stable_diffusion.StableDiffusionPolicy",
+    "stable_diffusion_xl": "prdp.diffusion.stable_diffusion_xl.StableDiffusionXLPolicy",
     "stable_diffusion_3": "prdp.diffusion.stable_diffusion_3.StableDiffusion3Policy",
     "gaussian_mixtures": "prdp.worlds.mixtures.policy.GaussianMixturesPolicy",
 }
@@ -81,8 +82,8 @@ class ModelConfig:
     """The base model that is fine-tuned, and its frozen reference."""
 
     family: Annotated[str, _FAMILY] = "stable_diffusion"
-    """'stable_diffusion' for 1.x and 2.x, 'stable_diffusion_3' for 3 and 3.5, 'gaussian_mixtures' for a world in the
-    plane whose optimum is known, or a policy class of one's own."""
+    """'stable_diffusion' for 1.x and 2.x, 'stable_diffusion_xl', 'stable_diffusion_3' for 3 and 3.5,
+    'gaussian_mixtures' for a world in the plane whose optimum is known, or a policy class of one's own."""
     path: Annotated[str, _MODEL] = "shapes"
     """'shapes' for the embedded tiny pipeline, a folder in diffusers format, or a hub id."""
     revision: AnyText | None = None

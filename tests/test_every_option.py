@@ -40,7 +40,7 @@ SMALL = [
 OF_FLOWS = {"cps": "prdp", "flow_sde": "prdp", "edm_churn": "fdfo"}
 """Samplers of flow models, and an objective for each."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
-REFUSED = {"model": {"sd14", "sd35_medium"}, "reward": {"image_quality"}, "cluster": {"ray"}}
+REFUSED = {"model": {"sd14", "sd35_medium", "sdxl"}, "reward": {"image_quality"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
 
 
@@ -252,5 +252,7 @@ def test_what_cannot_start_here_is_refused_with_the_reason(capsys: pytest.Captur
         assert "model.path=stabilityai/stable-diffusion-3.5-medium: there is no such folder" in refusal(
             "model=sd35_medium", "sampler=cps"
         )
+    if not isinstance(try_to_load_from_cache("stabilityai/stable-diffusion-xl-base-1.0", "model_index.json"), str):
+        assert "model.path=stabilityai/stable-diffusion-xl-base-1.0: there is no such folder" in refusal("model=sdxl")
     if importlib.util.find_spec("pyiqa") is None:
         assert "needs pyiqa, which is not installed" in refusal("reward=image_quality")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
 from prdp.diffusion.noise import ImageNoise
@@ -25,10 +25,10 @@ def program(text: str) -> str:
 def run_program(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, noise: ImageNoise) -> np.ndarray:
     """The picture of the program as it stands, with the noise of a sampler in place of diffusers' own."""
     monkeypatch.chdir(folder)
-    pipeline = "pipelines.stable_diffusion.pipeline_stable_diffusion"
-    for module in (pipeline, "schedulers.scheduling_ddim", "schedulers.scheduling_ddpm"):
+    pipelines = [f"pipelines.{name}.pipeline_{name}" for name in ("stable_diffusion", "stable_diffusion_xl")]
+    for module in (*pipelines, "schedulers.scheduling_ddim", "schedulers.scheduling_ddpm"):
         monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw()))
     names: dict[str, Any] = {}
     exec(compile(program(text), USAGE_FILE, "exec"), names)
-    assert isinstance(names["pipeline"], StableDiffusionPipeline)
+    assert isinstance(names["pipeline"], StableDiffusionPipeline | StableDiffusionXLPipeline)
     return np.asarray(Image.open(folder / "picture.png"))

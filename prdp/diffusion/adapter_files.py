@@ -172,7 +172,7 @@ def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: st
 
     file = adapter_file(key, path)
     where = f"{key}: {file}"
-    state, origin, alphas, metadata = _converted(where, file, pipeline, component)
+    state, origin, alphas, metadata = _converted(where, file, pipeline, component, network)
     empty = network_of_zeros(network)
     factors = _factors(where, empty, state, origin, component)
     scales = {"network_alphas": alphas} if alphas else {}
@@ -206,7 +206,7 @@ def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: st
 
 
 def _converted(
-    where: str, file: Path, pipeline: Any, component: str
+    where: str, file: Path, pipeline: Any, component: str, network: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, float], dict[str, Any] | None]:
     """Tensors under peft's names, those names -> names in the file, kohya's alphas, and metadata of diffusers."""
     from diffusers.utils import convert_unet_state_dict_to_peft
@@ -221,14 +221,16 @@ def _converted(
         metadata = {f"{component}.{key}": value for key, value in settings.items()}
         state = {f"{component}.{name}": value for name, value in inner.items()}
     else:
+        numbering = _numbering(pipeline, network)
         try:
-            state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True)
+            state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True, **numbering)
             metadata = pipeline.lora_state_dict(
                 str(file.parent),
                 weight_name=file.name,
                 use_safetensors=True,
                 local_files_only=True,
                 return_lora_metadata=True,
+                **numbering,
             )[-1]
         except _UNREADABLE as error:
             raise StartError(f"{where}: diffusers makes no LoRA of its tensors: {error}") from error
@@ -243,6 +245,13 @@ def _converted(
         if name not in origin.values() and not (alphas and name.endswith(".alpha")):
             raise StartError(f"{where}: {name}: diffusers leaves it out")
     return result, origin, alphas, metadata
+
+
+def _numbering(pipeline: Any, network: Any) -> dict[str, Any]:
+    """What diffusers needs for names of Stability AI's UNet, which trainers keep for Stable Diffusion XL."""
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+
+    return {"unet_config": network.config} if issubclass(pipeline, StableDiffusionXLLoraLoaderMixin) else {}
 
 
 def _factors(

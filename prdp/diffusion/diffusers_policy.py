@@ -72,7 +72,7 @@ class DiffusersPolicy(ABC):
         self.latent_shape = latent_shape
         self.picture_size = picture_size
         self._model = model
-        self._encoder = PromptEncoder(self._encode, model.cached_prompts)
+        self._encoder = PromptEncoder(self._encode, model.cached_prompts, self._without_prompt)
         self.network: Any = getattr(pipeline, self.NETWORK).eval()
         self.device: torch.device = self.network.device
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
@@ -117,6 +117,22 @@ class DiffusersPolicy(ABC):
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """The fields of `Conditions` for prompts, a row each; without gradient."""
+
+    def _without_prompt(self, fields: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What the branch without prompt is given, of the fields of the empty prompt."""
+        return fields
+
+    def _for_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents in the VAE's own scale, as it decodes them."""
+        config = self.pipeline.vae.config
+        scaled = latents / config.scaling_factor
+        shift = getattr(config, "shift_factor", None)
+        return scaled + shift if shift else scaled
+
+    def _from_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `_for_vae`."""
+        config = self.pipeline.vae.config
+        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
 
     @abstractmethod
     def _predict(
@@ -199,9 +215,7 @@ class DiffusersPolicy(ABC):
         """
         self._needs("vae")
         vae = self.pipeline.vae
-        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
-        shift = getattr(vae.config, "shift_factor", None)
-        pixels = vae.decode(scaled + shift if shift else scaled, return_dict=False)[0].float()
+        pixels = vae.decode(self._for_vae(latents.to(vae.dtype)), return_dict=False)[0].float()
         levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -220,8 +234,7 @@ class DiffusersPolicy(ABC):
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with upcast(vae):
             mean = vae.encode(pixels, return_dict=False)[0].mode()
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return (mean - shift) * vae.config.scaling_factor
+        return self._from_vae(mean)
 
     def save(self, folder: Path) -> None:
         """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prdp.diffusion.model_folder import TOKENIZERS, read_component, weight_files
+from prdp.diffusion.model_folder import INDEX, TOKENIZERS, read_component, weight_files
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 from prdp.support.errors import StartError
 from prdp.support.json_lines import load_json
@@ -21,12 +21,13 @@ _UNET_NEEDS = {
     "time_cond_proj_dim": "it is distilled to take the guidance as an input, as latent consistency models do",
     "class_embed_type": "it takes class labels beside the prompt",
     "num_class_embeds": "it takes class labels beside the prompt",
-    "addition_embed_type": "it takes a second condition beside the prompt, as Stable Diffusion XL does",
     "encoder_hid_dim": "it takes the states of another kind of text encoder",
     "encoder_hid_dim_type": "it takes the states of another kind of text encoder, or of images",
 }
-_VAE_NEEDS = ("shift_factor", "latents_mean", "latents_std")
-_IGNORED = "StableDiffusionPipeline leaves it out, so that pictures would be wrong"
+_NO_ADDITION = "it takes a second condition beside the prompt, as Stable Diffusion XL does"
+_SIZES = 6
+"""Numbers of `time_ids`: original height and width, crop, target height and width."""
+_STATISTICS = ("latents_mean", "latents_std")
 _SHOWN = 3
 _PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names for a tokenizer.json as it is."""
@@ -69,13 +70,17 @@ def component_problems(
     unet = read_component(folder, "unet")
     vae = component_config(folder, "vae", "AutoencoderKL")
     found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
+    if kind.addition is None:
+        found["unet"] += _needs(unet, {"addition_embed_type": _NO_ADDITION})
+    elif unet.get("addition_embed_type") != kind.addition:
+        found["unet"].append(f"addition_embed_type={unet.get('addition_embed_type')}: must be {kind.addition}")
     texts = {}
     for name in kind.text_encoders:
         try:
             texts[name] = _text_config(folder, name)
         except _UNFIT as error:
             return [f"{folder / name}: transformers makes no {kind.components[name]} of it: {error}"]
-    found["vae"] = _vae_problems(vae)
+    found["vae"] = _vae_problems(vae, kind)
     for tokenizer, text in zip(kind.tokenizers, texts.values(), strict=True):
         found[tokenizer] = _tokenizer_problems(folder / tokenizer, text)
     if not found["unet"]:
@@ -85,6 +90,9 @@ def component_problems(
             found["unet"].append(f"diffusers makes no network of it: {error}")
         else:
             found["unet"] += _unet_problems(network.config, vae, texts)
+            if kind.addition is not None:
+                found["unet"] += _addition_problems(network.config, texts)
+                found[INDEX] = _index_problems(folder)
             if not found["unet"]:
                 found["unet weights"] = weight_problems(network, weight_files(folder, "unet", variant))
     if not any(found.values()):
@@ -158,13 +166,54 @@ def _text_config(folder: Path, name: str) -> Mapping[str, Any]:
     return CLIPTextConfig(**read_component(folder, name)).to_dict()
 
 
-def _vae_problems(vae: Mapping[str, Any]) -> list[str]:
-    problems = [f"{key}={vae[key]}: must be null: {_IGNORED}" for key in _VAE_NEEDS if vae.get(key)]
+def _vae_problems(vae: Mapping[str, Any], kind: PipelineFormat) -> list[str]:
+    ignored = ("shift_factor",) if kind.latent_statistics else ("shift_factor", *_STATISTICS)
+    problems = [
+        f"{key}={vae[key]}: must be null: {kind.pipeline} leaves it out, so that pictures would be wrong"
+        for key in ignored
+        if vae.get(key)
+    ]
+    channels = vae["latent_channels"]
+    if kind.latent_statistics and any(vae.get(key) is not None for key in _STATISTICS):
+        problems += [
+            f"{key}={vae.get(key)}: must be {channels} numbers, a channel of the latents each, or null with "
+            f"{' and '.join(_STATISTICS)} alike"
+            for key in _STATISTICS
+            if not _numbers(vae.get(key), channels)
+        ]
     scale = vae["scaling_factor"]
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
         problems.append(f"scaling_factor={scale}: must be a number above 0")
     if vae["out_channels"] != 3:
         problems.append(f"out_channels={vae['out_channels']}: must be 3, red, green and blue")
+    return problems
+
+
+def _numbers(value: Any, count: int) -> bool:
+    given = value if isinstance(value, list | tuple) else []
+    return len(given) == count and all(isinstance(one, int | float) and not isinstance(one, bool) for one in given)
+
+
+def _addition_problems(unet: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A UNet that takes another vector than the second encoder's projection and six sizes."""
+    pooled, width = texts["text_encoder_2"]["projection_dim"], unet["addition_time_embed_dim"]
+    found = unet["projection_class_embeddings_input_dim"]
+    if isinstance(width, int) and found == pooled + _SIZES * width:
+        return []
+    return [
+        f"projection_class_embeddings_input_dim={found}: must be the projection_dim of text_encoder_2, {pooled}, and "
+        f"{_SIZES} x addition_time_embed_dim={width}; the refiner's, which takes a score in place of a size, is not "
+        "computed"
+    ]
+
+
+def _index_problems(folder: Path) -> list[str]:
+    """Settings of Stable Diffusion XL's pipeline that stand in its model_index.json."""
+    index = load_json((folder / INDEX).read_text(encoding="utf-8"))
+    zeros = index.get("force_zeros_for_empty_prompt", True)
+    problems = [] if isinstance(zeros, bool) else [f"force_zeros_for_empty_prompt={zeros}: must be true or false"]
+    if index.get("requires_aesthetics_score"):
+        problems.append("requires_aesthetics_score=true: must be false: the refiner is not computed")
     return problems
 
 

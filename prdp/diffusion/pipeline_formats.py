@@ -23,6 +23,8 @@ class PipelineFormat:
         optional: parts that model_index.json may say are absent.
         module: the name that diffusers gives to the pipeline's own module in model_index.json.
         arguments: of its `from_pretrained`, so that pictures come out as they are decoded.
+        addition: addition_embed_type of its UNet, what this is given beside prompt and time; None for nothing.
+        latent_statistics: whether its pipeline takes latents_mean and latents_std of the VAE.
     """
 
     pipeline: str
@@ -33,6 +35,8 @@ class PipelineFormat:
     optional: tuple[str, ...] = ()
     module: str = "stable_diffusion"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    addition: str | None = None
+    latent_statistics: bool = False
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -47,6 +51,22 @@ STABLE_DIFFUSION = PipelineFormat(
     components={"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
     tokenizers={"tokenizer": CLIP_TOKENIZERS},
     arguments={"safety_checker": None},
+)
+STABLE_DIFFUSION_XL = PipelineFormat(
+    pipeline="StableDiffusionXLPipeline",
+    family="stable_diffusion_xl",
+    words="Stable Diffusion XL and its fine-tunes, text to image, without the refiner",
+    components={
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    },
+    tokenizers={"tokenizer": CLIP_TOKENIZERS, "tokenizer_2": CLIP_TOKENIZERS},
+    module="stable_diffusion_xl",
+    arguments={"add_watermarker": False},
+    addition="text_time",
+    latent_statistics=True,
 )
 STABLE_DIFFUSION_3 = PipelineFormat(
     pipeline="StableDiffusion3Pipeline",
@@ -63,4 +83,4 @@ STABLE_DIFFUSION_3 = PipelineFormat(
     optional=("text_encoder_3", "tokenizer_3"),
     module="stable_diffusion_3",
 )
-FORMATS = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+FORMATS = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3)

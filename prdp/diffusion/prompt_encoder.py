@@ -21,17 +21,24 @@ class PromptEncoder:
     Args:
         encode: prompts -> the fields of `Conditions`, a row each.
         cached_prompts: how many are kept, on the host; those that were asked for last stay. 0 keeps none.
+        without_prompt: what the fields of the empty prompt become in the branch without prompt; None keeps them.
     """
 
-    def __init__(self, encode: Callable[[Sequence[str]], Fields], cached_prompts: int = 0) -> None:
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str]], Fields],
+        cached_prompts: int = 0,
+        without_prompt: Callable[[Fields], Fields] | None = None,
+    ) -> None:
         self._encode, self._size = encode, cached_prompts
+        self._without_prompt = without_prompt or (lambda fields: fields)
         self._kept: OrderedDict[str, Fields] = OrderedDict()
         self._empty: Fields | None = None
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """The conditions of prompts, on the device that `encode` gives."""
         if self._empty is None:
-            self._empty = self._encode([""])
+            self._empty = self._without_prompt(self._encode([""]))
         if not self._size:
             return Conditions(self._encode(prompts), self._empty)
         rows = [self._row(prompt) for prompt in prompts]

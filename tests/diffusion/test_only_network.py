@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from narrow_flow import narrow_pipeline as narrow_flow
+from narrow_xl import narrow_xl
 from safetensors.torch import load_file
 
 from prdp.config import LearnerConfig, ModelConfig
@@ -20,10 +21,13 @@ from prdp.types import Weights
 FULL = LearnerConfig(mode="full")
 
 
-@pytest.fixture(params=["stable_diffusion", "stable_diffusion_3"])
+@pytest.fixture(params=["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> ModelConfig:
     if request.param == "stable_diffusion":
         return ModelConfig(path=str(request.getfixturevalue("pipeline_folder")))
+    if request.param == "stable_diffusion_xl":
+        narrow_xl().save_pretrained(tmp_path / "xl")
+        return ModelConfig(family=request.param, path=str(tmp_path / "xl"))
     narrow_flow().save_pretrained(tmp_path / "flow")
     return ModelConfig(family=request.param, path=str(tmp_path / "flow"), max_sequence_length=2)
 

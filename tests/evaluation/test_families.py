@@ -1,4 +1,4 @@
-"""Runs of Stable Diffusion 3 are found and sampled as those of Stable Diffusion 1 are."""
+"""Runs of Stable Diffusion XL and 3 are found and sampled as those of Stable Diffusion 1 are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from narrow_flow import narrow_pipeline
+from narrow_xl import narrow_xl
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
@@ -17,19 +18,23 @@ from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
 from prdp.types import PromptBatch, Weights
 
-SAMPLER = SamplerConfig(kind="cps", eta=0.8, steps=4, guidance_scale=1.0)
+SAMPLERS = {
+    "stable_diffusion_xl": SamplerConfig(steps=4, guidance_scale=1.0),
+    "stable_diffusion_3": SamplerConfig(kind="cps", eta=0.8, steps=4, guidance_scale=1.0),
+}
 PROMPT = PromptBatch(0, 0, ("a star",), ({},))
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    folder = tmp_path_factory.mktemp("sd3")
-    narrow_pipeline().save_pretrained(folder)
-    return ModelConfig(family="stable_diffusion_3", path=str(folder), max_sequence_length=2, device="cpu")
+@pytest.fixture(scope="module", params=SAMPLERS)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    folder, flow = tmp_path_factory.mktemp("model"), request.param == "stable_diffusion_3"
+    (narrow_pipeline if flow else narrow_xl)().save_pretrained(folder)
+    length = 2 if flow else None
+    return ModelConfig(family=request.param, path=str(folder), max_sequence_length=length, device="cpu")
 
 
 def trained(base: ModelConfig, mode: str) -> Any:
-    learner = LearnerConfig(mode=mode, lora_rank=4, lora_targets=["attn.to_q", "attn.add_q_proj"])
+    learner = LearnerConfig(mode=mode, lora_rank=4, lora_targets=["to_q", "to_out.0"])
     policy: Any = build_policy(base, learner, seed=0, keep_reference=False)
     start, rng = policy.weights.export(0).tensors, np.random.default_rng(0)
     moved = {name: (value + 0.1 * rng.normal(size=value.shape)).astype(np.float32) for name, value in start.items()}
@@ -42,8 +47,8 @@ def test_exported_weights_are_sampled_as_they_were_learned(base: ModelConfig, tm
     policy = trained(base, mode)
     policy.save(tmp_path / "weights")
     (found,) = find_models([str(tmp_path / "weights")], base)
-    assert (found.kind, found.model.family) == ("lora" if mode == "lora" else "pipeline", "stable_diffusion_3")
-    sampler = build_evaluated_sampler(found, SAMPLER, "float32", "cpu", None, kl=False)
+    assert (found.kind, found.model.family) == ("lora" if mode == "lora" else "pipeline", base.family)
+    sampler = build_evaluated_sampler(found, SAMPLERS[base.family], "float32", "cpu", None, kl=False)
     ours: Any = sampler._policy
     conditions, latents = policy.encode(["a star"]), torch.randn(1, *policy.latent_shape)
     with torch.no_grad():

@@ -1,0 +1,107 @@
+"""Stable Diffusion XL from a folder in diffusers format: two text encoders, and the size as a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_XL
+from prdp.diffusion.precision import upcast
+from prdp.diffusion.unet_policy import UNetPolicy, text_length
+from prdp.types import UInt8
+
+
+class StableDiffusionXLPolicy(UNetPolicy):
+    """Two CLIP text encoders, a UNet that learns and takes pooled text and sizes too, and a VAE; see `UNetPolicy`.
+
+    References:
+        Podell et al., SDXL (2023), section 2.2 on the conditions of sizes; `StableDiffusionXLPipeline` of diffusers.
+    """
+
+    FORMAT = STABLE_DIFFUSION_XL
+    FROZEN = ("vae", "text_encoder", "text_encoder_2")
+
+    @classmethod
+    def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
+        """Layers that take no adapter; the JAX twin has no pooled text and sizes."""
+        problems = super().learner_problems(model, learner)
+        if learner.framework != "torch":
+            problems.append(f"learner.framework={learner.framework}: must be torch for model.family={model.family}")
+        return problems
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> UInt8:
+        """See `DiffusersPolicy.decode`; in float32 where the VAE's force_upcast says so, as it overflows in float16.
+
+        Raises:
+            RuntimeError: the VAE was left out.
+        """
+        self._needs("vae")
+        vae = self.pipeline.vae
+        with upcast(vae) if vae.config.force_upcast else nullcontext():
+            return super().decode(latents)
+
+    def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """`states` [B, tokens, width], `pooled` [B, projection] and `time_ids` [B, 6], float32.
+
+        The states before the last layer of both encoders side by side, the projection of the second, and the sizes:
+        original height and width, top and left of the crop, target height and width. As by default in diffusers, a
+        picture was never larger than it is drawn, and never cropped.
+        """
+        pipeline = self.pipeline
+        pairs = (pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)
+        length = min(text_length(*pair) for pair in pairs)
+        # Half precision would give a prompt other states in another batch, and so another log-ratio.
+        with upcast(pipeline.text_encoder, pipeline.text_encoder_2):
+            found = [
+                encoder(self._tokens(tokenizer, prompts, length).input_ids, output_hidden_states=True)
+                for tokenizer, encoder in pairs
+            ]
+        height, width = self.picture_size
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
+        return {
+            "states": torch.cat([one.hidden_states[-2] for one in found], -1),
+            "pooled": found[1].text_embeds,
+            "time_ids": sizes.repeat(len(prompts), 1),
+        }
+
+    def _without_prompt(self, fields: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            return fields
+        return {**fields, **{name: torch.zeros_like(fields[name]) for name in ("states", "pooled")}}
+
+    def _for_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        config = self.pipeline.vae.config
+        if config.latents_mean is None:
+            return super()._for_vae(latents)
+        mean, std = (_of_channels(values, latents) for values in (config.latents_mean, config.latents_std))
+        return latents * std / config.scaling_factor + mean
+
+    def _from_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        config = self.pipeline.vae.config
+        if config.latents_mean is None:
+            return super()._from_vae(latents)
+        mean, std = (_of_channels(values, latents) for values in (config.latents_mean, config.latents_std))
+        return (latents - mean) * config.scaling_factor / std
+
+    def _predict(
+        self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        fields = conditions.fields
+        output: torch.Tensor = network(
+            latents,
+            times.long(),
+            encoder_hidden_states=fields["states"],
+            added_cond_kwargs={"text_embeds": fields["pooled"], "time_ids": fields["time_ids"]},
+            return_dict=False,
+        )[0]
+        return output
+
+
+def _of_channels(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """A number for each channel of latents [B, C, h, w]."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
