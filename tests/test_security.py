@@ -46,6 +46,8 @@ BUILDERS = {
 BUILD = {
     "commands/train.py": "what the command line composes",
     "commands/evaluate.py": "what the command line composes, runs having passed `prdp.evaluation.trust`",
+    "evaluation/preconditions.py": "likewise",
+    "commands/generate.py": "what the command line composes; of runs it takes no sections",
     "train.py": "likewise",
     "commands/reward_server.py": "likewise",
     "cluster/base.py": "the reward of the run that starts the actor",
