@@ -69,11 +69,11 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
         "prediction_type": PREDICTIONS,
         "timestep_spacing": DIFFUSION_SPACINGS,
         "thresholding": (False,),
-        "rescale_betas_zero_snr": (False,),
+        "rescale_betas_zero_snr": (False,) if config.get("prediction_type", "epsilon") == "epsilon" else (False, True),
     }
     reasons = {
         "thresholding": ": pixels are not thresholded here, and latents never should be",
-        "rescale_betas_zero_snr": ": the first step would have no finite mean",
+        "rescale_betas_zero_snr": " for prediction_type=epsilon: the first step would have no finite mean",
     }
     problems = [
         f"{key}={config[key]}: must be {' or '.join(map(_plain, allowed))}{reasons.get(key, '')}"

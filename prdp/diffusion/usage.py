@@ -13,7 +13,10 @@ from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 
 USAGE_FILE = "README.md"
-_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+_SCHEDULE = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr",
+)  # fmt: skip
 _WITHOUT_NOISE = '''
 class LastStepsWithoutNoise(DDIMScheduler):
     def step(self, model_output, timestep, sample, eta=0.0, generator=None, **rest):
@@ -119,7 +122,7 @@ def _program(
 
 
 def _scheduler_arguments(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: scheduler[key] for key in _SCHEDULE if scheduler.get(key) is not None}
+    found = {key: scheduler[key] for key in _SCHEDULE if scheduler.get(key) not in (None, False)}
     found["timestep_spacing"] = sampler.timestep_spacing or scheduler.get("timestep_spacing", "leading")
     found["steps_offset"] = scheduler.get("steps_offset", 0)
     found["clip_sample"] = False

@@ -109,8 +109,14 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> Float64:
     """Float64 [num_train_timesteps]: abar_t of a diffusers scheduler configuration.
 
     Raises:
-        ValueError: a beta schedule that this file does not know.
+        ValueError: a beta schedule that this file does not know, or no signal at the end for a network that predicts
+            epsilon, of which the first step would have no finite mean.
     """
+    if scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type", "epsilon") == "epsilon":
+        raise ValueError(
+            "scheduler rescale_betas_zero_snr is true for prediction_type=epsilon: the first step would have no finite "
+            "mean"
+        )
     if scheduler.get("trained_betas") is not None:
         betas = np.asarray(scheduler["trained_betas"], dtype=np.float64)
     else:
@@ -122,9 +128,14 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> Float64:
             betas = np.linspace(start, end, total)
         else:
             raise ValueError(f"scheduler beta_schedule is {schedule!r}, expected scaled_linear or linear")
-    if scheduler.get("rescale_betas_zero_snr"):
-        raise ValueError("scheduler rescale_betas_zero_snr is true: the first step would have no finite mean")
-    return np.asarray(np.cumprod(1.0 - betas), np.float64)
+    abar = np.asarray(np.cumprod(1.0 - betas), np.float64)
+    return _without_signal_at_the_end(abar) if scheduler.get("rescale_betas_zero_snr") else abar
+
+
+def _without_signal_at_the_end(abar: Float64) -> Float64:
+    """Shifted and scaled so that the first value stays and the last is 0: algorithm 1 of Lin et al. (2023)."""
+    signal = np.sqrt(abar)
+    return np.asarray(((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2, np.float64)
 
 
 def build_transitions(

@@ -39,6 +39,15 @@ def exact(scheduler: Any, config: dict[str, Any]) -> Any:
     return scheduler
 
 
+def test_schedules_without_signal_at_the_end_are_those_of_diffusers() -> None:
+    config = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    found, plain = alphas_cumprod(config), alphas_cumprod(SD)
+    np.testing.assert_allclose(found, DDIMScheduler(**config).alphas_cumprod.numpy(), rtol=0, atol=2e-6)
+    assert found[-1] == 0 and found[0] == pytest.approx(plain[0], rel=1e-12)
+    with pytest.raises(ValueError, match="for prediction_type=epsilon: the first step would have no finite mean"):
+        alphas_cumprod({**config, "prediction_type": "epsilon"})
+
+
 def ddim_leads_to_the_next_timestep(spacing: str, steps: int) -> bool:
     """Whether DDIMScheduler's t - 1000 // steps is the next timestep of its own list."""
     return spacing == "leading" or (spacing == "trailing" and 1000 % steps == 0)
