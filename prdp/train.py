@@ -195,9 +195,7 @@ class Run:
     def _publish(self) -> dict[str, float]:
         """Ask for the rollouts that may be under way now, under the weights that they are due."""
         start = time.monotonic()
-        weights = self.learner.weights()
-        self.rollouts.fill(self.state.epoch, weights)
-        size = sum(array.nbytes for array in weights.tensors.values())
+        size = self.rollouts.fill(self.state.epoch, self.learner.weights())
         return {"time/publish": time.monotonic() - start, "publish_mib": size / 2**20}
 
     def _sample(self, metrics: dict[str, float]) -> Rollout:

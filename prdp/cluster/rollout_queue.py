@@ -56,12 +56,15 @@ class RolloutQueue:
         self._published: dict[int, Weights] = {}
         self._begins: dict[int, int] = {}
 
-    def fill(self, epoch: int, weights: Weights) -> None:
+    def fill(self, epoch: int, weights: Weights) -> int:
         """Ask for every rollout up to `epoch + max_staleness` that was not asked for yet.
 
         Args:
             epoch: number of epochs that the learner has done.
             weights: of the learner now; not looked at when the epoch was begun before a restart.
+
+        Returns:
+            bytes of the weights, as they are published; 0 for stored images.
         """
         if self._drawn:
             self._published.setdefault(epoch, weights)
@@ -78,6 +81,7 @@ class RolloutQueue:
             )
             self._under_way.append(pending)
         self._forget(epoch)
+        return sum(array.nbytes for array in weights.tensors.values()) if self._drawn else 0
 
     def next(self, on_chunk: OnChunk | None = None) -> Rollout:
         """Wait for the rollout of the epoch at hand; see `Pending.result`."""

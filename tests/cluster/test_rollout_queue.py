@@ -159,7 +159,7 @@ def test_a_rollout_that_failed_is_not_counted():
 def test_images_that_are_stored_ask_for_no_weights() -> None:
     """`Recorder.version` is -1 until something is published."""
     rollouts, workforce, stream = queue(1, epochs=2, drawn=False)
-    rollouts.fill(0, weights(0))
+    assert rollouts.fill(0, weights(0)) == 0 and queue(0)[0].fill(0, weights(0)) == 4
     assert workforce.asked == [(0, -1), (1, -1)]
     assert rollouts.state(0) == ({}, {"prompt_cursor": 0, "published": {}})
     rollout = Rollout(PromptBatch(0, 0, ("a",), ({},)), 1, np.zeros((1, 2, 2, 3), np.uint8), 7, "")
