@@ -90,6 +90,14 @@ def family_in(folder: Path) -> str | None:
     return next((one.family for one in FORMATS if one.pipeline == found), None)
 
 
+def family_on_hub(path: str) -> str | None:
+    """The same of a hub repository whose `INDEX` is in the local cache; None where it is not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(path, INDEX)
+    return family_in(Path(cached).parent) if isinstance(cached, str) else None
+
+
 def absent_parts(folder: Path, kind: PipelineFormat) -> list[str]:
     """Optional parts that a pipeline's folder lacks; diffusers' `from_pretrained` wants to be told of them."""
     return [name for name in kind.optional if not (folder / name).is_dir()]

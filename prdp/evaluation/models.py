@@ -15,7 +15,7 @@ from prdp.config import LearnerConfig, ModelConfig
 from prdp.configuration.typed import typed
 from prdp.diffusion import family_of
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, adapter_file, model_adapters
-from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, fetch_model
+from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, family_on_hub, fetch_model
 from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
@@ -210,7 +210,8 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
         prefix = f"{name}/" if name else ""
         return [_of_run(entry, prefix + label, one) for label, one in zip(labels, sweep, strict=True)]
     if _may_be_on_hub(path):
-        return [EvaluatedModel(name or path, "pipeline", _like(base or ModelConfig(), path, ModelConfig().family))]
+        like = base or ModelConfig()
+        return [EvaluatedModel(name or path, "pipeline", _like(like, path, family_on_hub(path) or like.family))]
     check_exists(entry)
     raise StartError(
         f"models: {entry}: {folder} is neither the folder of a run or sweep (config.yaml), nor a checkpoint "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -58,6 +59,16 @@ def test_exported_weights_are_sampled_as_they_were_learned(base: ModelConfig, tm
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     assert (outputs[0] - before).abs().max() > 1e-3
     assert sampler.sample(PROMPT, 1, 0, trajectory=False).images.shape == (1, 32, 32, 3)
+
+
+def test_a_hub_repository_is_of_the_family_that_its_index_names(base: ModelConfig, tmp_path: Path) -> None:
+    other = ModelConfig(family="gaussian_mixtures", path="gaussian_mixtures")
+    with patch("huggingface_hub.try_to_load_from_cache", lambda *_, **__: f"{base.path}/model_index.json"):
+        (found,) = find_models(["somebody/model"], other)
+        with patch("prdp.evaluation.models.family_on_hub", lambda _: None):
+            (unknown,) = find_models(["somebody/model"], base)
+    assert (found.model.family, found.model.path) == (base.family, "somebody/model")
+    assert unknown.model.family == base.family
 
 
 def test_sizes_and_tokens_change_the_digest(base: ModelConfig, tmp_path: Path) -> None:
