@@ -185,6 +185,7 @@ def test_every_option_of_every_group_is_valid() -> None:
         "callable": ["reward.path=my_module.my_reward"],
         "aesthetic": ["reward.path=head.pth"],
         "remote": ["reward.url=http://127.0.0.1:8080"],
+        "sub_score": ["reward.name=color"],
         "weighted_sum": ["reward.terms.aesthetic.reward.path=head.pth"],
         "fdfo": ["sampler.shared_start_noise=true", "sampler.start_churn=0.01"],
         "hf_dataset": ["prompts.train.path=owner/name"],

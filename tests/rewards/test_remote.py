@@ -233,7 +233,7 @@ def test_start_checks_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
     for arguments, message in (
         ({"url": closed}, "/identity gave no answer in one attempt of 60 s; last: ConnectionRefusedError"),
         ({"url": "ftp://somewhere"}, "url=ftp://somewhere: must be http://host:port"),
-        ({"url": "http://me:secret@somewhere"}, "url=http://somewhere: no user or password in a URL"),
+        ({"url": "http://me:letmein@somewhere"}, "url=http://somewhere: no user or password in a URL"),
         ({"url": closed, "batch_size": 0}, "batch_size=0: must be at least 1"),
         ({"url": closed, "timeout_seconds": 0}, "timeout_seconds=0: must be above 0"),
         ({"url": closed, "retries": -1}, "retries=-1: must be at least 0"),
@@ -242,7 +242,7 @@ def test_start_checks_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(StartError, match=r"^reward: ") as caught:
             check_reward("reward", {**target, **arguments})
         assert message in str(caught.value)
-        assert "secret" not in str(caught.value)
+        assert "letmein" not in str(caught.value)
     monkeypatch.setenv("PRDP_REWARD_TOKEN", "line\nbreak")
     with pytest.raises(StartError, match="PRDP_REWARD_TOKEN holds more than printable ASCII"):
         check_reward("reward", {**target, "url": closed})
