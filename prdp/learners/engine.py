@@ -263,14 +263,14 @@ class Engine(ABC):
     ) -> Iterator[tuple[Int64, Int64]]:
         """Images and columns of every microbatch; cells of different steps share one."""
         _, columns = self._evidence.shape(batch.rollout)
-        starts = np.arange(len(cells))
+        ends = np.arange(1, len(cells) + 1)
         if whole_groups:
             groups = cells // (columns * batch.rollout.images_per_prompt)
-            starts = np.flatnonzero(np.diff(groups, prepend=-1))
+            ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
         begin = 0
         while begin < len(cells):
-            within = starts[(begin < starts) & (starts <= begin + self._microbatch)]
-            end = len(cells) if begin + self._microbatch >= len(cells) else int(within[-1])
+            end = int(ends[np.searchsorted(ends, begin + self._microbatch, side="right") - 1])
+            assert end > begin, "a group must not be larger than a microbatch"
             yield np.divmod(cells[begin:end], columns)
             begin = end
 
