@@ -197,17 +197,13 @@ def _export(results: Results, work: EvaluationWork) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OverrideParser(
+    return OverrideParser(
         keys=[*EVALUATE.groups, *schema_keys(EvaluateConfig)],
         prog="prdp evaluate",
         usage="prdp evaluate models=[...] [OVERRIDES] [options]",
         description="Judge models on the same prompts and the same noise.",
         epilog=f"{_HELP}\n{_options_text()}",
     )
-    parser.add_argument(
-        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
-    )
-    return parser
 
 
 def _options_text() -> str:

@@ -204,14 +204,10 @@ def _line(one: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     available = groups([conf_folder()], GATE)
     options = "\n".join(f"  {group}  {', '.join(names)}" for group, names in available.items())
-    parser = OverrideParser(
+    return OverrideParser(
         keys=["model", *schema_keys(GateConfig)],
         prog="prdp gate",
         usage="prdp gate models=[...] rollouts.path=... [OVERRIDES] [options]",
         description="Put experts of one base into one model, weighted by gates that learn.",
         epilog=f"{_HELP}\ngroups:\n{options}\n{_MORE}",
     )
-    parser.add_argument(
-        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
-    )
-    return parser

@@ -173,17 +173,13 @@ def generate(config: GenerateConfig, found: Found, notes: Sequence[str] = ()) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OverrideParser(
+    return OverrideParser(
         keys=[*GENERATE.groups, *schema_keys(GenerateConfig)],
         prog="prdp generate",
         usage="prdp generate models=[...] prompts=[...] [OVERRIDES] [options]",
         description="Draw a set of images that training reads.",
         epilog=f"{_HELP}\n{_options_text()}",
     )
-    parser.add_argument(
-        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
-    )
-    return parser
 
 
 def _options_text() -> str:

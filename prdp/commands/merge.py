@@ -98,14 +98,10 @@ def merge(config: MergeConfig) -> Path:
 def _parser() -> argparse.ArgumentParser:
     available = groups([conf_folder()], _MERGE)
     options = "\n".join(f"  {group}  {', '.join(names)}" for group, names in available.items())
-    parser = OverrideParser(
+    return OverrideParser(
         keys=["merge", *schema_keys(MergeConfig)],
         prog="prdp merge",
         usage="prdp merge models=[...] [OVERRIDES] [options]",
         description="Merge LoRA experts of one base into one LoRA file.",
         epilog=f"{_HELP}\ngroups:\n{options}\n{_MORE}",
     )
-    parser.add_argument(
-        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
-    )
-    return parser

@@ -180,9 +180,6 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="a sweep: run all combinations of comma-separated values"
     )
-    parser.add_argument(
-        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
-    )
     return parser
 
 

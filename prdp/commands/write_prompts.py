@@ -134,14 +134,10 @@ def _binding(config: WriteConfig) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     available = groups([conf_folder()], WRITE)
     options = "\n".join(f"  {group:<6}  {', '.join(names)}" for group, names in available.items())
-    parser = OverrideParser(
+    return OverrideParser(
         keys=[*WRITE.groups, *schema_keys(WriteConfig)],
         prog="prdp prompts write",
         usage="prdp prompts write skill=... writer=... output=FILE.jsonl [OVERRIDES] [options]",
         description="Have a language model write prompts for a skill.",
         epilog=f"{_HELP}\ngroups:\n{options}\n{_MORE}",
     )
-    parser.add_argument(
-        "--config-dir", type=Path, action="append", default=[], metavar="DIR", help="a folder with further group files"
-    )
-    return parser

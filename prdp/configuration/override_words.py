@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from prdp.support.suggest import nearest
@@ -91,7 +92,7 @@ def how_to_write(word: str, keys: Iterable[str]) -> str:
 
 
 class OverrideParser(argparse.ArgumentParser):
-    """A parser of options beside overrides, which says how keys are written when one is taken for an option.
+    """A parser of overrides and `--config-dir`, which says how keys are written when one is taken for an option.
 
     Args:
         keys: that there are, groups among them.
@@ -101,6 +102,14 @@ class OverrideParser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
         self._keys = list(keys)
         self.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
+        self.add_argument(
+            "--config-dir",
+            type=Path,
+            action="append",
+            default=[],
+            metavar="DIR",
+            help="a folder with further group files",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and the message."""
