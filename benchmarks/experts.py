@@ -1,0 +1,293 @@
+"""Experts and what is made of them: merges, gates, skills, one model that teaches another (docs/results/experts.md).
+
+    python benchmarks/experts.py run FOLDER [--seeds 0,1,2] [--parts aspects,skills,weak_to_strong]
+    python benchmarks/experts.py plan FOLDER
+    python benchmarks/experts.py report FOLDER docs/results
+
+Every step is a command of prdp in FOLDER/<seed>, whose words `plan` prints. Started again, `run` goes on where it was,
+inside a training as well. Two processes may run different seeds or parts at a time. `report` takes what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from study_tables import interval, table
+
+from prdp.support.storage import write_atomically
+
+ASPECTS = ("color", "shape", "count", "fill")
+PAIR = ASPECTS[:2]
+SKILLS = ("color", "count", "relation", "size", "fill")
+UPDATES = 12
+"""Of one expert; the run on the sum of all aspects gets as many for each of them."""
+RENDER = "render"
+SIDE = 32
+"""Of the embedded model's pictures, in pixels."""
+RESULTS = "experts.jsonl"
+JUDGE = "rewards=[shapes_judge]"
+UNJUDGED_LATER = ("evaluation.every=0", "evaluation.final_prompts=16")
+GUIDED = ("sampler=few_step", "sampler.guidance_scale=1")
+GUIDED = ("sampler=few_step", "sampler.guidance_scale=3")
+FLOW = ("model=shapes_flow", "sampler=cps", "sampler.steps=8", "sampler.shift=2", "sampler.microbatch=64")
+STORED = ("rollouts.source=stored", "objective=denoising", "images_per_prompt=1", "prompts_per_epoch=64")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of prdp, or `render`, whose outputs lie in the seed's folder."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def lora(rate: str) -> tuple[str, ...]:
+    """The demo's recipe but for its rate, judged by `prdp evaluate` afterwards."""
+    return (
+        "experiment=shapes_demo",
+        f"learner.learning_rate={rate}",
+        "evaluation.every=0",
+        "evaluation.final_prompts=16",
+    )
+
+
+def train(name: str, seed: int, *words: str) -> Step:
+    """A training run in the folder `name`."""
+    return Step(name, ("train", *words, f"seed={seed}", "checkpoint.resume=auto", f"output_dir={name}"))
+
+
+def aspects(seed: int) -> Iterator[Step]:
+    """One expert an aspect by PRDP and by best-of-N, their merges and gates, and one run on the sum of the aspects."""
+    expert = ("experiment=shapes_expert", f"epochs={UPDATES}", *JUDGED_LATER)
+    for aspect in ASPECTS:
+        yield train(f"prdp_{aspect}", seed, *expert, f"reward.name={aspect}")
+    best = (*expert, "learner.learning_rate=1e-3", "objective.draws=4")
+    for aspect in PAIR:
+        yield train(f"best_{aspect}", seed, *best, f"reward.name={aspect}", "objective=best_of_n")
+    yield train("unselected", seed, *best, "objective=denoising", "images_per_prompt=1")
+    yield train("weighted_sum", seed, *lora("3e-3"), "reward=shapes_aspects", f"epochs={UPDATES * len(ASPECTS)}")
+    source = ("models=[base]", "model=shapes", "prompts=[shapes.train]", JUDGE, *UNGUIDED, f"seed={seed}")
+    yield Step("set", ("generate", *source, "prompts_per_set=128", "images_per_prompt=8", "output_dir=set"))
+    for name, chosen in (("pair", PAIR), ("four", ASPECTS)):
+        models = f"models=[{','.join(f'prdp_{one}' for one in chosen)}]"
+        learned = f"aspects=[{','.join(f'shapes_judge.{one}' for one in chosen)}]"
+        yield Step(f"merged_{name}", ("merge", models, f"output_dir=merged_{name}"))
+        yield Step(f"summed_{name}", ("merge", models, f"scale={len(chosen)}", f"output_dir=summed_{name}"))
+        yield Step(
+            f"gated_{name}",
+            (
+                "gate",
+                models,
+                learned,
+                "rollouts.path=set",
+                "gate.steps=200",
+                f"seed={seed}",
+                f"output_dir=gated_{name}",
+            ),
+        )
+    names = [f"prdp_{one}" for one in ASPECTS] + [f"best_{one}" for one in PAIR] + ["unselected", "weighted_sum"]
+    names += [f"{how}_{which}" for which in ("pair", "four") for how in ("merged", "summed", "gated")]
+    yield evaluation("aspects", names, ("model=shapes", "prompts=[shapes]", *UNGUIDED), seed)
+
+
+def skills(seed: int) -> Iterator[Step]:
+    """SELMA: prompts, images and a LoRA for each skill, merged; beside rendered truth, and one LoRA for all skills."""
+    for skill in SKILLS:
+        written = ("prompts", "write", f"skill=shapes_{skill}", "writer=grammar", f"seed={seed}")
+        yield Step(f"prompts_{skill}", (*written, "count=384", f"output=prompts/{skill}.jsonl"))
+        heldout = (*written, "skill.scenes.split=heldout", "count=64", f"output=prompts/heldout_{skill}.jsonl")
+        yield Step(f"heldout_{skill}", heldout)
+    files = ",".join(f"prompts/{skill}.jsonl" for skill in SKILLS)
+    drawn = ("models=[base]", "model=shapes", f"prompts=[{files}]", "prompts_per_set=null", "images_per_prompt=1")
+    yield Step("set_drawn", ("generate", *drawn, *GUIDED, f"seed={seed}", "output_dir=set_drawn"))
+    yield Step("pictures", (RENDER, "pictures", str(seed)))
+    yield Step("set_rendered", ("generate", "pictures=pictures", "model=shapes", "output_dir=set_rendered"))
+    recipe = (*lora("3e-4"), *STORED, "objective.draws=2")
+    for source in ("drawn", "rendered"):
+        for skill in SKILLS:
+            chosen = (f"rollouts.path=set_{source}", f"rollouts.skill=shapes_{skill}", "epochs=48")
+            yield train(f"{source}_{skill}", seed, *recipe, *chosen)
+        models = f"models=[{','.join(f'{source}_{skill}' for skill in SKILLS)}]"
+        yield Step(f"{source}_merged", ("merge", models, f"output_dir={source}_merged"))
+        yield train(f"{source}_all", seed, *recipe, f"rollouts.path=set_{source}", f"epochs={48 * len(SKILLS)}")
+    names = [f"{source}_{which}" for source in ("drawn", "rendered") for which in (*SKILLS, "merged", "all")]
+    sets = ",".join(f"{skill}:prompts/heldout_{skill}.jsonl" for skill in SKILLS)
+    yield evaluation("skills", names, ("model=shapes", f"prompts=[{sets}]", *GUIDED), seed)
+
+
+def weak_to_strong(seed: int) -> Iterator[Step]:
+    """Images of the embedded UNet train the embedded flow model, beside the flow model's own images."""
+    files = ",".join(f"prompts/{skill}.jsonl" for skill in SKILLS)
+    own = ("models=[base]", *FLOW, "sampler.guidance_scale=3", f"prompts=[{files}]", "prompts_per_set=null")
+    yield Step("set_flow", ("generate", *own, "images_per_prompt=1", f"seed={seed}", "output_dir=set_flow"))
+    recipe = (
+        "experiment=shapes_flow",
+        *STORED,
+        "objective.draws=2",
+        "learner.learning_rate=3e-4",
+        "evaluation.every=0",
+    )
+    for name, path in (("flow_own", "set_flow"), ("flow_taught", "set_drawn"), ("flow_rendered", "set_rendered")):
+        yield train(name, seed, *recipe, f"rollouts.path={path}", "rollouts.encode=true", "epochs=120")
+    sampler = (*FLOW, "sampler.guidance_scale=3")
+    yield evaluation(
+        "weak_to_strong", ["flow_own", "flow_taught", "flow_rendered"], ("prompts=[shapes]", *sampler), seed
+    )
+
+
+def evaluation(name: str, models: Sequence[str], words: Sequence[str], seed: int) -> Step:
+    """All models beside the base on held-out prompts, which differ by seed."""
+    count = (JUDGE, "prompts_per_set=256", "images_per_prompt=2", f"prompt_seed={seed}", f"seeds=[{seed}]")
+    named = f"models=[base,{','.join(f'{one}:{one}' for one in models)}]"
+    return Step(f"evaluation_{name}", ("evaluate", named, *words, *count, f"output_dir=evaluation_{name}"))
+
+
+PARTS = {"aspects": aspects, "skills": skills, "weak_to_strong": weak_to_strong}
+
+
+def render(folder: Path, out: Path) -> None:
+    """Truth for every prompt of the skills: pictures as the world's renderer draws them, with captions."""
+    import numpy as np
+    from PIL import Image
+
+    from prdp.worlds.shapes.grammar import parse
+    from prdp.worlds.shapes.render import render as draw
+
+    out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for skill in SKILLS:
+        for row, line in enumerate((folder / "prompts" / f"{skill}.jsonl").read_text(encoding="utf-8").splitlines()):
+            prompt = json.loads(line)["prompt"]
+            rng = np.random.default_rng([row, SKILLS.index(skill)])
+            name = f"{skill}_{row:04}.png"
+            Image.fromarray(draw(parse(prompt), rng, SIDE)).save(out / name)
+            lines.append(json.dumps({"file_name": name, "text": prompt, "skill": f"shapes_{skill}"}))
+    write_atomically(out / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
+
+
+def run(folder: Path, seeds: Sequence[int], parts: Sequence[str]) -> None:
+    """Do what is left. A step that fails ends it, with the end of its log."""
+    for seed in seeds:
+        place = folder / str(seed)
+        place.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            for step in PARTS[part](seed):
+                done, log = place / f"{step.name}.done", place / f"{step.name}.log"
+                if done.exists():
+                    continue
+                start, used = time.monotonic(), os.times()
+                if step.words[0] == RENDER:
+                    render(place, place / step.words[1])
+                else:
+                    with log.open("a", encoding="utf-8") as output:
+                        command = [sys.executable, "-m", "prdp", *step.words]
+                        ended = subprocess.run(command, cwd=place, stdout=output, stderr=output, check=False)
+                    if ended.returncode:
+                        told = "\n".join(log.read_text(encoding="utf-8").splitlines()[-12:])
+                        raise SystemExit(f"seed {seed}, {step.name}: exit code {ended.returncode}\n{told}")
+                spent = os.times()
+                cpu = spent.children_user + spent.children_system - used.children_user - used.children_system
+                write_atomically(
+                    done, (json.dumps({"seconds": time.monotonic() - start, "cpu_seconds": cpu}) + "\n").encode()
+                )
+                print(f"seed {seed}  {step.name}  {cpu:.0f} CPU seconds", flush=True)
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """A line for each seed, part, model, prompt set and aspect: scores and the paired differences to the base."""
+    lines = []
+    for place in sorted(one for one in folder.iterdir() if one.name.isdigit()):
+        for part in PARTS:
+            file = place / f"evaluation_{part}" / "results.json"
+            if not (place / f"evaluation_{part}.done").exists():
+                continue
+            results = json.loads(file.read_text(encoding="utf-8"))
+            for one in results["scores"]:
+                aspect = one["part"].removeprefix("sub-score: ")
+                if one["part"] == "all" or aspect != one["part"]:
+                    kept = {key: one[key] for key in ("model", "prompts", "score", "difference")}
+                    half = None if one["model"] == "base" else one["difference_high"] - one["difference"]
+                    kept |= {"difference": None if one["model"] == "base" else one["difference"], "half_width": half}
+                    lines.append({"part": part, "seed": int(place.name), "aspect": aspect, **kept})
+    return lines
+
+
+def cells(lines: Sequence[dict[str, Any]], part: str, columns: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """Rows of models; columns (prompt set, aspect): the base's score, the others' mean difference over seeds."""
+    own = [line for line in lines if line["part"] == part]
+    rows = []
+    for model in dict.fromkeys(line["model"] for line in own):
+        row = [model]
+        for prompts, aspect in columns:
+            chosen = [one for one in own if (one["model"], one["prompts"], one["aspect"]) == (model, prompts, aspect)]
+            key = "score" if model == "base" else "difference"
+            row.append(_told([one[key] for one in chosen], "" if model == "base" else "+"))
+        rows.append(row)
+    return rows
+
+
+def _told(values: Sequence[float], sign: str) -> str:
+    if not values or any(not math.isfinite(value) for value in values):
+        return ""
+    text = interval(values)
+    return text if text.startswith("-") or not sign else f"{sign}{text}"
+
+
+def report(folder: Path, out: Path) -> str:
+    """Write OUT/experts.jsonl; return the tables in Markdown."""
+    lines = collect(folder)
+    write_atomically(out / RESULTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    parts = []
+    seeds = {part: len({line["seed"] for line in lines if line["part"] == part}) for part in PARTS}
+    aspects_told = [("shapes", "all"), *(("shapes", one) for one in (*ASPECTS, "size", "relation"))]
+    skills_told = [(skill, "all") for skill in SKILLS]
+    for part, columns in (("aspects", aspects_told), ("skills", skills_told), ("weak_to_strong", aspects_told)):
+        if seeds[part]:
+            names = [prompts if part == "skills" else aspect for prompts, aspect in columns]
+            parts.append(
+                f"## {part} ({seeds[part]} seeds)\n\n{table([['model', *names], *cells(lines, part, columns)])}"
+            )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "plan", "report"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
+    parser.add_argument("--parts", default=",".join(PARTS), help="separated by commas")
+    given = parser.parse_args()
+    seeds, parts = [int(one) for one in given.seeds.split(",")], given.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--parts has {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    if given.what == "run":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        run(given.folder, seeds, parts)
+    elif given.what == "plan":
+        for seed in seeds:
+            for part in parts:
+                for step in PARTS[part](seed):
+                    left = " " if (given.folder / str(seed) / f"{step.name}.done").exists() else "*"
+                    print(f"{left} {seed} prdp {' '.join(step.words)}")
+    elif given.out is None:
+        parser.error("report needs the folder of the results")
+    else:
+        print(report(given.folder, given.out))
+
+
+if __name__ == "__main__":
+    main()
