@@ -38,8 +38,8 @@ SIDE = 32
 """Of the embedded model's pictures, in pixels."""
 RESULTS = "experts.jsonl"
 JUDGE = "rewards=[shapes_judge]"
-UNJUDGED_LATER = ("evaluation.every=0", "evaluation.final_prompts=16")
-GUIDED = ("sampler=few_step", "sampler.guidance_scale=1")
+JUDGED_LATER = ("evaluation.every=0", "evaluation.final_prompts=16")
+UNGUIDED = ("sampler=few_step", "sampler.guidance_scale=1")
 GUIDED = ("sampler=few_step", "sampler.guidance_scale=3")
 FLOW = ("model=shapes_flow", "sampler=cps", "sampler.steps=8", "sampler.shift=2", "sampler.microbatch=64")
 STORED = ("rollouts.source=stored", "objective=denoising", "images_per_prompt=1", "prompts_per_epoch=64")
