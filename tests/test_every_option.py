@@ -136,7 +136,7 @@ def train(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 
     def run(*words: str) -> Path:
         folder = tmp_path / "run"
-        assert main(["train", *words, *SMALL, f"output_dir={folder}"]) == 0
+        assert main(["train", *SMALL, *words, f"output_dir={folder}"]) == 0
         lines = read_metrics(folder)
         assert [line["epoch"] for line in lines] == [0, 1]
         assert math.isfinite(lines[1]["loss"])
@@ -231,8 +231,15 @@ def test_experiments_start(train: Callable[..., Path], files: dict[str, str], op
         words += words_for(files, "weighted_sum", "pick_a_pic")
     elif option.startswith("paper"):
         words += words_for(files, "callable", "text_file")
-    if option.startswith(("multi", "paper")):
-        # In place of Stable Diffusion v1.4, which has to be downloaded.
+    elif option == "versat2i":
+        words += ["reward=aesthetic", *words_for(files, "aesthetic", "file"), "learner.autocast=null"]
+    elif option == "selma":
+        drawn = ["models=[base]", "model=shapes", "prompts=[animals]", "prompts_per_set=2", "images_per_prompt=1"]
+        assert main(["generate", *drawn, "sampler.steps=2", "output_dir=drawn"]) == 0
+        stored = ["rollouts.path=drawn", "prompts.heldout.path=heldout.txt"]
+        words += ["reward=redness", *stored, "learner.autocast=null", "images_per_prompt=1"]
+    if option.startswith(("multi", "paper", "selma", "versat2i")):
+        # In place of a Stable Diffusion, which has to be downloaded.
         words.append("model=shapes")
     else:
         words += ["prompts.train.size=4", "prompts.heldout.size=2"]
