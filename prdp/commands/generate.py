@@ -156,6 +156,8 @@ def _pictures(config: GenerateConfig, path: str) -> Found:
 def generate(config: GenerateConfig, found: Found, notes: Sequence[str] = ()) -> None:
     """Make what is missing of the set in `config.output_dir`."""
     from prdp.image_sets.making import make, size_text, work_of
+    from prdp.image_sets.reading import ImageSet
+    from prdp.image_sets.selection import selection_lines
 
     folder = Path(config.output_dir)
     with hold(folder), Progress(1, run_dir=folder, interactive=False) as progress:
@@ -168,6 +170,8 @@ def generate(config: GenerateConfig, found: Found, notes: Sequence[str] = ()) ->
             work = work_of(config, found.origin, found.prompts)
         write_config(config, folder / "config.yaml")
         manifest = make(work, found.origin, say)
+        for line in selection_lines(ImageSet.open(folder)):
+            say(line)
         scored = ", ".join(manifest.rewards) or "nothing"
         say(f"set of {manifest.prompts:,} prompts, scored by {scored}: {folder}")
 
