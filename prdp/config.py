@@ -36,7 +36,7 @@ FAMILIES = {
 }
 """Name -> dotted path of the policy class."""
 PRECISIONS = ("float32", "bfloat16", "float16")
-DIFFUSION_KINDS = ("ddim", "ddpm")
+DIFFUSION_KINDS = ("ddim", "ddpm", "consistency")
 """Samplers of variance-preserving models."""
 FLOW_KINDS = ("flow_sde", "dance_sde", "cps", "edm_churn", "euler")
 """Samplers of rectified flows."""
@@ -119,8 +119,9 @@ class SamplerConfig:
     """How trajectories are drawn; the same transitions are scored by the learner."""
 
     kind: Annotated[str, one_of(*DIFFUSION_KINDS, *FLOW_KINDS)] = "ddim"
-    """'ddim' (with eta) or 'ddpm' (ancestral posterior); for flows 'flow_sde', 'dance_sde', 'cps', 'edm_churn', or
-    'euler', which draws no noise: for objectives on denoising errors and for evaluations."""
+    """'ddim' (with eta), 'ddpm' (ancestral posterior), or 'consistency' for models distilled to few steps; for flows
+    'flow_sde', 'dance_sde', 'cps', 'edm_churn', or 'euler', which draws no noise: for objectives on denoising errors
+    and for evaluations."""
     steps: Count = 50
     """T of the paper: denoising steps of each image."""
     eta: NotNegative = 1.0
@@ -133,6 +134,9 @@ class SamplerConfig:
     """Of flows only scheduler and linspace; null keeps the checkpoint's. With linspace, or trailing and steps that do
     not divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps beside its list of
     timesteps."""
+    original_inference_steps: Count | None = None
+    """Of 'consistency': steps of the schedule that a model was distilled on, of which its timesteps are taken, as
+    diffusers' LCMScheduler does; null takes the checkpoint's, else 50."""
     deterministic_final_steps: CountOrZero = 0
     """Number of last steps taken without noise (DDIM with eta = 0, a flow's ODE): no log-prob."""
     shift: Positive | None = None

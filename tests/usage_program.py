@@ -26,7 +26,7 @@ def run_program(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, noise:
     """The picture of the program as it stands, with the noise of a sampler in place of diffusers' own."""
     monkeypatch.chdir(folder)
     pipelines = [f"pipelines.{name}.pipeline_{name}" for name in ("stable_diffusion", "stable_diffusion_xl")]
-    for module in (*pipelines, "schedulers.scheduling_ddim", "schedulers.scheduling_ddpm"):
+    for module in (*pipelines, *(f"schedulers.scheduling_{one}" for one in ("ddim", "ddpm", "lcm"))):
         monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw()))
     names: dict[str, Any] = {}
     exec(compile(program(text), USAGE_FILE, "exec"), names)

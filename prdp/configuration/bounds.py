@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from prdp.config import DIFFUSION_KINDS, FLOW_KINDS, ClusterConfig, ModelConfig, SamplerConfig, TrainConfig
+from prdp.config import ClusterConfig, ModelConfig, TrainConfig
+from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.evidence import Evidence
 from prdp.objectives import (
@@ -104,61 +105,6 @@ def broken_rules(config: Any) -> tuple[dict[str, Rule], list[str]]:
     ]
     lines = [f"{key}={_shown(value)}: must be {rule.words}{_hint(value, rule)}" for key, value, rule in found]
     return {key: rule for key, _, rule in found}, lines
-
-
-def noise_problems(sampler: SamplerConfig, images_that_share: int = 1) -> list[str]:
-    """What the kind of sampler asks of its noise level, and what a sampler without noise cannot do.
-
-    Args:
-        images_that_share: how many images have one start noise, where the sampler says so; evaluations have none.
-    """
-    kind, eta = f"sampler.kind={sampler.kind}", f"sampler.eta={sampler.eta:g}"
-    if sampler.kind == "ddpm" and sampler.eta != 1:
-        return [f"{eta}: must be 1 for {kind}, whose noise is fixed"]
-    if sampler.kind in (*DIFFUSION_KINDS, "cps") and sampler.eta > 1:
-        return [f"{eta}: must be from 0 to 1 for {kind}"]
-    if sampler.eta == 0 and sampler.kind in FLOW_KINDS and sampler.kind != "euler":
-        return [f"{eta}: must be above 0 for {kind}: of a flow's samplers sampler.kind=euler draws no noise"]
-    found = []
-    if sampler.start_churn and not sampler.shared_start_noise:
-        found.append(
-            f"sampler.start_churn={sampler.start_churn:g}: needs sampler.shared_start_noise=true: each image has a "
-            "start noise of its own"
-        )
-    if not without_noise(sampler):
-        return found
-    if sampler.window != "all":
-        found.append(f"sampler.window={sampler.window}: must be all where no step draws noise ({_cause(sampler)})")
-    if sampler.shared_start_noise and not sampler.start_churn and images_that_share > 1:
-        found.append(
-            f"sampler.shared_start_noise=true: must be false where no step draws noise ({_cause(sampler)}): all images "
-            "of a prompt would be the same; or set sampler.start_churn above 0"
-        )
-    return found
-
-
-def without_noise(sampler: SamplerConfig) -> bool:
-    """Whether no step of a sampler draws noise."""
-    return sampler.kind == "euler" or (sampler.kind == "ddim" and sampler.eta == 0)
-
-
-def log_prob_problems(sampler: SamplerConfig, label: str) -> list[str]:
-    """Why a sampler gives nothing to what is computed of the log-probs of steps.
-
-    Args:
-        label: of what asks for them.
-    """
-    if not without_noise(sampler):
-        return []
-    reason = f"draws no noise: a step without noise has no log-prob, and {label} is computed from those"
-    if sampler.kind != "euler":
-        return [f"{_cause(sampler)}: {reason}; set sampler.eta above 0"]
-    others = ", ".join(one for one in FLOW_KINDS if one != sampler.kind)
-    return [f"{_cause(sampler)}: {reason}; set sampler.kind to one of {others}"]
-
-
-def _cause(sampler: SamplerConfig) -> str:
-    return f"sampler.kind={sampler.kind}" if sampler.kind == "euler" else f"sampler.eta={sampler.eta:g}"
 
 
 def objective_problems(config: TrainConfig) -> list[str]:

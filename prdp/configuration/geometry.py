@@ -156,7 +156,7 @@ def geometry_text(config: TrainConfig) -> str:
 def _noisy(sampler: SamplerConfig) -> Int64:
     """Steps that draw noise, as far as the configuration alone tells."""
     # The last step of these samplers has no variance.
-    ends_quietly = sampler.kind in ("ddpm", "cps", "edm_churn")
+    ends_quietly = sampler.kind in ("ddpm", "consistency", "cps", "edm_churn")
     return np.arange(sampler.steps - max(sampler.deterministic_final_steps, int(ends_quietly)))
 
 

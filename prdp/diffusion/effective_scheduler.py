@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,19 +11,24 @@ from prdp.config import DIFFUSION_SPACINGS
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 
 if TYPE_CHECKING:
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, LCMScheduler
 
 BETA_SCHEDULES = ("linear", "scaled_linear")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Of the classes that diffusers lists as interchangeable, those with a preconditioning of their own.
 _OTHER_PROCESSES = ("EDMEulerScheduler",)
+CONSISTENCY = "LCMScheduler"
+"""Of models that were distilled to few steps. It is not among the interchangeable ones, as its steps are others; the
+process is the same."""
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
 
 
-def effective_scheduler(config: Mapping[str, Any], kind: PipelineFormat = STABLE_DIFFUSION) -> DDIMScheduler:
-    """The DDIM scheduler that samples a checkpoint whose scheduler has this configuration.
+def effective_scheduler(
+    config: Mapping[str, Any], kind: PipelineFormat = STABLE_DIFFUSION
+) -> DDIMScheduler | LCMScheduler:
+    """The scheduler of a checkpoint whose scheduler has this configuration: DDIM's, or that of consistency models.
 
-    Keys that the configuration lacks get the defaults of `DDIMScheduler.from_config`, whatever class it names; then the
+    Keys that the configuration lacks get the defaults of `from_config` of that class, whatever class it names; then the
     constructor of `StableDiffusionPipeline` sets steps_offset to 1 and clip_sample to false, as it does for every
     checkpoint. Those of other pipelines leave both; latents are never clipped here.
 
@@ -37,9 +43,7 @@ def effective_scheduler(config: Mapping[str, Any], kind: PipelineFormat = STABLE
     if problems:
         raise ValueError("\n".join(f"scheduler: {problem}" for problem in problems))
     if kind is not STABLE_DIFFUSION:
-        from diffusers import DDIMScheduler
-
-        return DDIMScheduler.from_config({**config, "clip_sample": False})
+        return _made({**config, "clip_sample": False})
     return _as_pipeline_takes_it(config)
 
 
@@ -48,7 +52,7 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     from diffusers import DDIMScheduler
 
     name = config.get("_class_name", "DDIMScheduler")
-    known = sorted(name for name in DDIMScheduler._compatibles if name not in _OTHER_PROCESSES)
+    known = sorted({*DDIMScheduler._compatibles, CONSISTENCY} - {*_OTHER_PROCESSES})
     if name not in known:
         return [f"_class_name={name}: must be a scheduler of the process that Stable Diffusion denoises: "
                 f"{', '.join(known)}"]
@@ -82,23 +86,41 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     ]
     if config.get("use_flow_sigmas"):
         problems.append("use_flow_sigmas=true: must be false: flow matching is another process")
+    if name == CONSISTENCY:
+        problems += _consistency_problems(config, total)
     if betas is not None and len(betas) != total:
         problems.append(f"trained_betas holds {len(betas)} numbers: must be num_train_timesteps={total}")
     return problems
+
+
+def _consistency_problems(config: Mapping[str, Any], total: int) -> list[str]:
+    problems, steps, scaling = [], config.get("original_inference_steps", 50), config.get("timestep_scaling", 10.0)
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
+        problems.append(
+            f"original_inference_steps={steps}: must be a whole number from 1 to num_train_timesteps={total}"
+        )
+    if isinstance(scaling, bool) or not isinstance(scaling, int | float) or not 0 < scaling < math.inf:
+        problems.append(f"timestep_scaling={scaling}: must be a number above 0")
+    return problems
+
+
+def _made(config: Mapping[str, Any]) -> DDIMScheduler | LCMScheduler:
+    from diffusers import DDIMScheduler, LCMScheduler
+
+    kind = LCMScheduler if config.get("_class_name") == CONSISTENCY else DDIMScheduler
+    return kind.from_config(dict(config))
 
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _as_pipeline_takes_it(config: Mapping[str, Any]) -> DDIMScheduler:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+def _as_pipeline_takes_it(config: Mapping[str, Any]) -> DDIMScheduler | LCMScheduler:
+    from diffusers import StableDiffusionPipeline
 
     absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
     with warnings.catch_warnings():
         # It calls such configurations outdated, and mends them.
         warnings.simplefilter("ignore", FutureWarning)
-        pipeline = StableDiffusionPipeline(
-            **absent, scheduler=DDIMScheduler.from_config(dict(config)), requires_safety_checker=False
-        )
+        pipeline = StableDiffusionPipeline(**absent, scheduler=_made(config), requires_safety_checker=False)
     return pipeline.scheduler

@@ -6,7 +6,8 @@ Every one of them is x' ~ N(sample_coef x + output_coef v, std^2 I) with the net
 * dance_sde: arXiv:2505.07818, eq. 7; s = eta at all times. Both are Euler-Maruyama steps of one family of SDEs that
   keep the flow's marginals in the limit of small steps.
 * cps: coefficients-preserving sampling, arXiv:2509.05952; the noise level after a step is exactly the next sigma,
-  as that of DDIM. eta in (0, 1] mixes noise of old and new: sin(eta pi / 2) of new.
+  as that of DDIM. eta in (0, 1] mixes noise of old and new: sin(eta pi / 2) of new; eta 1 is multistep consistency
+  sampling, as diffusers' FlowMatchLCMScheduler does it.
 * edm_churn: the same with cos(eta pi / 2) written as 1 / (1 + gamma), for which `eta` is taken (arXiv:2603.12893).
 * euler: the ODE; no step draws noise.
 """
@@ -194,7 +195,9 @@ def flow_transitions(
 
 
 def _wrong_kind(kind: str) -> ValueError:
-    return ValueError(
-        f"sampler.kind is {kind!r}, expected one of {', '.join(FLOW_KINDS)} for a flow, such as by sampler=flow_sde or "
-        "sampler=cps"
+    advice = (
+        "; multistep consistency sampling of a flow is sampler=cps sampler.eta=1"
+        if kind == "consistency"
+        else ", such as by sampler=flow_sde or sampler=cps"
     )
+    return ValueError(f"sampler.kind is {kind!r}, expected one of {', '.join(FLOW_KINDS)} for a flow{advice}")

@@ -1,4 +1,4 @@
-"""What policies of the UNet families have in common: CLIP text encoders, a UNet that learns, a VAE, DDIM and DDPM."""
+"""What policies of the UNet families have in common: CLIP text encoders, a UNet that learns, a VAE, one process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ PIPELINE_UNIT = 8
 class UNetPolicy(DiffusersPolicy, ABC):
     """A folder of `FORMAT`; a family adds how prompts are encoded and the UNet is called. See `DiffusersPolicy`.
 
-    `scheduler_config` is that of the DDIM scheduler that diffusers makes of the checkpoint's.
+    `scheduler_config` is that of the scheduler that diffusers makes of the checkpoint's: LCMScheduler where the folder
+    names it, else DDIM's.
     """
 
     NETWORK = "unet"
@@ -174,8 +175,8 @@ def load_pipeline(
 ) -> Any:
     """The diffusers pipeline of `model`, on its device and in its precision.
 
-    Its scheduler is the DDIM scheduler that samples it here, whatever class the folder names, so that a folder saved
-    from it says all of how it is sampled.
+    Its scheduler is LCMScheduler where the folder names it, else the DDIM scheduler that samples it here, so that a
+    folder saved from it says all of how it is sampled.
 
     Args:
         kind: of the folder.

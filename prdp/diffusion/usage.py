@@ -17,6 +17,8 @@ _SCHEDULE = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
     "rescale_betas_zero_snr",
 )  # fmt: skip
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "consistency": "LCMScheduler"}
+_OF_CONSISTENCY = ("original_inference_steps", "timestep_scaling")
 _WITHOUT_NOISE = '''
 class LastStepsWithoutNoise(DDIMScheduler):
     def step(self, model_output, timestep, sample, eta=0.0, generator=None, **rest):
@@ -39,7 +41,7 @@ def usage_text(
 ) -> str:
     """Markdown: a program that samples with diffusers alone as the run did, and where it differs.
 
-    Where the run drew noise in a window of steps alone, the program draws none.
+    Where the run drew noise in a window of steps alone, the program draws none; of consistency models, in all steps.
 
     Args:
         model: the base of the run.
@@ -52,7 +54,7 @@ def usage_text(
         kind: of the pipeline.
     """
     windowed = sampler.window != "all"
-    if windowed:
+    if windowed and sampler.kind != "consistency":
         sampler, scheduler = _without_noise(sampler, scheduler)
     return "\n".join(
         [
@@ -85,7 +87,7 @@ def _program(
     prompt: str,
     kind: PipelineFormat,
 ) -> str:
-    name = "DDPMScheduler" if sampler.kind == "ddpm" else "DDIMScheduler"
+    name = _SCHEDULERS[sampler.kind]
     options = [f"{key}={value!r}" for key, value in kind.arguments.items()]
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
     embedded = model.path == "shapes" and mode == "lora"
@@ -123,6 +125,10 @@ def _program(
 
 def _scheduler_arguments(sampler: SamplerConfig, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: scheduler[key] for key in _SCHEDULE if scheduler.get(key) not in (None, False)}
+    if sampler.kind == "consistency":
+        found |= {key: scheduler[key] for key in _OF_CONSISTENCY if scheduler.get(key) is not None}
+        original = sampler.original_inference_steps
+        return found if original is None else found | {"original_inference_steps": original}
     found["timestep_spacing"] = sampler.timestep_spacing or scheduler.get("timestep_spacing", "leading")
     found["steps_offset"] = scheduler.get("steps_offset", 0)
     found["clip_sample"] = False
@@ -142,7 +148,9 @@ def _remarks(sampler: SamplerConfig, scheduler: Mapping[str, Any], windowed: boo
         remarks.append(
             "* A guidance scale up to 1 is no guidance. More may make better pictures, and takes twice as long."
         )
-    if windowed:
+    if sampler.kind == "consistency" and (windowed or sampler.deterministic_final_steps > 1):
+        remarks.append("* The run drew noise in some of the steps alone; the program draws it in all but the last.")
+    elif windowed:
         remarks.append("* The run drew noise in a window of steps alone; the program draws none.")
     if differs_from_diffusers(sampler, scheduler):
         remarks.append(

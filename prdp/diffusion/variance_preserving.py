@@ -1,4 +1,4 @@
-"""The variance-preserving process of DDPM, and DDIM's and DDPM's steps through it."""
+"""The variance-preserving process of DDPM, and the steps of DDIM, DDPM and consistency models through it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from prdp.config import DIFFUSION_KINDS, DIFFUSION_SPACINGS, SamplerConfig
 from prdp.diffusion.process import column
 from prdp.diffusion.transitions import Transitions
 from prdp.types import Float64, Int64
+
+_ORIGINAL_STEPS, _TIMESTEP_SCALING = 50, 10.0
+"""Defaults of diffusers' LCMScheduler."""
+_SIGMA_DATA = 0.5
 
 
 class VariancePreserving:
@@ -36,6 +40,7 @@ class VariancePreserving:
             eta=sampler.eta,
             spacing=sampler.timestep_spacing,
             deterministic_final_steps=sampler.deterministic_final_steps,
+            original_inference_steps=sampler.original_inference_steps,
         )
         if sampler.shift is not None:
             raise ValueError(f"sampler.shift is {sampler.shift:g}, expected null for a model that is no flow")
@@ -105,6 +110,33 @@ def train_timesteps(scheduler: Mapping[str, Any], steps: int, spacing: str | Non
     )
 
 
+def consistency_timesteps(scheduler: Mapping[str, Any], steps: int, original_steps: int | None = None) -> Int64:
+    """The timesteps, descending, that diffusers' LCMScheduler takes.
+
+    Args:
+        scheduler: a diffusers scheduler configuration.
+        steps: number of denoising steps T.
+        original_steps: of the evenly spaced schedule that T steps are taken of; None takes the configuration's
+            original_inference_steps, else 50.
+
+    Raises:
+        ValueError: more steps than that schedule has, or more of these than there are training timesteps.
+    """
+    total = int(scheduler["num_train_timesteps"])
+    original = original_steps or int(scheduler.get("original_inference_steps") or _ORIGINAL_STEPS)
+    if original > total:
+        raise ValueError(
+            f"sampler.original_inference_steps is {original}, expected 1 to {total}, the number of training timesteps"
+        )
+    if not 1 <= steps <= original:
+        raise ValueError(
+            f"sampler.steps is {steps}, expected 1 to {original}, the original_inference_steps of sampler.kind="
+            "consistency"
+        )
+    chosen = np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)
+    return (original - chosen) * (total // original) - 1
+
+
 def alphas_cumprod(scheduler: Mapping[str, Any]) -> Float64:
     """Float64 [num_train_timesteps]: abar_t of a diffusers scheduler configuration.
 
@@ -146,11 +178,14 @@ def build_transitions(
     eta: float = 1.0,
     spacing: str | None = None,
     deterministic_final_steps: int = 0,
+    original_inference_steps: int | None = None,
 ) -> Transitions:
     """The transition table of a diffusers scheduler configuration.
 
     'ddim' is eq. 16 of Song et al. (2021) with noise level eta; eta = 1 is what the PRDP paper calls the DDPM sampler.
     'ddpm' is the ancestral posterior of Ho et al. (2020) with variance "fixed small"; its last step has no variance.
+    'consistency' is multistep consistency sampling (Song et al., 2023) as diffusers' LCMScheduler does it: noise is
+    drawn anew around the clean latents that the output tells of, and the last step draws none.
 
     A step leads to the next timestep of the list that the network is asked at, and the last one to the final abar: 1,
     or abar_0 for DDIM where set_alpha_to_one is false. So does diffusers' DDPMScheduler. Its DDIMScheduler leads to t -
@@ -160,11 +195,14 @@ def build_transitions(
     table keeps to the list there, and differs from it.
 
     Args:
-        scheduler: configuration with num_train_timesteps, betas, prediction_type, steps_offset, set_alpha_to_one.
+        scheduler: configuration with num_train_timesteps, betas, prediction_type, steps_offset, set_alpha_to_one; of
+            consistency models also original_inference_steps and timestep_scaling.
         steps: T.
         eta: noise level of DDIM; with 0 no step draws noise.
         spacing: overrides the configuration's timestep_spacing.
-        deterministic_final_steps: number of last steps taken with eta = 0; 0 and 1 are the same for 'ddpm'.
+        deterministic_final_steps: number of last steps taken with eta = 0; 0 and 1 are the same for 'ddpm' and
+            'consistency'.
+        original_inference_steps: of 'consistency', see `consistency_timesteps`.
 
     Raises:
         ValueError: names the key, its value and what was expected.
@@ -173,7 +211,11 @@ def build_transitions(
         raise ValueError(
             f"sampler.kind is {kind!r}, expected one of {', '.join(DIFFUSION_KINDS)} for a model that is no flow"
         )
-    timesteps = train_timesteps(scheduler, steps, spacing)
+    if kind == "consistency":
+        _check_consistency(eta, spacing)
+        timesteps = consistency_timesteps(scheduler, steps, original_inference_steps)
+    else:
+        timesteps = train_timesteps(scheduler, steps, spacing)
     if not 0 <= deterministic_final_steps < steps:
         raise ValueError(
             f"sampler.deterministic_final_steps is {deterministic_final_steps}, expected 0 to {steps - 1} for {steps} "
@@ -187,6 +229,8 @@ def build_transitions(
     abar_all = alphas_cumprod(scheduler)
     final = 1.0 if kind == "ddpm" or scheduler.get("set_alpha_to_one", True) else float(abar_all[0])
     abar = abar_all[timesteps]
+    if kind == "consistency":
+        return _consistency_transitions(scheduler, timesteps, abar, deterministic_final_steps)
     abar_prev = np.append(abar[1:], final)
 
     variance = (1.0 - abar_prev) / (1.0 - abar) * (1.0 - abar / abar_prev)
@@ -218,3 +262,36 @@ def _mean_coefficients(abar: Float64, abar_prev: Float64, sigma: Float64, predic
     if prediction == "sample":
         return noise_coef / noise, clean_coef - noise_coef * signal / noise
     raise ValueError(f"scheduler prediction_type is {prediction!r}, expected epsilon, v_prediction or sample")
+
+
+def _check_consistency(eta: float, spacing: str | None) -> None:
+    if eta != 1.0:
+        raise ValueError(f"sampler.eta is {eta}, expected 1 for sampler.kind=consistency, whose noise is fixed")
+    if spacing is not None:
+        raise ValueError(
+            f"sampler.timestep_spacing is {spacing}, expected null for sampler.kind=consistency, whose timesteps are "
+            "taken of sampler.original_inference_steps"
+        )
+
+
+def _consistency_transitions(
+    scheduler: Mapping[str, Any], timesteps: Int64, abar: Float64, deterministic_final_steps: int
+) -> Transitions:
+    """Rows of LCMScheduler; a step without noise adds the noise that the output tells of instead of fresh noise."""
+    # c_skip and c_out hold the boundary condition f(x, 0) = x of latent consistency models.
+    scaled = timesteps * float(scheduler.get("timestep_scaling", _TIMESTEP_SCALING))
+    skip, out = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2), scaled / np.sqrt(scaled**2 + _SIGMA_DATA**2)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    ones, zeros = np.ones_like(abar), np.zeros_like(abar)
+    clean_by_sample, clean_by_output = _mean_coefficients(abar, ones, zeros, prediction)
+    noise_by_sample, noise_by_output = _mean_coefficients(abar, zeros, zeros, prediction)
+    abar_prev = np.append(abar[1:], 1.0)
+    signal, sigma = np.sqrt(abar_prev), np.sqrt(1.0 - abar_prev)
+    sample_coef, output_coef = signal * (skip + out * clean_by_sample), signal * out * clean_by_output
+    quiet_sample_coef, quiet_output_coef = sample_coef + sigma * noise_by_sample, output_coef + sigma * noise_by_output
+    if deterministic_final_steps:
+        last = slice(len(timesteps) - deterministic_final_steps, None)
+        sample_coef[last], output_coef[last], sigma[last] = quiet_sample_coef[last], quiet_output_coef[last], 0.0
+    return Transitions(
+        timesteps.astype(np.float64), sample_coef, output_coef, sigma, quiet_sample_coef, quiet_output_coef
+    )

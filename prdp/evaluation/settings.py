@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from prdp.config import MISSING, ClusterConfig, HalfPrecision, ModelConfig, SamplerConfig
-from prdp.configuration.bounds import adapter_problems, broken_rules, log_prob_problems, noise_problems
+from prdp.configuration.bounds import adapter_problems, broken_rules
+from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.evaluation.exports import TOOLS
 from prdp.support.errors import ConfigError
@@ -48,6 +49,9 @@ class Drawing(Protocol):
 
     @property
     def sampler(self) -> SamplerConfig: ...
+
+    @property
+    def samplers(self) -> dict[str, Any]: ...
 
     @property
     def cluster(self) -> ClusterConfig: ...
@@ -95,7 +99,10 @@ class EvaluateConfig:
     """The model called 'base', which LoRA files are applied to; dtype and device hold for every model, and so do height
     and width where the command line gives them."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """How every model draws; what the first run says unless given."""
+    """How every model draws that has no sampler of its own; what the first run says unless given. Models distilled to
+    few steps have: students of prdp distill, runs that fine-tuned one, folders with an LCMScheduler."""
+    samplers: dict[str, Any] = field(default_factory=dict)
+    """Model name -> keys of `sampler` with other values for this model: samplers.student.steps=2."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     features: dict[str, Any] = field(default_factory=lambda: {"_target_": "prdp.evaluation.features.Pixels"})
     """`_target_` and its arguments: where diversity and drift are measured."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from prdp.config import MISSING, ClusterConfig, HalfPrecision, ModelConfig, SamplerConfig
-from prdp.configuration.bounds import broken_rules, noise_problems
+from prdp.configuration.bounds import broken_rules
+from prdp.configuration.sampler_bounds import noise_problems
 from prdp.evaluation.settings import drawing_problems, name_problems
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Count, CountOrZero, Rule, Text, one_of
@@ -50,7 +51,12 @@ class GenerateConfig:
     """The model called 'base', which a LoRA file is applied to; dtype and device hold for every model, and so do height
     and width where the command line gives them."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """How the model draws; what a run among models says unless given."""
+    """How the model draws; what a run among models says unless given. A model distilled to few steps has a sampler of
+    its own."""
+    samplers: dict[str, Any] = field(default_factory=dict)
+    """Model name -> keys of `sampler` with other values: for a model with a sampler of its own."""
+    chains: bool = False
+    """Also keep the latents of every step, which prdp distill learns from; for samplers that draw no noise."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
@@ -78,6 +84,8 @@ def check_generate(config: GenerateConfig) -> None:
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
         problems += noise_problems(config.sampler)
     problems += drawing_problems(config)
+    if config.pictures is not None and config.chains:
+        problems.append(f"chains=true: must be false beside pictures={config.pictures}, which nobody draws")
     for key in ("prompts", "rewards"):
         problems += name_problems(key, getattr(config, key))
     if problems:

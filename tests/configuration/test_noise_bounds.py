@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from prdp.config import SamplerConfig
-from prdp.configuration.bounds import noise_problems
+from prdp.configuration.sampler_bounds import noise_problems
 from prdp.configuration.typed import typed
 from prdp.objectives import OBJECTIVES
 from prdp.support.errors import ConfigError
@@ -104,3 +104,23 @@ def test_what_kinds_of_samplers_ask_of_their_noise() -> None:
     assert told.startswith("sampler.start_churn=0.01: needs sampler.shared_start_noise=true")
     for wrong in ({"kind": "ddpm", "eta": 0.5}, {"kind": "ddim", "eta": 2.0}, {"kind": "cps", "eta": 0.0}):
         assert len(problems(**wrong)) == 1
+
+
+def test_what_consistency_sampling_is_not_to_be_told() -> None:
+    def problems(**sampler: Any) -> list[str]:
+        return noise_problems(SamplerConfig(**{"kind": "consistency", "steps": 4, **sampler}))
+
+    assert problems() == problems(original_inference_steps=8) == problems(steps=1) == []
+    for wrong, says in (
+        ({"eta": 0.5}, "sampler.eta=0.5: must be 1 for sampler.kind=consistency"),
+        ({"timestep_spacing": "trailing"}, "sampler.timestep_spacing=trailing: must be null for sampler.kind=consist"),
+        ({"steps": 9, "original_inference_steps": 8}, "sampler.steps=9: must be at most sampler.original_inference_st"),
+        ({"kind": "ddim", "original_inference_steps": 8}, "sampler.original_inference_steps=8: needs sampler.kind=con"),
+        ({"steps": 1, "window": "fixed"}, "sampler.window=fixed: must be all where no step draws noise (sampler.steps"),
+    ):
+        [told] = problems(**wrong)
+        assert told.startswith(says)
+    one_step = {"kind": "consistency", "steps": 1}
+    assert typed({**MINIMAL, "objective": {"name": "denoising"}, "sampler": one_step}).sampler.steps == 1
+    with pytest.raises(ConfigError, match=r"^sampler.steps=1: draws no noise.*set sampler.steps to at least 2, or set"):
+        typed({**MINIMAL, "objective": {"name": "prdp"}, "sampler": one_step})

@@ -120,7 +120,12 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
         ["_class_name=FlowMatchEulerDiscreteScheduler", "DDIMScheduler"],
     ),
     "EDM": (scheduler("beta", _class_name="EDMEulerScheduler"), ["_class_name=EDMEulerScheduler"]),
-    "LCM's scheduler": (scheduler(_class_name="LCMScheduler"), ["_class_name=LCMScheduler"]),
+    "LCM's steps": (
+        scheduler(_class_name="LCMScheduler", original_inference_steps=2000),
+        ["original_inference_steps=2000: must be a whole number from 1 to num_train_timesteps=1000"],
+    ),
+    "LCM's scaling": (scheduler(_class_name="LCMScheduler", timestep_scaling=0), ["timestep_scaling=0: must be a num"]),
+    "TCD's scheduler": (scheduler(_class_name="TCDScheduler"), ["_class_name=TCDScheduler"]),
     "no betas": (scheduler("beta", _class_name="EulerDiscreteScheduler"), ["scheduler: beta_start is missing"]),
     "cosine betas": (scheduler(beta_schedule="squaredcos_cap_v2"), ["beta_schedule=squaredcos_cap_v2"]),
     "zero SNR": (scheduler(rescale_betas_zero_snr=True), ["rescale_betas_zero_snr=True: must be false"]),

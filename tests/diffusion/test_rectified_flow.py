@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from prdp.config import SamplerConfig
@@ -109,6 +110,23 @@ def test_grids_are_those_of_the_pipelines() -> None:
     # The step before the last of Stable Diffusion 3's own grid is what CPS learns worst on.
     assert flow_transitions(own, kind="cps", eta=0.8).sensitivity[8] == pytest.approx(1038, rel=0.01)
     assert flow_transitions(own, kind="flow_sde", eta=0.7).sensitivity.max() == pytest.approx(3.1, rel=0.02)
+
+
+def test_consistency_sampling_of_a_flow_is_cps_with_fresh_noise_alone() -> None:
+    scheduler = FlowMatchLCMScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0.25, 4).tolist())
+    sigmas = scheduler.sigmas.double().numpy()
+    table = flow_transitions(sigmas, kind="cps", eta=1.0)
+    generator = torch.Generator().manual_seed(0)
+    for step, timestep in enumerate(scheduler.timesteps):
+        x, output, noise = torch.randn(3, 2, 4, 4, 4, generator=generator)
+        draw = "diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor"
+        with patch(draw, lambda *args, noise=noise, **kwargs: noise):
+            expected = scheduler.step(output, timestep, x).prev_sample
+        ours = table.mean(step, x, output) + float(table.sigma[step]) * noise
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"kind is 'consistency', .*sampling of a flow is sampler=cps sampler.eta=1$"):
+        flow_transitions(sigmas, kind="consistency", eta=1.0)
 
 
 @pytest.mark.parametrize(("side", "mu"), [(512, 0.63), (1024, 1.15)])

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 
 from prdp.diffusion.transitions import log_ratio
 from prdp.diffusion.variance_preserving import alphas_cumprod, build_transitions, train_timesteps
@@ -145,6 +145,48 @@ def test_every_number_of_steps_has_that_many_timesteps_within_the_schedule(spaci
         assert np.all(np.diff(timesteps) < 0)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("changes", [{}, {"original_inference_steps": 8}, {"timestep_scaling": 0.01}])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+def test_consistency_steps_equal_diffusers(prediction: str, changes: dict[str, Any], steps: int) -> None:
+    """With a small timestep_scaling the boundary condition shows: there c_skip is 0.003 to 0.2."""
+    config = {key: value for key, value in SD.items() if key != "timestep_spacing"}
+    config |= {"prediction_type": prediction, **changes}
+    scheduler = exact(LCMScheduler(**config), config)
+    scheduler.set_timesteps(steps)
+    table = build_transitions(config, kind="consistency", steps=steps)
+    np.testing.assert_array_equal(table.times, scheduler.timesteps.numpy())
+    generator = torch.Generator().manual_seed(0)
+    for step, timestep in enumerate(scheduler.timesteps):
+        x, output, noise = torch.randn(3, 2, 4, 4, 4, generator=generator, dtype=torch.float64)
+        with patch("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *args, noise=noise, **kwargs: noise):
+            expected = scheduler.step(output, timestep, x).prev_sample
+        ours = table.mean(step, x, output) + float(table.sigma[step]) * noise
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    assert table.noisy.tolist() == list(range(steps - 1))
+    assert table.sigma[-1] == 0
+
+
+def test_consistency_timesteps_are_taken_of_the_schedule_of_distillation() -> None:
+    assert build_transitions({**SD, "original_inference_steps": 50}, kind="consistency", steps=4,
+                             original_inference_steps=8).times.tolist() == [999, 749, 499, 249]  # fmt: skip
+
+
+def test_consistency_steps_without_noise_are_those_of_ddim() -> None:
+    table = build_transitions(SD, kind="consistency", steps=4, deterministic_final_steps=2)
+    assert table.noisy.tolist() == [0, 1]
+    alphas = alphas_cumprod(SD)
+    scheduler = exact(DDIMScheduler(**{**SD, "set_alpha_to_one": True}), {**SD, "set_alpha_to_one": True})
+    scheduler.set_timesteps(1000)  # of which step t leads to t - 1
+    x, output = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    now, then = int(table.times[2]), int(table.times[3])
+    scheduler.alphas_cumprod[now - 1] = alphas[then]
+    expected = scheduler.step(output, now, x, eta=0.0).prev_sample
+    torch.testing.assert_close(table.mean(2, x, output), expected, rtol=1e-6, atol=1e-6)
+    quiet = float(table.quiet_sample_coef[2]) * x + float(table.quiet_output_coef[2]) * output
+    torch.testing.assert_close(quiet, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_eta_one_has_the_posterior_mean_of_ddpm() -> None:
     ddim, ddpm = build_transitions(SD, steps=50), build_transitions(SD, kind="ddpm", steps=50)
     np.testing.assert_allclose(ddim.sample_coef[:-1], ddpm.sample_coef[:-1], rtol=1e-12)
@@ -205,6 +247,10 @@ def test_log_ratio_resolves_in_float32_what_a_difference_of_log_probs_cannot() -
         ({"deterministic_final_steps": 50}, "deterministic_final_steps is 50, expected 0 to 49"),
         ({"kind": "ddpm", "eta": 0.5}, "expected 1 and 0 or 1 for sampler.kind=ddpm"),
         ({"kind": "ddpm", "deterministic_final_steps": 2}, "expected 1 and 0 or 1 for sampler.kind=ddpm"),
+        ({"kind": "consistency", "eta": 0.5}, "sampler.eta is 0.5, expected 1 for sampler.kind=consistency"),
+        ({"kind": "consistency", "spacing": "trailing"}, "timestep_spacing is trailing, expected null"),
+        ({"kind": "consistency", "steps": 51}, "sampler.steps is 51, expected 1 to 50, the original_inference_steps"),
+        ({"kind": "consistency", "original_inference_steps": 2000}, "inference_steps is 2000, expected 1 to 1000"),
         ({"steps": 1000, "spacing": "leading"}, "the first timestep would be 1000, and 999 is the last"),
     ],
 )

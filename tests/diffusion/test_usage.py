@@ -32,8 +32,12 @@ SAMPLER = SamplerConfig(steps=4, guidance_scale=2.0)
         ("full", {"eta": 0.0}, {"height": 24, "width": 40}),
         ("lora", {"window": "fixed", "deterministic_final_steps": 1, "timestep_spacing": "trailing"}, {}),
         ("lora", {"window": "random", "kind": "ddpm", "deterministic_final_steps": 1}, {}),
+        ("full", {"kind": "consistency", "original_inference_steps": 8}, {}),
     ],
-    ids=["ddim", "last_steps_without_noise", "ddpm", "full", "not_square_without_noise", "window", "window_of_ddpm"],
+    ids=[
+        "ddim", "last_steps_without_noise", "ddpm", "full", "not_square_without_noise", "window", "window_of_ddpm",
+        "consistency",
+    ],
 )
 def test_the_program_makes_the_pictures_of_the_sampler(
     pipeline_folder: Path,
