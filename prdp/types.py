@@ -80,6 +80,8 @@ class Rollout:
         rewards: float64 [n], None until scored.
         sub_scores: name -> float64 [n]; NaN where a sub-score does not apply.
         seconds: wall time per stage, e.g. {"sample": 1.2, "score": 0.1}.
+        network_passes: float64 [n], passes of the network that drew each image, where guidance takes two a step; None
+            for images that nobody drew.
     """
 
     prompts: PromptBatch
@@ -93,6 +95,7 @@ class Rollout:
     rewards: Float64 | None = None
     sub_scores: Mapping[str, Float64] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    network_passes: Float64 | None = None
 
     def __len__(self) -> int:
         return len(self.images)

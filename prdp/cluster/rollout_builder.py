@@ -30,6 +30,7 @@ class RolloutBuilder:
         self._arrays: dict[str, np.ndarray] = {}
         self._rewards = np.empty(len(prompts) * images_per_prompt)
         self._sub_scores: dict[str, Float64] | None = None
+        self._passes: Float64 | None = None
         self._seconds: Counter[str] = Counter()
 
     @classmethod
@@ -68,6 +69,10 @@ class RolloutBuilder:
         self._check_alike(index, rollout, arrays)
         for name, view in self._views(index).items():
             view[:] = arrays[name]
+        if rollout.network_passes is not None:
+            if self._passes is None:
+                self._passes = np.full(len(self._rewards), np.nan)
+            self._passes[self._rows(self._place(index))[False]] = rollout.network_passes
         return with_arrays(rollout, self._views(index))
 
     def add_rewards(self, index: int, chunk: Rollout, rewards: Float64, sub_scores: Mapping[str, Float64]) -> Rollout:
@@ -105,6 +110,7 @@ class RolloutBuilder:
             rewards=self._rewards,
             sub_scores=self._sub_scores or {},
             seconds={**self._seconds, "rollout": wall_seconds, "sampling": sampling_seconds},
+            network_passes=self._passes,
         )
 
     def _views(self, index: int) -> dict[str, np.ndarray]:

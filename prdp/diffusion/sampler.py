@@ -9,13 +9,17 @@ import numpy as np
 import torch
 
 from prdp.config import SamplerConfig
+from prdp.diffusion.guidance import guided
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.process import column
 from prdp.diffusion.recording import Chains, Recorder, Recording
 from prdp.diffusion.transitions import Transitions
 from prdp.diffusion.windows import mask, trained_steps, windows
-from prdp.types import Int64, PromptBatch, Rollout, Weights
+from prdp.types import Float32, Int64, PromptBatch, Rollout, Weights
+
+Start = tuple[Float32, int]
+"""Latents [n, C, h, w] at the noise level of a step, and the number of that step."""
 
 
 class Sampler:
@@ -56,17 +60,27 @@ class Sampler:
         return self._version, self._checksum
 
     @torch.no_grad()
-    def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
+    def sample(
+        self,
+        prompts: PromptBatch,
+        images_per_prompt: int,
+        seed: int,
+        trajectory: bool = True,
+        start: Start | None = None,
+    ) -> Rollout:
         """Sample `images_per_prompt` images of each prompt; a pure function of the arguments and the weights.
 
         Args:
             trajectory: whether the recorder keeps what is learned from, with the conditions of the prompts. Its passes
                 of the reference come on top, but for version 0, which is the reference.
+            start: latents to begin with, prompt-major, and the step to begin at; the steps before it are left out, and
+                the noise of the others is that of whole chains. None begins with noise at step 0.
 
         Raises:
-            ValueError: there is no recorder to keep anything; latents that are not finite, which names the image.
+            ValueError: there is no recorder to keep anything; a start that does not fit, or together with
+                `trajectory`; latents that are not finite, which names the image.
         """
-        start = time.perf_counter()
+        begun = time.perf_counter()
         recorder = self._recorder if trajectory else None
         if trajectory and recorder is None:
             raise ValueError("this sampler was built without a recorder, and can only sample with trajectory=False")
@@ -74,6 +88,7 @@ class Sampler:
         groups = np.repeat(np.arange(len(prompts)), images_per_prompt)
         numbers = np.tile(np.arange(images_per_prompt), len(prompts))
         config, table = self._config, self._transitions
+        given, first = (None, 0) if start is None else self._started(start, count, trajectory)
         conditions = self._policy.encode(prompts.texts)
         noisy = windows(config, table.noisy, seed, prompts.epoch, prompts.offset + np.arange(len(prompts)))
         pictures, kept = [], []
@@ -104,7 +119,7 @@ class Sampler:
                     at_start=self._version == 0,
                 )
                 recording = None if recorder is None else recorder.start(chains)
-                latents = self._draw(chains, noise, recording)
+                latents = self._draw(chains, noise, recording, first, None if given is None else given[rows])
                 self._check_finite(latents, prompts, of_prompts, numbers[rows])
                 pictures.append(self._policy.decode(latents))
                 kept.append({} if recording is None else _of_images(recording.finish(latents), len(latents)))
@@ -118,8 +133,27 @@ class Sampler:
             stored={name: np.concatenate([part[name] for part in kept]) for name in kept[0]},
             conditions=fields,
             empty_conditions=empty,
-            seconds={"sample": time.perf_counter() - start},
+            seconds={"sample": time.perf_counter() - begun},
+            network_passes=np.full(count, (len(table) - first) * self._branches),
         )
+
+    @property
+    def _branches(self) -> float:
+        """Passes of the network a step."""
+        embeds = getattr(self._policy, "embeds_guidance", False)
+        return 2.0 if guided(self._config.guidance_scale) and not embeds else 1.0
+
+    def _started(self, start: Start, count: int, trajectory: bool) -> Start:
+        """A start that fits, or an error that says why it does not."""
+        latents, step = start
+        shape, steps = (count, *self._policy.latent_shape), len(self._transitions)
+        if trajectory:
+            raise ValueError("start: chains that begin within are not learned from; sample with trajectory=False")
+        if latents.shape != shape or latents.dtype != np.float32:
+            raise ValueError(f"start: latents are {latents.dtype} {latents.shape}, expected float32 {shape}")
+        if not 0 <= step < steps:
+            raise ValueError(f"start: step is {step}, expected 0 to {steps - 1} of {steps} steps")
+        return latents, step
 
     def _check_finite(
         self, latents: torch.Tensor, prompts: PromptBatch, of_prompts: Int64, numbers: Int64
@@ -135,14 +169,24 @@ class Sampler:
                 f"sampler.guidance_scale={config.guidance_scale:g}"
             )
 
-    def _draw(self, chains: Chains, noise: ImageNoise, recording: Recording | None) -> torch.Tensor:
-        """The final latents of a batch, float32 [B, C, h, w]."""
+    def _draw(
+        self,
+        chains: Chains,
+        noise: ImageNoise,
+        recording: Recording | None,
+        first: int = 0,
+        start: Float32 | None = None,
+    ) -> torch.Tensor:
+        """The final latents of a batch, float32 [B, C, h, w], from step `first` on."""
         table, policy, conditions = chains.transitions, self._policy, chains.conditions
         count, device = len(conditions), policy.device
         with_noise = mask(chains.noisy, len(table))
-        latents = torch.from_numpy(noise.draw()).to(device)
+        noise_at_start = noise.draw()
+        latents = torch.from_numpy(noise_at_start if start is None else start).to(device)
         can_draw = table.sigma > 0
-        for step in range(len(table)):
+        for _ in range(int(can_draw[:first].sum())):
+            noise.draw()
+        for step in range(first, len(table)):
             times = torch.full((count,), float(table.times[step]), device=device)
             output = policy.output(latents, times, conditions, self._config.guidance_scale)
             sample_coef, output_coef, sigma = (
