@@ -37,6 +37,7 @@ COMMANDS = {
     "generate": ("prdp.commands.generate:main", "draw a set of images that training reads"),
     "merge": ("prdp.commands.merge:main", "merge LoRA experts of one base into one file"),
     "gate": ("prdp.commands.gate:main", "put experts into one model, weighted by gates that learn"),
+    "distill": ("prdp.commands.distill:main", "distill a student that draws in few steps"),
     "reward-server": ("prdp.commands.reward_server:main", "serve a reward over HTTP, for reward=remote"),
     "status": ("prdp.commands.status:main", "how jobs stand: epoch, rates, rewards, actors, the last fault"),
     "supervise": ("prdp.commands.supervise:main", "run `train` and start it again when it is killed"),

@@ -22,6 +22,7 @@ from prdp.evaluation.exports import FOLDER as EXPORTS
 from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
 from prdp.evaluation.preconditions import check_drawing
+from prdp.evaluation.samplers import own_samplers
 from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import file_name
 from prdp.support.errors import ConfigError, StartError, start_up_checks
@@ -147,7 +148,7 @@ def evaluate(
         say = progress.message
         remove_leftovers(folder, deep=True)
         write_config(config, folder / "config.yaml")
-        notes = (*notes, *_size_notes(models))
+        notes = (*notes, *_size_notes(models), *own_samplers(config, models))
         for note in (str(folder), *notes):
             say(note)
         if len(config.seeds) * config.images_per_prompt < 2:

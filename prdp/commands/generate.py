@@ -14,11 +14,13 @@ from prdp.cluster.process_threads import apply_threads
 from prdp.configuration.compose import Composer
 from prdp.configuration.key_help import topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
+from prdp.configuration.sampler_bounds import without_noise
 from prdp.configuration.secret_values import check_no_secrets
 from prdp.configuration.typed import Root, conf_folder, groups, schema_keys, write_config
 from prdp.evaluation.command_line import FROM_RUN, Command, read_command_line
-from prdp.evaluation.models import find_models
+from prdp.evaluation.models import EvaluatedModel, find_models
 from prdp.evaluation.preconditions import check_drawing
+from prdp.evaluation.samplers import own_samplers, sampler_of
 from prdp.evaluation.store import file_name
 from prdp.image_sets.settings import GenerateConfig, check_generate
 from prdp.support.errors import ConfigError, start_up_checks
@@ -133,7 +135,18 @@ def _drawn(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -
         prompts[name] = fixed_prompts(source, config.prompts_per_set or there, config.prompt_seed)
         if len(prompts[name]) < there:
             notes.append(f"{name}: {len(prompts[name]):,} of its {there:,} prompts (prompts_per_set=null takes all)")
+    _check_chains(config, models[0])
+    notes += own_samplers(config, models)
     return Found(Drawn(config, models[0]), prompts, tuple(notes))
+
+
+def _check_chains(config: GenerateConfig, model: EvaluatedModel) -> None:
+    sampler = sampler_of(config, model)
+    if config.chains and not without_noise(sampler):
+        raise ConfigError(
+            f"chains=true: needs a sampler that draws no noise, such as sampler.kind=ddim sampler.eta=0 (given "
+            f"sampler.kind={sampler.kind} sampler.eta={sampler.eta:g}): only then the start tells the end"
+        )
 
 
 def _pictures(config: GenerateConfig, path: str) -> Found:

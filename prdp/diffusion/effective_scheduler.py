@@ -21,6 +21,10 @@ CONSISTENCY = "LCMScheduler"
 """Of models that were distilled to few steps. It is not among the interchangeable ones, as its steps are others; the
 process is the same."""
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
+_PROCESS = (
+    "num_train_timesteps", *_BETAS, "trained_betas", "prediction_type", "rescale_betas_zero_snr", "set_alpha_to_one",
+    "steps_offset",
+)  # fmt: skip
 
 
 def effective_scheduler(
@@ -45,6 +49,18 @@ def effective_scheduler(
     if kind is not STABLE_DIFFUSION:
         return _made({**config, "clip_sample": False})
     return _as_pipeline_takes_it(config)
+
+
+def consistency_scheduler(config: Mapping[str, Any], original_steps: int) -> LCMScheduler:
+    """The scheduler of a model that was distilled on `original_steps` evenly spaced steps of a process.
+
+    Args:
+        config: of `effective_scheduler`, of the process.
+    """
+    from diffusers import LCMScheduler
+
+    taken = {key: config[key] for key in _PROCESS if config.get(key) is not None}
+    return LCMScheduler(**taken, clip_sample=False, original_inference_steps=original_steps)
 
 
 def scheduler_problems(config: Mapping[str, Any]) -> list[str]:

@@ -11,11 +11,21 @@ from pathlib import Path
 
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from prdp.checkpoints.checkpoint import STATE_FILE, TENSOR_FILE, read_state
-from prdp.config import LearnerConfig, ModelConfig
+from prdp.collaboration.student_files import is_student, read_student
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.configuration.typed import typed
 from prdp.diffusion import family_of
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, adapter_file, model_adapters
-from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, family_on_hub, fetch_model
+from prdp.diffusion.effective_scheduler import CONSISTENCY
+from prdp.diffusion.model_folder import (
+    INDEX,
+    MIXTURES,
+    check_model,
+    family_in,
+    family_on_hub,
+    fetch_model,
+    read_component,
+)
 from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
@@ -25,6 +35,8 @@ from prdp.support.suggest import did_you_mean
 
 BASE = "base"
 LORA_FILES = (LORA_FILE, PEFT_FILE)
+FEW_STEPS = SamplerConfig(kind="consistency", steps=4, guidance_scale=1.0)
+"""Of folders with an LCMScheduler whose steps nobody tells."""
 _NAMED = re.compile(r"(\w[\w .+=-]*):(.+)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DIGESTED = (".json", ".txt", ".safetensors", ".model")
@@ -43,6 +55,7 @@ class EvaluatedModel:
         run: the run it comes from, where that is known.
         epoch: epochs of training behind it, where that is known.
         learner, seed: of a checkpoint's run, which its tensors fit.
+        sampler: its own, of models that are distilled to few steps; None for those that draw as they are told to.
     """
 
     name: str
@@ -53,6 +66,7 @@ class EvaluatedModel:
     epoch: int | None = None
     learner: LearnerConfig | None = None
     seed: int = 0
+    sampler: SamplerConfig | None = None
 
     def shares_noise_with(self, other: EvaluatedModel) -> bool:
         """Whether both start from the same noise, which has the shape of their latents."""
@@ -85,6 +99,7 @@ def find_models(
         StartError: an entry that is none of these, files that are missing, or two models of one name.
     """
     found = [replace(model, model=_sized(model.model, size or {})) for model in named_models(entries, base)]
+    found = [_with_its_sampler(model, base) for model in found]
     # Images lie in folders that are called after the models, on file systems that may not tell 'A' from 'a'.
     by_folder: dict[str, list[EvaluatedModel]] = {}
     for model in found:
@@ -188,6 +203,8 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
     folder = Path(path).expanduser()
     if is_gated(folder):
         return [EvaluatedModel(name or _short(folder), "gated", read_gated(folder).model, folder)]
+    if is_student(folder):
+        return [_of_student(name or _short(folder), folder)]
     if is_run(folder):
         return [_of_run(entry, name or _short(folder), folder)]
     if (folder / STATE_FILE).is_file():
@@ -244,6 +261,37 @@ def _of_run(entry: str, name: str, folder: Path) -> EvaluatedModel:
     if not checkpoints:
         raise StartError(f"models: {entry}: the run {folder} has neither weights nor checkpoints yet")
     return _of_checkpoint(name, checkpoints[-1])
+
+
+def _of_student(name: str, folder: Path) -> EvaluatedModel:
+    """What `prdp distill` wrote: a whole pipeline, or a LoRA of the base."""
+    student, weights = read_student(folder), folder / "weights"
+    if (weights / INDEX).is_file():
+        model = _like(student.model, str(weights), student.model.family)
+        return EvaluatedModel(name, "pipeline", model, sampler=student.sampler)
+    lora = _lora_in(weights)
+    if lora is None:
+        raise StartError(f"models: {folder}: the student has no weights in {weights}; distill it again")
+    return EvaluatedModel(name, "lora", student.model, lora, sampler=student.sampler)
+
+
+def _with_its_sampler(model: EvaluatedModel, base: ModelConfig | None) -> EvaluatedModel:
+    """With the sampler of its run, or of its folder, if that is one of few steps; the base draws as it is told to."""
+    is_base = model.kind == "pipeline" and base is not None and model.model.path == base.path
+    if model.sampler is not None or is_base:
+        return model
+    if model.run is not None and model.run.config.sampler.kind == "consistency":
+        return replace(model, sampler=model.run.config.sampler)
+    if model.run is None and model.kind == "pipeline" and _is_distilled(model.model):
+        return replace(model, sampler=FEW_STEPS)
+    return model
+
+
+def _is_distilled(model: ModelConfig) -> bool:
+    """Whether a pipeline's scheduler is that of consistency models."""
+    format_ = next((one for one in FORMATS if one.family == model.family), None)
+    folder = None if format_ is None else check_model(model.path, model.variant, model.revision, format_)
+    return folder is not None and read_component(folder, "scheduler").get("_class_name") == CONSISTENCY
 
 
 def _of_checkpoint(name: str | None, folder: Path) -> EvaluatedModel:

@@ -18,6 +18,7 @@ from prdp.configuration.preconditions import (
 )
 from prdp.diffusion import family_of
 from prdp.evaluation.models import EvaluatedModel
+from prdp.evaluation.samplers import sampler_of, sampler_problems
 from prdp.evaluation.settings import Drawing
 from prdp.rewards import check_reward
 
@@ -73,8 +74,9 @@ def _problems(
     for name, section in here.items():
         for key, device in devices_in(name, section).items():
             problems += device_problems(key, device, ClusterConfig(kind="inline"), 0.0, True)
+    problems += sampler_problems(config, models) if models else []
     if not problems:
         problems += precision_problems(config.model, config.autocast)
         for model in models:
-            problems += model_problems(model.model, config.sampler, needs_log_probs=config.kl)
+            problems += model_problems(model.model, sampler_of(config, model), needs_log_probs=config.kl)
     return problems

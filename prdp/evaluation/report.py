@@ -9,6 +9,7 @@ import prdp
 from prdp.evaluation import report_pictures as pictures
 from prdp.evaluation.report_dots import dots_svg
 from prdp.evaluation.results import ALL, Cell, Results
+from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.tables import (
     DASH,
     STAR,
@@ -87,14 +88,15 @@ def _header(results: Results, title: str) -> str:
 
 def _facts(results: Results) -> str:
     config = results.work.config
+    samplers = [sampler_of(config, model) for model in results.models]
     sets = ", ".join(f"{name} ({len(batch)})" for name, batch in results.work.prompts.items())
     facts = {
         "prompts": sets,
         "images per prompt": config.images_per_prompt,
         "seeds": ", ".join(map(str, config.seeds)),
-        "sampling steps": config.sampler.steps,
-        "guidance": f"{config.sampler.guidance_scale:g}",
-        "sampler": config.sampler.kind,
+        "sampling steps": ", ".join(dict.fromkeys(str(one.steps) for one in samplers)),
+        "guidance": ", ".join(dict.fromkeys(f"{one.guidance_scale:g}" for one in samplers)),
+        "sampler": ", ".join(dict.fromkeys(one.kind for one in samplers)),
         "compared with": results.against or DASH,
         "features": results.features,
     }
@@ -111,7 +113,7 @@ def _paper_table(results: Results) -> str:
     header, rows = paper_table(results)
     best: dict[tuple[str, int], float] = {}
     for row in rows:
-        for column, cell in enumerate(row[2:], start=2):
+        for column, cell in enumerate(row[3:], start=3):
             if (value := _number(cell)) is not None:
                 best[row[0], column] = max(value, best.get((row[0], column), value))
     lines = []
@@ -120,7 +122,7 @@ def _paper_table(results: Results) -> str:
         cells = []
         for column, cell in enumerate(row[2:], start=2):
             value = _number(cell)
-            kind = " best" if value is not None and value == best[row[0], column] else ""
+            kind = " best" if value is not None and value == best.get((row[0], column)) else ""
             cells.append(f'<td class="num{kind}">{escape(cell)}</td>')
         if row[0] != before:
             lines.append(f'<tr class="section"><td colspan="{len(header) - 1}">{escape(row[0])}</td></tr>')

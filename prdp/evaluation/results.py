@@ -30,6 +30,7 @@ class Images:
         sub_scores: reward -> sub-score -> float64 [n], NaN where one does not apply.
         features: float32 [n, D].
         logratio_ref: float64 [n], NaN where it was not measured.
+        network_passes: float64 [n], passes of the network that drew each image, NaN where that is not known.
         sample_seconds: spent on making the images; score_seconds: reward -> seconds.
     """
 
@@ -40,6 +41,7 @@ class Images:
     sub_scores: Mapping[str, Mapping[str, Float64]]
     features: Float32
     logratio_ref: Float64
+    network_passes: Float64
     sample_seconds: float
     score_seconds: Mapping[str, float]
 
@@ -199,7 +201,7 @@ def prompt_changes(results: Results, model: str, prompt_set: str, reward: str) -
 
 def _images(parts: Sequence[tuple[int, Sequence[Chunk]]], keys: Mapping[str, Mapping[str, Any]], space: str) -> Images:
     seeds: list[Int64] = []
-    prompts, numbers, features, ratios = [], [], [], []
+    prompts, numbers, features, ratios, passes = [], [], [], [], []
     scores: dict[str, list[Float64]] = {name: [] for name in keys}
     subs: dict[str, list[Mapping[str, Float64]]] = {name: [] for name in keys}
     sample_seconds, score_seconds = 0.0, dict.fromkeys(keys, 0.0)
@@ -215,6 +217,7 @@ def _images(parts: Sequence[tuple[int, Sequence[Chunk]]], keys: Mapping[str, Map
             seconds, ratio = chunk.sampling()
             sample_seconds += seconds
             ratios.append(ratio)
+            passes.append(chunk.network_passes())
             for name, key in keys.items():
                 scored = chunk.scores(name, key)
                 assert scored is not None, (chunk.folder, name)
@@ -229,6 +232,7 @@ def _images(parts: Sequence[tuple[int, Sequence[Chunk]]], keys: Mapping[str, Map
         sub_scores={name: _joined(found, [len(s) for s in scores[name]]) for name, found in subs.items()},
         features=np.concatenate(features),
         logratio_ref=np.concatenate(ratios),
+        network_passes=np.concatenate(passes),
         sample_seconds=sample_seconds,
         score_seconds=score_seconds,
     )

@@ -4,6 +4,7 @@ output_dir/samples/<model>/<prompt set>/seed_0/00008-00011/   a chunk of whole p
     chunk.json                  what made the images: model, sampler, prompts, seed
     00008_0.png                 first image of prompt number 8
     latents.safetensors         what the images were decoded from, where the key says `latents`
+    chains.safetensors          the latents before every step and at the end, where the key says `chains`
     scores.<reward>.json        with what made them
     features.<name>.safetensors
 A chunk's folder appears as a whole, and goes as a whole when its images are made again, with the scores in it.
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.diffusion.guidance import guided
 from prdp.support.picture_files import opened_picture
 from prdp.support.storage import atomic_directory, load_tensors, save_tensors, write_atomically
 from prdp.tracking.strict_json import from_strict_json, strict_json
@@ -30,6 +32,7 @@ FOLDER = "samples"
 RECORD = "chunk.json"
 LATENTS = "latents.safetensors"
 FINAL_LATENTS = "final_latents"
+CHAINS, CHAIN_LATENTS = "chains.safetensors", "chain_latents"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Chunk:
             "seconds": float(rollout.seconds.get("sample", 0.0)),
             "logratio_ref": [float(value) for value in ratios],
         }
+        if rollout.network_passes is not None:
+            record["network_passes"] = [float(value) for value in rollout.network_passes]
         latents = None
         if self.key.get("latents"):
             latents = rollout.stored[FINAL_LATENTS].astype(self.key["latents"])
@@ -100,6 +105,9 @@ class Chunk:
                 Image.fromarray(image).save(temporary / name)
             if latents is not None:
                 save_tensors(temporary / LATENTS, {FINAL_LATENTS: latents})
+            if self.key.get("chains"):
+                chain = rollout.stored[CHAIN_LATENTS].astype(self.key["latents"])
+                save_tensors(temporary / CHAINS, {CHAIN_LATENTS: chain})
             (temporary / RECORD).write_text(_dump(record), encoding="utf-8")
 
     def names(self) -> list[str]:
@@ -135,6 +143,17 @@ class Chunk:
         record = _read(self.folder / RECORD)
         assert record is not None, self.folder
         return float(record["seconds"]), np.array(record["logratio_ref"], np.float64)
+
+    def network_passes(self) -> Float64:
+        """Passes of the network that drew each image, float64 [n]; of chunks of before they were counted by the
+        settings of the sampler, NaN where there was none.
+        """
+        record = _read(self.folder / RECORD)
+        assert record is not None, self.folder
+        if "network_passes" in record:
+            return np.array(record["network_passes"], np.float64)
+        steps, scale = (self.key.get(f"sampler.{name}", np.nan) for name in ("steps", "guidance_scale"))
+        return np.full(len(self), steps * (1.0 + guided(scale)))
 
     def scores(self, reward: str, key: Mapping[str, Any]) -> Scores | None:
         """The scores of a reward that were made by `key`; None when there are none."""

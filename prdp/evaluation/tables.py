@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prdp.evaluation.results import ALL, Cell, Results, Spread
+from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.spreadsheet import csv_text
 from prdp.reports.report_text import MINUS, interval, score, signed
 from prdp.support.printable import printable
@@ -20,6 +23,7 @@ _CATEGORY_COLUMNS = 6
 """Prompt sets with at most so many categories get a column for each, as in the paper's tables."""
 DASH = "\N{EN DASH}"
 STAR = "*"
+PASSES = "passes"
 
 
 def write_tables(results: Results) -> None:
@@ -49,21 +53,23 @@ def paper_table(results: Results) -> tuple[list[str], list[list[str]]]:
             label = f"{reward} (watched)" if results.watched(reward) else reward
             cells = [results.cell(model.name, prompt_set, reward, part) for _, prompt_set, part in columns]
             star = STAR if results.trained_on(model, reward) else ""
-            rows.append([label, f"{model.name}{star}", *(DASH if cell is None else _mean(cell) for cell in cells)])
-    return ["reward", "model", *(label for label, _, _ in columns)], rows
+            row = [label, f"{model.name}{star}", _passes(results, model.name, results.work.prompts)]
+            rows.append([*row, *(DASH if cell is None else _mean(cell) for cell in cells)])
+    return ["reward", "model", PASSES, *(label for label, _, _ in columns)], rows
 
 
 def comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """(header, rows): each reward, prompt set and model with intervals, difference and win rate."""
     base = results.against
-    header = ["reward", "prompts", "model", "score", *([f"against {base}", "win rate"] if base else [])]
+    header = ["reward", "prompts", "model", PASSES, "score", *([f"against {base}", "win rate"] if base else [])]
     rows = []
     for reward in results.rewards:
         for prompt_set in results.work.prompts:
             for model in results.models:
                 cell = results.cell(model.name, prompt_set, reward)
                 assert cell is not None
-                row = [reward, prompt_set, model.name, f"{_mean(cell)} {interval(cell.score)}".strip()]
+                passes = _passes(results, model.name, [prompt_set])
+                row = [reward, prompt_set, model.name, passes, f"{_mean(cell)} {interval(cell.score)}".strip()]
                 if base:
                     difference = f"{signed(cell.difference[0])} {interval(cell.difference, signed)}"
                     wins = f"{percent(cell.win_rate[0])} {percent_interval(cell)}"
@@ -77,7 +83,7 @@ def spread_table(results: Results) -> tuple[list[str], list[list[str]]]:
     measured = any(one.logratio_ref[0] == one.logratio_ref[0] for one in results.spreads)
     header = ["prompts", "model", "diversity", "of base", "drift"]
     header += ["logratio_ref"] if measured else []
-    header += ["images", "steps", "s/image", "scoring", "trained"]
+    header += ["images", "steps", PASSES, "s/image", "scoring", "trained"]
     rows = []
     for one in results.spreads:
         images = results.images[one.model, one.prompts]
@@ -86,10 +92,18 @@ def spread_table(results: Results) -> tuple[list[str], list[list[str]]]:
         row += [percent(one.relative), score(one.drift[0])]
         ratio = one.logratio_ref[0]
         row += [DASH if ratio != ratio else f"{ratio:.2e}"] if measured else []
-        row += [str(len(images)), str(results.work.config.sampler.steps), f"{images.sample_seconds / len(images):.3g}"]
+        row += [str(len(images)), str(sampler_of(results.work.config, model).steps)]
+        row += [_passes(results, one.model, [one.prompts]), f"{images.sample_seconds / len(images):.3g}"]
         row += [format_seconds(sum(images.score_seconds.values())), trained(model)]
         rows.append(row)
     return header, rows
+
+
+def _passes(results: Results, model: str, prompt_sets: Iterable[str]) -> str:
+    """Passes of the network for an image, on average."""
+    counted = np.concatenate([results.images[model, prompt_set].network_passes for prompt_set in prompt_sets])
+    mean = float(counted.mean())
+    return DASH if mean != mean else f"{mean:.4g}"
 
 
 def trained(model: Any) -> str:
@@ -139,7 +153,8 @@ def legend(results: Results) -> str:
         f"Brackets are {confidence} intervals over prompts, Student's of means and Wilson's of win rates.{alone} "
         f"{STAR} marks the reward that a model was trained on. Differences and win rates pair images of the same "
         "prompt and noise; a tie is half a win. Diversity is the mean distance of a prompt's images from each other, "
-        f"drift that from the base's image, in {results.features}."
+        f"drift that from the base's image, in {results.features}. Passes are those of the network for an image; "
+        "guidance takes two a step."
     )
 
 
@@ -198,13 +213,15 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
 
 def _spread_json(results: Results, one: Spread) -> dict[str, Any]:
     images = results.images[one.model, one.prompts]
+    model = next(model for model in results.models if model.name == one.model)
     row: dict[str, Any] = {"prompts": one.prompts, "model": one.model, **_named("diversity", one.diversity)}
     row |= {"diversity_of_base": one.relative, **_named("drift", one.drift), **_named("logratio_ref", one.logratio_ref)}
     return {
         **row,
         "collapsed": one.collapsed,
         "images": len(images),
-        "steps": results.work.config.sampler.steps,
+        "steps": sampler_of(results.work.config, model).steps,
+        "network_passes": float(images.network_passes.mean()),
         "sample_seconds": images.sample_seconds,
         "score_seconds": dict(images.score_seconds),
     }
@@ -219,7 +236,10 @@ def _cell_rows(results: Results) -> Iterator[dict[str, Any]]:
     spreads = {(one.model, one.prompts): _spread_json(results, one) for one in results.spreads}
     for cell in results.cells:
         spread = spreads[cell.model, cell.prompts]
-        beside = ("diversity", "diversity_of_base", "drift", "logratio_ref", "collapsed", "steps", "sample_seconds")
+        beside = (
+            "diversity", "diversity_of_base", "drift", "logratio_ref", "collapsed", "steps", "network_passes",
+            "sample_seconds",
+        )  # fmt: skip
         yield {**_cell_json(cell), **{key: spread[key] for key in beside}}
 
 

@@ -16,6 +16,7 @@ from prdp.cluster.base import RewardWorker, SamplerFactory, Workforce
 from prdp.evaluation.features import Features
 from prdp.evaluation.loading import build_evaluated_sampler, measures_kl
 from prdp.evaluation.models import EvaluatedModel, model_digest
+from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.settings import Drawing, EvaluateConfig
 from prdp.evaluation.store import Chunk, Scores, chunks_of
 from prdp.tracking.console import format_seconds
@@ -24,6 +25,8 @@ from prdp.types import PromptBatch, Rollout, Weights
 FORMAT = 1
 """Part of every key: goes up when the same settings make other images."""
 _SPEED_KEYS = ("microbatch", "prompts_per_chunk")
+_ONLY_WHERE_GIVEN = ("original_inference_steps",)
+"""Left out where they are null, so that images of before the key was there have the same key."""
 _CHUNKS_AT_ONCE = 8
 """Chunks handed to each sampler in one go; bounds the images in memory."""
 
@@ -159,7 +162,11 @@ def space_name(space: Features) -> str:
 
 def image_key(config: Drawing, model: EvaluatedModel) -> dict[str, Any]:
     """What makes the images of a model, besides prompts and seed; digests the model's files."""
-    sampler = {key: value for key, value in dataclasses.asdict(config.sampler).items() if key not in _SPEED_KEYS}
+    sampler = {
+        key: value
+        for key, value in dataclasses.asdict(sampler_of(config, model)).items()
+        if key not in _SPEED_KEYS and (key not in _ONLY_WHERE_GIVEN or value is not None)
+    }
     return {
         "format": FORMAT,
         "model": model_digest(model),
@@ -192,7 +199,7 @@ def _evaluated_sampler(config: Drawing, model: EvaluatedModel) -> SamplerFactory
     return partial(
         build_evaluated_sampler,
         model,
-        config.sampler,
+        sampler_of(config, model),
         config.model.dtype,
         config.model.device,
         config.autocast,

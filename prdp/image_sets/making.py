@@ -14,6 +14,7 @@ from prdp.cluster.base import SamplerFactory
 from prdp.diffusion import family_of
 from prdp.diffusion.latent_space import vae_digest
 from prdp.evaluation.models import EvaluatedModel
+from prdp.evaluation.samplers import network_passes, sampler_of
 from prdp.evaluation.store import FOLDER, RECORD, Chunk
 from prdp.evaluation.work import Say, Work, sample_missing, score_missing
 from prdp.image_sets.manifest import FILE, Entry, Manifest, read_manifest, write
@@ -33,7 +34,7 @@ def work_of(config: GenerateConfig, origin: Origin, prompts: Mapping[str, Prompt
     """
 
     def key_of(_: EvaluatedModel) -> dict[str, Any]:
-        return {**origin.key(), "latents": config.latents}
+        return {**origin.key(), "latents": config.latents, **({"chains": True} if config.chains else {})}
 
     work = Work.of(config, [origin.model], prompts, key_of, timed=False)
     _check_same(work)
@@ -61,14 +62,16 @@ def size_text(config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[st
     family, count = family_of(model.model), sum(map(len, prompts.values()))
     images = count * config.images_per_prompt
     pictures = images * 3 * math.prod(family.picture_size_of(model.model))
-    latents = images * math.prod(family.latent_shape_of(model.model)) * np.dtype(config.latents).itemsize
+    kept = 2 + sampler_of(config, model).steps if config.chains else 1
+    latents = kept * images * math.prod(family.latent_shape_of(model.model)) * np.dtype(config.latents).itemsize
     folder = Path(config.output_dir)
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(place).free
+    passes = "" if config.pictures is not None else f", {network_passes(sampler_of(config, model))} passes each"
     told = (
-        f"{images:,} images = {count:,} prompts x {config.images_per_prompt:,} of {model.name}; on the disk up to "
-        f"{_shown(pictures)} of pictures, before PNG packs them, and {_shown(latents)} of latents ({config.latents}); "
-        f"{_shown(free)} are free"
+        f"{images:,} images = {count:,} prompts x {config.images_per_prompt:,} of {model.name}{passes}; on the disk up "
+        f"to {_shown(pictures)} of pictures, before PNG packs them, and {_shown(latents)} of latents "
+        f"({config.latents}); {_shown(free)} are free"
     )
     return f"{told}\nwarning: disk: there may not be room enough" if pictures + latents > free else told
 
@@ -102,7 +105,12 @@ def _manifest(work: Work[GenerateConfig], origin: Origin, rewards: Mapping[str, 
         seed=config.seed,
         images_per_prompt=config.images_per_prompt,
         picture_size=family.picture_size_of(model),
-        latents={"shape": list(family.latent_shape_of(model)), "dtype": config.latents, "vae": vae_digest(model)},
+        latents={
+            "shape": list(family.latent_shape_of(model)),
+            "dtype": config.latents,
+            "vae": vae_digest(model),
+            **({"chains": True} if config.chains else {}),
+        },
         rewards=rewards,
         prompts=0,
         prompts_digest="",

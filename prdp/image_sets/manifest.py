@@ -37,7 +37,8 @@ class Manifest:
         seed: of the noise.
         images_per_prompt: K.
         picture_size: (H, W) in pixels.
-        latents: {"shape": [C, h, w], "dtype", "vae": digest of what decodes them}.
+        latents: {"shape": [C, h, w], "dtype", "vae": digest of what decodes them}; with "chains" where the latents of
+            every step are kept too.
         rewards: name -> {"identity": name, version and terms, "section": the reward's configuration}.
         prompts: how many.
         prompts_digest: of prompts.jsonl.

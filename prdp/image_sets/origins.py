@@ -10,8 +10,10 @@ from prdp.diffusion import family_of
 from prdp.diffusion.latent_space import vae_digest
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import EvaluatedModel
+from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.work import image_key
 from prdp.evidence.denoising import FinalLatents
+from prdp.image_sets.chains import ChainLatents
 from prdp.image_sets.pictures import PictureFolder, build_picture_sampler
 from prdp.image_sets.settings import GenerateConfig
 
@@ -66,12 +68,12 @@ class Drawn:
         return partial(
             build_evaluated_sampler,
             self.model,
-            config.sampler,
+            sampler_of(config, self.model),
             config.model.dtype,
             config.model.device,
             config.autocast,
             kl=False,
-            recorder=FinalLatents(),
+            recorder=ChainLatents() if config.chains else FinalLatents(),
         )
 
     def identity(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prdp.evaluation.store import FINAL_LATENTS, LATENTS, digests_of, read_image
+from prdp.evaluation.store import CHAIN_LATENTS, CHAINS, FINAL_LATENTS, LATENTS, digests_of, read_image
 from prdp.image_sets.manifest import PROMPTS, Entry, Manifest, read
 from prdp.support.errors import StartError
 from prdp.support.suggest import did_you_mean
@@ -43,8 +43,9 @@ class ImageSet:
 
     def missing(self) -> list[Path]:
         """Files of images and latents that are not there."""
+        tensors = (LATENTS, CHAINS) if self.manifest.latents.get("chains") else (LATENTS,)
         wanted = dict.fromkeys(
-            self.folder / entry.chunk / name for entry in self.entries for name in (*entry.files, LATENTS)
+            self.folder / entry.chunk / name for entry in self.entries for name in (*entry.files, *tensors)
         )
         return [file for file in wanted if not file.is_file()]
 
@@ -81,6 +82,25 @@ class ImageSet:
         except (SafetensorError, OSError) as error:
             raise StartError(f"{self._where}: {file} cannot be read: {error}") from error
         for row, digest in zip(digests_of(rows), entry.latents, strict=False):
+            _check_digest(self._where, file, row, digest)
+        return rows.astype(np.float32)
+
+    def chains(self, entry: Entry, count: int) -> Float32:
+        """The latents before every step and at the end of these images, float32 [count, T + 1, C, h, w].
+
+        Raises:
+            StartError: the file is missing, is no such file, or ends elsewhere than the final latents; names it.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        file, size = self.folder / entry.chunk / CHAINS, self.manifest.images_per_prompt
+        begin = entry.row * size
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                rows = opened.get_slice(CHAIN_LATENTS)[begin : begin + count]
+        except (SafetensorError, OSError) as error:
+            raise StartError(f"{self._where}: {file} cannot be read: {error}") from error
+        for row, digest in zip(digests_of(np.ascontiguousarray(rows[:, -1])), entry.latents, strict=False):
             _check_digest(self._where, file, row, digest)
         return rows.astype(np.float32)
 

@@ -13,10 +13,12 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.refinement import rollback
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.unet_policy import load_pipeline
 from prdp.evidence.denoising import FinalLatents
 from prdp.evidence.trajectory import TrajectoryRecorder
+from prdp.image_sets.chains import ChainLatents
 from prdp.types import PromptBatch, Weights
 
 PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))
@@ -221,3 +223,39 @@ def test_transitions_follow_the_checkpoint(pipeline_folder: Path) -> None:
     table = policy.process.transitions(SamplerConfig(steps=50))
     assert table.times[0] == 981
     assert table.times[-1] == 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_chains_that_begin_within_end_as_whole_ones_do(small_pipeline: Path, eta: float) -> None:
+    settings = SamplerConfig(steps=5, guidance_scale=2.0, eta=eta, microbatch=3)
+    model = ModelConfig(path=str(small_pipeline))
+    sampler = build_sampler(model, LearnerConfig(mode="frozen"), settings, seed=0, recorder=ChainLatents())
+    whole = sampler.sample(PROMPTS, SIZE, SEED)
+    chain = whole.stored["chain_latents"]
+    assert chain.shape == (4, 6, 4, 8, 8)
+    np.testing.assert_array_equal(chain[:, -1], whole.stored["final_latents"])
+    np.testing.assert_array_equal(whole.network_passes, [10.0] * 4)
+    for step in (0, 2, 4):
+        part = sampler.sample(PROMPTS, SIZE, SEED, trajectory=False, start=(chain[:, step], step))
+        np.testing.assert_array_equal(part.images, whole.images)
+        np.testing.assert_array_equal(part.network_passes, [2.0 * (5 - step)] * 4)
+    for start, told in (
+        ((chain[:3, 0], 0), r"latents are float32 \(3, 4, 8, 8\), expected float32 \(4, 4, 8, 8\)"),
+        ((chain[:, 0], 5), "step is 5, expected 0 to 4 of 5 steps"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            sampler.sample(PROMPTS, SIZE, SEED, trajectory=False, start=start)
+    with pytest.raises(ValueError, match="sample with trajectory=False"):
+        sampler.sample(PROMPTS, SIZE, SEED, start=(chain[:, 0], 0))
+
+
+def test_every_strength_takes_the_wanted_number_of_steps() -> None:
+    for steps in range(1, 31):
+        for strength in np.linspace(0.1, 1.0, 19):
+            total, first = rollback(steps, float(strength))
+            assert total - first == steps
+            assert abs(steps / total - strength) <= 0.5 * strength / steps
+    assert rollback(4, 1.0) == (4, 0) and rollback(4, 0.5) == (8, 4)
+    for wrong in ((0, 0.5), (4, 0.0), (4, 1.1)):
+        with pytest.raises(ValueError, match="expected"):
+            rollback(*wrong)

@@ -21,7 +21,7 @@ from prdp.evaluation.features import Pixels
 from prdp.evaluation.report_dots import dots_svg
 from prdp.evaluation.results import Results, gather, prompt_changes
 from prdp.evaluation.settings import IMAGE_COLUMNS, check_evaluation
-from prdp.evaluation.tables import alarms, legend, paper_table, print_results, write_tables
+from prdp.evaluation.tables import DASH, alarms, legend, paper_table, print_results, write_tables
 from prdp.evaluation.work import score_missing, space_name
 from prdp.support.errors import ConfigError
 from prdp.tracking.statistics import wilson_interval
@@ -98,8 +98,8 @@ def test_prompts_that_gained_and_lost(results: Results) -> None:
 
 def test_paper_table_has_a_column_for_each_category(results: Results) -> None:
     header, rows = paper_table(results)
-    assert header == ["reward", "model", "set", "x", "y"]
-    assert rows[1] == ["redness", "tuned", "3.5000", "2.2500", "6.0000"]
+    assert header == ["reward", "model", "passes", "set", "x", "y"]
+    assert rows[1] == ["redness", "tuned", DASH, "3.5000", "2.2500", "6.0000"]
 
 
 def test_files(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +117,7 @@ def test_files(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [float(row["redness"]) for row in rows if row["model"] == "tuned"] == [1, 1, 4, 3, 3, 9]
     with (tmp_path / "results.csv").open(newline="") as file:
         assert {row["part"] for row in csv.DictReader(file)} >= {"all", "category: x", "sub-score: colour"}
-    assert "| redness | tuned | 3.5000 |" in (tmp_path / "results.md").read_text()
+    assert f"| redness | tuned | {DASH} | 3.5000 |" in (tmp_path / "results.md").read_text()
     print_results(results)
     shown = capsys.readouterr().out
     assert "+1.000" in shown and "collapse: on set" in shown
