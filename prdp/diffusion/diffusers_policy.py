@@ -140,6 +140,15 @@ class DiffusersPolicy(ABC):
     ) -> torch.Tensor:
         """One branch of the network's output, [B, C, h, w]."""
 
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input, and draws with it in one pass a step."""
+        return False
+
+    def _with_guidance(self, conditions: Conditions, guidance_scale: float) -> Conditions:
+        """With what a network that `embeds_guidance` is told of the scale."""
+        raise NotImplementedError(f"{type(self).__name__} embeds no guidance")
+
     @abstractmethod
     def _whole_pipeline(self) -> Any:
         """A pipeline with this network and all other parts, which are loaded if they were left out."""
@@ -175,14 +184,17 @@ class DiffusersPolicy(ABC):
             latents: float32 [B, C, h, w].
             times: in the unit of the process, [B]; images of different steps go through in one call.
             conditions: of `encode`, B rows.
-            guidance_scale: w; up to 1 the output is c, and the unconditional branch is not computed; see `guided`.
+            guidance_scale: w; up to 1 the output is c, and the unconditional branch is not computed; see `guided`. A
+                network that `embeds_guidance` is told w in the one pass of c.
             network: the reference, when it is not the learning one.
         """
         network = network or self.network
-        with_guidance = guided(guidance_scale)
+        with_guidance = guided(guidance_scale) and not self.embeds_guidance
         if with_guidance:
             latents, times = torch.cat([latents, latents]), torch.cat([times, times])
             conditions = conditions.behind_empty()
+        if self.embeds_guidance:
+            conditions = self._with_guidance(conditions, guidance_scale)
         with self._arithmetic():
             output = self._predict(network, latents, times, conditions).float()
         if not with_guidance:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 _UNET_NEEDS = {
-    "time_cond_proj_dim": "it is distilled to take the guidance as an input, as latent consistency models do",
     "class_embed_type": "it takes class labels beside the prompt",
     "num_class_embeds": "it takes class labels beside the prompt",
     "encoder_hid_dim": "it takes the states of another kind of text encoder",
@@ -236,6 +235,9 @@ def _unet_problems(
             f"cross_attention_dim={unet['cross_attention_dim']}: must be {given}, the hidden_size of the text encoder"
             + ("s together" if len(texts) > 1 else "")
         )
+    embedded = unet["time_cond_proj_dim"]
+    if embedded is not None and (isinstance(embedded, bool) or not isinstance(embedded, int) or embedded < 4):
+        problems.append(f"time_cond_proj_dim={embedded}: must be null or a whole number of at least 4")
     size = unet["sample_size"]
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):

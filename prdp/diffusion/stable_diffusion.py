@@ -55,7 +55,11 @@ class StableDiffusionPolicy(UNetPolicy):
         self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
         output: torch.Tensor = network(
-            latents, times.long(), encoder_hidden_states=conditions.fields["states"], return_dict=False
+            latents,
+            times.long(),
+            encoder_hidden_states=conditions.fields["states"],
+            timestep_cond=conditions.fields.get("guidance"),
+            return_dict=False,
         )[0]
         return output
 

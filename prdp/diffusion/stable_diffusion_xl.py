@@ -96,6 +96,7 @@ class StableDiffusionXLPolicy(UNetPolicy):
             latents,
             times.long(),
             encoder_hidden_states=fields["states"],
+            timestep_cond=fields.get("guidance"),
             added_cond_kwargs={"text_embeds": fields["pooled"], "time_ids": fields["time_ids"]},
             return_dict=False,
         )[0]

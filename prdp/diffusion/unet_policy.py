@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.adapters import check_adapters, init_adapter_problems
+from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.diffusers_policy import DTYPES, DiffusersPolicy, placed
 from prdp.diffusion.image_size import KEYS, check_side, picture_size, vae_factor
 from prdp.diffusion.libraries import quiet
@@ -127,6 +131,17 @@ class UNetPolicy(DiffusersPolicy, ABC):
         return usage_text(
             model, sampler, self.scheduler_config, self.picture_size, mode, weights, prompt, self.FORMAT
         )
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Latent consistency models do, by `time_cond_proj_dim` of their UNet."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def _with_guidance(self, conditions: Conditions, guidance_scale: float) -> Conditions:
+        """With `guidance` [B, time_cond_proj_dim], the embedding of w - 1 by diffusers' pipeline."""
+        scales = torch.full((len(conditions),), guidance_scale - 1.0)
+        embedded = self.pipeline.get_guidance_scale_embedding(scales, self.unet.config.time_cond_proj_dim)
+        return replace(conditions, fields={**conditions.fields, "guidance": embedded.to(self.device)})
 
     @classmethod
     def _folder(cls, model: ModelConfig) -> Path:

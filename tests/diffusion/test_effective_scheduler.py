@@ -142,3 +142,43 @@ def test_a_tokenizer_without_a_length_takes_that_of_the_text_encoder(model_folde
 def test_what_is_refused_raises() -> None:
     with pytest.raises(ValueError, match="scheduler: beta_end is missing"):
         effective_scheduler({"_class_name": "DDIMScheduler", "beta_start": 1e-4})
+
+
+def with_embedded_guidance(folder: Path) -> None:
+    """The folder's UNet becomes one of a latent consistency model, with weights of its own."""
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 32})
+    unet.time_embedding.cond_proj.weight.data.mul_(5)
+    unet.save_pretrained(folder / "unet")
+    index = {"model_index.json": {"scheduler": ["diffusers", "LCMScheduler"]}}
+    changed(folder, {"_class_name": "LCMScheduler", **BETAS, "original_inference_steps": 20}, index)
+
+
+def test_latent_consistency_models_are_told_the_guidance(model_folder: Path) -> None:
+    from diffusers import LCMScheduler, StableDiffusionPipeline
+
+    with_embedded_guidance(model_folder)
+    policy = build_policy(
+        ModelConfig(path=str(model_folder)), LearnerConfig(mode="frozen"), seed=0, keep_reference=False
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
+    assert isinstance(pipeline.scheduler, LCMScheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = []
+    for scale in (8.0, 2.0):
+        settings = SamplerConfig(kind="consistency", steps=3, guidance_scale=scale, microbatch=4)
+        rollout = Sampler(policy, settings).sample(PROMPTS, 1, SEED, trajectory=False)
+        assert rollout.network_passes is not None and rollout.network_passes.tolist() == [3.0, 3.0]
+        noise = ImageNoise(SEED, 3, np.array([5, 6]), np.array([0, 0]), (4, 8, 8))
+        first = torch.from_numpy(noise.draw())
+        draw = "diffusers.schedulers.scheduling_lcm.randn_tensor"
+        with patch(draw, lambda *args, noise=noise, **kwargs: torch.from_numpy(noise.draw())):
+            expected = pipeline(
+                list(PROMPTS.texts), latents=first, num_inference_steps=3, guidance_scale=scale, output_type="np"
+            ).images
+        assert np.abs(rollout.images.astype(int) - (expected * 255).round().astype(int)).max() <= 1
+        drawn.append(rollout.images.astype(int))
+    assert np.abs(drawn[0] - drawn[1]).max() > 1
