@@ -30,6 +30,8 @@ from prdp.support.storage import write_atomically
 
 ASPECTS = ("color", "shape", "count", "fill")
 PAIR = ASPECTS[:2]
+WELL_DRAWN = "sampler.steps=40"
+"""Of images that are learned from: those of few steps teach the errors of the few steps."""
 SKILLS = ("color", "count", "relation", "size", "fill")
 UPDATES = 12
 """Of one expert; the run on the sum of all aspects gets as many for each of them."""
@@ -42,7 +44,8 @@ JUDGED_LATER = ("evaluation.every=0", "evaluation.final_prompts=16")
 UNGUIDED = ("sampler=few_step", "sampler.guidance_scale=1")
 GUIDED = ("sampler=few_step", "sampler.guidance_scale=3")
 FLOW = ("model=shapes_flow", "sampler=cps", "sampler.steps=8", "sampler.shift=2", "sampler.microbatch=64")
-STORED = ("rollouts.source=stored", "objective=denoising", "images_per_prompt=1", "prompts_per_epoch=64")
+PLAIN = ("rollouts.source=stored", "objective=denoising", "images_per_prompt=1")
+"""Denoising of stored images, one a prompt."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,7 @@ class Step:
 
 def lora(rate: str) -> tuple[str, ...]:
     """The demo's recipe but for its rate, judged by `prdp evaluate` afterwards."""
-    return (
-        "experiment=shapes_demo",
-        f"learner.learning_rate={rate}",
-        "evaluation.every=0",
-        "evaluation.final_prompts=16",
-    )
+    return "experiment=shapes_demo", f"learner.learning_rate={rate}", *JUDGED_LATER
 
 
 def train(name: str, seed: int, *words: str) -> Step:
@@ -70,33 +68,25 @@ def train(name: str, seed: int, *words: str) -> Step:
 
 def aspects(seed: int) -> Iterator[Step]:
     """One expert an aspect by PRDP and by best-of-N, their merges and gates, and one run on the sum of the aspects."""
-    expert = ("experiment=shapes_expert", f"epochs={UPDATES}", *JUDGED_LATER)
+    expert = ("experiment=shapes_expert", *JUDGED_LATER)
     for aspect in ASPECTS:
-        yield train(f"prdp_{aspect}", seed, *expert, f"reward.name={aspect}")
-    best = (*expert, "learner.learning_rate=1e-3", "objective.draws=4")
+        yield train(f"prdp_{aspect}", seed, *expert, f"reward.name={aspect}", f"epochs={UPDATES}")
+    source = ("models=[base]", "model=shapes", "prompts=[shapes.train]", JUDGE, *UNGUIDED, WELL_DRAWN)
+    count = ("prompts_per_set=128", "images_per_prompt=12", f"seed={seed}", f"prompt_seed={seed}")
+    yield Step("candidates", ("generate", *source, *count, "output_dir=candidates"))
+    slow = (*expert, "rollouts.path=candidates", "learner.learning_rate=1e-3", "objective.draws=8", "epochs=16")
+    best = (*slow, "rollouts.source=stored", "objective=best_of_n", "images_per_prompt=12")
     for aspect in PAIR:
-        yield train(f"best_{aspect}", seed, *best, f"reward.name={aspect}", "objective=best_of_n")
-    yield train("unselected", seed, *best, "objective=denoising", "images_per_prompt=1")
+        yield train(f"best_{aspect}", seed, *best, f"reward.name={aspect}")
+    yield train("unselected", seed, *slow, *PLAIN, "reward.name=color")
     yield train("weighted_sum", seed, *lora("3e-3"), "reward=shapes_aspects", f"epochs={UPDATES * len(ASPECTS)}")
-    source = ("models=[base]", "model=shapes", "prompts=[shapes.train]", JUDGE, *UNGUIDED, f"seed={seed}")
-    yield Step("set", ("generate", *source, "prompts_per_set=128", "images_per_prompt=8", "output_dir=set"))
     for name, chosen in (("pair", PAIR), ("four", ASPECTS)):
         models = f"models=[{','.join(f'prdp_{one}' for one in chosen)}]"
         learned = f"aspects=[{','.join(f'shapes_judge.{one}' for one in chosen)}]"
         yield Step(f"merged_{name}", ("merge", models, f"output_dir=merged_{name}"))
         yield Step(f"summed_{name}", ("merge", models, f"scale={len(chosen)}", f"output_dir=summed_{name}"))
-        yield Step(
-            f"gated_{name}",
-            (
-                "gate",
-                models,
-                learned,
-                "rollouts.path=set",
-                "gate.steps=200",
-                f"seed={seed}",
-                f"output_dir=gated_{name}",
-            ),
-        )
+        gate = ("gate", models, learned, "rollouts.path=candidates", "gate.steps=200", f"seed={seed}")
+        yield Step(f"gated_{name}", (*gate, f"output_dir=gated_{name}"))
     names = [f"prdp_{one}" for one in ASPECTS] + [f"best_{one}" for one in PAIR] + ["unselected", "weighted_sum"]
     names += [f"{how}_{which}" for which in ("pair", "four") for how in ("merged", "summed", "gated")]
     yield evaluation("aspects", names, ("model=shapes", "prompts=[shapes]", *UNGUIDED), seed)
@@ -106,22 +96,22 @@ def skills(seed: int) -> Iterator[Step]:
     """SELMA: prompts, images and a LoRA for each skill, merged; beside rendered truth, and one LoRA for all skills."""
     for skill in SKILLS:
         written = ("prompts", "write", f"skill=shapes_{skill}", "writer=grammar", f"seed={seed}")
-        yield Step(f"prompts_{skill}", (*written, "count=384", f"output=prompts/{skill}.jsonl"))
+        yield Step(f"prompts_{skill}", (*written, "count=256", f"output=prompts/{skill}.jsonl"))
         heldout = (*written, "skill.scenes.split=heldout", "count=64", f"output=prompts/heldout_{skill}.jsonl")
         yield Step(f"heldout_{skill}", heldout)
     files = ",".join(f"prompts/{skill}.jsonl" for skill in SKILLS)
     drawn = ("models=[base]", "model=shapes", f"prompts=[{files}]", "prompts_per_set=null", "images_per_prompt=1")
-    yield Step("set_drawn", ("generate", *drawn, *GUIDED, f"seed={seed}", "output_dir=set_drawn"))
+    yield Step("set_drawn", ("generate", *drawn, *GUIDED, "sampler.steps=25", f"seed={seed}", "output_dir=set_drawn"))
     yield Step("pictures", (RENDER, "pictures", str(seed)))
     yield Step("set_rendered", ("generate", "pictures=pictures", "model=shapes", "output_dir=set_rendered"))
-    recipe = (*lora("3e-4"), *STORED, "objective.draws=2")
+    recipe = (*lora("3e-4"), *PLAIN, "prompts_per_epoch=64", "objective.draws=2")
     for source in ("drawn", "rendered"):
         for skill in SKILLS:
-            chosen = (f"rollouts.path=set_{source}", f"rollouts.skill=shapes_{skill}", "epochs=48")
+            chosen = (f"rollouts.path=set_{source}", f"rollouts.skill=shapes_{skill}", "epochs=32")
             yield train(f"{source}_{skill}", seed, *recipe, *chosen)
         models = f"models=[{','.join(f'{source}_{skill}' for skill in SKILLS)}]"
         yield Step(f"{source}_merged", ("merge", models, f"output_dir={source}_merged"))
-        yield train(f"{source}_all", seed, *recipe, f"rollouts.path=set_{source}", f"epochs={48 * len(SKILLS)}")
+        yield train(f"{source}_all", seed, *recipe, f"rollouts.path=set_{source}", f"epochs={32 * len(SKILLS)}")
     names = [f"{source}_{which}" for source in ("drawn", "rendered") for which in (*SKILLS, "merged", "all")]
     sets = ",".join(f"{skill}:prompts/heldout_{skill}.jsonl" for skill in SKILLS)
     yield evaluation("skills", names, ("model=shapes", f"prompts=[{sets}]", *GUIDED), seed)
@@ -131,20 +121,14 @@ def weak_to_strong(seed: int) -> Iterator[Step]:
     """Images of the embedded UNet train the embedded flow model, beside the flow model's own images."""
     files = ",".join(f"prompts/{skill}.jsonl" for skill in SKILLS)
     own = ("models=[base]", *FLOW, "sampler.guidance_scale=3", f"prompts=[{files}]", "prompts_per_set=null")
-    yield Step("set_flow", ("generate", *own, "images_per_prompt=1", f"seed={seed}", "output_dir=set_flow"))
-    recipe = (
-        "experiment=shapes_flow",
-        *STORED,
-        "objective.draws=2",
-        "learner.learning_rate=3e-4",
-        "evaluation.every=0",
-    )
+    drawn = ("images_per_prompt=1", "sampler.steps=25", f"seed={seed}", "output_dir=set_flow")
+    yield Step("set_flow", ("generate", *own, *drawn))
+    recipe = ("experiment=shapes_flow", *PLAIN, "prompts_per_epoch=64", "objective.draws=2", *JUDGED_LATER)
+    recipe = (*recipe, "learner.learning_rate=3e-4", "rollouts.encode=true", "epochs=120")
     for name, path in (("flow_own", "set_flow"), ("flow_taught", "set_drawn"), ("flow_rendered", "set_rendered")):
-        yield train(name, seed, *recipe, f"rollouts.path={path}", "rollouts.encode=true", "epochs=120")
-    sampler = (*FLOW, "sampler.guidance_scale=3")
-    yield evaluation(
-        "weak_to_strong", ["flow_own", "flow_taught", "flow_rendered"], ("prompts=[shapes]", *sampler), seed
-    )
+        yield train(name, seed, *recipe, f"rollouts.path={path}")
+    models = ["flow_own", "flow_taught", "flow_rendered"]
+    yield evaluation("weak_to_strong", models, ("prompts=[shapes]", *FLOW, "sampler.guidance_scale=3"), seed)
 
 
 def evaluation(name: str, models: Sequence[str], words: Sequence[str], seed: int) -> Step:
