@@ -114,7 +114,7 @@ def skills(seed: int) -> Iterator[Step]:
         yield train(f"{source}_all", seed, *recipe, f"rollouts.path=set_{source}", f"epochs={32 * len(SKILLS)}")
     names = [f"{source}_{which}" for source in ("drawn", "rendered") for which in (*SKILLS, "merged", "all")]
     sets = ",".join(f"{skill}:prompts/heldout_{skill}.jsonl" for skill in SKILLS)
-    yield evaluation("skills", names, ("model=shapes", f"prompts=[{sets}]", *GUIDED), seed)
+    yield evaluation("skills", names, ("model=shapes", f"prompts=[{sets}]", *GUIDED), seed, images=1)
 
 
 def weak_to_strong(seed: int) -> Iterator[Step]:
@@ -131,9 +131,9 @@ def weak_to_strong(seed: int) -> Iterator[Step]:
     yield evaluation("weak_to_strong", models, ("prompts=[shapes]", *FLOW, "sampler.guidance_scale=3"), seed)
 
 
-def evaluation(name: str, models: Sequence[str], words: Sequence[str], seed: int) -> Step:
+def evaluation(name: str, models: Sequence[str], words: Sequence[str], seed: int, images: int = 2) -> Step:
     """All models beside the base on held-out prompts, which differ by seed."""
-    count = (JUDGE, "prompts_per_set=256", "images_per_prompt=2", f"prompt_seed={seed}", f"seeds=[{seed}]")
+    count = (JUDGE, "prompts_per_set=256", f"images_per_prompt={images}", f"prompt_seed={seed}", f"seeds=[{seed}]")
     named = f"models=[base,{','.join(f'{one}:{one}' for one in models)}]"
     return Step(f"evaluation_{name}", ("evaluate", named, *words, *count, f"output_dir=evaluation_{name}"))
 
