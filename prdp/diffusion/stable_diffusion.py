@@ -54,12 +54,10 @@ class StableDiffusionPolicy(UNetPolicy):
     def _predict(
         self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
+        fields = conditions.fields
+        embedded = {"timestep_cond": fields["guidance"]} if "guidance" in fields else {}  # which the JAX twin lacks
         output: torch.Tensor = network(
-            latents,
-            times.long(),
-            encoder_hidden_states=conditions.fields["states"],
-            timestep_cond=conditions.fields.get("guidance"),
-            return_dict=False,
+            latents, times.long(), encoder_hidden_states=fields["states"], return_dict=False, **embedded
         )[0]
         return output
 

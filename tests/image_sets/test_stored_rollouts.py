@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from set_folders import entries
+from set_folders import entries, made
 
+from prdp.checkpoints.checkpoint import CheckpointError
 from prdp.commands.train import check_start
 from prdp.config import TrainConfig
 from prdp.configuration.geometry import geometry
@@ -141,6 +142,20 @@ def test_a_run_goes_on_within_an_epoch_of_a_set(
     train(configured(folder, small_pipeline, **changes, checkpoint={"resume": "auto"}))
     assert seen == expected[1:]
     assert weights(folder) == weights(straight)
+
+
+def test_a_run_does_not_go_on_with_a_set_that_has_changed(
+    base_set: Path, small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, copied = tmp_path / "run", tmp_path / "set"
+    shutil.copytree(base_set, copied)
+    changes: dict[str, Any] = {"rollouts": stored(copied), "checkpoint": {"every": 1}}
+    train(configured(folder, small_pipeline, **changes))
+    shutil.rmtree(copied)
+    made(copied, small_pipeline, "rewards=[shapes_judge,redness]", "seed=1")
+    longer = {**changes, "epochs": 2, "checkpoint": {"every": 1, "resume": "auto"}}
+    with pytest.raises(CheckpointError, match=r"rollouts\.path holds other prompts than when the checkpoint"):
+        train(configured(folder, small_pipeline, **longer))
 
 
 def test_a_set_that_was_harmed_is_refused_by_the_file(base_set: Path, small_pipeline: Path, tmp_path: Path) -> None:
