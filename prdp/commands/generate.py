@@ -142,6 +142,8 @@ def _drawn(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -
 
 def _check_chains(config: GenerateConfig, model: EvaluatedModel) -> None:
     sampler = sampler_of(config, model)
+    if config.chains and model.kind == "cascade":
+        raise ConfigError(f"chains=true: {model.name} is a cascade, whose images have no single chain")
     if config.chains and not without_noise(sampler):
         raise ConfigError(
             f"chains=true: needs a sampler that draws no noise, such as sampler.kind=ddim sampler.eta=0 (given "

@@ -56,6 +56,12 @@ class ImageNoise:
         self._streams = _streams((seed, epoch), prompts, images)
         self._drawn: list[Float32] = []
 
+    def peek(self) -> Float32:
+        """What `draw` gives next."""
+        drawn = self.draw()
+        self._drawn.append(drawn)
+        return drawn
+
     def draw(self) -> Float32:
         """The next standard-normal draw of every image, float32 [B, C, h, w]."""
         if not self._drawn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,10 +17,25 @@ from prdp.diffusion.process import column
 from prdp.diffusion.recording import Chains, Recorder, Recording
 from prdp.diffusion.transitions import Transitions
 from prdp.diffusion.windows import mask, trained_steps, windows
-from prdp.types import Float32, Int64, PromptBatch, Rollout, Weights
+from prdp.types import Float32, Int64, PromptBatch, Rollout, UInt8, Weights
 
 Start = tuple[Float32, int]
 """Latents [n, C, h, w] at the noise level of a step, and the number of that step."""
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """Images that were drawn once more.
+
+    Attributes:
+        images: uint8 [r, H, W, 3].
+        latents: float32 [r, C, h, w], what they were decoded from.
+        network_passes: for each of them.
+    """
+
+    images: UInt8
+    latents: Float32
+    network_passes: float
 
 
 class Sampler:
@@ -136,6 +152,55 @@ class Sampler:
             seconds={"sample": time.perf_counter() - begun},
             network_passes=np.full(count, (len(table) - first) * self._branches),
         )
+
+    @torch.no_grad()
+    def again(
+        self, prompts: PromptBatch, images_per_prompt: int, seed: int, rows: Int64, refined: Start | None = None
+    ) -> Redrawn:
+        """Some images of a rollout once more, of noise that none of its images has.
+
+        Args:
+            prompts, images_per_prompt, seed: of the rollout.
+            rows: int64 [r], which of its images, prompt-major.
+            refined: clean latents [r, C, h, w] that are noised to the level of a step, and that step, from which on
+                they are drawn; None draws from noise.
+
+        Raises:
+            ValueError: latents that do not fit, or a step that there is not; latents that are not finite.
+        """
+        config, table, process = self._config, self._transitions, self._policy.process
+        clean, first = (None, 0) if refined is None else self._started(refined, len(rows), trajectory=False)
+        of_prompts, numbers = rows // images_per_prompt, images_per_prompt + rows % images_per_prompt
+        conditions = self._policy.encode(prompts.texts)
+        noisy = windows(config, table.noisy, seed, prompts.epoch, prompts.offset + np.arange(len(prompts)))
+        pictures, finals = [], []
+        for begin in range(0, len(rows), config.microbatch):
+            part = slice(begin, begin + config.microbatch)
+            chosen = of_prompts[part]
+            noise = ImageNoise(
+                seed, prompts.epoch, prompts.offset + chosen, numbers[part], self._policy.latent_shape
+            )
+            chains = Chains(
+                policy=self._policy,
+                transitions=table,
+                config=config,
+                conditions=conditions[chosen],
+                prompts=prompts.offset + chosen,
+                noisy=noisy[chosen],
+                seed=seed,
+                epoch=prompts.epoch,
+                at_start=self._version == 0,
+            )
+            start = None
+            if clean is not None:
+                times = np.full(len(chosen), table.times[first])
+                latents, drawn = torch.from_numpy(clean[part]), torch.from_numpy(noise.peek())
+                start = process.noised(latents, times, drawn)[0].numpy()
+            latents = self._draw(chains, noise, None, first, start)
+            self._check_finite(latents, prompts, chosen, numbers[part])
+            pictures.append(self._policy.decode(latents))
+            finals.append(latents.cpu().numpy())
+        return Redrawn(np.concatenate(pictures), np.concatenate(finals), (len(table) - first) * self._branches)
 
     @property
     def _branches(self) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.checkpoints.checkpoint import load_checkpoint
+from prdp.collaboration.cascade import CascadeSampler
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_files import PEFT_FILE, read_adapter
@@ -32,7 +33,7 @@ def build_evaluated_sampler(
     autocast: str | None,
     kl: bool,
     recorder: Recorder | None = None,
-) -> Sampler:
+) -> Sampler | CascadeSampler:
     """A sampler of a finished model; picklable as a `functools.partial`, so that an actor can call it.
 
     Args:
@@ -47,6 +48,11 @@ def build_evaluated_sampler(
     Raises:
         ValueError: weights that do not fit; names them.
     """
+    if model.kind == "cascade":
+        from prdp.evaluation.cascades import build_cascade_sampler
+
+        assert model.path is not None
+        return build_cascade_sampler(model.path, dtype, device, autocast, sampler)
     policy = _policy(model, dtype, device, autocast, kl)
     sampler = dataclasses.replace(sampler, shared_start_noise=False, start_churn=0.0)
     return Sampler(policy, sampler, recorder=TrajectoryRecorder() if kl else recorder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from prdp.checkpoints.checkpoint import STATE_FILE, TENSOR_FILE, read_state
+from prdp.collaboration.cascade_files import CASCADE_FILE, THRESHOLD_FILE, is_cascade, read_cascade
 from prdp.collaboration.student_files import is_student, read_student
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.configuration.typed import typed
@@ -48,8 +49,8 @@ class EvaluatedModel:
 
     Attributes:
         name: as it stands in tables.
-        kind: 'pipeline' (a whole model), 'lora' (a file applied to `model`), 'checkpoint' (of `prdp train`) or 'gated'
-            (of `prdp gate`).
+        kind: 'pipeline' (a whole model), 'lora' (a file applied to `model`), 'checkpoint' (of `prdp train`), 'gated'
+            (of `prdp gate`) or 'cascade' (of `prdp calibrate`, whose teacher is `model`).
         model: the pipeline, or what the LoRA file, the checkpoint or the experts were trained from.
         path: of the LoRA file, or the folder of the checkpoint or gated model; None for a pipeline.
         run: the run it comes from, where that is known.
@@ -191,6 +192,13 @@ def model_digest(model: EvaluatedModel) -> str:
         assert model.path is not None
         for file in read_gated(model.path).files():
             digest.update(f"gated {_file_digest(file)}|".encode())
+    elif model.kind == "cascade":
+        from prdp.evaluation.cascades import parts_of
+
+        assert model.path is not None
+        for file in (model.path / CASCADE_FILE, model.path / THRESHOLD_FILE):
+            digest.update(f"cascade {_file_digest(file)}|".encode())
+        digest.update("|".join(model_digest(one) for one in parts_of(read_cascade(model.path))).encode())
     elif model.kind == "checkpoint":
         assert model.path is not None and model.learner is not None
         digest.update(_file_digest(model.path / TENSOR_FILE).encode())
@@ -203,6 +211,13 @@ def _found(entry: str, name: str | None, path: str, base: ModelConfig | None) ->
     folder = Path(path).expanduser()
     if is_gated(folder):
         return [EvaluatedModel(name or _short(folder), "gated", read_gated(folder).model, folder)]
+    if is_cascade(folder):
+        from prdp.evaluation.cascades import check_reward_of
+
+        cascade = read_cascade(folder)
+        check_reward_of(folder, cascade.reward)
+        teacher = cascade.teacher
+        return [EvaluatedModel(name or _short(folder), "cascade", teacher.model, folder, sampler=teacher.sampler)]
     if is_student(folder):
         return [_of_student(name or _short(folder), folder)]
     if is_run(folder):

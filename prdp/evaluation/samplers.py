@@ -43,6 +43,9 @@ def sampler_problems(config: Drawing, models: Sequence[EvaluatedModel]) -> list[
     for model in models:
         if model.name not in config.samplers:
             continue
+        if model.kind == "cascade":
+            problems.append(f"samplers.{model.name}: a cascade draws as it was calibrated; calibrate another")
+            continue
         try:
             found = sampler_of(config, model)
         except ConfigError as error:
@@ -57,7 +60,9 @@ def sampler_problems(config: Drawing, models: Sequence[EvaluatedModel]) -> list[
 def own_samplers(config: Drawing, models: Sequence[EvaluatedModel]) -> list[str]:
     """A sentence for each model that does not draw as the section says."""
     return [
-        f"{model.name} draws by {_told(sampler_of(config, model))} (samplers.{model.name}.steps=... changes it)"
+        f"{model.name} draws as it was calibrated"
+        if model.kind == "cascade"
+        else f"{model.name} draws by {_told(sampler_of(config, model))} (samplers.{model.name}.steps=... changes it)"
         for model in models
         if model.sampler is not None or model.name in config.samplers
     ]

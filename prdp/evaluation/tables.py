@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.results import ALL, Cell, Results, Spread
 from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.spreadsheet import csv_text
@@ -92,7 +93,8 @@ def spread_table(results: Results) -> tuple[list[str], list[list[str]]]:
         row += [percent(one.relative), score(one.drift[0])]
         ratio = one.logratio_ref[0]
         row += [DASH if ratio != ratio else f"{ratio:.2e}"] if measured else []
-        row += [str(len(images)), str(sampler_of(results.work.config, model).steps)]
+        steps = _steps(results, model)
+        row += [str(len(images)), DASH if steps is None else str(steps)]
         row += [_passes(results, one.model, [one.prompts]), f"{images.sample_seconds / len(images):.3g}"]
         row += [format_seconds(sum(images.score_seconds.values())), trained(model)]
         rows.append(row)
@@ -104,6 +106,11 @@ def _passes(results: Results, model: str, prompt_sets: Iterable[str]) -> str:
     counted = np.concatenate([results.images[model, prompt_set].network_passes for prompt_set in prompt_sets])
     mean = float(counted.mean())
     return DASH if mean != mean else f"{mean:.4g}"
+
+
+def _steps(results: Results, model: EvaluatedModel) -> int | None:
+    """Of every image; None for cascades, whose images take different numbers."""
+    return None if model.kind == "cascade" else sampler_of(results.work.config, model).steps
 
 
 def trained(model: Any) -> str:
@@ -220,7 +227,7 @@ def _spread_json(results: Results, one: Spread) -> dict[str, Any]:
         **row,
         "collapsed": one.collapsed,
         "images": len(images),
-        "steps": sampler_of(results.work.config, model).steps,
+        "steps": _steps(results, model),
         "network_passes": float(images.network_passes.mean()),
         "sample_seconds": images.sample_seconds,
         "score_seconds": dict(images.score_seconds),

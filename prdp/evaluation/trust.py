@@ -79,6 +79,11 @@ def check_trust(sections: Iterable[tuple[Path, str, Any]], trusted: Sequence[Pat
         )
 
 
+def more_than_data(folder: Path, key: str, section: Any) -> list[str]:
+    """A line for each thing that the section of a reward would run, contact or read; none for one that is data."""
+    return list(dict.fromkeys(_wishes(folder, key, section, REWARDS)))
+
+
 def is_trusted(folder: Path, trusted: Sequence[Path]) -> bool:
     """Whether a folder is one of the trusted ones, or lies in one."""
     place = folder.resolve()

@@ -1,0 +1,159 @@
+"""A student draws every image, and what a scorer thinks little of is drawn once more, by the teacher or itself.
+
+"Your Student is Better Than Expected", Starodubcev et al., CVPR 2024, arXiv:2312.10835, algorithm 1: the teacher is
+asked where the score is below a threshold; a score that ties with it keeps the student's image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+
+from prdp.calibration import Threshold
+from prdp.diffusion.process import Process
+from prdp.diffusion.refinement import rollback
+from prdp.diffusion.sampler import Sampler
+from prdp.support.rules import Share, one_of
+from prdp.types import Bool, Float64, Int64, PromptBatch, Rollout, UInt8, Weights
+
+STRATEGIES = ("refine", "regenerate", "redraw")
+ROUTERS = ("score", "random")
+FINAL_LATENTS = "final_latents"
+_DOMAIN = 0x726F757465
+_GRID = 1000
+"""Times that a level of noise is looked up among."""
+
+
+@dataclass
+class Strategy:
+    """What becomes of images below the threshold."""
+
+    name: Annotated[str, one_of(*STRATEGIES)] = "refine"
+    """refine: the teacher goes on from the student's image, noised anew; regenerate: the teacher draws from noise;
+    redraw: the student draws once more, and the better of its two images is kept."""
+    rollback_strength: Share | None = None
+    """Of refine: how far the image is noised, as a share of the training timesteps."""
+    rollback_variance: Share | None = None
+    """The same as the variance of the noise, the sigma of the paper's algorithm; give one of the two."""
+    router: Annotated[str, one_of(*ROUTERS)] = "score"
+    """score: by the threshold; random: as many images by chance, to compare with."""
+
+
+def strategy_problems(strategy: Strategy, key: str = "strategy") -> list[str]:
+    """What of a strategy does not fit together, a line each."""
+    given = [name for name in ("rollback_strength", "rollback_variance") if getattr(strategy, name) is not None]
+    if strategy.name != "refine" and given:
+        return [f"{key}.{given[0]}: needs {key}.name=refine (given {strategy.name})"]
+    if strategy.name == "refine" and len(given) != 1:
+        told = " and ".join(f"{key}.{name}={getattr(strategy, name):g}" for name in given) or "neither"
+        return [f"{key}: give one of {key}.rollback_strength and {key}.rollback_variance (given {told})"]
+    return []
+
+
+def strength_of(strategy: Strategy, process: Process) -> float:
+    """The share of the training timesteps that refine goes back; a variance is looked up in the process."""
+    if strategy.rollback_variance is None:
+        assert strategy.rollback_strength is not None
+        return strategy.rollback_strength
+    shares = np.arange(1, _GRID + 1) / _GRID
+    times = np.array([process.time_at(1.0 - share) for share in shares])
+    variances = process.noise_level(times) ** 2
+    return float(shares[min(int(np.searchsorted(variances, strategy.rollback_variance)), _GRID - 1)])
+
+
+class Scorer(Protocol):
+    """`prdp.cluster.base.RewardWorker`."""
+
+    def score(
+        self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], where: str
+    ) -> tuple[Float64, dict[str, Float64]]: ...
+
+
+class CascadeSampler:
+    """A sampler like any other, for evaluations and sets of images.
+
+    Args:
+        student: with a recorder that keeps final latents.
+        teacher: of refine with as many steps in all as `rollback` says; not asked by redraw.
+        scorer: the estimator.
+        threshold: of its scores of the student's images; those that it chooses are drawn once more.
+        strategy: how.
+        first: of refine, the step that the teacher goes on from.
+    """
+
+    def __init__(
+        self,
+        student: Sampler,
+        teacher: Sampler,
+        scorer: Scorer,
+        threshold: Threshold,
+        strategy: Strategy,
+        first: int = 0,
+    ) -> None:
+        self._student, self._teacher, self._scorer = student, teacher, scorer
+        self._threshold, self._strategy, self._first = threshold, strategy, first
+
+    @property
+    def holds(self) -> tuple[int, str]:
+        """Of the student."""
+        return self._student.holds
+
+    def load_weights(self, weights: Weights) -> tuple[int, str]:
+        """Both are finished models; see `Sampler.load_weights`."""
+        self._teacher.load_weights(weights)
+        return self._student.load_weights(weights)
+
+    def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
+        """See `Sampler.sample`; with `trajectory` the final latents are kept. `network_passes` are those that each
+        image took; scoring takes none.
+        """
+        drawn = self._student.sample(prompts, images_per_prompt, seed, trajectory=True)
+        images, latents = drawn.images.copy(), drawn.stored[FINAL_LATENTS].copy()
+        assert drawn.network_passes is not None
+        passes = drawn.network_passes.copy()
+        scores = self._scores(drawn, images, np.arange(len(drawn)))
+        rows = np.flatnonzero(self._chosen(drawn, scores, seed))
+        if len(rows):
+            name = self._strategy.name
+            sampler = self._student if name == "redraw" else self._teacher
+            refined = (latents[rows], self._first) if name == "refine" else None
+            again = sampler.again(prompts, images_per_prompt, seed, rows, refined)
+            passes[rows] += again.network_passes
+            better = np.ones(len(rows), np.bool_)
+            if name == "redraw":
+                better = self._scores(drawn, again.images, rows) > scores[rows]
+            images[rows[better]], latents[rows[better]] = again.images[better], again.latents[better]
+        return dataclasses.replace(
+            drawn,
+            images=images,
+            stored={FINAL_LATENTS: latents} if trajectory else {},
+            conditions=drawn.conditions if trajectory else {},
+            empty_conditions=drawn.empty_conditions if trajectory else {},
+            network_passes=passes,
+        )
+
+    def _scores(self, drawn: Rollout, images: UInt8, rows: Int64) -> Float64:
+        texts, metadata = drawn.image_prompts, drawn.image_metadata
+        first, size = drawn.prompts.offset, len(drawn.prompts)
+        where = f"the cascade's estimator, prompts {first} to {first + size - 1}"
+        return self._scorer.score(images, [texts[row] for row in rows], [metadata[row] for row in rows], where)[0]
+
+    def _chosen(self, drawn: Rollout, scores: Float64, seed: int) -> Bool:
+        if self._strategy.router == "score":
+            return np.asarray(self._threshold.chooses(scores), np.bool_)
+        numbers = np.arange(len(drawn)) % drawn.images_per_prompt
+        address = zip(drawn.group_ids.tolist(), numbers.tolist(), strict=True)
+        chance = [
+            np.random.default_rng((_DOMAIN, seed, drawn.prompts.epoch, prompt, number)).random()
+            for prompt, number in address
+        ]
+        return np.array(chance) < self._threshold.rate
+
+
+def teacher_steps(strategy: Strategy, steps: int, process: Process) -> tuple[int, int]:
+    """(steps of the teacher's whole chain, step to begin at), so that `steps` are taken."""
+    return rollback(steps, strength_of(strategy, process)) if strategy.name == "refine" else (steps, 0)
