@@ -264,6 +264,26 @@ class DiffusersPolicy(ABC):
             save_pipeline(self._whole_pipeline(), folder)
             check_network(folder / self.NETWORK, self.weights.parameters)
 
+    def save_merged(self, folder: Path, precision: str) -> None:
+        """Write the whole pipeline with the adapters in its weights; the policy has none afterwards.
+
+        Args:
+            folder: to write into.
+            precision: that the pipeline is written in; the policy's is float32, or the sum would be rounded twice.
+
+        Raises:
+            ValueError: there are no adapters, or what was written, read back, is not what was merged.
+        """
+        from prdp.diffusion.merged_adapters import merge_adapters
+        from prdp.diffusion.pipeline_files import check_network, save_pipeline
+
+        if not merge_adapters(self.network):
+            raise ValueError("the network has no adapters to merge")
+        pipeline = self._whole_pipeline()
+        pipeline.to(dtype=DTYPES[precision])
+        save_pipeline(pipeline, folder)
+        check_network(folder / self.NETWORK, dict(self.network.named_parameters()))
+
     @abstractmethod
     def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
         """How to use exported weights in plain diffusers, in Markdown.

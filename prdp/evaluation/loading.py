@@ -63,6 +63,15 @@ def measures_kl(model: EvaluatedModel) -> bool:
     return model.kind in ("lora", "checkpoint")
 
 
+def loaded_policy(model: EvaluatedModel, dtype: str) -> Policy:
+    """The policy of a finished model on the host, all its parts loaded.
+
+    Raises:
+        ValueError: weights that do not fit; names them.
+    """
+    return _policy(model, dtype, "cpu", None, kl=False)
+
+
 def _policy(model: EvaluatedModel, dtype: str, device: str, autocast: str | None, kl: bool) -> Policy:
     pipeline = dataclasses.replace(model.model, dtype=dtype, device=device)
     if model.kind == "checkpoint":

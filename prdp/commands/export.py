@@ -1,0 +1,180 @@
+"""`prdp export`: the weights of a run, from any of its checkpoints, in the format that somebody wants them in."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prdp import __version__
+from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
+from prdp.checkpoints.run_folder import check_empty
+from prdp.evaluation.models import EvaluatedModel, named_models
+from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run
+from prdp.support.errors import ConfigError, StartError
+from prdp.support.suggest import did_you_mean
+
+FORMATS = ("diffusers", "kohya", "peft", "merged")
+PROGRAM = "use_it.py"
+_PEFT = """\
+from peft import PeftModel
+pipeline.{network} = PeftModel.from_pretrained(pipeline.{network}, weights)"""
+_HELP = """\
+Works on runs that go on, were interrupted or are finished; the run is not touched.
+
+formats
+  diffusers   a LoRA file; of full weights a whole pipeline
+  kohya       a LoRA file with the names of kohya's trainers
+  peft        a folder for PeftModel.from_pretrained
+  merged      a whole pipeline with the LoRA in its weights
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="prdp export",
+        description="Write the weights of a run, with a model card and a program that uses them.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of prdp train")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="EPOCH",
+        help="10, epoch_00010 or newest; without, what the run ended with, or the newest",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="diffusers")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="a new folder; without, exports/ in the run's")
+    given = parser.parse_args(arguments)
+    print(export(given.run, given.checkpoint, given.format, given.output))
+    return 0
+
+
+def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", output: Path | None = None) -> Path:
+    """Write the weights of a run and what goes with them; the folder.
+
+    Args:
+        run: folder of `prdp train`.
+        checkpoint: '10', 'epoch_00010' or 'newest'; None for what the run ended with, or else the newest.
+        form: one of FORMATS.
+        output: a new folder; None for one in the run's.
+
+    Raises:
+        StartError: no such run or checkpoint.
+        ConfigError: a format that the weights cannot be written in, or a folder that is not empty.
+    """
+    from prdp.support.storage import atomic_directory
+
+    if not is_run(run):
+        raise StartError(f"{run}: is no folder of a run (config.yaml with weights, checkpoints or metrics.jsonl)")
+    trained = read_trained_run(run)
+    model = chosen(trained, checkpoint)
+    epoch = trained.epoch if model.epoch is None else model.epoch
+    folder = output or run / "exports" / f"{form}_epoch_{epoch or 0:05}"
+    check_empty(folder)
+    if trained.config.learner.mode == "full" and form in ("kohya", "peft"):
+        raise ConfigError(f"--format {form}: {run} trained full weights, which are no LoRA; take diffusers")
+    if trained.config.model.adapters and form == "peft":
+        raise ConfigError(
+            f"--format peft: {run} has model.adapters beside what it trained; take diffusers, kohya or merged"
+        )
+    with atomic_directory(folder) as place:
+        usage = _write_weights(model, trained, form, place)
+        _write_papers(trained, place, epoch or 0, form, usage)
+    return folder
+
+
+def chosen(run: TrainedRun, checkpoint: str | None) -> EvaluatedModel:
+    """The model that a run ended with, or that one of its checkpoints holds.
+
+    Raises:
+        StartError: there is none; names those that are there.
+    """
+    if checkpoint is None:
+        return named_models([str(run.folder)], None)[0]
+    there = sorted(one.name for one in (run.folder / CHECKPOINTS).glob("epoch_*"))
+    if checkpoint == "newest" and there:
+        name = there[-1]
+    elif checkpoint.isdigit():
+        name = f"epoch_{int(checkpoint):05}"
+    else:
+        name = checkpoint
+    if name not in there:
+        listed = ", ".join(there) or "none"
+        raise StartError(f"--checkpoint {checkpoint}: {run.folder} has {listed}{did_you_mean(name, there)}")
+    return named_models([str(run.folder / CHECKPOINTS / name)], None)[0]
+
+
+def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Path) -> str:
+    """Write the weights; the text that tells how to use them."""
+    from prdp.evaluation.loading import loaded_policy
+    from prdp.experts.lora_files import read_expert
+    from prdp.experts.writing import write_lora
+
+    mode, config = run.config.learner.mode, run.config
+    merged = form == "merged" and mode == "lora"
+    policy: Any = loaded_policy(model, "float32" if merged else config.model.dtype)
+    usage: str = policy.usage(config.model, config.sampler, "full" if merged else mode, place, _prompt(run))
+    if merged:
+        policy.save_merged(place, config.model.dtype)
+    elif model.kind == "checkpoint" and form in ("diffusers", "merged"):
+        policy.save(place)
+    elif mode == "full":
+        assert model.model.path is not None
+        shutil.copytree(model.model.path, place, dirs_exist_ok=True)
+    elif form == "diffusers":
+        assert model.path is not None
+        shutil.copy(model.path, place)
+    else:
+        source = model.path
+        if model.kind == "checkpoint":
+            source = place / "unconverted"
+            source.mkdir()
+            policy.save(source)
+        layers = read_expert("RUN", str(source)).layers
+        if form == "peft":
+            usage = usage.replace("pipeline.load_lora_weights(weights)", _PEFT.format(network=policy.NETWORK))
+        write_lora(place, layers, form, {"run": run.folder.name, "epoch": model.epoch})
+        shutil.rmtree(place / "unconverted", ignore_errors=True)
+    return usage
+
+
+def _prompt(run: TrainedRun) -> str:
+    """The first held-out prompt that the run was judged on."""
+    from prdp.tracking.evaluations import list_evaluations, load_evaluation
+
+    epochs = list_evaluations(run.folder)
+    return load_evaluation(run.folder, epochs[0]).prompts[0] if epochs else "a photograph of a lighthouse at night"
+
+
+def _write_papers(run: TrainedRun, place: Path, epoch: int, form: str, usage: str) -> None:
+    from prdp.reports.model_card import Origin, write_card
+    from prdp.reports.report_data import read_run
+
+    program = re.search(r"^```python\n(.*?)^```$", usage, re.MULTILINE | re.DOTALL)
+    if program is not None:
+        here = "weights = str(Path(__file__).resolve().parent)"
+        lines = re.sub(r"^weights = .*$", here, program[1], count=1, flags=re.MULTILINE)
+        (place / PROGRAM).write_text(f"from pathlib import Path\n\n{lines}", encoding="utf-8")
+    remarks = [line for line in usage.splitlines() if line.startswith("* ")]
+    name = PROGRAM if program is not None else ""
+    origin = Origin(run.config.model.path, epoch, form, __version__, _rewards(run))
+    write_card(read_run(run.folder), place, origin, name, remarks)
+
+
+def _rewards(run: TrainedRun) -> list[str]:
+    """Names and versions of the reward and its terms, as the newest checkpoint tells them."""
+    from prdp.checkpoints.checkpoint import read_state
+
+    folders = sorted((run.folder / CHECKPOINTS).glob("epoch_*"))
+    identity = read_state(folders[-1])["state"].get("reward") if folders else None
+    return _versions(identity) if identity else [run.reward_name]
+
+
+def _versions(identity: Mapping[str, Any]) -> list[str]:
+    own = f"{identity.get('name')}, version {identity.get('version')}"
+    return [own, *(line for part in (identity.get("terms") or {}).values() for line in _versions(part))]
