@@ -127,7 +127,7 @@ class Forms:
     """Ways to the difference of policy and reference; `run` keeps its weights."""
 
     def __init__(self, run: Run) -> None:
-        self.unet, self.guidance = run.policy.unet, run.guidance
+        self.unet, self.guidance = run.policy.network, run.guidance
         self.empty = run.policy.encode([""]).fields["states"]
 
     def inputs(self, latents: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
@@ -216,7 +216,7 @@ def exactly(guidance: float, weights: Weights, rollout: Rollout, dtype: str) -> 
     run = Run(guidance, dtype)
     run.policy.weights.bind(weights)
     forms = Forms(run)
-    run.policy.unet.double()
+    run.policy.network.double()
     forms.empty = forms.empty.double()
 
     def form(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

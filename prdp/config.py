@@ -32,6 +32,8 @@ FAMILIES = {
     "stable_diffusion": "prdp.diffusion.stable_diffusion.StableDiffusionPolicy",
     "stable_diffusion_xl": "prdp.diffusion.stable_diffusion_xl.StableDiffusionXLPolicy",
     "stable_diffusion_3": "prdp.diffusion.stable_diffusion_3.StableDiffusion3Policy",
+    "flux": "prdp.diffusion.flux.FluxPolicy",
+    "z_image": "prdp.diffusion.z_image.ZImagePolicy",
     "gaussian_mixtures": "prdp.worlds.mixtures.policy.GaussianMixturesPolicy",
 }
 """Name -> dotted path of the policy class."""
@@ -82,8 +84,8 @@ class ModelConfig:
     """The base model that is fine-tuned, and its frozen reference."""
 
     family: Annotated[str, _FAMILY] = "stable_diffusion"
-    """'stable_diffusion' for 1.x and 2.x, 'stable_diffusion_xl', 'stable_diffusion_3' for 3 and 3.5,
-    'gaussian_mixtures' for a world in the plane whose optimum is known, or a policy class of one's own."""
+    """'stable_diffusion' for 1.x and 2.x, 'stable_diffusion_xl', 'stable_diffusion_3' for 3 and 3.5, 'flux' for FLUX.1,
+    'z_image', 'gaussian_mixtures' for a world in the plane whose optimum is known, or a policy class of one's own."""
     path: Annotated[str, _MODEL] = "shapes"
     """'shapes' for the embedded tiny pipeline, a folder in diffusers format, or a hub id."""
     revision: AnyText | None = None
@@ -100,8 +102,8 @@ class ModelConfig:
     width: Count | None = None
     """Likewise."""
     max_sequence_length: Count | None = None
-    """Tokens of T5, of families that have it; null takes the number of diffusers' pipeline: 256 of Stable Diffusion
-    3."""
+    """Tokens of a prompt for T5, or Qwen3 of Z-Image; null takes the number of diffusers' pipeline: 256 of Stable
+    Diffusion 3, 512 of FLUX.1 and Z-Image."""
     cached_prompts: CountOrZero = 0
     """How many prompts' text states a sampler keeps on the host, for prompts that come again; each is then encoded
     alone. 0 keeps none."""

@@ -28,7 +28,8 @@ from small_checkpoints import (  # noqa: F401
 from prdp.cli import main
 from prdp.config import ModelConfig
 from prdp.configuration.typed import conf_folder, groups
-from prdp.diffusion import unet_policy
+from prdp.diffusion import folder_policy
+from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.prompts.dsg import DsgPrompts
 from prdp.tracking.jsonl import read_metrics
 
@@ -40,7 +41,8 @@ SMALL = [
 OF_FLOWS = {"cps": "prdp", "flow_sde": "prdp", "edm_churn": "fdfo"}
 """Samplers of flow models, and an objective for each."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
-REFUSED = {"model": {"sd14", "sd35_medium", "sdxl"}, "reward": {"image_quality"}, "cluster": {"ray"}}
+ON_HUB = {"sd14", "sd35_medium", "sdxl", "flux_dev", "flux_schnell", "z_image", "z_image_turbo"}
+REFUSED = {"model": ON_HUB, "reward": {"image_quality"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
 
 
@@ -131,8 +133,8 @@ def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Trains by a command line, in this process, and looks at what comes out."""
     monkeypatch.chdir(files["folder"])
-    load = lambda model, *_, **__: copy.deepcopy(_loaded(model.path, model.dtype))  # noqa: E731
-    monkeypatch.setattr(unet_policy, "load_pipeline", load)
+    load = lambda model, kind, **_: copy.deepcopy(_loaded(model.path, model.dtype, kind.family))  # noqa: E731
+    monkeypatch.setattr(folder_policy, "load_pipeline", load)
 
     def run(*words: str) -> Path:
         folder = tmp_path / "run"
@@ -148,11 +150,12 @@ def train(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 
 
 @cache
-def _loaded(path: str, dtype: str) -> Any:
-    return LOAD(ModelConfig(path=path, dtype=dtype))
+def _loaded(path: str, dtype: str, family: str) -> Any:
+    kind = next(one for one in FORMATS if one.family == family)
+    return LOAD(ModelConfig(path=path, dtype=dtype), kind)
 
 
-LOAD = unet_policy.load_pipeline
+LOAD = folder_policy.load_pipeline
 
 
 def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:

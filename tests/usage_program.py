@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
+from prdp.diffusion.flux import packed
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.usage import USAGE_FILE
+
+_FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "z_image")
+_DRAWING = (
+    *(f"pipelines.{name}.pipeline_{name}" for name in _FAMILIES),
+    *(f"schedulers.scheduling_{name}" for name in ("ddim", "ddpm", "lcm")),
+)
 
 
 def program(text: str) -> str:
@@ -23,12 +31,19 @@ def program(text: str) -> str:
 
 
 def run_program(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, noise: ImageNoise) -> np.ndarray:
-    """The picture of the program as it stands, with the noise of a sampler in place of diffusers' own."""
-    monkeypatch.chdir(folder)
-    pipelines = [f"pipelines.{name}.pipeline_{name}" for name in ("stable_diffusion", "stable_diffusion_xl")]
-    for module in (*pipelines, *(f"schedulers.scheduling_{one}" for one in ("ddim", "ddpm", "lcm"))):
-        monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise.draw()))
+    """The picture of the program as it stands, with the noise of a sampler in place of diffusers' own and torch's."""
+
+    def drawn(*shape: Any, **_: Any) -> torch.Tensor:
+        latents = torch.from_numpy(noise.draw())
+        return packed(latents) if len(shape[0]) == 3 else latents
+
     names: dict[str, Any] = {}
-    exec(compile(program(text), USAGE_FILE, "exec"), names)
-    assert isinstance(names["pipeline"], StableDiffusionPipeline | StableDiffusionXLPipeline)
+    with monkeypatch.context() as patches:
+        patches.chdir(folder)
+        for module in _DRAWING:
+            patches.setattr(importlib.import_module(f"diffusers.{module}"), "randn_tensor", drawn)
+        if "torch.randn(" in program(text):
+            patches.setattr(torch, "randn", drawn)
+        exec(compile(program(text), USAGE_FILE, "exec"), names)
+    assert isinstance(names["pipeline"], DiffusionPipeline)
     return np.asarray(Image.open(folder / "picture.png"))

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from prdp.cluster.process_threads import plan_threads
-from prdp.config import SamplerConfig, TrainConfig
+from prdp.config import ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.learners.precision import spot_check_size
 from prdp.objectives import build_objective, evidence_of, objectives_without_noise
+from prdp.support.errors import UserError
 from prdp.support.memory import available_memory
 from prdp.types import Int64
 
@@ -22,20 +23,21 @@ _GIB = 2**30
 def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
-    A network pass is one latent through the denoising network once, forward; guidance above 1 takes two. Sampling
-    evaluates the policy, and the reference at the stored steps where the objective compares with it; images of sets
-    take no pass. The first update after sampling takes what the sampler has stored of the evidence, and each further
-    one computes it first, unless the loss is linear in it, or its coefficients are found in the pass with gradient.
-    Evidence of the reference or of an old policy takes a pass more; that of the policy which an epoch's updates start
-    from does at further ones. Images that are left out are counted all the same. In half precision a few cells that a
-    sampler has stored are evaluated twice more, to check them and to measure their noise.
+    A network pass is one latent through the denoising network once, forward; guidance above 1 takes two, but where the
+    network takes it as an input. Sampling evaluates the policy, and the reference at the stored steps where the
+    objective compares with it; images of sets take no pass. The first update after sampling takes what the sampler has
+    stored of the evidence, and each further one computes it first, unless the loss is linear in it, or its coefficients
+    are found in the pass with gradient. Evidence of the reference or of an old policy takes a pass more; that of the
+    policy which an epoch's updates start from does at further ones. Images that are left out are counted all the same.
+    In half precision a few cells that a sampler has stored are evaluated twice more, to check them and to measure their
+    noise.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
     objective = build_objective(config.objective)
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
-    branches = 2 if guided(config.sampler.guidance_scale) else 1
+    branches = _branches(config.model, config.sampler.guidance_scale)
     steps, noisy = config.sampler.steps, _noisy(config.sampler)
     precision = config.learner.autocast or config.model.dtype
     half = precision != "float32"
@@ -47,7 +49,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     others = at_once or channels <= linear - ({guard} if half else set())
     further = [of for name, (_, of) in evidence.passes.items() if name in objective.arrays]
     scales = [evidence.guidance_of(of) for of in {of for name, of in evidence.others.items() if name in channels}]
-    beside = sum(branches if scale is None else 1 + guided(scale) for scale in scales)
+    beside = sum(branches if scale is None else _branches(config.model, scale) for scale in scales)
     passes = (2 - first) + (updates - 1) * (2 - others) + updates * len(further)
     passes -= further.count("sampled")
     cells = images * columns
@@ -151,6 +153,15 @@ def geometry_text(config: TrainConfig) -> str:
     )
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _branches(model: ModelConfig, scale: float) -> int:
+    """Network passes of one output; two with guidance where no family, or no model that is there, tells otherwise."""
+    of = getattr(family_of(model), "branches_of", None)
+    try:
+        return int(of(model, scale)) if of is not None else 1 + guided(scale)
+    except UserError:
+        return 1 + guided(scale)
 
 
 def _noisy(sampler: SamplerConfig) -> Int64:

@@ -4,6 +4,7 @@ refused by its name and the tensor's.
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Mapping
@@ -30,7 +31,9 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 PEFT_KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 _PEFT_STARTS = (True, False, None, "gaussian")
 """Values of init_lora_weights that leave the base's weights as they are."""
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError)
+_PARTS = r"\.(?:lora_(?:down|up|A|B)(?:\.default)?\.weight|lora\.(?:down|up)\.weight|alpha)$"
+"""Of a layer, behind its name."""
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, AssertionError)
 """What diffusers raises for names and shapes that it makes nothing of."""
 
 
@@ -175,15 +178,11 @@ def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: st
     state, origin, alphas, metadata = _converted(where, file, pipeline, component, network)
     empty = network_of_zeros(network)
     factors = _factors(where, empty, state, origin, component)
-    scales = {"network_alphas": alphas} if alphas else {}
     try:
         with warnings.catch_warnings():
             # peft warns of layers without matrices; all are compared below.
             warnings.simplefilter("ignore", RuntimeWarning)
-            getattr(pipeline, f"load_lora_into_{component}")(
-                dict(state), **_accepted(component, scales), **{component: empty}, adapter_name="read",
-                metadata=metadata, low_cpu_mem_usage=True,
-            )  # fmt: skip
+            load_into(pipeline, component, empty, state, "read", alphas, metadata)
     except _UNREADABLE as error:
         raise StartError(f"{where}: diffusers cannot load it: {error}") from error
     bound, layers = lora_matrices(empty, "read"), {}
@@ -221,20 +220,22 @@ def _converted(
         metadata = {f"{component}.{key}": value for key, value in settings.items()}
         state = {f"{component}.{name}": value for name, value in inner.items()}
     else:
-        numbering = _numbering(pipeline, network)
+        options = lora_options(pipeline, network)
         try:
-            state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True, **numbering)
+            state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True, **options)
             metadata = pipeline.lora_state_dict(
                 str(file.parent),
                 weight_name=file.name,
                 use_safetensors=True,
                 local_files_only=True,
                 return_lora_metadata=True,
-                **numbering,
+                **options,
             )[-1]
         except _UNREADABLE as error:
             raise StartError(f"{where}: diffusers makes no LoRA of its tensors: {error}") from error
         alphas = dict(given[0] or {}) if given else {}
+        if any(id(value) not in names for value in state.values()):
+            return state, _origins(where, raw, pipeline), alphas, metadata
     result, origin = {}, {}
     for name, value in state.items():
         known = ".lora_A." in name or ".lora_B." in name
@@ -247,11 +248,35 @@ def _converted(
     return result, origin, alphas, metadata
 
 
-def _numbering(pipeline: Any, network: Any) -> dict[str, Any]:
-    """What diffusers needs for names of Stability AI's UNet, which trainers keep for Stable Diffusion XL."""
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+def _origins(where: str, raw: Mapping[str, torch.Tensor], pipeline: Any) -> dict[str, str]:
+    """Names that diffusers makes -> those in the file, where it scales, splits or fuses the factors of a layer.
 
-    return {"unet_config": network.config} if issubclass(pipeline, StableDiffusionXLLoraLoaderMixin) else {}
+    Raises:
+        StartError: a layer that nothing becomes of; names a tensor of it.
+    """
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in raw.items():
+        layers.setdefault(re.split(_PARTS, name)[0], {})[name] = value
+    origin: dict[str, str] = {}
+    for tensors in layers.values():
+        first = min(tensors)
+        try:
+            made = pipeline.lora_state_dict(dict(tensors))
+        except _UNREADABLE as error:
+            raise StartError(f"{where}: {first}: diffusers makes no LoRA of it: {error}") from error
+        if not made:
+            raise StartError(f"{where}: {first}: diffusers leaves it out")
+        origin |= dict.fromkeys(made, first)
+    return origin
+
+
+def lora_options(pipeline: Any, network: Any) -> dict[str, Any]:
+    """What `lora_state_dict` needs: for names of Stability AI's UNet, which trainers keep, and for alphas of FLUX."""
+    from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+
+    if issubclass(pipeline, StableDiffusionXLLoraLoaderMixin):
+        return {"unet_config": network.config}
+    return {"return_alphas": True} if issubclass(pipeline, FluxLoraLoaderMixin) else {}
 
 
 def _factors(
@@ -297,9 +322,32 @@ def _factors(
     return {layer: (parts["A"], parts["B"]) for layer, parts in found.items()}
 
 
-def _accepted(component: str, scales: dict[str, Any]) -> dict[str, Any]:
-    """The argument for kohya's alphas, which diffusers wants for UNets in any case and takes for no other network."""
-    return {"network_alphas": None, **scales} if component == "unet" else {}
+def load_into(
+    pipeline: Any,
+    component: str,
+    network: Any,
+    state: Mapping[str, torch.Tensor],
+    name: str,
+    alphas: Mapping[str, float] | None,
+    metadata: Any,
+) -> None:
+    """Put a LoRA beside the layers of a network by the loader of its pipeline's class.
+
+    Args:
+        state, metadata: of `lora_state_dict`.
+        name: of the adapter.
+        alphas: kohya's, for loaders that take them; of others they are in the factors.
+    """
+    loader = getattr(pipeline, f"load_lora_into_{component}")
+    taken = "network_alphas" in inspect.signature(loader).parameters
+    loader(
+        dict(state),
+        **({"network_alphas": alphas or None} if taken else {}),
+        **{component: network},
+        adapter_name=name,
+        metadata=metadata,
+        low_cpu_mem_usage=True,
+    )
 
 
 def _told_scale(alphas: Mapping[str, float], layer: str, rank: int) -> float | None:

@@ -10,19 +10,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from prdp.config import PRECISIONS, LearnerConfig, ModelConfig, SamplerConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
 from prdp.diffusion.adapters import start_problems
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.pipeline_loading import DTYPES
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.prompt_encoder import PromptEncoder, on_device
 from prdp.diffusion.weights import TrainableWeights
 from prdp.support.errors import StartError
 from prdp.types import UInt8
-
-DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 class DiffusersPolicy(ABC):
@@ -300,17 +299,3 @@ class DiffusersPolicy(ABC):
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._in_float32 else torch.autocast(self.device.type, DTYPES[self.precision])
-
-
-def device_of(model: ModelConfig) -> str:
-    """Where `model.device` puts a model."""
-    return model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def placed(pipeline: Any, model: ModelConfig) -> Any:
-    """The pipeline on its device; text encoders stay on the host where `model.offload_encoders` says so."""
-    device = device_of(model)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and not (model.offload_encoders and name.startswith("text_encoder")):
-            part.to(device)
-    return pipeline

@@ -11,6 +11,7 @@ import numpy as np
 from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.adapter_usage import loading_lines
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.pipeline_formats import PipelineFormat
 from prdp.diffusion.transitions import Transitions
 
 _SCHEDULER = '''
@@ -41,6 +42,8 @@ def flow_usage_text(
     mode: str,
     weights: Path,
     prompt: str,
+    kind: PipelineFormat,
+    guidance: Mapping[str, Any],
 ) -> str:
     """Markdown: a program that samples with diffusers alone as the run did, and what is to be known of it.
 
@@ -53,9 +56,10 @@ def flow_usage_text(
         mode: learner.mode, 'lora' or 'full'.
         weights: folder of the exported weights.
         prompt: stands in the program as an example.
+        kind: of the pipeline.
+        guidance: arguments of its call for the guidance of `sampler`.
     """
     from prdp.diffusion.model_folder import EMBEDDED_FOLDERS, absent_parts, model_location
-    from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_3
 
     with_noise = np.full(1, sampler.window == "all")
     rows = [
@@ -69,15 +73,15 @@ def flow_usage_text(
     ]  # fmt: skip
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
     folder = weights if mode == "full" else Path(model_location(model.path))
-    options += [f"{name}=None" for name in absent_parts(folder, STABLE_DIFFUSION_3)] if folder.is_dir() else []
+    options += [f"{name}=None" for name in absent_parts(folder, kind)] if folder.is_dir() else []
     lines = [
         "import torch",
-        "from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline",
+        f"from diffusers import FlowMatchEulerDiscreteScheduler, {kind.pipeline}",
         *(["from prdp.diffusion.model_folder import EMBEDDED_FOLDERS"] if embedded else []),
         _SCHEDULER.format(kind=sampler.kind, eta=sampler.eta, rows="\n".join(rows)),
         *([f"EMBEDDED = EMBEDDED_FOLDERS[{model.path!r}]"] if embedded else []),
         f"weights = {str(weights)!r}",
-        f"pipeline = StableDiffusion3Pipeline.from_pretrained({', '.join([base, *options])})",
+        f"pipeline = {kind.pipeline}.from_pretrained({', '.join([base, *options])})",
         *loading_lines(model, mode, "transformer"),
         "# The sigmas below are those of the run: they are not to be shifted again.",
         f"pipeline.scheduler = RunSampler(num_train_timesteps={scheduler.get('num_train_timesteps', 1000)}, shift=1.0)",
@@ -89,7 +93,7 @@ def flow_usage_text(
         f"    width={shape[1]},",
         "    sigmas=[step[0] for step in STEPS],",
         f"    num_inference_steps={len(table)},",
-        f"    guidance_scale={max(sampler.guidance_scale, 1.0)!r},",
+        *(f"    {key}={value!r}," for key, value in guidance.items()),
         *([f"    max_sequence_length={model.max_sequence_length},"] if model.max_sequence_length else []),
         ").images",
         'images[0].save("picture.png")',

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prdp.diffusion.adapter_files import LORA_FILE
+from prdp.diffusion.adapter_files import LORA_FILE, load_into, lora_options
 from prdp.diffusion.adapters import TRAINED
 
 _ADAPTER = "exported"
@@ -45,15 +45,16 @@ def check_lora(network: Any, file: Path, pipeline: Any, component: str) -> None:
         ValueError: names a matrix that diffusers binds to no layer, or with another value or scale.
     """
     empty = network_of_zeros(network)
-    found = pipeline.lora_state_dict(file.parent, weight_name=file.name, return_lora_metadata=True)
-    # With UNets the scales of layers come between the two.
+    options = lora_options(pipeline, network)
+    found = pipeline.lora_state_dict(
+        file.parent, weight_name=file.name, local_files_only=True, return_lora_metadata=True, **options
+    )
+    # With some pipelines the scales of layers come between the two.
     (state, *alphas), metadata = found[:-1], found[-1]
     with warnings.catch_warnings():
         # peft warns of layers without matrices; they are counted below.
         warnings.simplefilter("ignore", RuntimeWarning)
-        getattr(pipeline, f"load_lora_into_{component}")(
-            state, *alphas, empty, adapter_name=_ADAPTER, metadata=metadata, low_cpu_mem_usage=True
-        )
+        load_into(pipeline, component, empty, state, _ADAPTER, alphas[0] if alphas else None, metadata)
     bound, learned = lora_matrices(empty, _ADAPTER), lora_matrices(network, TRAINED)
     lost = [name for name in learned if name not in bound or bound[name][0].device.type == "meta"]
     changed = [

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prdp.diffusion.pipeline_formats import CLIP_TOKENIZERS, FORMATS, STABLE_DIFFUSION, PipelineFormat
+from prdp.diffusion.pipeline_formats import FORMATS, STABLE_DIFFUSION, T5_TOKENIZERS, PipelineFormat
 from prdp.support.errors import StartError
 from prdp.support.json_lines import load_json
 from prdp.support.suggest import nearest
@@ -19,7 +19,6 @@ _SHAPES = Path(__file__).parents[1] / "worlds" / "shapes"
 EMBEDDED_FOLDERS = {EMBEDDED: _SHAPES / "pipeline", "shapes_flow": _SHAPES / "flow_pipeline"}
 """`model.path` -> folder of the pipelines that ship with the package."""
 INDEX = "model_index.json"
-TOKENIZERS = CLIP_TOKENIZERS
 SCHEDULER_FILE = "scheduler_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LIBRARIES = ("diffusers", "transformers")
@@ -142,7 +141,7 @@ def _check_folder(where: str, folder: Path, variant: str | None, kind: PipelineF
         if name not in absent:
             _read_json(where, folder / name / config_file(name))
     for name, classes in kind.tokenizers.items():
-        files = ("tokenizer.json", "vocab.json") if classes == CLIP_TOKENIZERS else ("tokenizer.json", "spiece.model")
+        files = ("tokenizer.json", "spiece.model" if classes == T5_TOKENIZERS else "vocab.json")
         if name not in absent and not any((folder / name / file).is_file() for file in files):
             raise StartError(f"{where}: {folder / name} holds neither {' nor '.join(files)}")
     if weights:

@@ -8,6 +8,7 @@ from typing import Any
 
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
+QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class PipelineFormat:
         arguments: of its `from_pretrained`, so that pictures come out as they are decoded.
         addition: addition_embed_type of its UNet, what this is given beside prompt and time; None for nothing.
         latent_statistics: whether its pipeline takes latents_mean and latents_std of the VAE.
+        text_tokens: of `model.max_sequence_length`, the pipeline's own number and the most that it takes, None for any;
+            None where a prompt's length is the tokenizer's.
+        chat: whether prompts go through the tokenizer's chat template.
     """
 
     pipeline: str
@@ -37,6 +41,13 @@ class PipelineFormat:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     addition: str | None = None
     latent_statistics: bool = False
+    text_tokens: tuple[int, int | None] | None = None
+    chat: bool = False
+
+    @property
+    def network(self) -> str:
+        """The component that learns."""
+        return "unet" if "unet" in self.components else "transformer"
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -82,5 +93,34 @@ STABLE_DIFFUSION_3 = PipelineFormat(
     tokenizers={"tokenizer": CLIP_TOKENIZERS, "tokenizer_2": CLIP_TOKENIZERS, "tokenizer_3": T5_TOKENIZERS},
     optional=("text_encoder_3", "tokenizer_3"),
     module="stable_diffusion_3",
+    text_tokens=(256, 512),
 )
-FORMATS = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3)
+FLUX = PipelineFormat(
+    pipeline="FluxPipeline",
+    family="flux",
+    words="FLUX.1-dev, FLUX.1-schnell and their fine-tunes, text to image",
+    components={
+        "transformer": "FluxTransformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+    },
+    tokenizers={"tokenizer": CLIP_TOKENIZERS, "tokenizer_2": T5_TOKENIZERS},
+    module="flux",
+    text_tokens=(512, 512),
+)
+Z_IMAGE = PipelineFormat(
+    pipeline="ZImagePipeline",
+    family="z_image",
+    words="Z-Image, Z-Image-Turbo and their fine-tunes, text to image",
+    components={
+        "transformer": "ZImageTransformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "Qwen3Model",
+    },
+    tokenizers={"tokenizer": QWEN_TOKENIZERS},
+    module="z_image",
+    text_tokens=(512, None),
+    chat=True,
+)
+FORMATS = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, Z_IMAGE)

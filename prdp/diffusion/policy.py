@@ -64,6 +64,11 @@ class Policy(Protocol):
         """(H, W) of decoded images in pixels, of a model that is not loaded."""
         ...
 
+    @staticmethod
+    def branches_of(model: ModelConfig, guidance_scale: float) -> int:
+        """Network passes of one `output`; of a family without it, two above a scale of 1."""
+        ...
+
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """A row a prompt; with `empty`, unless the family knows no guidance."""
         ...

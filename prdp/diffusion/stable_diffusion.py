@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.folder_policy import vae_config
 from prdp.diffusion.image_size import KEYS, check_side, vae_factor
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION
 from prdp.diffusion.precision import upcast
-from prdp.diffusion.unet_policy import PIPELINE_UNIT, UNetPolicy, text_length, unet_config, vae_config
+from prdp.diffusion.unet_policy import PIPELINE_UNIT, UNetPolicy, text_length
 from prdp.support.errors import StartError
 
 
@@ -23,23 +24,25 @@ class StableDiffusionPolicy(UNetPolicy):
     FORMAT = STABLE_DIFFUSION
     FROZEN = ("vae", "text_encoder")
 
+    FRAMEWORKS = ("torch", "jax")
+
     @classmethod
     def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
         """Layers that take no adapter, and networks that the JAX twin does not compute."""
-        from prdp.diffusion.model_components import empty_unet
-        from prdp.diffusion.model_folder import check_model
+        from prdp.diffusion.pipeline_checks import empty_network
 
         problems = super().learner_problems(model, learner)
-        folder = check_model(model.path, model.variant, model.revision, cls.FORMAT)
-        if folder is None or learner.framework != "jax":
+        if learner.framework != "jax":
             return problems
         from prdp.diffusion.jax_unet import UNet
 
+        folder = cls._folder(model)
         try:
-            UNet(dict(empty_unet(folder).config))
+            UNet(dict(empty_network(folder, cls.FORMAT).config))
         except ValueError as error:
             problems.append(f"learner.framework=jax: model.path={model.path}: {error}")
-        return problems + _jax_size_problems(folder, model, cls.latent_shape_of(model)[1:])
+        unet = cls._network_config(folder)
+        return problems + _jax_size_problems(unet, vae_config(folder), model, cls.latent_shape_of(model)[1:])
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, width]; prompts are cut at the text encoder's length."""
@@ -62,11 +65,12 @@ class StableDiffusionPolicy(UNetPolicy):
         return output
 
 
-def _jax_size_problems(folder: Path, model: ModelConfig, sides: Sequence[int]) -> list[str]:
+def _jax_size_problems(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], model: ModelConfig, sides: Sequence[int]
+) -> list[str]:
     """Sides of latents that cannot be halved at every level: the JAX twin does not round."""
-    unet = unet_config(folder)
     halves = 2 ** (len(unet["block_out_channels"]) - 1)
-    unit, problems = math.lcm(halves * vae_factor(vae_config(folder)), PIPELINE_UNIT), []
+    unit, problems = math.lcm(halves * vae_factor(vae), PIPELINE_UNIT), []
     for key, given, side in zip(KEYS, (model.height, model.width), sides, strict=True):
         if not side % halves:
             continue

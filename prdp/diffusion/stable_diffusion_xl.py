@@ -7,7 +7,6 @@ from contextlib import nullcontext
 
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_XL
 from prdp.diffusion.precision import upcast
@@ -24,14 +23,6 @@ class StableDiffusionXLPolicy(UNetPolicy):
 
     FORMAT = STABLE_DIFFUSION_XL
     FROZEN = ("vae", "text_encoder", "text_encoder_2")
-
-    @classmethod
-    def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
-        """Layers that take no adapter; the JAX twin has no pooled text and sizes."""
-        problems = super().learner_problems(model, learner)
-        if learner.framework != "torch":
-            problems.append(f"learner.framework={learner.framework}: must be torch for model.family={model.family}")
-        return problems
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> UInt8:

@@ -19,10 +19,12 @@ from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.experts.gate_files import read_gated
+from prdp.experts.kohya import FOREIGN_PREFIXES, KOHYA_PREFIXES
 from prdp.types import Weights
 
 _APPLIED = "applied"
 """Name of the adapter that `apply_lora` loads."""
+_CONVERTED = (*KOHYA_PREFIXES, *FOREIGN_PREFIXES)
 
 
 def build_evaluated_sampler(
@@ -118,14 +120,17 @@ def apply_lora(policy: Any, file: Path) -> None:
     from diffusers.utils import logging
     from safetensors.torch import load_file
 
-    if file.name == PEFT_FILE:
+    state = load_file(file)
+    # Of such files diffusers scales, splits and fuses factors of transformers, which cannot be counted below.
+    converted = policy.NETWORK == "transformer" and any(name.startswith(_CONVERTED) for name in state)
+    if file.name == PEFT_FILE or converted:
         adapter = read_adapter("models", str(file), policy.network, type(policy.pipeline), policy.NETWORK)
         put_adapter(policy.network, _APPLIED, adapter)
         policy.weights.join(_APPLIED)
         return
     # Its warnings about text encoders without LoRA would come once per model; what matters is checked below.
     logging.set_verbosity_error()
-    pipeline, state = policy.pipeline, load_file(file)
+    pipeline = policy.pipeline
     if any(".lora_A." in name for name in state) and any(".lora.down." in name for name in state):
         # Of two schemes of names in one file, as earlier versions of prdp wrote them, diffusers binds one alone.
         mixed, alphas, metadata = pipeline.lora_state_dict(

@@ -18,7 +18,7 @@ import torch
 from prdp.cli import main
 from prdp.config import ModelConfig, SamplerConfig, TrainConfig
 from prdp.configuration.preconditions import evidence_problems, transition_problems
-from prdp.diffusion.unet_policy import load_pipeline
+from prdp.diffusion.pipeline_loading import load_pipeline
 from prdp.evidence import Denoising
 from prdp.objectives import OBJECTIVES
 

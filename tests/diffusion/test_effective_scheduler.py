@@ -14,8 +14,8 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.effective_scheduler import effective_scheduler
-from prdp.diffusion.model_components import component_problems
 from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.pipeline_checks import component_problems
 from prdp.diffusion.sampler import Sampler
 from prdp.types import PromptBatch
 
@@ -112,7 +112,7 @@ def test_what_the_cases_change_matters(model_folder: Path) -> None:
 
 
 def test_a_saved_pipeline_says_how_it_is_sampled(model_folder: Path, tmp_path: Path) -> None:
-    from prdp.diffusion.unet_policy import load_pipeline
+    from prdp.diffusion.pipeline_loading import load_pipeline
 
     changed(model_folder, *CASES["minimal DPMSolverMultistepScheduler"])
     pipeline = load_pipeline(ModelConfig(path=str(model_folder)))

@@ -13,9 +13,9 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.pipeline_loading import load_pipeline
 from prdp.diffusion.refinement import rollback
 from prdp.diffusion.sampler import Sampler
-from prdp.diffusion.unet_policy import load_pipeline
 from prdp.evidence.denoising import FinalLatents
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.image_sets.chains import ChainLatents

@@ -19,9 +19,10 @@ from policy_checks import FULL, PROMPTS, check_gradients, check_log_ratios, move
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
+from prdp.diffusion.flow_policy import latent_shape
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
-from prdp.diffusion.stable_diffusion_3 import latent_shape
+from prdp.diffusion.stable_diffusion_3 import StableDiffusion3Policy
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.guards import RatioError
@@ -86,8 +87,6 @@ def test_pictures_equal_those_of_diffusers(
 
 def test_t5_is_optional_and_its_tokens_count(folder: Path) -> None:
     with_t5, without = narrow_pipeline(t5=True), narrow_pipeline()
-    from prdp.diffusion.stable_diffusion_3 import StableDiffusion3Policy
-
     encoded = [
         StableDiffusion3Policy(pipeline, model(folder, max_sequence_length=9), FULL).encode(["a star"]).fields["states"]
         for pipeline in (with_t5, without)
@@ -155,17 +154,17 @@ def test_full_weights_go_out_as_a_pipeline(folder: Path, tmp_path: Path) -> None
 
 
 def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do() -> None:
-    transformer = {"patch_size": 2, "pos_embed_max_size": 192, "sample_size": 128, "in_channels": 16}
-    vae = {"block_out_channels": (1, 1, 1, 1)}
-    assert latent_shape(transformer, vae, (None, None)) == (16, 128, 128)
-    assert latent_shape(transformer, vae, (512, 768)) == (16, 64, 96)
+    patches = StableDiffusion3Policy._patches({"patch_size": 2, "pos_embed_max_size": 192, "sample_size": 128}, 8)
+    vae = {"block_out_channels": (1, 1, 1, 1), "latent_channels": 16}
+    assert latent_shape(patches, vae, (None, None)) == (16, 128, 128)
+    assert latent_shape(patches, vae, (512, 768)) == (16, 64, 96)
     for size, message in {
         (520, None): r"model.height=520: must be a multiple of 16 pixels and at most 3072, such as 512 or 528",
         (512, 8): r"model.width=8: must be a multiple of 16 .* such as 16 or 32",
         (4096, 512): r"model.height=4096: .* at most 3072, such as 3072",
     }.items():
         with pytest.raises(StartError, match=message):
-            latent_shape(transformer, vae, size)
+            latent_shape(patches, vae, size)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runs of Stable Diffusion XL and 3 are found and sampled as those of Stable Diffusion 1 are."""
+"""Runs of Stable Diffusion XL and 3, of FLUX.1 and Z-Image are found and sampled as those of Stable Diffusion 1 are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from narrow_flow import narrow_pipeline
+from narrow_transformers import NARROW, TEXT_TOKENS
 from narrow_xl import narrow_xl
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
@@ -21,17 +21,19 @@ from prdp.types import PromptBatch, Weights
 
 SAMPLERS = {
     "stable_diffusion_xl": SamplerConfig(steps=4, guidance_scale=1.0),
-    "stable_diffusion_3": SamplerConfig(kind="cps", eta=0.8, steps=4, guidance_scale=1.0),
+    **dict.fromkeys(NARROW, SamplerConfig(kind="cps", eta=0.8, steps=4, guidance_scale=1.0)),
 }
 PROMPT = PromptBatch(0, 0, ("a star",), ({},))
 
 
 @pytest.fixture(scope="module", params=SAMPLERS)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    folder, flow = tmp_path_factory.mktemp("model"), request.param == "stable_diffusion_3"
-    (narrow_pipeline if flow else narrow_xl)().save_pretrained(folder)
-    length = 2 if flow else None
-    return ModelConfig(family=request.param, path=str(folder), max_sequence_length=length, device="cpu")
+    folder = tmp_path_factory.mktemp("model")
+    NARROW.get(request.param, narrow_xl)().save_pretrained(folder)
+    length = TEXT_TOKENS.get(request.param)
+    return ModelConfig(
+        family=request.param, path=str(folder), max_sequence_length=length, height=32, width=32, device="cpu"
+    )
 
 
 def trained(base: ModelConfig, mode: str) -> Any:

@@ -1,0 +1,165 @@
+"""What the policies of folders in diffusers format have in common, whatever network is in them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from prdp.config import LearnerConfig, ModelConfig
+from prdp.diffusion.adapters import check_adapters, init_adapter_problems
+from prdp.diffusion.diffusers_policy import DiffusersPolicy
+from prdp.diffusion.guidance import guided
+from prdp.diffusion.image_size import picture_size
+from prdp.diffusion.model_components import component_config
+from prdp.diffusion.pipeline_formats import PipelineFormat
+from prdp.diffusion.pipeline_loading import load_pipeline, pipeline_class
+from prdp.diffusion.process import Process
+from prdp.support.errors import StartError
+
+
+class FolderPolicy(DiffusersPolicy, ABC):
+    """A folder of `FORMAT`, read by its configurations before anything is loaded. See `DiffusersPolicy`."""
+
+    FORMAT: ClassVar[PipelineFormat]
+    FRAMEWORKS: ClassVar[tuple[str, ...]] = ("torch",)
+    """Of `learner.framework`."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        seed: int = 0,
+        keep_reference: bool = True,
+    ) -> None:
+        super().__init__(
+            pipeline,
+            model,
+            self.process_of(model),
+            self.latent_shape_of(model),
+            self.picture_size_of(model),
+            learner,
+            seed=seed,
+            keep_reference=keep_reference,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        seed: int = 0,
+        keep_reference: bool = True,
+        only_network: bool = False,
+    ) -> Self:
+        """Load the pipeline that `model.path` names; embedded ones and released ones go the same way."""
+        pipeline = load_pipeline(model, cls.FORMAT, only_network=only_network)
+        return cls(pipeline, model, learner, seed=seed, keep_reference=keep_reference)
+
+    @classmethod
+    def check(cls, model: ModelConfig) -> None:
+        """The folder is whole, its components are ones that are computed exactly, and size and adapters fit."""
+        from prdp.diffusion.pipeline_checks import check_components, empty_network
+
+        _check_text_tokens(model, cls.FORMAT)
+        folder = cls._folder(model)
+        check_components(f"model.path={model.path}", folder, model.variant, cls.FORMAT)
+        cls._latent_shape_in(folder, model)
+        if model.adapters:
+            check_adapters(model, empty_network(folder, cls.FORMAT), pipeline_class(cls.FORMAT), cls.NETWORK)
+
+    @classmethod
+    def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
+        """Layers that take no adapter; the JAX twin computes the first family alone."""
+        from prdp.diffusion.lora_targets import lora_target_problems
+        from prdp.diffusion.pipeline_checks import empty_network
+
+        problems = []
+        if learner.framework not in cls.FRAMEWORKS:
+            expected = " or ".join(cls.FRAMEWORKS)
+            problems.append(
+                f"learner.framework={learner.framework}: must be {expected} for model.family={model.family}"
+            )
+        if learner.mode == "lora":
+            network = empty_network(cls._folder(model), cls.FORMAT)
+            targets = lora_target_problems(network, learner.lora_targets)
+            if learner.init_adapter is not None and not targets:
+                targets = init_adapter_problems(learner, network, pipeline_class(cls.FORMAT), cls.NETWORK)
+            problems += targets
+        return problems
+
+    @classmethod
+    def branches_of(cls, model: ModelConfig, guidance_scale: float) -> int:
+        """Network passes of one output of `output` under a guidance scale."""
+        embeds = cls._embeds_guidance(cls._network_config(cls._folder(model)))
+        return 2 if guided(guidance_scale) and not embeds else 1
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """See `DiffusersPolicy.embeds_guidance`."""
+        return self._embeds_guidance(self.network.config)
+
+    @staticmethod
+    def _embeds_guidance(network: Mapping[str, Any]) -> bool:
+        """By the network's configuration."""
+        return False
+
+    @classmethod
+    @abstractmethod
+    def process_of(cls, model: ModelConfig) -> Process:
+        """Of the folder's scheduler, which is read without loading weights."""
+
+    @classmethod
+    def latent_shape_of(cls, model: ModelConfig) -> tuple[int, ...]:
+        """Of the folder's configurations and the size that is asked for."""
+        return cls._latent_shape_in(cls._folder(model), model)
+
+    @classmethod
+    def picture_size_of(cls, model: ModelConfig) -> tuple[int, int]:
+        """Likewise."""
+        folder = cls._folder(model)
+        return picture_size(cls._latent_shape_in(folder, model), vae_config(folder))
+
+    @classmethod
+    @abstractmethod
+    def _latent_shape_in(cls, folder: Path, model: ModelConfig) -> tuple[int, int, int]:
+        """(C, h, w); a StartError names a size that the network or the VAE cannot take."""
+
+    @classmethod
+    def _network_config(cls, folder: Path) -> dict[str, Any]:
+        """Of the network that learns, with defaults."""
+        return component_config(folder, cls.NETWORK, cls.FORMAT.components[cls.NETWORK])
+
+    @classmethod
+    def _folder(cls, model: ModelConfig) -> Path:
+        from prdp.diffusion.model_folder import check_model
+
+        folder = check_model(model.path, model.variant, model.revision, cls.FORMAT)
+        if folder is None:
+            raise StartError(f"model.path={model.path}: set model.family={model.path}")
+        return folder
+
+    def _whole_pipeline(self) -> Any:
+        if self.pipeline.vae is not None:
+            return self.pipeline
+        return load_pipeline(self._model, self.FORMAT, network=self.network)
+
+
+def vae_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder's VAE, with defaults."""
+    return component_config(folder, "vae", "AutoencoderKL")
+
+
+def _check_text_tokens(model: ModelConfig, kind: PipelineFormat) -> None:
+    length = model.max_sequence_length
+    if length is None:
+        return
+    if kind.text_tokens is None:
+        raise StartError(f"model.max_sequence_length={length}: must be null for model.family={model.family}")
+    most = kind.text_tokens[1]
+    if most is not None and length > most:
+        raise StartError(f"model.max_sequence_length={length}: must be at most {most}")

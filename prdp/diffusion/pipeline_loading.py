@@ -1,0 +1,80 @@
+"""Pipelines of diffusers as the policies take them: whole or the network alone, in their precision, on their device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prdp.config import PRECISIONS, ModelConfig
+from prdp.diffusion.libraries import quiet
+from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
+
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
+
+
+def load_pipeline(
+    model: ModelConfig, kind: PipelineFormat = STABLE_DIFFUSION, *, only_network: bool = False, network: Any = None
+) -> Any:
+    """The diffusers pipeline of `model`, on its device and in its precision.
+
+    The scheduler of one with a UNet is LCMScheduler where the folder names it, else the DDIM scheduler that samples it
+    here, so that a folder saved from it says all of how it is sampled.
+
+    Args:
+        kind: of the folder.
+        only_network: leave out text encoders, tokenizers and VAE.
+        network: to be used instead of the folder's.
+
+    Raises:
+        ValueError: no such folder, files missing in it, or a component that is not computed exactly; names them.
+    """
+    from prdp.diffusion.effective_scheduler import effective_scheduler
+    from prdp.diffusion.model_folder import absent_parts, check_model, fetch_model, read_component
+    from prdp.diffusion.pipeline_checks import check_components
+
+    where = f"model.path={model.path}"
+    # What is refused is refused before a download of gigabytes.
+    check_model(model.path, model.variant, model.revision, kind)
+    folder = fetch_model(model.path, model.variant, model.revision, kind)
+    check_model(str(folder), model.variant, kind=kind)
+    check_components(where, folder, model.variant, kind)
+    others: dict[str, Any] = {**kind.arguments, **dict.fromkeys(absent_parts(folder, kind))}
+    if only_network:
+        others |= dict.fromkeys(part for part in (*kind.components, *kind.tokenizers) if part != kind.network)
+    if network is not None:
+        others[kind.network] = network
+    if "safety_checker" in kind.arguments:
+        others["requires_safety_checker"] = False
+    if kind.network == "unet":
+        others["scheduler"] = effective_scheduler(read_component(folder, "scheduler"), kind)
+    try:
+        pipeline = pipeline_class(kind).from_pretrained(
+            folder, **others, variant=model.variant, dtype=DTYPES[model.dtype], use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(f"{where}: {folder} cannot be loaded as a {kind.pipeline}: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return placed(pipeline, model)
+
+
+def pipeline_class(kind: PipelineFormat) -> Any:
+    """Of diffusers."""
+    quiet()
+    import diffusers
+
+    return getattr(diffusers, kind.pipeline)
+
+
+def device_of(model: ModelConfig) -> str:
+    """Where `model.device` puts a model."""
+    return model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placed(pipeline: Any, model: ModelConfig) -> Any:
+    """The pipeline on its device; text encoders stay on the host where `model.offload_encoders` says so."""
+    device = device_of(model)
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and not (model.offload_encoders and name.startswith("text_encoder")):
+            part.to(device)
+    return pipeline
