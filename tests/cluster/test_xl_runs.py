@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(model: Path, folder: Path, **changes: dict[str, Any]) -> Path:
+def run(path: Path, folder: Path, **changes: dict[str, Any]) -> Path:
     """Two epochs of eight images."""
     config: dict[str, Any] = {
         "seed": 3,
@@ -33,7 +33,7 @@ def run(model: Path, folder: Path, **changes: dict[str, Any]) -> Path:
         "images_per_prompt": 4,
         "updates_per_epoch": 1,
         "output_dir": str(folder),
-        "model": {"family": "stable_diffusion_xl", "path": str(model), "device": "cpu"},
+        "model": {"family": "stable_diffusion_xl", "path": str(path), "device": "cpu"},
         "sampler": {"steps": 3, "guidance_scale": 2.0, "prompts_per_chunk": 1, "deterministic_final_steps": 1},
         "reward": {"_target_": "prdp.rewards.compressibility.Compressibility"},
         "prompts": {
