@@ -55,12 +55,12 @@ def build_cascade_sampler(
     Args:
         work: images per network call.
     """
-    from prdp.evaluation.loading import build_evaluated_sampler
+    from prdp.evaluation.loading import build_plain_sampler
 
     cascade = read_cascade(folder)
     check_reward_of(folder, cascade.reward)
     student, teacher = (
-        build_evaluated_sampler(
+        build_plain_sampler(
             model,
             dataclasses.replace(part.sampler, microbatch=work.microbatch),
             dtype,

@@ -55,6 +55,19 @@ def build_evaluated_sampler(
 
         assert model.path is not None
         return build_cascade_sampler(model.path, dtype, device, autocast, sampler)
+    return build_plain_sampler(model, sampler, dtype, device, autocast, kl, recorder)
+
+
+def build_plain_sampler(
+    model: EvaluatedModel,
+    sampler: SamplerConfig,
+    dtype: str,
+    device: str,
+    autocast: str | None,
+    kl: bool,
+    recorder: Recorder | None = None,
+) -> Sampler:
+    """Likewise, of a model that is no cascade."""
     policy = _policy(model, dtype, device, autocast, kl)
     sampler = dataclasses.replace(sampler, shared_start_noise=False, start_churn=0.0)
     return Sampler(policy, sampler, recorder=TrajectoryRecorder() if kl else recorder)
