@@ -23,6 +23,7 @@ from prdp.configuration.override_words import OverrideParser
 from prdp.configuration.preconditions import check_preconditions, refuse, size_problems
 from prdp.configuration.secret_values import check_no_secrets
 from prdp.configuration.typed import conf_folder, config_yaml, groups, schema_keys
+from prdp.diffusion.effective_scheduler import distilled_warning
 from prdp.image_sets.source import rollout_source
 from prdp.prompts.stream import prompts_at
 from prdp.rewards import check_reward, prompt_checks
@@ -166,7 +167,8 @@ def options_text() -> str:
 
 def _plan(config: TrainConfig) -> str:
     """The size of a run, and whether its rollouts fit into memory."""
-    return "\n".join(filter(None, [geometry_text(config), memory_warning(config)]))
+    warnings = [memory_warning(config), distilled_warning(config.model, config.sampler)]
+    return "\n".join(filter(None, [geometry_text(config), *warnings]))
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prdp.config import DIFFUSION_SPACINGS
-from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
+from prdp.config import DIFFUSION_SPACINGS, ModelConfig, SamplerConfig
+from prdp.diffusion.pipeline_formats import FORMATS, STABLE_DIFFUSION, PipelineFormat
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, LCMScheduler
@@ -49,6 +49,25 @@ def effective_scheduler(
     if kind is not STABLE_DIFFUSION:
         return _made({**config, "clip_sample": False})
     return _as_pipeline_takes_it(config)
+
+
+def is_distilled(model: ModelConfig) -> bool:
+    """Whether the scheduler of a model's folder is that of consistency models."""
+    from prdp.diffusion.model_folder import check_model, read_component
+
+    kind = next((one for one in FORMATS if one.family == model.family), None)
+    folder = None if kind is None else check_model(model.path, model.variant, model.revision, kind)
+    return folder is not None and read_component(folder, "scheduler").get("_class_name") == CONSISTENCY
+
+
+def distilled_warning(model: ModelConfig, sampler: SamplerConfig) -> str:
+    """What to change where a model that was distilled to few steps is to be drawn as one that was not; else empty."""
+    if sampler.kind == "consistency" or not is_distilled(model):
+        return ""
+    return (
+        f"warning: sampler: model.path={model.path} has an {CONSISTENCY}, so that it was distilled to few steps, and "
+        f"sampler.kind={sampler.kind} draws it as if it had not been; set sampler=consistency"
+    )
 
 
 def consistency_scheduler(config: Mapping[str, Any], original_steps: int) -> LCMScheduler:

@@ -14,6 +14,7 @@ from prdp.config import SamplerConfig
 from prdp.evaluation.models import EvaluatedModel, find_models, model_digest
 from prdp.evaluation.trust import more_than_data
 from prdp.evidence.denoising import FinalLatents
+from prdp.rewards.base import identity_of
 from prdp.support.errors import ConfigError
 
 
@@ -72,5 +73,5 @@ def build_cascade_sampler(
         for model, part in zip(parts_of(cascade), (cascade.student, cascade.teacher), strict=True)
     )
     scorer = RewardWorker(dict(cascade.reward))
-    threshold = threshold_of(folder, cascade)
+    threshold = threshold_of(folder, dataclasses.replace(cascade, scorer=identity_of(scorer.reward)))
     return CascadeSampler(student, teacher, scorer, threshold, cascade.strategy, cascade.first)

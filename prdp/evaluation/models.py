@@ -17,16 +17,8 @@ from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.configuration.typed import typed
 from prdp.diffusion import family_of
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, adapter_file, model_adapters
-from prdp.diffusion.effective_scheduler import CONSISTENCY
-from prdp.diffusion.model_folder import (
-    INDEX,
-    MIXTURES,
-    check_model,
-    family_in,
-    family_on_hub,
-    fetch_model,
-    read_component,
-)
+from prdp.diffusion.effective_scheduler import is_distilled
+from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, family_on_hub, fetch_model
 from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
@@ -297,16 +289,9 @@ def _with_its_sampler(model: EvaluatedModel, base: ModelConfig | None) -> Evalua
         return model
     if model.run is not None and model.run.config.sampler.kind == "consistency":
         return replace(model, sampler=model.run.config.sampler)
-    if model.run is None and model.kind == "pipeline" and _is_distilled(model.model):
+    if model.run is None and model.kind == "pipeline" and is_distilled(model.model):
         return replace(model, sampler=FEW_STEPS)
     return model
-
-
-def _is_distilled(model: ModelConfig) -> bool:
-    """Whether a pipeline's scheduler is that of consistency models."""
-    format_ = next((one for one in FORMATS if one.family == model.family), None)
-    folder = None if format_ is None else check_model(model.path, model.variant, model.revision, format_)
-    return folder is not None and read_component(folder, "scheduler").get("_class_name") == CONSISTENCY
 
 
 def _of_checkpoint(name: str | None, folder: Path) -> EvaluatedModel:

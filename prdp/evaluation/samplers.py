@@ -9,6 +9,7 @@ from typing import Any
 from prdp.config import SamplerConfig
 from prdp.configuration.bounds import broken_rules
 from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
+from prdp.diffusion.effective_scheduler import distilled_warning
 from prdp.diffusion.guidance import guided
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.settings import Drawing
@@ -58,8 +59,11 @@ def sampler_problems(config: Drawing, models: Sequence[EvaluatedModel]) -> list[
 
 
 def own_samplers(config: Drawing, models: Sequence[EvaluatedModel]) -> list[str]:
-    """A sentence for each model that does not draw as the section says."""
-    return [
+    """A sentence for each model that does not draw as the section says, and a warning where one should not."""
+    warned = [
+        distilled_warning(model.model, sampler_of(config, model)) for model in models if model.kind == "pipeline"
+    ]
+    return list(filter(None, dict.fromkeys(warned))) + [
         f"{model.name} draws as it was calibrated"
         if model.kind == "cascade"
         else f"{model.name} draws by {_told(sampler_of(config, model))} (samplers.{model.name}.steps=... changes it)"

@@ -195,6 +195,11 @@ def test_what_a_cascade_cannot_be_made_of_is_named(
     assert "rewards: must be one" in refused("rewards=[redness,compressibility]")
     assert "strategy: give one of" in refused("strategy.rollback_variance=0.5")
     assert "its estimator must be a reward of this package" in refused("rewards=[test_cascade.Second]")
+    [model] = find_models([str(cascade)], ModelConfig(path=str(small_pipeline)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prdp.rewards.redness.Redness.version", "another")
+        with pytest.raises(StartError, match=r"threshold was calibrated with another scorer \("):
+            build_evaluated_sampler(model, SamplerConfig(), "float32", "cpu", None, kl=False)
     another = Path(shutil.copytree(cascade, tmp_path / "another"))
     document = json.loads((another / CASCADE_FILE).read_text())
     document["student"]["sampler"]["steps"] = 2

@@ -13,7 +13,7 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
-from prdp.diffusion.effective_scheduler import effective_scheduler
+from prdp.diffusion.effective_scheduler import distilled_warning, effective_scheduler
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.pipeline_checks import component_problems
 from prdp.diffusion.sampler import Sampler
@@ -160,10 +160,12 @@ def with_embedded_guidance(folder: Path) -> None:
 def test_latent_consistency_models_are_told_the_guidance(model_folder: Path) -> None:
     from diffusers import LCMScheduler, StableDiffusionPipeline
 
+    model = ModelConfig(path=str(model_folder))
+    assert distilled_warning(model, SamplerConfig()) == ""
     with_embedded_guidance(model_folder)
-    policy = build_policy(
-        ModelConfig(path=str(model_folder)), LearnerConfig(mode="frozen"), seed=0, keep_reference=False
-    )
+    assert "sampler.kind=ddim draws it as if it had not been" in distilled_warning(model, SamplerConfig())
+    assert distilled_warning(model, SamplerConfig(kind="consistency")) == ""
+    policy = build_policy(model, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
     pipeline = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
     assert isinstance(pipeline.scheduler, LCMScheduler)
     pipeline.set_progress_bar_config(disable=True)
