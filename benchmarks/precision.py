@@ -278,7 +278,7 @@ def compare_runs() -> None:
                 ours = Run(guidance, dtype, autocast, clip, all_half=all_half)
                 exact = Run(guidance, dtype, clip=clip)
                 # The same stored weights, computed with in float32.
-                exact.policy.unet.float()
+                exact.policy.network.float()
                 exact.policy.precision, exact.policy._in_float32 = "float32", True
                 exact.learner.load_state(*state)
                 ours.learner.load_state(*state)

@@ -15,6 +15,7 @@ from prdp.diffusion.flow_usage import flow_usage_text
 from prdp.diffusion.folder_policy import FolderPolicy, vae_config
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.image_size import KEYS, check_side, vae_factor
+from prdp.diffusion.pipeline_formats import PipelineFormat
 from prdp.diffusion.process import Process
 from prdp.diffusion.rectified_flow import RectifiedFlow
 
@@ -83,13 +84,17 @@ class FlowPolicy(FolderPolicy, ABC):
 
     @property
     def _text_tokens(self) -> int:
-        """Of a prompt, as `model.max_sequence_length` or the family's pipeline has it."""
-        assert self.FORMAT.text_tokens is not None
-        return self._model.max_sequence_length or self.FORMAT.text_tokens[0]
+        return text_tokens(self._model, self.FORMAT)
 
     def _input_dtype(self, network: torch.nn.Module, latents: torch.Tensor) -> torch.dtype:
         """Of latents for the network: float32 under autocast, and its own where nothing is cast."""
         return next(network.parameters()).dtype if self._in_float32 else latents.dtype
+
+
+def text_tokens(model: ModelConfig, kind: PipelineFormat) -> int:
+    """Of a prompt, as `model.max_sequence_length` or the family's pipeline has it."""
+    assert kind.text_tokens is not None
+    return model.max_sequence_length or kind.text_tokens[0]
 
 
 def latent_shape(

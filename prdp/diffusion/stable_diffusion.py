@@ -23,7 +23,6 @@ class StableDiffusionPolicy(UNetPolicy):
 
     FORMAT = STABLE_DIFFUSION
     FROZEN = ("vae", "text_encoder")
-
     FRAMEWORKS = ("torch", "jax")
 
     @classmethod
@@ -37,8 +36,9 @@ class StableDiffusionPolicy(UNetPolicy):
         from prdp.diffusion.jax_unet import UNet
 
         folder = cls._folder(model)
+        network: Any = empty_network(folder, cls.FORMAT)
         try:
-            UNet(dict(empty_network(folder, cls.FORMAT).config))
+            UNet(dict(network.config))
         except ValueError as error:
             problems.append(f"learner.framework=jax: model.path={model.path}: {error}")
         unet = cls._network_config(folder)

@@ -9,7 +9,7 @@ import torch
 
 from prdp.config import ModelConfig
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.flow_policy import FlowPolicy, Patches
+from prdp.diffusion.flow_policy import FlowPolicy, Patches, text_tokens
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_formats import Z_IMAGE
 from prdp.support.errors import StartError
@@ -43,7 +43,7 @@ class ZImagePolicy(FlowPolicy):
     def check(cls, model: ModelConfig) -> None:
         """See `FolderPolicy.check`; a text may have as many tokens as there are positions on the first axis."""
         super().check(model)
-        length = model.max_sequence_length or cls.FORMAT.text_tokens[0]
+        length = text_tokens(model, cls.FORMAT)
         most = (cls._network_config(cls._folder(model))["axes_lens"][0] - 2) // _TEXT_BLOCK * _TEXT_BLOCK
         if length > most:
             told = "null" if model.max_sequence_length is None else length

@@ -106,8 +106,8 @@ def converted(policy: Any, folder: Path) -> Path:
     """A file as diffusers' own conversion names it: attention in one scheme, all other layers in another."""
     StableDiffusionPipeline.save_lora_weights(
         folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(policy.unet)),
-        unet_lora_adapter_metadata=policy.unet.peft_config["default"].to_dict(),
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(policy.network)),
+        unet_lora_adapter_metadata=policy.network.peft_config["default"].to_dict(),
     )
     return folder / LORA_FILE
 
@@ -124,14 +124,14 @@ def test_files_of_earlier_versions_can_be_evaluated(
 def test_a_file_that_diffusers_does_not_bind_whole_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
     policy = learned(pipeline_folder, lora_targets=ATTENTION + PROJECTIONS, lora_rank=4, lora_alpha=6.0)
     with pytest.raises(ValueError, match="of the 140 LoRA matrices that were learned diffusers binds 28, 0 of them"):
-        check_lora(policy.unet, converted(policy, tmp_path / "mixed"), StableDiffusionPipeline, "unet")
+        check_lora(policy.network, converted(policy, tmp_path / "mixed"), StableDiffusionPipeline, "unet")
     policy.save(tmp_path / "whole")
     state = load_file(tmp_path / "whole" / LORA_FILE)
     name = next(iter(state))
     save_file({**state, name: state[name] + 1e-3}, tmp_path / "changed.safetensors")
     with pytest.raises(ValueError, match="binds 140, 140 of them with another value or scale"):
         # Without its metadata, alpha is lost too.
-        check_lora(policy.unet, tmp_path / "changed.safetensors", StableDiffusionPipeline, "unet")
+        check_lora(policy.network, tmp_path / "changed.safetensors", StableDiffusionPipeline, "unet")
     with pytest.raises(ValueError, match="that were not learned"):
         attention = learned(pipeline_folder, lora_targets=ATTENTION, lora_rank=4, lora_alpha=6.0)
         check_lora(attention.unet, tmp_path / "whole" / LORA_FILE, StableDiffusionPipeline, "unet")

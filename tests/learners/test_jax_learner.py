@@ -114,7 +114,7 @@ def test_two_channels_equal_torch(model: ModelConfig) -> None:
 def test_guidance_is_off_up_to_one(model: ModelConfig, guidance_scale: float, branches: int) -> None:
     policy: Any = build_policy(model, learner_config(lora_targets=["to_q"]), seed=0, keep_reference=False)
     seen = []
-    policy.unet.register_forward_pre_hook(lambda unet, inputs: seen.append(len(inputs[0])))
+    policy.network.register_forward_pre_hook(lambda unet, inputs: seen.append(len(inputs[0])))
     latents, states = torch.zeros(1, *policy.latent_shape), policy.encode(["two stars"])
     with torch.no_grad():
         outputs = [policy.output(latents, torch.tensor([500]), states, scale) for scale in (guidance_scale, 1.0)]

@@ -10,8 +10,9 @@ import pytest
 
 from prdp.configuration.compose import Composer
 from prdp.configuration.typed import read_config, write_config
-from prdp.diffusion.model_components import _tokenizer_problems
+from prdp.diffusion.model_components import tokenizer_problems
 from prdp.diffusion.model_folder import _read_json
+from prdp.diffusion.pipeline_formats import CLIP_TOKENIZERS
 from prdp.evaluation.runs import read_trained_run
 from prdp.evaluation.store import _read as read_record
 from prdp.reports.report_data import read_run
@@ -52,7 +53,7 @@ def test_json_of_others(tmp_path: Path, depth: int) -> None:
     ]
     read_status(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(nested(depth))
-    assert _tokenizer_problems(tmp_path, {"vocab_size": 5})
+    assert tokenizer_problems(tmp_path, {"vocab_size": 5}, CLIP_TOKENIZERS)
     assert all(found) or depth < 200_000
 
 
