@@ -20,6 +20,7 @@ from prdp.diffusion.variance_preserving import build_transitions
 from prdp.learners import build_learner
 from prdp.learners.guards import RatioError, unlearned
 from prdp.learners.learner import Learner
+from prdp.learners.torch_engine import TorchEngine
 from prdp.objectives.prdp import prdp
 from prdp.types import Rollout
 
@@ -232,6 +233,24 @@ def test_the_moving_average_is_its_formula() -> None:
             value.grad = torch.from_numpy(rng.normal(size=value.shape))
 
     check_average(lambda: build(StubPolicy(), ema_decay=DECAY), set_gradient, rtol=1e-12)
+
+
+def test_a_step_is_that_of_adamw_bit_for_bit_also_of_a_tensor_that_learns_later() -> None:
+    engine = build(StubPolicy(), adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6, weight_decay=0.1).engine
+    assert isinstance(engine, TorchEngine)
+    wanted = {name: value.detach().clone().requires_grad_() for name, value in engine._parameters.items()}
+    adamw = torch.optim.AdamW(wanted.values(), betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    for update, rate in enumerate((0.1, 0.05, 0.2)):
+        for name, value in engine._parameters.items():
+            late = update == 0 and name.endswith("2.bias")
+            value.grad = None if late else torch.from_numpy(rng.normal(size=value.shape))
+            wanted[name].grad = value.grad
+        adamw.param_groups[0]["lr"] = rate
+        adamw.step()
+        engine.apply(rate, 0.0, update)
+        for name, value in engine._parameters.items():
+            assert torch.equal(value, wanted[name]), name
 
 
 def test_without_a_moving_average_the_weights_are_evaluated() -> None:
