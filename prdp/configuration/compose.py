@@ -66,8 +66,11 @@ class Composer:
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.hydra_config import HydraConfig
 
-        for name, node in {"schema": self._root.schema, **self._root.nodes}.items():
-            ConfigStore.instance().store(name=name, node=node)
+        store = ConfigStore.instance()
+        if not _is_stored(store, "schema", self._root.schema):
+            store.store(name="schema", node=self._root.schema)
+        for name, node in self._root.nodes.items():
+            store.store(name=name, node=node)
         hydra_config = HydraConfig.instance()
         self._stack.callback(setattr, hydra_config, "cfg", hydra_config.cfg)
         GlobalHydra.instance().clear()
@@ -249,6 +252,13 @@ class Composer:
         """Whether a key is below a section that takes any, or is, or is below, a mapping of amounts by name."""
         amounts = [name for name, kind in schema_keys(self._root.schema).items() if kind == dict[str, float]]
         return key in amounts or any(key.startswith(f"{section}.") for section in (*self._root.open_sections, *amounts))
+
+
+def _is_stored(store: Any, name: str, schema: type) -> bool:
+    from omegaconf import OmegaConf
+
+    kept = store.repo.get(f"{name}.yaml")
+    return kept is not None and OmegaConf.get_type(kept.node) is schema
 
 
 def _loader() -> Any:

@@ -109,7 +109,7 @@ def typed(composed: Any, root: Root = TRAIN) -> Any:
 
     try:
         plain: Any = OmegaConf.to_container(composed, resolve=True) if OmegaConf.is_config(composed) else dict(composed)
-        merged = OmegaConf.merge(OmegaConf.structured(root.schema), literal(root.prepare(plain)))
+        merged = OmegaConf.merge(_structured(root.schema), literal(root.prepare(plain)))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(
@@ -122,6 +122,14 @@ def typed(composed: Any, root: Root = TRAIN) -> Any:
     if "output_dir" in schema_keys(root.schema):
         config.output_dir = os.path.abspath(os.path.expanduser(config.output_dir))
     return config
+
+
+@cache
+def _structured(schema: type) -> Any:
+    """The schema with its defaults, for merging into: `OmegaConf.merge` copies it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(schema)
 
 
 def config_yaml(config: Any) -> str:
