@@ -37,7 +37,7 @@ def model(narrow_pipeline: Path) -> ModelConfig:
 
 def learner_config(**changes: Any) -> LearnerConfig:
     settings: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-3, "weight_decay": 0.1}
-    return LearnerConfig(**{**settings, "max_grad_norm": 0.5, "ema_decay": 0.9, "microbatch": 5, **changes})
+    return LearnerConfig(**{**settings, "max_grad_norm": 0.5, "ema_decay": 0.9, "microbatch": 4, **changes})
 
 
 def build(model: ModelConfig, config: LearnerConfig, objective: Mapping[str, Any] = OBJECTIVE) -> Learner:
@@ -123,9 +123,9 @@ def test_guidance_is_off_up_to_one(model: ModelConfig, guidance_scale: float, br
 
 
 def test_denoising_errors_equal_torch(model: ModelConfig) -> None:
-    """Of the policy and of the reference, at draws that both make alike."""
+    """Of the policy and of the reference, at draws that both make alike; JAX pads the second of 5 and 3 cells."""
     objective = {"name": "diffusion_dpo", "beta": 2000.0, "draws": 2}
-    twins = [build(model, learner_config(framework=name), objective) for name in ("torch", "jax")]
+    twins = [build(model, learner_config(framework=name, microbatch=5), objective) for name in ("torch", "jax")]
     rollout = rollout_of(model, learner_config(), twins[0].weights(), recorder=twins[0].recorder)
     start = twins[0].weights()
     for _ in range(2):
