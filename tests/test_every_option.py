@@ -48,14 +48,14 @@ REFUSED = {"model": ON_HUB, "reward": {"image_quality"}, "cluster": {"ray"}}
 
 def _combined() -> list[dict[str, str]]:
     """Runs that have every option of the small groups between them, and those together that need each other."""
-    judged = ["shapes_judge", "shapes_judge_and_compressibility", "watched_redness", "sub_score"]
-    apart = (*judged, "vqa", "quadratic_of_point", "image_quality")
+    judged = ["shapes_judge", "shapes_judge_and_compressibility", "shapes_aspects", "watched_redness", "sub_score"]
+    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr")
     rewards = [name for name in OPTIONS["reward"] if name not in apart]
-    prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures", name)]
+    prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures|quoted_text", name)]
     mixtures = {"reward": "quadratic_of_point", "model": "gaussian_mixtures", "learner": "full"}
     pairs = [{"reward": name, "prompts": prompts[number % len(prompts)]} for number, name in enumerate(rewards)]
     pairs += [{"reward": name, "prompts": ("shapes", "shapes_small")[number % 2]} for number, name in enumerate(judged)]
-    pairs += [{"reward": "vqa", "prompts": "dsg_1k"}]
+    pairs += [{"reward": "vqa", "prompts": "dsg_1k"}, {"reward": "ocr", "prompts": "quoted_text"}]
     pairs += [{**mixtures, "prompts": name} for name in OPTIONS["prompts"] if name.startswith("gaussian_mixtures")]
     cycled = {group: OPTIONS[group] for group in ("tracking", "learner")}
     cycled["objective"] = [name for name in OPTIONS["objective"] if name != "fdfo"]
@@ -171,7 +171,7 @@ def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:
         "mixture": ("prompts.train.first.path=train.txt", "prompts.train.second.path=train.json", two[1]),
         "partiprompts": (two[0], "prompts.heldout.path=parti.tsv"),
         "pick_a_pic": ("prompts.train.path=dataset",),
-        **dict.fromkeys(("shapes", "shapes_small"), ("prompts.train.size=4", "prompts.heldout.size=2")),
+        **dict.fromkeys(("shapes", "shapes_small", "quoted_text"), ("prompts.train.size=4", "prompts.heldout.size=2")),
         **dict.fromkeys(("gaussian_mixtures", "gaussian_mixtures_small"), ("sampler.guidance_scale=1",)),
     }
     of_reward: dict[str, Sequence[str]] = {

@@ -29,6 +29,7 @@ REWARDS = frozenset(
         "hpsv2.HPSv2",
         "image_quality.ImageQuality",
         "imagereward.ImageReward",
+        "ocr.Ocr",
         "pickscore.PickScore",
         "redness.Redness",
         "sub_score.SubScore",
@@ -47,6 +48,7 @@ PROMPTS = frozenset(
         "json_file.JsonFilePrompts",
         "mixture.MixturePrompts",
         "parquet_file.ParquetFilePrompts",
+        "quoted_text.QuotedTextPrompts",
         "text_file.TextFilePrompts",
     )
 ) | {"prdp.worlds.mixtures.prompts.GaussianMixturePrompts", "prdp.worlds.shapes.prompts.ShapesPrompts"}
