@@ -189,6 +189,10 @@ class LearnerConfig:
     """Of AdamW, after the warm-up."""
     warmup_updates: CountOrZero = 0
     """Updates over which the learning rate rises linearly from 0."""
+    schedule: Annotated[str, one_of("constant", "linear", "cosine")] = "constant"
+    """Of the learning rate after the warm-up; those that decay reach 0."""
+    decay_updates: Count | None = None
+    """Update at which a decaying rate is 0; null for the end of the run, whose length a resume then has to keep."""
     adam_beta1: Fraction = 0.9
     """Decay of AdamW's mean of gradients."""
     adam_beta2: Fraction = 0.999
@@ -353,6 +357,9 @@ class CheckpointConfig:
     """never, auto (newest whole checkpoint in output_dir, or in the mirror), or the path of a checkpoint."""
     mirror: Text | None = None
     """URL that each checkpoint is copied to, such as s3://bucket/run or file:///shared/run; of this run alone."""
+    change: list[str] = field(default_factory=list)
+    """Keys of learner and objective that a resumed run may have other values of, such as [learner.learning_rate]: the
+    curve goes on from there as another one."""
 
 
 @dataclass

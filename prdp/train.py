@@ -24,6 +24,7 @@ from prdp.diffusion import build_policy
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.image_sets.source import rollout_source
 from prdp.learners import build_learner
+from prdp.learners.schedule import decaying_over
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.reports.report import write_report
@@ -127,7 +128,7 @@ class Run:
             self.policy,
             transitions,
             config.sampler.guidance_scale,
-            config.learner,
+            decaying_over(config.learner, config.epochs * config.updates_per_epoch),
             config.objective,
             config.seed,
             config.updates_per_epoch,
@@ -164,6 +165,8 @@ class Run:
         progress = self.log.progress
         progress.cluster(self.workforce.status)
         progress.message(self.workforce.plan)
+        for line in self.store.changes:
+            progress.message(f"changed on the way: {line}")
         for note in filter(None, (self.prompts.note, *self.source.notes())):
             progress.message(note)
         if self.config.model.family in FAMILIES:  # what a family from elsewhere makes of long prompts is its own matter

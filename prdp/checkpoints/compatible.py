@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,19 @@ FREE_KEYS = (
 """Keys, or whole sections, that a resumed run may change: they move its end, its speed or what is shown of it, not its
 curve. Every other key has to stay."""
 
+CHANGEABLE = tuple(
+    f"learner.{name}"
+    for name in (
+        "learning_rate", "warmup_updates", "schedule", "decay_updates", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "weight_decay", "max_grad_norm",
+    )
+)  # fmt: skip
+"""Keys outside objective that `checkpoint.change` may name."""
+_SHAPES_EVIDENCE = ("name", "_target_", "evidence")
+
 BOUND_KEYS = ("cluster.max_staleness",)
 """Keys of free sections that have to stay all the same."""
+
 
 def check_state(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose training state is not of the form that runs save; its checksum tells only that it is
@@ -106,28 +117,44 @@ _STATE: Mapping[str, _Check] = {
 """What a run that resumes reads of a checkpoint's state; keys that an earlier version did not save may be missing."""
 
 
-def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_compatible(saved_config: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Refuse to continue under a configuration that would break the curve.
 
-    Only `FREE_KEYS` may differ: the length of the run, the cluster, tracking, evaluation, microbatches and the like.
-    Keys that the checkpoint's version of prdp did not know have their default there.
+    Only `FREE_KEYS` may differ, such as the length of the run, the cluster, tracking, evaluation and microbatches, and
+    what `checkpoint.change` names. Keys that the checkpoint's version of prdp did not know have their default there.
+
+    Returns:
+        a line for each key of `checkpoint.change` that does differ, with both values.
 
     Raises:
         CheckpointError: naming every other key that differs, with both values.
     """
-    before, now = ({**_knob_defaults(one), **_binding(renamed(one))} for one in (saved_config, config))
+    both = [renamed(one) for one in (saved_config, config)]
+    bound = (*BOUND_KEYS, "epochs") if all(map(_decays_to_the_end, both)) else BOUND_KEYS
+    before, now = ({**_knob_defaults(one), **_binding(one, bound)} for one in both)
     before = {**_defaults(), **before}
-    changed = [
-        f"  {key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
+    told = {
+        key: f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
         for key in sorted(before.keys() | now.keys())
         if key not in before or key not in now or before[key] != now[key]
-    ]
+    }
+    allowed = set((config.get("checkpoint") or {}).get("change") or ())
+    changed = [f"  {line}" for key, line in told.items() if key not in allowed]
     if changed:
+        could = [key for key in told if key not in allowed and may_change(key)]
+        hint = f", name what is meant to change (checkpoint.change=[{','.join(could)}])" if could else ""
         raise CheckpointError(
             "the checkpoint comes from a run whose curve this configuration would break:\n"
             + "\n".join(changed)
-            + "\nrestore these values, or start a new run in another output_dir"
+            + f"\nrestore these values{hint}, or start a new run in another output_dir"
         )
+    return [line for key, line in told.items() if key in allowed]
+
+
+def may_change(key: str) -> bool:
+    """Whether `checkpoint.change` may name a key: nothing that is saved or waits to be learned from depends on it."""
+    section, _, name = key.partition(".")
+    return key in CHANGEABLE or (section == "objective" and bool(name) and name not in _SHAPES_EVIDENCE)
 
 
 def check_length(done: int, epochs: int) -> None:
@@ -211,13 +238,19 @@ def _versions(key: str, identity: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
+def _binding(config: Mapping[str, Any], bound: Sequence[str] = BOUND_KEYS) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat(config).items()
-        if (key in BOUND_KEYS or not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS))
+        if (key in bound or not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS))
         and not (key.startswith("reward.") and key.rpartition(".")[2] in FREE_ARGUMENTS)
     }
+
+
+def _decays_to_the_end(config: Mapping[str, Any]) -> bool:
+    """Whether the learning rate follows from the length of the run."""
+    learner = config.get("learner") or {}
+    return learner.get("schedule", "constant") != "constant" and learner.get("decay_updates") is None
 
 
 @functools.cache

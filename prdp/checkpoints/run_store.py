@@ -70,6 +70,8 @@ class RunStore:
         self.lock = hold(self.folder)
         self._config, self._mirror = config, config.checkpoint.mirror
         self._facts: dict[str, Any] = {"config": dataclasses.asdict(config)}
+        self.changes: list[str] = []
+        """What `checkpoint.change` let differ from the checkpoint that `find` found, a line each."""
         self._saved_epoch: int | None = None
         self._saved_version = 0
 
@@ -107,7 +109,7 @@ class RunStore:
         checkpoint = load_checkpoint(path)
         check_state(checkpoint)
         saved = checkpoint.state
-        check_compatible(saved["config"], self._facts["config"])
+        self.changes = check_compatible(saved["config"], self._facts["config"])
         check_length(checkpoint.epoch, self._config.epochs)
         for part, source, key in (("train", train, "prompts_fingerprint"), ("heldout", heldout, "heldout_fingerprint")):
             where = str(getattr(source, "key", f"prompts.{part}"))

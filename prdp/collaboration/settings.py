@@ -90,6 +90,8 @@ def check_distill(config: DistillConfig) -> None:
     for key, value, expected in (
         ("framework", learner.framework, "torch"),
         ("init_adapter", learner.init_adapter, None),
+        ("schedule", learner.schedule, "constant"),  # it has a cosine of its own
+        ("decay_updates", learner.decay_updates, None),
     ):
         if value != expected:
             wanted = "null" if expected is None else expected

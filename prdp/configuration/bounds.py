@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from prdp.config import ClusterConfig, ModelConfig, TrainConfig
+from prdp.configuration.learner_bounds import change_problems, schedule_problems
 from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.evidence import Evidence
@@ -132,8 +133,10 @@ def objective_problems(config: TrainConfig) -> list[str]:
         found += evidence.problems(config.sampler, config.images_per_prompt, label)
         if evidence.needs_noise:
             other = next((kind for kind, one in method.kinds.items() if not one.needs_noise), None)
-            advice = f"set objective.evidence={other}, which needs none" if other else (
-                f"take an objective that needs none: {', '.join(objectives_without_noise())}"
+            advice = (
+                f"set objective.evidence={other}, which needs none"
+                if other
+                else (f"take an objective that needs none: {', '.join(objectives_without_noise())}")
             )
             found += [f"{problem}, or {advice}" for problem in log_prob_problems(config.sampler, label)]
     return found
@@ -149,9 +152,7 @@ def _stored_problems(config: TrainConfig, evidence: Evidence, label: str) -> lis
     if config.rollouts.source != "stored" or not further(evidence):
         return []
     enough = [kind for kind, one in method_of(config.objective).kinds.items() if not further(one)]
-    advice = (
-        f"set objective.evidence={enough[0]}" if enough else f"take one of {', '.join(objectives_without_noise())}"
-    )
+    advice = f"set objective.evidence={enough[0]}" if enough else f"take one of {', '.join(objectives_without_noise())}"
     return [
         f"rollouts.source=stored: a set of images keeps their final latents alone, and the {evidence.kind} evidence of "
         f"{label} is computed from {', '.join(further(evidence))}; {advice}"
@@ -224,6 +225,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
 
         problem = url_problem(config.checkpoint.mirror)
         found += [] if problem is None else [problem]
+    found += schedule_problems(config.learner) + change_problems(config.checkpoint)
     for key in ("sample_timeout_seconds", "reward_timeout_seconds", "reward_environment"):
         value = getattr(config.cluster, key)
         if config.cluster.kind == "inline" and value is not None and f"cluster.{key}" not in wrong:

@@ -16,6 +16,7 @@ from prdp.learners.guards import check_columns, check_ratio, check_rollout
 from prdp.learners.history import RewardHistory
 from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
 from prdp.learners.reward_terms import TERMS, reward_terms
+from prdp.learners.schedule import learning_rate
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
 from prdp.types import Float64, Int64, Rollout, Weights
@@ -312,8 +313,7 @@ class Learner:
         return result
 
     def _step(self) -> dict[str, float]:
-        warmup = self._config.warmup_updates
-        rate = self._config.learning_rate * min(1.0, (self._updates + 1) / warmup if warmup else 1.0)
+        rate = learning_rate(self._config, self._updates)
         # A short memory at first, so that the untrained start fades from the average.
         decay = min(self._config.ema_decay, (2 + self._updates) / (11 + self._updates))
         metrics = self.engine.apply(rate, decay, self._updates)

@@ -35,7 +35,7 @@ class Ocr:
         self.check()
         from importlib.metadata import version
 
-        import rapidocr_onnxruntime
+        import rapidocr_onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
         threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or -1
         self._engine = rapidocr_onnxruntime.RapidOCR(intra_op_num_threads=threads)

@@ -84,6 +84,32 @@ def test_changes_that_break_the_curve_are_named_with_both_values(key, value):
     assert "output_dir" in message
 
 
+def test_what_checkpoint_change_names_may_differ_and_is_told():
+    change = {"learner__learning_rate": 1e-5, "objective__beta": 1.0}
+    allowed = config(**change, checkpoint__change=["learner.learning_rate", "objective.beta"])
+    told = check_compatible(config(), allowed)
+    assert [line.partition(":")[0] for line in told] == ["learner.learning_rate", "objective.beta"]
+    assert told[0].endswith("1e-05 now")
+    with pytest.raises(
+        CheckpointError, match=r"(?s)objective.beta.*name what.*checkpoint.change=\[objective.beta\]"
+    ) as caught:
+        check_compatible(config(), config(**change, checkpoint__change=["learner.learning_rate"]))
+    assert "learner.learning_rate" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="seed: 0 in the checkpoint") as caught:
+        check_compatible(config(), config(seed=1))
+    assert "checkpoint.change" not in str(caught.value), "it cannot be changed"
+
+
+def test_the_length_stays_where_the_learning_rate_follows_from_it():
+    decaying = {"learner__schedule": "cosine"}
+    with pytest.raises(CheckpointError, match="epochs: 100 in the checkpoint, 500 now"):
+        check_compatible(config(epochs=100, **decaying), config(epochs=500, **decaying))
+    given = {**decaying, "learner__decay_updates": 100}
+    assert check_compatible(config(epochs=100, **given), config(epochs=500, **given)) == []
+    change = {"learner__schedule": "linear", "checkpoint__change": ["learner.schedule"]}
+    assert len(check_compatible(config(epochs=100), config(epochs=500, **change))) == 1
+
+
 def test_every_changed_key_is_named_and_absent_ones_too():
     changed = config(seed=4, learner__lora_rank=2)
     del changed["objective"]["name"]
