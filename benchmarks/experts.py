@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,13 +161,18 @@ def render(folder: Path, out: Path) -> None:
     write_atomically(out / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
 
 
-def run(folder: Path, seeds: Sequence[int], parts: Sequence[str]) -> None:
+def run(
+    folder: Path,
+    seeds: Sequence[int],
+    parts: Sequence[str],
+    steps_of: Mapping[str, Callable[[int], Iterator[Step]]] = PARTS,
+) -> None:
     """Do what is left. A step that fails ends it, with the end of its log."""
     for seed in seeds:
         place = folder / str(seed)
         place.mkdir(parents=True, exist_ok=True)
         for part in parts:
-            for step in PARTS[part](seed):
+            for step in steps_of[part](seed):
                 done, log = place / f"{step.name}.done", place / f"{step.name}.log"
                 if done.exists():
                     continue

@@ -1,0 +1,149 @@
+"""Few-step students of the embedded model, fine-tuned and in cascades with their teacher (docs/results/students.md).
+
+    python benchmarks/students.py run FOLDER [--seeds 0,1,2]
+    python benchmarks/students.py plan FOLDER
+    python benchmarks/students.py report FOLDER docs/results
+
+Every step is a command of prdp in FOLDER/<seed>, whose words `plan` prints. Started again, `run` goes on where it was.
+`report` takes what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from experts import JUDGE, Step, run, train
+from study_tables import interval, table
+
+from prdp.support.storage import write_atomically
+
+RESULTS, EVALUATION = "students.jsonl", "evaluation"
+CHUNKS = "sampler.prompts_per_chunk=64"
+"""Few images a prompt: more prompts at a time fill a network call."""
+TARGETS = ("endpoint", "consistency")
+UPDATES = 24
+"""Of PRDP on the student."""
+ROUTED_BY = ("color", "shape", "count", "fill")
+"""Sub-scores of the cascades' estimator; the others judge them."""
+CASCADES: dict[str, tuple[str, ...]] = {
+    "refine25": ("rate=0.25",),
+    "refine50": ("rate=0.5",),
+    "random25": ("rate=0.25", "strategy.router=random"),
+    "regenerate25": ("rate=0.25", "strategy=regenerate"),
+    "redraw25": ("rate=0.25", "strategy=redraw"),
+    "redraw100": ("rate=1", "strategy=redraw"),
+}
+TEACHERS = {"teacher2": 2, "teacher4": 4, "teacher6": 6}
+"""Steps; the base has 8."""
+STUDENTS = {"endpoint2": ("endpoint", 2), "endpoint1": ("endpoint", 1), "consistency2": ("consistency", 2)}
+"""Target and steps; students have 4 elsewhere."""
+
+
+def students(seed: int) -> Iterator[Step]:
+    """Chains, students by both targets, PRDP on one of them, cascades, and all of it beside the teacher."""
+    drawn = ("models=[base]", "model=shapes", "prompts=[shapes.train]", "prompts_per_set=512", "images_per_prompt=1")
+    seeded = (f"seed={seed}", f"prompt_seed={seed}")
+    quiet = ("sampler.eta=0", "chains=true", CHUNKS)
+    yield Step("chains", ("generate", *drawn, *quiet, *seeded, "output_dir=chains"))
+    for target in TARGETS:
+        learned = ("model=shapes", "rollouts.path=chains", f"target={target}", f"seed={seed}")
+        yield Step(target, ("distill", *learned, f"output_dir={target}"))
+    recipe = ("reward=shapes_judge", "prompts=shapes", "objective=prdp_denoising", "objective.times=sampler_stratified")
+    adapters = ("learner=lora", "learner.learning_rate=3e-3", "learner.warmup_updates=3", "learner.ema_decay=0.8")
+    size = (f"epochs={UPDATES}", "prompts_per_epoch=12", "images_per_prompt=8")
+    judged = ("evaluation.every=0", "evaluation.final_prompts=16")
+    start = ("model.path=endpoint/weights", "sampler=consistency")
+    yield train("tuned", seed, *start, *recipe, *adapters, *size, *judged)
+    parts = ("models=[endpoint,base]", "model=shapes", "prompts=[shapes.train]", "rewards=[shapes_aspects]")
+    count = ("prompts_per_set=512", f"seed={seed}", f"prompt_seed={seed + 100}", "sampler.steps=4", CHUNKS)
+    for name, words in CASCADES.items():
+        yield Step(name, ("calibrate", *parts, *count, *words, f"output_dir={name}"))
+    models = [f"{name}:base" for name in TEACHERS] + [f"{one}:{one}" for one in (*TARGETS, "tuned", *CASCADES)]
+    models += [f"{name}:{of}" for name, (of, _) in STUDENTS.items()]
+    steps = {**TEACHERS, **{name: number for name, (_, number) in STUDENTS.items()}}
+    words = ("model=shapes", "prompts=[shapes]", JUDGE, "sampler=few_step", "sampler.eta=0", CHUNKS)
+    words += tuple(f"samplers.{name}.steps={number}" for name, number in steps.items())
+    size = ("prompts_per_set=256", "images_per_prompt=1", f"prompt_seed={seed}", f"seeds=[{seed}]")
+    yield Step(EVALUATION, ("evaluate", f"models=[base,{','.join(models)}]", *words, *size, f"output_dir={EVALUATION}"))
+
+
+PARTS = {"students": students}
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """A line for each seed and model: passes, score, differences to the base, win rate.
+
+    `apart` is the mean difference of the sub-scores that route no cascade.
+    """
+    lines = []
+    for place in sorted(one for one in folder.iterdir() if (one / f"{EVALUATION}.done").exists()):
+        results = json.loads((place / EVALUATION / "results.json").read_text(encoding="utf-8"))
+        for spread in results["spread"]:
+            own = [one for one in results["scores"] if one["model"] == spread["model"]]
+            [whole] = [one for one in own if one["part"] == "all"]
+            subs = {one["part"]: one["difference"] for one in own if one["part"].startswith("sub-score: ")}
+            apart = [value for part, value in subs.items() if part.removeprefix("sub-score: ") not in ROUTED_BY]
+            line = {"seed": int(place.name), "model": spread["model"], "passes": spread["network_passes"]}
+            line |= {key: whole[key] for key in ("score", "difference", "win_rate")}
+            base = spread["model"] == results["against"]
+            line |= {"difference": None, "win_rate": None, "apart": None} if base else {"apart": _mean(apart)}
+            lines.append(line)
+    return lines
+
+
+def report(folder: Path, out: Path) -> str:
+    """Write OUT/students.jsonl; return the table in Markdown, by passes."""
+    lines = collect(folder)
+    write_atomically(out / RESULTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    columns = ("passes", "score", "difference", "apart", "win_rate")
+    rows = []
+    for model in dict.fromkeys(line["model"] for line in lines):
+        own = [line for line in lines if line["model"] == model]
+        values = {name: [line[name] for line in own if line[name] is not None] for name in columns}
+        rows.append([model, *(interval(values[name], 2 if name == "passes" else 3) for name in columns)])
+        rows[-1].append(str(_mean([line["passes"] for line in own])))
+    rows.sort(key=lambda row: float(row.pop()))
+    seeds = len({line["seed"] for line in lines})
+    head = ["model", "passes", "judge", "against base", "on what does not route", "win rate"]
+    return f"## Students and cascades ({seeds} seeds)\n\n{table([head, *rows])}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "plan", "report"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
+    given = parser.parse_args()
+    seeds = [int(one) for one in given.seeds.split(",")]
+    if given.what == "run":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        run(given.folder, seeds, list(PARTS), PARTS)
+    elif given.what == "plan":
+        for seed in seeds:
+            for step in students(seed):
+                left = " " if (given.folder / str(seed) / f"{step.name}.done").exists() else "*"
+                print(f"{left} {seed} prdp {' '.join(step.words)}")
+    elif given.out is None:
+        parser.error("report needs the folder of the results")
+    else:
+        print(report(given.folder, given.out))
+
+
+if __name__ == "__main__":
+    main()
