@@ -353,6 +353,8 @@ class CheckpointConfig:
     """Epochs between checkpoints; the last epoch always has one."""
     keep: Count = 2
     """How many of the newest stay."""
+    keep_best: Text | None = None
+    """A metric of evaluations, eval/score or eval/<sub-score>: the checkpoint with the largest stays as well."""
     resume: Text = "never"
     """never, auto (newest whole checkpoint in output_dir, or in the mirror), or the path of a checkpoint."""
     mirror: Text | None = None

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.checkpoints.best import best_epoch
 from prdp.support.errors import UserError
 from prdp.support.storage import atomic_directory, load_tensors, remove_leftovers, save_tensors, write_atomically
 
@@ -64,6 +65,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int,
     attachments: Mapping[str, bytes] | None = None,
+    best: str | None = None,
 ) -> Path:
     """Write the checkpoint to continue at `epoch`, then remove the oldest beyond `keep`; the folder written.
 
@@ -74,6 +76,7 @@ def save_checkpoint(
         state: JSON-able: mappings with text keys, lists, text, numbers (numpy scalars too), booleans, None.
         keep: how many checkpoints stay, the new one included; at least 1.
         attachments: further files by name, verified with the checkpoint from then on.
+        best: metric of held-out prompts by which the best checkpoint stays as well; None keeps no such one.
 
     Raises:
         StorageError: a full disk, for instance; the older checkpoints stay as they were.
@@ -99,8 +102,20 @@ def save_checkpoint(
             "state": plain,
         }
         write_atomically(temporary / STATE_FILE, sealed(document))
-    _prune(folder, keep)
+    _prune(folder, keep, None if best is None else best_checkpoint(run_dir, best))
     return target
+
+
+def best_checkpoint(run_dir: Path | str, metric: str) -> Path | None:
+    """The checkpoint of the epoch that did best by a metric of held-out prompts; None where none was judged by it.
+
+    Raises:
+        ValueError: the log is damaged.
+    """
+    folder = Path(run_dir) / FOLDER
+    there = {int(path.name.rpartition("_")[2]): path for _, path in _numbered(folder)}
+    epoch = best_epoch(Path(run_dir), metric, there)
+    return None if epoch is None else there[epoch]
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -304,9 +319,11 @@ def _numbered(folder: Path, unreadable: int = 0) -> list[tuple[int, Path]]:
     return found
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Remove all but the last `keep`; a checkpoint that cannot be removed costs disk, not the run."""
+def _prune(folder: Path, keep: int, best: Path | None) -> None:
+    """Remove all but the last `keep` and the best; a checkpoint that cannot be removed costs disk, not the run."""
     for _, path in sorted(_numbered(folder))[:-keep]:
+        if path == best:
+            continue
         try:
             shutil.rmtree(path)
         except OSError as error:

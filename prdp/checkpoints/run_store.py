@@ -150,7 +150,8 @@ class RunStore:
         if self._mirror is not None:
             content["evaluations"] = evaluation_names(self.folder)
             logs[LOGS_FILE] = pack_logs(self.folder)
-        saved = save_checkpoint(self.folder, state.epoch, {**tensors, **published}, content, keep, logs)
+        best = self._config.checkpoint.keep_best
+        saved = save_checkpoint(self.folder, state.epoch, {**tensors, **published}, content, keep, logs, best)
         self._saved_epoch, self._saved_version = state.epoch, learner.version
         if self._mirror is not None:
             push(saved, self._mirror, keep, self.lock.owner)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prdp import __version__
+from prdp.checkpoints.best import SCORE
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
+from prdp.checkpoints.checkpoint import best_checkpoint
 from prdp.checkpoints.run_folder import check_empty
 from prdp.evaluation.models import EvaluatedModel, named_models
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint",
         metavar="EPOCH",
-        help="10, epoch_00010 or newest; without, what the run ended with, or the newest",
+        help="10, epoch_00010, newest or best; without, what the run ended with, or the newest",
     )
     parser.add_argument("--format", choices=FORMATS, default="diffusers")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="a new folder; without, exports/ in the run's")
@@ -59,7 +61,7 @@ def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", ou
 
     Args:
         run: folder of `prdp train`.
-        checkpoint: '10', 'epoch_00010' or 'newest'; None for what the run ended with, or else the newest.
+        checkpoint: '10', 'epoch_00010', 'newest' or 'best'; None for what the run ended with, or else the newest.
         form: one of FORMATS.
         output: a new folder; None for one in the run's.
 
@@ -97,8 +99,11 @@ def chosen(run: TrainedRun, checkpoint: str | None) -> EvaluatedModel:
     if checkpoint is None:
         return named_models([str(run.folder)], None)[0]
     there = sorted(one.name for one in (run.folder / CHECKPOINTS).glob("epoch_*"))
+    best = best_checkpoint(run.folder, run.config.checkpoint.keep_best or SCORE) if checkpoint == "best" else None
     if checkpoint == "newest" and there:
         name = there[-1]
+    elif best is not None:
+        name = best.name
     elif checkpoint.isdigit():
         name = f"epoch_{int(checkpoint):05}"
     else:

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from prdp.config import ClusterConfig, ModelConfig, TrainConfig
-from prdp.configuration.learner_bounds import change_problems, schedule_problems
+from prdp.configuration.learner_bounds import change_problems, keep_best_problems, schedule_problems
 from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.evidence import Evidence
@@ -225,7 +225,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
 
         problem = url_problem(config.checkpoint.mirror)
         found += [] if problem is None else [problem]
-    found += schedule_problems(config.learner) + change_problems(config.checkpoint)
+    found += schedule_problems(config.learner) + change_problems(config.checkpoint) + keep_best_problems(config)
     for key in ("sample_timeout_seconds", "reward_timeout_seconds", "reward_environment"):
         value = getattr(config.cluster, key)
         if config.cluster.kind == "inline" and value is not None and f"cluster.{key}" not in wrong:

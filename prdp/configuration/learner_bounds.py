@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prdp.checkpoints.compatible import CHANGEABLE, may_change
-from prdp.config import CheckpointConfig, LearnerConfig
+from prdp.config import CheckpointConfig, LearnerConfig, TrainConfig
 from prdp.support.suggest import did_you_mean
 
 
@@ -16,6 +16,21 @@ def schedule_problems(learner: LearnerConfig) -> list[str]:
         return [f"learner.decay_updates={updates}: has no effect with learner.schedule=constant; leave it at null"]
     if updates <= learner.warmup_updates:
         return [f"learner.decay_updates={updates}: must be above learner.warmup_updates={learner.warmup_updates}"]
+    return []
+
+
+def keep_best_problems(config: TrainConfig) -> list[str]:
+    """A metric that no evaluation logs, or evaluations of epochs that have no checkpoint."""
+    metric, every, saved = config.checkpoint.keep_best, config.evaluation.every, config.checkpoint.every
+    if metric is None:
+        return []
+    if not metric.startswith("eval/"):
+        return [f"checkpoint.keep_best={metric}: must be eval/score, or eval/ with the name of a sub-score"]
+    if every == 0 or every % saved:
+        return [
+            f"checkpoint.keep_best={metric}: needs evaluations of epochs that are saved: evaluation.every={every} must "
+            f"be a multiple of checkpoint.every={saved}"
+        ]
     return []
 
 

@@ -15,6 +15,7 @@ import pytest
 from prdp.checkpoints import checkpoint
 from prdp.checkpoints.checkpoint import (
     CheckpointError,
+    best_checkpoint,
     find_latest,
     load_checkpoint,
     resolve_resume,
@@ -75,6 +76,25 @@ def test_only_the_newest_are_kept(tmp_path):
         save(tmp_path, epoch, keep=2)
     assert saved(tmp_path) == ["epoch_00015", "epoch_00020"]
     assert find_latest(tmp_path) == tmp_path / "checkpoints" / "epoch_00020"
+
+
+def test_the_best_on_held_out_prompts_stays_as_well(tmp_path, caplog):
+    scores = {0: 0.9, 2: 0.5, 4: 0.7, 6: 0.6, 8: 0.7, 10: 0.4}  # epoch 0 has no checkpoint; of equals the earliest
+
+    def names() -> list[int]:
+        return sorted(int(path.name[-5:]) for path in (tmp_path / "checkpoints").iterdir())
+
+    for epoch in range(1, 11):
+        lines = [{"epoch": one, "eval/score": value} for one, value in scores.items() if one <= epoch]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        save_checkpoint(tmp_path, epoch, {}, {}, keep=2, best="eval/score")
+        if epoch == 3:
+            assert names() == [2, 3]
+    assert names() == [4, 9, 10]
+    assert best_checkpoint(tmp_path, "eval/score") == tmp_path / "checkpoints" / "epoch_00004"
+    assert not caplog.records
+    assert best_checkpoint(tmp_path, "eval/colour") is None
+    assert "checkpoint.keep_best=eval/colour: no evaluation has told it; there are eval/score" in caplog.text
 
 
 def test_old_ones_go_only_after_the_new_one_is_in_place(tmp_path, monkeypatch):

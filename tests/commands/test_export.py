@@ -15,6 +15,7 @@ from prdp.cli import main
 from prdp.commands.export import export
 from prdp.support.errors import ConfigError, StartError
 from prdp.support.storage import load_tensors
+from prdp.tracking.jsonl import read_metrics
 
 SMALL = [
     *("epochs=2", "prompts_per_epoch=1", "images_per_prompt=2", "sampler.steps=2", "sampler.eta=0.5"),
@@ -76,6 +77,12 @@ def test_the_card_tells_scores_and_configuration(run: Path, tmp_path: Path) -> N
     assert "the weights after epoch 2 of 2" in card and "* reward: redness, version 1" in card
     assert (run / "config.yaml").read_text().strip() in card
     assert (folder / "before_after.png").exists() and (folder / "heldout_score.svg").exists()
+
+
+def test_the_best_checkpoint_is_the_one_that_scores_best(run: Path, tmp_path: Path) -> None:
+    scores = {line["epoch"]: line["eval/score"] for line in read_metrics(run) if "eval/score" in line}
+    assert list(scores) == [0, 2], "epoch 1 was not judged, and epoch 0 has no checkpoint"
+    assert "after epoch 2 of 2" in (export(run, "best", output=tmp_path / "out") / "README.md").read_text()
 
 
 def test_a_card_of_an_epoch_without_evaluation_claims_nothing(run: Path, tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def test_a_run_decays_and_goes_on_with_another_rate(tmp_path: Path, capsys: pyte
             ["learner.schedule=cosine", "learner.decay_updates=3", "learner.warmup_updates=3"],
             "learner.decay_updates=3: must be above learner.warmup_updates=3",
         ),
+        (["checkpoint.keep_best=reward/mean"], "must be eval/score"),
+        (["checkpoint.keep_best=eval/score", "checkpoint.every=20"], "evaluation.every=10 must be a multiple of"),
         (["checkpoint.change=[learner.learning_rate]"], "needs checkpoint.resume=auto"),
         (
             ["checkpoint.resume=auto", "checkpoint.change=[learner.lora_rank]"],
