@@ -40,6 +40,7 @@ COMMANDS = {
     "distill": ("prdp.commands.distill:main", "distill a student that draws in few steps"),
     "calibrate": ("prdp.commands.calibrate:main", "a student that asks its teacher where its images score low"),
     "export": ("prdp.commands.export:main", "write a run's weights, with a model card, in the format you want"),
+    "collm": ("prdp.commands.collm:main", "two language models that write together, a small one and its assistant"),
     "reward-server": ("prdp.commands.reward_server:main", "serve a reward over HTTP, for reward=remote"),
     "status": ("prdp.commands.status:main", "how jobs stand: epoch, rates, rewards, actors, the last fault"),
     "supervise": ("prdp.commands.supervise:main", "run `train` and start it again when it is killed"),

@@ -12,7 +12,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("image_sets", "prompt_writers"),
     ("evaluation",),
-    ("experts", "collaboration"),
+    ("experts", "collaboration", "language"),
     ("configuration", "reports"),
     ("learners", "cluster", "checkpoints"),
     ("worlds/mixtures", "worlds/shapes", "worlds"),
@@ -69,7 +69,8 @@ def test_every_room_has_its_place() -> None:
     rooms = {room(".".join(one.parent.parts if one.name == "__init__" else one.parts)) for one in modules}
     named = {name for names in FLOORS for name in names}
     assert rooms - {"__init__", "__main__"} == named
-    assert len(named - {"worlds"}) <= 25, "worlds itself only holds rooms"
+    # 25 of pictures, and one of language models, which share none of their contracts; worlds itself only holds rooms.
+    assert len(named - {"worlds"}) <= 26
 
 
 def test_only_the_cluster_imports_ray() -> None:
