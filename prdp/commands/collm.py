@@ -50,7 +50,7 @@ COMMANDS = {
         settings.PretrainConfig,
         "train the two tiny models of the embedded task, and write its records",
         "output_dir=runs/task",
-        "  seed=0  train=3000  validation=200  test=300  assistant_steps=400",
+        "  seed=0  train=2000  validation=100  test=200  assistant_steps=120",
     ),
     "score": _Command(
         settings.ScoreConfig,
@@ -110,15 +110,15 @@ def main(arguments: Sequence[str]) -> int:
     check_no_secrets(dataclasses.asdict(job.config))
     apply_threads(1)
     from prdp.diffusion.libraries import quiet
-    from prdp.language import work
+    from prdp.language import learning, writing
 
     quiet()
     {
-        "pretrain": work.pretrain,
-        "score": work.score,
-        "train": work.train,
-        "calibrate": work.calibrate,
-        "decode": work.write,
+        "pretrain": learning.pretrain,
+        "score": learning.score,
+        "train": learning.train,
+        "calibrate": writing.calibrate,
+        "decode": writing.write,
     }[name](job.config)
     return 0
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from prdp.language.assistants import Assistant
     from prdp.language.calibrating import Metric
     from prdp.language.decoding import Decoding, Pair
-    from prdp.language.folder import CollmFolder
     from prdp.language.models import LanguageModel
+    from prdp.language.records import Record
 
 _NAMED = ("path", "url", "model", "key_variable", "tokens_per_call", "extra", "dtype")
 """What a folder keeps of how an assistant is reached."""
@@ -101,12 +101,6 @@ def decoding_of(config: WritingConfig) -> Decoding:
     return Decoding(**dataclasses.asdict(config))
 
 
-def digests(folder: CollmFolder, assistant: Assistant, config: WritingConfig, prompts: str) -> dict[str, str]:
-    """What a threshold of a folder holds for, by the parts of `prdp.calibration`."""
-    sampler = f"temperature {config.temperature:g}, top_p {config.top_p:g}, compose {str(config.compose).lower()}"
-    return {"model": folder.digest("trained"), "scorer": assistant.digest, "sampler": sampler, "prompts": prompts}
-
-
 def build_metric(name: str) -> Metric:
     """`exact`, or a function of the user's.
 
@@ -128,3 +122,16 @@ def build_metric(name: str) -> Metric:
         return scores
 
     return checked
+
+
+def check_server(assistant: Assistant, tokenizer: Any, record: Record) -> None:
+    """Refuse a server that does not tell what is needed, by a record with an answer; nothing of a local model.
+
+    Raises:
+        StartError: see `EndpointAssistant.check`.
+    """
+    from prdp.language.endpoint_assistant import EndpointAssistant
+    from prdp.language.records import encode
+
+    if isinstance(assistant, EndpointAssistant):
+        assistant.check(encode(tokenizer, record))

@@ -13,8 +13,6 @@ from torch import Tensor
 from prdp.calibration import Threshold
 from prdp.language.deferral import entropy
 
-RULES = ("deferral", "entropy", "random", "never", "always")
-
 
 class Chooser(Protocol):
     """Chooses the next token of rows.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LABELS = ("assistant_right", "base_wrong", "divergent")
+from prdp.language.settings import LABELS
 
 
 def log_likelihood(deferral: Tensor, base: Tensor, assistant: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from prdp.language.models import DeferringModel, folder_digest, load_network, load_tokenizer
+from prdp.language.settings import MODES, VARIANTS
 from prdp.support.errors import StartError
 from prdp.support.json_lines import load_json
 from prdp.support.storage import load_tensors, save_tensors
@@ -20,10 +21,6 @@ from prdp.support.storage import load_tensors, save_tensors
 MANIFEST = "collm.json"
 THRESHOLD = "threshold.json"
 BASELINES = "baselines.json"
-VARIANTS = ("trained", "init", "fine_tuned")
-"""trained: base and row as they were learned; init: the base as it came, with the row that weak labels gave;
-fine_tuned: a base that learned the answers by itself, with a row that weak labels of it gave."""
-MODES = ("full", "lora", "head")
 _ROW = "deferral.safetensors"
 _FORMAT = 1
 

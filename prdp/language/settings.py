@@ -11,10 +11,13 @@ from typing import Annotated, Any
 
 from prdp.config import MISSING
 from prdp.configuration.bounds import broken_rules
-from prdp.language.folder import MODES, VARIANTS
 from prdp.support.errors import ConfigError
 from prdp.support.rules import AnyText, Count, CountOrZero, NotNegative, Positive, Rule, Share, Text, one_of
 
+MODES = ("full", "lora", "head")
+VARIANTS = ("trained", "init", "fine_tuned")
+"""trained: base and row as they were learned; init: the base as it came, with the row that weak labels gave;
+fine_tuned: a base that learned the answers by itself, with a row that weak labels of it gave."""
 LABELS = ("assistant_right", "base_wrong", "divergent")
 DTYPES = ("float32", "bfloat16", "float16")
 METRIC = "exact"
@@ -66,15 +69,15 @@ class PretrainConfig:
 
     seed: CountOrZero = 0
     """Of scenes, weights and batches."""
-    train: Count = 3000
+    train: Count = 2000
     """Records that the base learns to defer on."""
-    validation: Count = 200
+    validation: Count = 100
     """Records for eta."""
-    test: Count = 300
+    test: Count = 200
     """Records that neither model nor eta has seen."""
-    base_steps: Count = 200
+    base_steps: Count = 220
     """Of the base, on records of its own, with marks."""
-    assistant_steps: Count = 150
+    assistant_steps: Count = 120
     """Of the assistant, on records of its own, without learning marks."""
     batch_size: Count = 32
     """Records a step."""

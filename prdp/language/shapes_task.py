@@ -23,7 +23,7 @@ MARK, SEPARATOR, ASKS = ":", ";", "=>"
 PAD, START, END, UNKNOWN = SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = (*SPECIAL, SEPARATOR, ASKS, MARK, *VOCABULARY)
 MAX_TOKENS = 64
-SIZES = {"base": (1, 12, 2), "assistant": (3, 96, 4)}
+SIZES = {"base": (1, 16, 2), "assistant": (3, 96, 4)}
 """Layers, width and heads."""
 MOST_OBJECTS = 2
 _INITIAL = 0.08

@@ -1,0 +1,149 @@
+"""Co-LLM on the embedded task, from untrained models to a table and rate-quality curves; seed by seed.
+
+    python benchmarks/collm_shapes.py docs/results/collm_shapes 0 1 2
+
+Appends a line for every measurement to OUT.jsonl, and prints the tables in Markdown. A seed takes a minute or two of
+one core. Seeds whose measurements the file has are not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from study_tables import table
+
+from prdp.language import learning
+from prdp.language.calibrating import Point, best, curve, exact, scores_of
+from prdp.language.choosing import SCORES, Above, AtRandom, Constant
+from prdp.language.comparison import row
+from prdp.language.decoding import Decoding, Pair, RuleFor, decode
+from prdp.language.opening import open_pair
+from prdp.language.records import encode_all, read_records
+from prdp.language.settings import (
+    AssistantConfig,
+    DecodeConfig,
+    InitConfig,
+    PretrainConfig,
+    ScoreConfig,
+    TrainConfig,
+    TrainingConfig,
+)
+
+RATES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5)
+HOW = Decoding(max_new_tokens=32, batch_size=100)
+INIT = InitConfig(steps=80, row_learning_rate=2e-2)
+LEARNING = TrainingConfig(steps=120, learning_rate=1e-3, row_learning_rate=1e-2, cost=0.3)
+
+
+def main() -> None:
+    out, *seeds = sys.argv[1:]
+    file = Path(out).with_suffix(".jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for seed in map(int, seeds):
+        if any(line["seed"] == seed for line in lines):
+            continue
+        begun, found = time.process_time(), []
+        with tempfile.TemporaryDirectory() as folder:
+            for one in measured(Path(folder), seed):
+                found.append({"seed": seed, **one})
+                print(found[-1], flush=True)
+        found.append({"seed": seed, "what": "seconds", "cpu": round(time.process_time() - begun, 1)})
+        with file.open("a", encoding="utf-8") as opened:
+            opened.writelines(json.dumps(one) + "\n" for one in found)
+        lines += found
+    print(tables(lines))
+
+
+def measured(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Train everything of a seed in a folder; what was measured on test records."""
+    task, pair = folder / "task", folder / "pair"
+    learning.pretrain(PretrainConfig(seed=seed, output_dir=str(task)))
+    assistant = AssistantConfig(path=str(task / "assistant"), device="cpu")
+    data = [str(task / "train.jsonl")]
+    learning.score(ScoreConfig(assistant=assistant, data=data, batch_size=64, output_dir=str(folder / "scores")))
+    train = TrainConfig(
+        base=str(task / "base"), scores=str(folder / "scores"), training=LEARNING, init=INIT, seed=seed, device="cpu",
+        output_dir=str(pair),
+    )  # fmt: skip
+    learning.train(train)
+    variants = ("trained", "init", "fine_tuned")
+    opened = open_pair(DecodeConfig(pair=str(pair), device="cpu"), variants)
+    tokenizer, pairs = opened.tokenizer, opened.pairs
+    sets = {name: read_records(task / f"{name}.jsonl", True) for name in ("validation", "test")}
+    examples = {name: encode_all(tokenizer, records, 64) for name, records in sets.items()}
+    prompts = {name: [one.prompt for one in part] for name, part in examples.items()}
+    wanted = {name: [record.answer or "" for record in records] for name, records in sets.items()}
+    values = {name: scores_of(one.base, examples["validation"], 100) for name, one in pairs.items()}
+
+    points = list(
+        curve(pairs["trained"], "deferral", values["trained"]["deferral"], RATES, prompts["validation"],
+              wanted["validation"], exact, HOW)
+    )  # fmt: skip
+    at = best(points).threshold
+
+    def told(name: str, one: Pair, rule_for: RuleFor, **more: Any) -> dict[str, Any]:
+        answers = list(decode(one, prompts["test"], rule_for, HOW))
+        found = row(name, answers, wanted["test"], exact).plain()
+        return {"what": "row", **{key: one if key == "name" else round(one, 4) for key, one in found.items()}, **more}
+
+    def at_random(rows: Sequence[int]) -> AtRandom:
+        return AtRandom(rate, [(seed, 5, number) for number in rows])
+
+    first = told("pair", pairs["trained"], lambda _: Above(SCORES["deferral"], at), eta=at.value)
+    yield first
+    rate = first["rate"]
+    yield told("base alone", opened.base(), lambda _: Constant(False))
+    yield told("assistant alone", opened.base(), lambda _: Constant(True))
+    yield told("fine-tuned base alone", pairs["fine_tuned"], lambda _: Constant(False))
+    yield told("trained base, never deferring", pairs["trained"], lambda _: Constant(False))
+    for name in ("fine_tuned", "trained"):
+        yield told(f"{name.replace('_', '-')} base, at random", pairs[name], at_random)
+    for name, variant, score in (
+        ("deferral of the trained base", "trained", "deferral"),
+        ("entropy of the fine-tuned base", "fine_tuned", "entropy"),
+        ("entropy of the trained base", "trained", "entropy"),
+        ("weak labels on the fine-tuned base", "fine_tuned", "deferral"),
+        ("weak labels on the base", "init", "deferral"),
+    ):
+        found = curve(pairs[variant], score, values[variant][score], RATES, prompts["test"], wanted["test"], exact, HOW)
+        for point in found:
+            yield {"what": "curve", "name": name, **_plain(point)}
+
+
+def _plain(point: Point) -> dict[str, Any]:
+    return {
+        "share": point.threshold.rate,
+        "metric": round(point.metric, 4),
+        "rate": round(point.rate, 4),
+        "calls": round(point.calls, 3),
+    }
+
+
+def tables(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the rows of every seed, and the curves."""
+    seeds = sorted({line["seed"] for line in lines})
+    rows = [["", *(f"seed {seed}" for seed in seeds)]]
+    for name in dict.fromkeys(line["name"] for line in lines if line["what"] == "row"):
+        by = {line["seed"]: line for line in lines if line["what"] == "row" and line["name"] == name}
+        rows.append([name, *(f"{by[seed]['metric']:.3f} at {by[seed]['rate']:.2f}" for seed in seeds)])
+    curves = [["share of validation tokens", *(f"{share:g}" for share in RATES)]]
+    for name in dict.fromkeys(line["name"] for line in lines if line["what"] == "curve"):
+        for seed in seeds:
+            part = [one for one in lines if one["what"] == "curve" and (one["name"], one["seed"]) == (name, seed)]
+            curves.append([f"{name}, seed {seed}", *(f"{one['metric']:.3f} at {one['rate']:.2f}" for one in part)])
+    seconds = [line["cpu"] for line in lines if line["what"] == "seconds"]
+    return f"{table(rows)}\n\n{table(curves)}\n\nCPU seconds: {', '.join(map(str, seconds))}"
+
+
+if __name__ == "__main__":
+    main()

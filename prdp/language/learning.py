@@ -1,0 +1,179 @@
+"""What `prdp collm` learns: the embedded task's models, scores of an assistant, a base that defers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prdp.checkpoints.run_folder import check_empty, check_writable
+from prdp.language.building import build_assistant, check_server, identity
+from prdp.language.folder import write_manifest, write_variant
+from prdp.language.models import DeferringModel, load_network, load_tokenizer
+from prdp.language.records import read_records
+from prdp.language.scores import Scores, score_files
+from prdp.language.settings import PretrainConfig, ScoreConfig, TrainConfig
+from prdp.language.tokenizers import tokenizer_digest
+from prdp.language.training import Learning, learn_labels, learn_language, learn_mixture
+from prdp.support.errors import StartError, start_up_checks
+from prdp.support.json_lines import json_line
+from prdp.support.storage import append, atomic_directory
+
+LOG_FILE = "log.jsonl"
+_LINES = 8
+"""Of the console, over all steps of something that learns."""
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train the two models of the embedded task, and write its records; the folder.
+
+    Raises:
+        ConfigError: a folder that is in use.
+    """
+    from prdp.language import shapes_task
+
+    folder = Path(config.output_dir)
+    check_empty(folder)
+    sizes = {"train": config.train, "validation": config.validation, "test": config.test}
+    made = shapes_task.records("train", sum(sizes.values()) + 2 * config.train, config.seed)
+    with atomic_directory(folder) as place:
+        first = 0
+        for name, size in sizes.items():
+            lines = "".join(json_line(dataclasses.asdict(one)) for one in made[first : first + size])
+            (place / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+            first += size
+        jobs = (("base", config.base_steps, True), ("assistant", config.assistant_steps, False))
+        for number, (name, steps, marks) in enumerate(jobs):
+            seed = 2 * config.seed + number
+            model = shapes_task.build_model(name, seed)
+            data = made[first + number * config.train : first + (number + 1) * config.train]
+            losses = shapes_task.train_language_model(
+                model,
+                data,
+                writes_marks=marks,
+                steps=steps,
+                learning_rate=config.learning_rate,
+                batch_size=config.batch_size,
+                seed=seed,
+            )
+            print(f"{name}: {model.num_parameters():,} weights")
+            _watch(name, ({"loss": loss} for loss in losses), steps, lambda line: None)
+            model.save_pretrained(place / name)
+            shapes_task.build_tokenizer().save_pretrained(place / name)
+    print(folder)
+    return folder
+
+
+def score(config: ScoreConfig) -> Path:
+    """Write the log-probabilities of an assistant for the answers of files; the folder.
+
+    Raises:
+        ConfigError, StartError: by key, before anything is scored.
+    """
+    folder = Path(config.output_dir)
+    check_writable(folder)
+    own = not config.tokenizer
+    tokenizer = load_tokenizer("assistant.path" if own else "tokenizer", config.tokenizer or config.assistant.path)
+    assistant = build_assistant(config.assistant, tokenizer, config.batch_size, own)
+    check_server(assistant, tokenizer, read_records(Path(config.data[0]), True)[0])
+    limit = min(config.max_length, assistant.limit or config.max_length)
+    told = score_files(
+        folder,
+        [Path(file).expanduser() for file in config.data],
+        assistant,
+        tokenizer,
+        identity(config.assistant),
+        tokenizer_digest(tokenizer),
+        limit,
+    )
+    for line in told:
+        print(line, flush=True)
+    print(folder)
+    return folder
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a base to defer; the folder.
+
+    Raises:
+        ConfigError, StartError: by key, before anything is learned.
+    """
+    folder = Path(config.output_dir)
+    check_empty(folder)
+    scores = Scores.open(Path(config.scores).expanduser())
+    tokenizer = load_tokenizer("base", config.base)
+    if tokenizer_digest(tokenizer) != scores.tokenizer:
+        raise StartError(_other_tokenizer(config.base, tokenizer, scores))
+    data = scores.read()
+    mode, settings = config.training.mode, config.training
+    learning = Learning(
+        settings.steps, settings.batch_size, settings.learning_rate, settings.row_learning_rate, seed=config.seed
+    )
+    first = dataclasses.replace(
+        learning, steps=config.init.steps, row_learning_rate=config.init.row_learning_rate, warm_up=0.0
+    )
+
+    def labels(model: DeferringModel) -> Iterator[dict[str, float]]:
+        return learn_labels(model, data, first, config.init.labels, config.init.positive_weight)
+
+    with atomic_directory(folder) as place:
+
+        def log(line: dict[str, Any]) -> None:
+            append(place / LOG_FILE, json_line(line))
+
+        model = _adapted(config, tokenizer, mode)
+        _watch("weak labels", labels(model), first.steps, log)
+        write_variant(place / "init", model, "head")
+        mixture = learn_mixture(model, data, learning, settings.cost, base_learns=mode != "head")
+        _watch("mixture", mixture, settings.steps, log)
+        write_variant(place / "trained", model, mode)
+        if config.fine_tuned and mode != "head":
+            model = _adapted(config, tokenizer, mode)
+            _watch("fine-tuned base", learn_language(model, data, learning), settings.steps, log)
+            _watch("its weak labels", labels(model), first.steps, log)
+            write_variant(place / "fine_tuned", model, mode)
+        tokenizer.save_pretrained(place / "tokenizer")
+        for name in ("trained", "fine_tuned"):
+            if (place / name / "config.json").is_file():
+                tokenizer.save_pretrained(place / name)
+        facts = {"settings": dataclasses.asdict(config), "data": scores.digest(), "examples": len(data)}
+        write_manifest(place, config.base, mode, scores.assistant, scores.tokenizer, facts)
+    print(f"{folder}  (prdp collm calibrate pair={folder} data=...)")
+    return folder
+
+
+def _adapted(config: TrainConfig, tokenizer: Any, mode: str) -> DeferringModel:
+    """The base with a row, and with an adapter where one is to learn."""
+    network = load_network("base", config.base, config.device, config.dtype)
+    if mode == "lora":
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        lora = config.training.lora
+        adapter = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            network = get_peft_model(network, adapter)
+    with start_up_checks(f"base={config.base}"):
+        return DeferringModel(network, len(tokenizer))
+
+
+def _watch(name: str, made: Iterator[dict[str, float]], steps: int, log: Callable[[dict[str, Any]], None]) -> None:
+    """Take all steps; each goes to the log, some to the console."""
+    every = max(1, steps // _LINES)
+    for number, one in enumerate(made):
+        log({"phase": name, "step": number, **one})
+        if number % every == every - 1 or number == steps - 1:
+            told = ", ".join(f"{key} {value:.4g}" for key, value in one.items())
+            print(f"{name}, step {number + 1} of {steps}: {told}", flush=True)
+
+
+def _other_tokenizer(base: str, tokenizer: Any, scores: Scores) -> str:
+    from prdp.language.tokenizers import difference
+
+    path = str(scores.assistant.get("path") or "")
+    found = difference(tokenizer, load_tokenizer("assistant", path)) if path and Path(path).is_dir() else None
+    return f"base={base}: its tokenizer is not that of the scores{f': {found}' if found else ''}"
