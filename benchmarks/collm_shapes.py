@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from study_tables import table
 
 from prdp.language import learning
-from prdp.language.calibrating import Point, best, curve, exact, scores_of
+from prdp.language.calibrating import Point, best, curve, exact, rate_of, scores_of
 from prdp.language.choosing import SCORES, Above, AtRandom, Constant
 from prdp.language.comparison import row
-from prdp.language.decoding import Decoding, Pair, RuleFor, decode
+from prdp.language.decoding import Answer, Decoding, Pair, RuleFor, decode
 from prdp.language.opening import open_pair
 from prdp.language.records import encode_all, read_records
 from prdp.language.settings import (
@@ -38,9 +38,13 @@ from prdp.language.settings import (
     TrainConfig,
     TrainingConfig,
 )
+from prdp.language.shapes_task import without_marks
+from prdp.prompt_writers.rouge import SimilarityPool
+from prdp.worlds.shapes.grammar import parse
 
 RATES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5)
 HOW = Decoding(max_new_tokens=32, batch_size=100)
+SAMPLED = Decoding(max_new_tokens=32, batch_size=100, temperature=1.0)
 INIT = InitConfig(steps=80, row_learning_rate=2e-2)
 LEARNING = TrainingConfig(steps=120, learning_rate=1e-3, row_learning_rate=1e-2, cost=0.3)
 
@@ -96,18 +100,26 @@ def measured(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
         found = row(name, answers, wanted["test"], exact).plain()
         return {"what": "row", **{key: one if key == "name" else round(one, 4) for key, one in found.items()}, **more}
 
+    base = opened.base()
+
     def at_random(rows: Sequence[int]) -> AtRandom:
         return AtRandom(rate, [(seed, 5, number) for number in rows])
 
     first = told("pair", pairs["trained"], lambda _: Above(SCORES["deferral"], at), eta=at.value)
     yield first
     rate = first["rate"]
-    yield told("base alone", opened.base(), lambda _: Constant(False))
-    yield told("assistant alone", opened.base(), lambda _: Constant(True))
+    yield told("base alone", base, lambda _: Constant(False))
+    yield told("assistant alone", base, lambda _: Constant(True))
     yield told("fine-tuned base alone", pairs["fine_tuned"], lambda _: Constant(False))
     yield told("trained base, never deferring", pairs["trained"], lambda _: Constant(False))
     for name in ("fine_tuned", "trained"):
         yield told(f"{name.replace('_', '-')} base, at random", pairs[name], at_random)
+    for name, one, rule_for in (
+        ("pair", pairs["trained"], lambda _: Above(SCORES["deferral"], at)),
+        ("fine-tuned base alone", pairs["fine_tuned"], lambda _: Constant(False)),
+        ("assistant alone", base, lambda _: Constant(True)),
+    ):
+        yield {"what": "writer", "name": name, **as_writer(list(decode(one, prompts["test"], rule_for, SAMPLED)))}
     for name, variant, score in (
         ("deferral of the trained base", "trained", "deferral"),
         ("entropy of the fine-tuned base", "fine_tuned", "entropy"),
@@ -118,6 +130,26 @@ def measured(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
         found = curve(pairs[variant], score, values[variant][score], RATES, prompts["test"], wanted["test"], exact, HOW)
         for point in found:
             yield {"what": "curve", "name": name, **_plain(point)}
+
+
+def as_writer(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Shares of drawn prompts that the grammar knows, and that are new among them, with the calls of a prompt."""
+    texts = [without_marks(one.text) for one in answers]
+    valid, new, pool = 0, 0, SimilarityPool(0.8)
+    for text in texts:
+        try:
+            parse(text)
+        except ValueError:
+            continue
+        valid += 1
+        new += pool.similar(text) is None
+        pool.add(text)
+    return {
+        "valid": valid / len(texts),
+        "novel": new / len(texts),
+        "rate": round(rate_of(answers), 4),
+        "calls": sum(one.calls for one in answers) / len(answers),
+    }
 
 
 def _plain(point: Point) -> dict[str, Any]:
@@ -136,13 +168,18 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
     for name in dict.fromkeys(line["name"] for line in lines if line["what"] == "row"):
         by = {line["seed"]: line for line in lines if line["what"] == "row" and line["name"] == name}
         rows.append([name, *(f"{by[seed]['metric']:.3f} at {by[seed]['rate']:.2f}" for seed in seeds)])
+    writers = [["drawn at temperature 1", *(f"seed {seed}" for seed in seeds)]]
+    for name in dict.fromkeys(line["name"] for line in lines if line["what"] == "writer"):
+        by = {line["seed"]: line for line in lines if line["what"] == "writer" and line["name"] == name}
+        told = (f"{one['valid']:.2f}, {one['novel']:.2f}, {one['calls']:.1f}" for one in map(by.get, seeds) if one)
+        writers.append([f"{name}: valid, novel, calls", *told])
     curves = [["share of validation tokens", *(f"{share:g}" for share in RATES)]]
     for name in dict.fromkeys(line["name"] for line in lines if line["what"] == "curve"):
         for seed in seeds:
             part = [one for one in lines if one["what"] == "curve" and (one["name"], one["seed"]) == (name, seed)]
             curves.append([f"{name}, seed {seed}", *(f"{one['metric']:.3f} at {one['rate']:.2f}" for one in part)])
     seconds = [line["cpu"] for line in lines if line["what"] == "seconds"]
-    return f"{table(rows)}\n\n{table(curves)}\n\nCPU seconds: {', '.join(map(str, seconds))}"
+    return f"{table(rows)}\n\n{table(writers)}\n\n{table(curves)}\n\nCPU seconds: {', '.join(map(str, seconds))}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/collm_speed.py [--base FOLDER --assistant FOLDER] [--tokens 64] [--rate 0.25] [--batch 1]
 
-Without folders both models are Llama layouts with random weights, of some millions and tens of millions: who writes well
-does not matter for speed, and tokens are deferred by lot at the rate. All ways take turns, several times over, so that
-other work on the machine hits them alike; what is shown are medians, and ratios to the assistant alone.
+Without folders both models are Llama layouts with random weights, of some millions and tens of millions: how well they
+write does not matter for speed, and tokens are deferred by lot at the rate. All ways take turns, several times over, so
+that other work on the machine hits them alike; what is shown are medians, and ratios to the assistant alone.
 """
 
 from __future__ import annotations
@@ -116,9 +116,8 @@ def timed(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, Sequenc
 
 def report(found: dict[str, Sequence[float]], tokens: int) -> None:
     alone = statistics.median(found["assistant alone"])
-    print(
-        f"| | tokens a second{' of processor time' if not torch.cuda.is_available() else ''} | beside the assistant alone |"
-    )
+    unit = "" if torch.cuda.is_available() else " of processor time"
+    print(f"| | tokens a second{unit} | beside the assistant alone |")
     print("|---|---|---|")
     for name, seconds in found.items():
         median = statistics.median(seconds)
