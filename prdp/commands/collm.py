@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,13 +113,14 @@ def main(arguments: Sequence[str]) -> int:
     from prdp.language import learning, writing
 
     quiet()
-    {
+    jobs: dict[str, Callable[[Any], object]] = {
         "pretrain": learning.pretrain,
         "score": learning.score,
         "train": learning.train,
         "calibrate": writing.calibrate,
         "decode": writing.write,
-    }[name](job.config)
+    }
+    jobs[name](job.config)
     return 0
 
 

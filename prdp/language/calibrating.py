@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from prdp.calibration import Threshold, fit
-from prdp.language.choosing import SCORES, Above
+from prdp.language.choosing import SCORES, Above, Rule
 from prdp.language.decoding import Answer, Decoding, Pair, decode
 from prdp.language.models import LanguageModel
 from prdp.language.reading import right_padded
@@ -82,10 +83,16 @@ def curve(
     """
     for rate in rates:
         threshold = fit(values, rate, "above")
-        answers = list(decode(pair, prompts, lambda _, at=threshold: Above(SCORES[score], at), how))
+        rule = Above(SCORES[score], threshold)
+        answers = list(decode(pair, prompts, partial(_always, rule), how))
         quality = metric([one.text for one in answers], wanted)
         calls = float(np.mean([one.calls for one in answers]))
         yield Point(threshold, float(np.mean(quality)), rate_of(answers), calls)
+
+
+def _always(rule: Rule, rows: Sequence[int]) -> Rule:
+    """The rule of every batch."""
+    return rule
 
 
 def best(points: Sequence[Point], largest_rate: float = 1.0) -> Point:

@@ -127,8 +127,11 @@ def train_language_model(
         The loss of each step.
     """
     number = {word: place for place, word in enumerate(WORDS)}
-    tokens = [([number[START], *map(number.get, one.prompt.split())], list(map(number.get, one.answer.split())))
-              for one in data]  # fmt: skip
+    tokens = [
+        ([number[START], *map(number.__getitem__, one.prompt.split())], [number[word] for word in one.answer.split()])
+        for one in data
+        if one.answer is not None
+    ]
     mark, end = number[MARK], number[END]
     rng = np.random.default_rng((seed, 11))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
