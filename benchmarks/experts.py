@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from study_tables import interval, table
+from study_tables import interval, number, table
 
 from prdp.support.storage import write_atomically
 
@@ -38,7 +39,15 @@ UPDATES = 12
 RENDER = "render"
 SIDE = 32
 """Of the embedded model's pictures, in pixels."""
-RESULTS = "experts.jsonl"
+RESULTS, PAGE = "experts.jsonl", "experts.md"
+_HEAD = """# Experts
+
+`python benchmarks/experts.py run FOLDER`, then `python benchmarks/experts.py report FOLDER docs/results`; `plan` prints
+the commands. What it means stands in [experts.md](../experts.md).
+
+The base's row has scores. The others have differences to it, paired by prompt and noise, on held-out prompts that
+differ by seed. Intervals are 95%: Student's over three seeds or more; of fewer they are over prompts, and say nothing
+of seeds."""
 JUDGE = "rewards=[shapes_judge]"
 JUDGED_LATER = ("evaluation.every=0", "evaluation.final_prompts=16")
 UNGUIDED = ("sampler=few_step", "sampler.guidance_scale=1")
@@ -221,34 +230,56 @@ def cells(lines: Sequence[dict[str, Any]], part: str, columns: Sequence[tuple[st
         row = [model]
         for prompts, aspect in columns:
             chosen = [one for one in own if (one["model"], one["prompts"], one["aspect"]) == (model, prompts, aspect)]
-            key = "score" if model == "base" else "difference"
-            row.append(_told([one[key] for one in chosen], "" if model == "base" else "+"))
+            row.append(_told(chosen, model == "base"))
         rows.append(row)
     return rows
 
 
-def _told(values: Sequence[float], sign: str) -> str:
-    if not values or any(not math.isfinite(value) for value in values):
+def _told(lines: Sequence[dict[str, Any]], is_base: bool) -> str:
+    """Mean with its interval over seeds; of fewer than three seeds that over prompts, which knows no seeds."""
+    values = [line["score" if is_base else "difference"] for line in lines]
+    if not values:
         return ""
-    text = interval(values)
-    return text if text.startswith("-") or not sign else f"{sign}{text}"
+    if len(values) > 2:
+        text = interval(values)
+    else:
+        text = number(sum(values) / len(values), 3)
+        if not is_base:
+            half = math.sqrt(sum(line["half_width"] ** 2 for line in lines)) / len(lines)
+            text += f" ± {number(half, 3)}"
+    return text if is_base or text.startswith("-") else f"+{text}"
+
+
+def costs(folder: Path) -> list[list[str]]:
+    """Median CPU seconds of each step over the seeds."""
+    spent: dict[str, list[float]] = {}
+    for place in sorted(one for one in folder.iterdir() if one.name.isdigit()):
+        for part in PARTS.values():
+            for step in part(int(place.name)):
+                done = place / f"{step.name}.done"
+                if done.exists():
+                    spent.setdefault(step.name, []).append(json.loads(done.read_text())["cpu_seconds"])
+    return [["step", "CPU seconds"], *([name, f"{statistics.median(all_):.0f}"] for name, all_ in spent.items())]
 
 
 def report(folder: Path, out: Path) -> str:
-    """Write OUT/experts.jsonl; return the tables in Markdown."""
+    """Write OUT/experts.jsonl and OUT/experts.md; the page."""
     lines = collect(folder)
-    write_atomically(out / RESULTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    parts = []
-    seeds = {part: len({line["seed"] for line in lines if line["part"] == part}) for part in PARTS}
+    seeds = {part: sorted({line["seed"] for line in lines if line["part"] == part}) for part in PARTS}
     aspects_told = [("shapes", "all"), *(("shapes", one) for one in (*ASPECTS, "size", "relation"))]
     skills_told = [(skill, "all") for skill in SKILLS]
+    page = [_HEAD]
     for part, columns in (("aspects", aspects_told), ("skills", skills_told), ("weak_to_strong", aspects_told)):
         if seeds[part]:
             names = [prompts if part == "skills" else aspect for prompts, aspect in columns]
-            parts.append(
-                f"## {part} ({seeds[part]} seeds)\n\n{table([['model', *names], *cells(lines, part, columns)])}"
-            )
-    return "\n\n".join(parts)
+            page += [f"## {part.replace('_', ' ').capitalize()}", " ".join((PARTS[part].__doc__ or "").split())]
+            page.append(f"Seeds {', '.join(map(str, seeds[part]))}.")
+            page.append(table([["model", *names], *cells(lines, part, columns)]))
+    page += ["## What the steps cost", table(costs(folder))]
+    text = "\n\n".join(page) + "\n"
+    write_atomically(out / RESULTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_atomically(out / PAGE, text.encode())
+    return text
 
 
 def main() -> None:

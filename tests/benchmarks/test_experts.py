@@ -39,26 +39,39 @@ def folder(tmp_path: Path) -> Path:
         ]
         (place / "results.json").write_text(json.dumps({"scores": scores}))
         if seed < 2:
-            (tmp_path / str(seed) / "evaluation_aspects.done").write_text("{}")
+            (tmp_path / str(seed) / "evaluation_aspects.done").write_text('{"cpu_seconds": 3}')
     return tmp_path
 
 
-def test_rows_are_means_over_finished_seeds_with_students_interval(
-    experts: ModuleType, folder: Path, tmp_path: Path
-) -> None:
+def rows_of(told: str) -> list[list[str]]:
+    """Model, all and color of the first table."""
+    lines = told.split("Seeds")[1].split("\n\n")[1].splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:4]] for line in (lines[0], *lines[2:])]
+
+
+def test_two_seeds_have_intervals_over_prompts(experts: ModuleType, folder: Path, tmp_path: Path) -> None:
     told = experts.report(folder, tmp_path)
-    assert "## aspects (2 seeds)" in told
-    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in told.splitlines() if line.startswith("| ")]
-    # Half of the 95% interval of two values that are .04 apart: 12.706 * .02828 / sqrt(2).
-    assert rows == [
+    assert "Seeds 0, 1." in told
+    # .03 * sqrt(2) / 2 of two independent seeds.
+    assert rows_of(told) == [
         ["model", "all", "color"],
-        ["base", "0.500 ± 0.000", "0.600 ± 0.000"],
-        ["prdp_color", "+0.000 ± 0.000", "+0.120 ± 0.254"],
+        ["base", "0.500", "0.600"],
+        ["prdp_color", "+0.000 ± 0.021", "+0.120 ± 0.021"],
     ]
+    assert (tmp_path / "experts.md").read_text() == told
     lines = [json.loads(line) for line in (tmp_path / "experts.jsonl").read_text().splitlines()]
     assert [line["difference"] for line in lines if line["aspect"] == "color"] == [None, 0.10, None, 0.14]
     assert lines[3]["half_width"] == pytest.approx(0.03)
     assert {line["aspect"] for line in lines} == {"all", "color"}
+
+
+def test_three_seeds_have_students_interval(experts: ModuleType, folder: Path, tmp_path: Path) -> None:
+    results = json.loads((folder / "2" / "evaluation_aspects" / "results.json").read_text())
+    results["scores"][-1] |= {"difference": 0.12, "difference_high": 0.15}
+    (folder / "2" / "evaluation_aspects" / "results.json").write_text(json.dumps(results))
+    (folder / "2" / "evaluation_aspects.done").write_text('{"cpu_seconds": 7}')
+    # 4.303 * .02 / sqrt(3)
+    assert rows_of(experts.report(folder, tmp_path))[2][2] == "+0.120 ± 0.050"
 
 
 def test_every_step_is_named_once_and_uses_what_came_before(experts: ModuleType) -> None:
