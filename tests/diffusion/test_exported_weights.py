@@ -86,7 +86,7 @@ def test_every_combination_of_layers_goes_out_and_comes_back(
     layers = sum(
         isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
         and any(f".{name}".endswith(f".{target}") for target in targets)
-        for name, module in base.unet.named_modules()
+        for name, module in base.network.named_modules()
     )
     policy = learned(pipeline_folder, lora_targets=targets, lora_rank=4, lora_alpha=alpha)
     assert len(policy.weights.parameters) == 2 * layers
@@ -94,11 +94,11 @@ def test_every_combination_of_layers_goes_out_and_comes_back(
     expected = outputs(policy)
     assert not torch.allclose(outputs(base), expected, atol=1e-3)
     base.pipeline.load_lora_weights(tmp_path)
-    assert matrices(base.unet) == 2 * layers
+    assert matrices(base.network) == 2 * layers
     torch.testing.assert_close(outputs(base), expected, rtol=0, atol=1e-6)
     base.pipeline.unload_lora_weights()
     apply_lora(base, tmp_path / LORA_FILE)
-    assert matrices(base.unet) == 2 * layers
+    assert matrices(base.network) == 2 * layers
     torch.testing.assert_close(outputs(base), expected, rtol=0, atol=1e-6)
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_diffusers_does_not_bind_whole_is_refused(pipeline_folder: P
         check_lora(policy.network, tmp_path / "changed.safetensors", StableDiffusionPipeline, "unet")
     with pytest.raises(ValueError, match="that were not learned"):
         attention = learned(pipeline_folder, lora_targets=ATTENTION, lora_rank=4, lora_alpha=6.0)
-        check_lora(attention.unet, tmp_path / "whole" / LORA_FILE, StableDiffusionPipeline, "unet")
+        check_lora(attention.network, tmp_path / "whole" / LORA_FILE, StableDiffusionPipeline, "unet")
 
 
 def test_an_export_reads_back_what_it_wrote(
