@@ -32,6 +32,11 @@ CHUNKS = "sampler.prompts_per_chunk=64"
 TARGETS = ("endpoint", "consistency")
 UPDATES = 24
 """Of PRDP on the student."""
+TUNED = {
+    "tuned_trajectory": ("objective=prdp", "objective.step_weighting=inverse_sensitivity"),
+    "tuned_denoising": ("objective=prdp_denoising", "objective.times=sampler_stratified"),
+}
+"""PRDP by the kind of its evidence."""
 ROUTED_BY = ("color", "shape", "count", "fill")
 """Sub-scores of the cascades' estimator; the others judge them."""
 CASCADES: dict[str, tuple[str, ...]] = {
@@ -57,17 +62,17 @@ def students(seed: int) -> Iterator[Step]:
     for target in TARGETS:
         learned = ("model=shapes", "rollouts.path=chains", f"target={target}", f"seed={seed}")
         yield Step(target, ("distill", *learned, f"output_dir={target}"))
-    recipe = ("reward=shapes_judge", "prompts=shapes", "objective=prdp_denoising", "objective.times=sampler_stratified")
+    recipe = ("reward=shapes_judge", "prompts=shapes", "prompts_per_epoch=16", "images_per_prompt=8")
     adapters = ("learner=lora", "learner.learning_rate=3e-3", "learner.warmup_updates=3", "learner.ema_decay=0.8")
-    size = (f"epochs={UPDATES}", "prompts_per_epoch=12", "images_per_prompt=8")
-    judged = ("evaluation.every=0", "evaluation.final_prompts=16")
+    judged = (f"epochs={UPDATES}", "evaluation.every=0", "evaluation.final_prompts=16")
     start = ("model.path=endpoint/weights", "sampler=consistency")
-    yield train("tuned", seed, *start, *recipe, *adapters, *size, *judged)
+    for name, objective in TUNED.items():
+        yield train(name, seed, *start, *recipe, *adapters, *judged, *objective)
     parts = ("models=[endpoint,base]", "model=shapes", "prompts=[shapes.train]", "rewards=[shapes_aspects]")
     count = ("prompts_per_set=512", f"seed={seed}", f"prompt_seed={seed + 100}", "sampler.steps=4", CHUNKS)
     for name, words in CASCADES.items():
         yield Step(name, ("calibrate", *parts, *count, *words, f"output_dir={name}"))
-    models = [f"{name}:base" for name in TEACHERS] + [f"{one}:{one}" for one in (*TARGETS, "tuned", *CASCADES)]
+    models = [f"{name}:base" for name in TEACHERS] + [f"{one}:{one}" for one in (*TARGETS, *TUNED, *CASCADES)]
     models += [f"{name}:{of}" for name, (of, _) in STUDENTS.items()]
     steps = {**TEACHERS, **{name: number for name, (_, number) in STUDENTS.items()}}
     words = ("model=shapes", "prompts=[shapes]", JUDGE, "sampler=few_step", "sampler.eta=0", CHUNKS)
