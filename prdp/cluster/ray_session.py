@@ -171,6 +171,8 @@ def _set_environment(config: ClusterConfig, local: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not local:
         return
+    # Ray would start a worker for every core, and no actor takes one: all have environment variables of their own.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     if _is_loopback(config.host):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if not config.dashboard and not any(name.startswith("RAY_AUTH_") for name in os.environ):

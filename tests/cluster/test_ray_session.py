@@ -125,6 +125,7 @@ def test_environment_of_the_user_stands(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     _set_environment(ClusterConfig(), local=True)
     assert "RAY_AUTH_TOKEN" not in os.environ
+    assert os.environ["RAY_prestart_worker_first_driver"] == "0"  # noqa: SIM112
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
