@@ -25,7 +25,7 @@ LONGEST = (
     "test_every_option.py",
     "test_train.py",
     "commands/test_supervise.py",
-    "test_scorer_failures.py",
+    "cluster/test_scorer_failures.py",
     "launch/test_ray_job.py",
     "evaluation/",
     "cluster/",

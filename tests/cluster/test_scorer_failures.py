@@ -154,7 +154,7 @@ def test_a_scorer_that_fails_leaves_a_run_that_resumes_on_the_same_curve(
 
 
 def test_a_scorer_that_hangs_is_given_up_and_the_run_resumes_on_the_same_curve(
-    configured: Callable[..., TrainConfig], straight: TrainConfig, mood: Path
+    configured: Callable[..., TrainConfig], straight: TrainConfig, mood: Path, private_ray: Any
 ) -> None:
     cluster = {"kind": "ray", "samplers": 1, "retries": 1, "reward_timeout_seconds": 1.0}
     broken = configured("hanging", cluster=cluster)
