@@ -411,7 +411,7 @@ def test_evaluations_take_the_start_along(folder: Path, style: Path, begun: Path
 
 
 def test_the_jax_twin_has_frozen_adapters_in_its_weights(folder: Path, style: Path, peft_folder: Path) -> None:
-    jax_unet = pytest.importorskip("prdp.diffusion.jax_unet")
+    jax, jax_unet = pytest.importorskip("jax"), pytest.importorskip("prdp.diffusion.jax_unet")
     model = ModelConfig(path=str(folder), adapters=[str(style), str(peft_folder)], adapter_weights=[0.5, 1.0])
     policy = policy_of(model, keep=False)
     policy.weights.bind(moved(policy.weights.export(0)))
@@ -421,7 +421,7 @@ def test_the_jax_twin_has_frozen_adapters_in_its_weights(folder: Path, style: Pa
     generator = torch.Generator().manual_seed(0)
     latents, states = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 16, generator=generator)
     unet = jax_unet.UNet(dict(policy.network.config), lora_scale=LEARNER.lora_alpha / LEARNER.lora_rank)
-    found = unet(tensors, latents.numpy(), np.array([900, 30]), states.numpy())
+    found = jax.jit(unet.__call__)(tensors, latents.numpy(), np.array([900, 30]), states.numpy())
     np.testing.assert_allclose(np.asarray(found), output(policy.network).numpy(), rtol=0, atol=2e-5)
 
 
