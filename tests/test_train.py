@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from narrow_flow import narrow_pipeline
+from points_run import killed, points_run
 
 from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.cli import main as command_line
@@ -107,35 +105,14 @@ def test_resumed_run_ends_with_the_same_bits(small_pipeline: Path, straight: Pat
     assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 3]
 
 
-KILLED = """
-import json, os, signal, sys
-from prdp.configuration.typed import typed
-from prdp.learners.learner import Learner
-from prdp.train import main
-step = Learner._step
-def deadly(self):
-    if self.version == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self)
-Learner._step = deadly
-main(typed(json.loads(sys.argv[1])))
-"""
-
-
-def killed(config: dict[str, Any]) -> None:
-    """A run in a process of its own, which gets SIGKILL before the last step of the second epoch."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(config)], capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def test_killed_run_resumes_on_the_same_bits(small_pipeline: Path, straight: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_on_the_same_bits(tmp_path: Path) -> None:
+    """On points, a model that needs neither diffusers nor the compiler of torch, each a third of the time to start."""
     folder = tmp_path / "run"
-    killed(plain(small_pipeline, folder))
+    killed(points_run(folder), "torch._dynamo", "diffusers")
     assert not (folder / "checkpoints" / "epoch_00002").exists()
-    main(configured(small_pipeline, folder, checkpoint={"resume": "auto"}))
-    assert_same(final_state(folder), final_state(straight))
+    main(typed(points_run(folder, checkpoint={"resume": "auto"})))
+    main(typed(points_run(tmp_path / "straight")))
+    assert_same(final_state(folder), final_state(tmp_path / "straight"))
 
 
 def test_terminated_run_saves_what_is_finished_and_resumes(
