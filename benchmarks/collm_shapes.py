@@ -2,18 +2,20 @@
 
     python benchmarks/collm_shapes.py docs/results/collm_shapes 0 1 2
 
-Appends a line for every measurement to OUT.jsonl, and prints the tables in Markdown. A seed takes a minute or two of
-one core. Seeds whose measurements the file has are not run again.
+Appends a line for every measurement to OUT.jsonl, draws OUT.svg, and prints the tables in Markdown. A seed takes less
+than a minute of one core. Seeds whose measurements the file has are not run again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from study_tables import table
 
+from prdp.calibration import fit
 from prdp.language import learning
 from prdp.language.calibrating import Point, best, curve, exact, rate_of, scores_of
-from prdp.language.choosing import SCORES, Above, AtRandom, Constant
+from prdp.language.choosing import SCORES, Above, AtRandom, Constant, Rule
 from prdp.language.comparison import row
 from prdp.language.decoding import Answer, Decoding, Pair, RuleFor, decode
 from prdp.language.opening import open_pair
@@ -40,6 +43,8 @@ from prdp.language.settings import (
 )
 from prdp.language.shapes_task import without_marks
 from prdp.prompt_writers.rouge import SimilarityPool
+from prdp.reports.charts import Series, curve_svg
+from prdp.support.storage import write_atomically
 from prdp.worlds.shapes.grammar import parse
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -66,6 +71,7 @@ def main() -> None:
             opened.writelines(json.dumps(one) + "\n" for one in found)
         lines += found
     print(tables(lines))
+    write_atomically(file.with_suffix(".svg"), figure(lines).encode())
 
 
 def measured(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
@@ -114,6 +120,9 @@ def measured(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     yield told("trained base, never deferring", pairs["trained"], lambda _: Constant(False))
     for name in ("fine_tuned", "trained"):
         yield told(f"{name.replace('_', '-')} base, at random", pairs[name], at_random)
+    for name, variant in (("fine-tuned base, weak labels", "fine_tuned"), ("base, weak labels", "init")):
+        rule = Above(SCORES["deferral"], fit(values[variant]["deferral"], rate, "above"))
+        yield told(name, pairs[variant], partial(always, rule))
     for name, one, rule_for in (
         ("pair", pairs["trained"], lambda _: Above(SCORES["deferral"], at)),
         ("fine-tuned base alone", pairs["fine_tuned"], lambda _: Constant(False)),
@@ -123,12 +132,15 @@ def measured(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     for name, variant, score in (
         ("deferral of the trained base", "trained", "deferral"),
         ("entropy of the fine-tuned base", "fine_tuned", "entropy"),
-        ("weak labels on the fine-tuned base", "fine_tuned", "deferral"),
-        ("weak labels on the base", "init", "deferral"),
     ):
         found = curve(pairs[variant], score, values[variant][score], RATES, prompts["test"], wanted["test"], exact, HOW)
         for point in found:
             yield {"what": "curve", "name": name, **_plain(point)}
+
+
+def always(rule: Rule, rows: Sequence[int]) -> Rule:
+    """The rule of every batch."""
+    return rule
 
 
 def as_writer(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -158,6 +170,19 @@ def _plain(point: Point) -> dict[str, Any]:
         "rate": round(point.rate, 4),
         "calls": round(point.calls, 3),
     }
+
+
+def figure(lines: Sequence[dict[str, Any]]) -> str:
+    """Exact match against the share of tokens that the assistant wrote, means over seeds."""
+    series = []
+    for name in dict.fromkeys(line["name"] for line in lines if line["what"] == "curve"):
+        points = [
+            [line for line in lines if line["what"] == "curve" and (line["name"], line["share"]) == (name, share)]
+            for share in RATES
+        ]
+        x, y = ([statistics.mean(one[key] for one in part) for part in points] for key in ("rate", "metric"))
+        series.append(Series(name, x, y))
+    return curve_svg(series, "exact match, mean over seeds", "share of tokens left to the assistant", standalone=True)
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> str:

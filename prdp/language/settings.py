@@ -75,7 +75,7 @@ class PretrainConfig:
     """Records for eta."""
     test: Count = 200
     """Records that neither model nor eta has seen."""
-    base_steps: Count = 220
+    base_steps: Count = 180
     """Of the base, on records of its own, with marks."""
     assistant_steps: Count = 120
     """Of the assistant, on records of its own, without learning marks."""
