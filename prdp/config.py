@@ -63,7 +63,7 @@ _FAMILY = Rule(
     f"one of {', '.join(FAMILIES)}, or the dotted path of a policy class",
     tuple(FAMILIES),
 )
-_MODEL = Rule(FILLED.allows, "'shapes', a folder in diffusers format, or a hub id")
+_MODEL = Rule(FILLED.allows, "'shapes', a folder in diffusers format, a hub id, or a .safetensors file")
 DEVICE = Rule(
     lambda value: bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)), "auto, cpu, mps, cuda or cuda:<number>"
 )
@@ -87,7 +87,11 @@ class ModelConfig:
     """'stable_diffusion' for 1.x and 2.x, 'stable_diffusion_xl', 'stable_diffusion_3' for 3 and 3.5, 'flux' for FLUX.1,
     'z_image', 'gaussian_mixtures' for a world in the plane whose optimum is known, or a policy class of one's own."""
     path: Annotated[str, _MODEL] = "shapes"
-    """'shapes' for the embedded tiny pipeline, a folder in diffusers format, or a hub id."""
+    """'shapes' for the embedded tiny pipeline, a folder in diffusers format, a hub id, or a checkpoint of Stable
+    Diffusion 1.x, 2.x or XL in one .safetensors file, for which model.config is given."""
+    config: Text | None = None
+    """For a checkpoint in one file: a folder in diffusers format, or a hub id, of a model of the same architecture,
+    whose configurations, scheduler and tokenizers are taken. Weights in it are not."""
     revision: AnyText | None = None
     """Branch, tag or commit on the hub; null takes its newest."""
     variant: AnyText | None = None

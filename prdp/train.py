@@ -170,7 +170,8 @@ class Run:
         for note in filter(None, (self.prompts.note, *self.source.notes())):
             progress.message(note)
         if self.config.model.family in FAMILIES:  # what a family from elsewhere makes of long prompts is its own matter
-            progress.message(cut_prompts_report(self.config.model.path, self.stream, self.prompts.judged.texts))
+            model = self.config.model
+            progress.message(cut_prompts_report(model.config or model.path, self.stream, self.prompts.judged.texts))
 
     def _catch_up(self) -> None:
         """Log what a run that was ended did not come to log; judge weights that are due and were not judged yet."""

@@ -14,7 +14,7 @@ from prdp.diffusion.guidance import guided
 from prdp.diffusion.image_size import picture_size
 from prdp.diffusion.model_components import component_config
 from prdp.diffusion.pipeline_formats import PipelineFormat
-from prdp.diffusion.pipeline_loading import load_pipeline, pipeline_class
+from prdp.diffusion.pipeline_loading import load_pipeline, pipeline_class, single_file
 from prdp.diffusion.process import Process
 from prdp.support.errors import StartError
 
@@ -67,7 +67,7 @@ class FolderPolicy(DiffusersPolicy, ABC):
 
         _check_text_tokens(model, cls.FORMAT)
         folder = cls._folder(model)
-        check_components(f"model.path={model.path}", folder, model.variant, cls.FORMAT)
+        check_components(f"model.path={model.path}", folder, model.variant, cls.FORMAT, single_file(model))
         cls._latent_shape_in(folder, model)
         if model.adapters:
             check_adapters(model, empty_network(folder, cls.FORMAT), pipeline_class(cls.FORMAT), cls.NETWORK)
@@ -138,7 +138,7 @@ class FolderPolicy(DiffusersPolicy, ABC):
     def _folder(cls, model: ModelConfig) -> Path:
         from prdp.diffusion.model_folder import check_model
 
-        folder = check_model(model.path, model.variant, model.revision, cls.FORMAT)
+        folder = check_model(model.path, model.variant, model.revision, cls.FORMAT, model.config)
         if folder is None:
             raise StartError(f"model.path={model.path}: set model.family={model.path}")
         return folder

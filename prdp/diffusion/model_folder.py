@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LIBRARIES = ("diffusers", "transformers")
 """Where components may come from, beside the module of diffusers with the pipeline itself."""
 _NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
-_PICKLED = (".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx")
+PICKLED = (".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx")
 
 
 def model_location(path: str) -> str:
@@ -33,11 +33,18 @@ def model_location(path: str) -> str:
 
 
 def check_model(
-    path: str, variant: str | None = None, revision: str | None = None, kind: PipelineFormat = STABLE_DIFFUSION
+    path: str,
+    variant: str | None = None,
+    revision: str | None = None,
+    kind: PipelineFormat = STABLE_DIFFUSION,
+    config: str | None = None,
 ) -> Path | None:
-    """Check that `model.path` is a whole pipeline in diffusers format, or a hub id of one.
+    """Check that `model.path` is a whole pipeline in diffusers format, a hub id of one, or a checkpoint in one file.
 
     Of a hub repository that may be downloaded the small files are fetched, and weights are not looked for.
+
+    Args:
+        config: `model.config`, a folder or a hub id, for a checkpoint in one file; its weights are not looked for.
 
     Returns:
         the folder with the pipeline's configurations; None for the world of mixtures.
@@ -47,15 +54,39 @@ def check_model(
     """
     if path == MIXTURES:
         return None
-    location = Path(model_location(path))
     where = f"model.path={path}"
+    if is_single_file(path):
+        from prdp.diffusion.single_file import check_file
+
+        check_file(where, Path(model_location(path)), kind)
+        if config is None:
+            raise StartError(
+                f"{where}: is one file, which has weights alone: set model.config to a folder in diffusers format of a "
+                "model of the same architecture, for its configurations, scheduler and tokenizers; see docs/models.md"
+            )
+        return _located(f"model.config={config}", config, None, revision, kind, weights=False)
+    if config is not None:
+        raise StartError(f"model.config={config}: must be null: {where} is no file, and has configurations of its own")
+    return _located(where, path, variant, revision, kind)
+
+
+def is_single_file(path: str) -> bool:
+    """Whether `model.path` names a file."""
+    return path not in EMBEDDED_FOLDERS and Path(model_location(path)).is_file()
+
+
+def _located(
+    where: str, path: str, variant: str | None, revision: str | None, kind: PipelineFormat, weights: bool = True
+) -> Path:
+    """The folder of a pipeline that is whole."""
+    location = Path(model_location(path))
     if location.is_dir():
-        _check_folder(where, location, variant, kind)
+        _check_folder(where, location, variant, kind, weights)
         return location
     if location.exists():
         raise StartError(f"{where}: {location} is a file, must be a folder in diffusers format")
     if path not in EMBEDDED_FOLDERS and _HUB_ID.fullmatch(path):
-        return _check_hub(where, path, variant, revision, kind)
+        return _check_hub(where, path, variant, revision, kind, weights)
     raise StartError(f"{where}: there is no folder {location}{_hint(location)}")
 
 
@@ -204,7 +235,7 @@ def _check_weights(where: str, folder: Path, name: str, variant: str | None, kin
             raise StartError(f"{where}: {file} is missing, a part of the weights that the index beside it names")
         if file.stat().st_size == 0:
             raise StartError(f"{where}: {file} is empty")
-        _check_safetensors(where, file)
+        check_safetensors(where, file)
 
 
 def _no_weights(folder: Path, name: str, variant: str | None, kind: PipelineFormat) -> str:
@@ -216,7 +247,7 @@ def _no_weights(folder: Path, name: str, variant: str | None, kind: PipelineForm
         return f"{inside} holds {wanted}, only those of variant {others[0]}: set model.variant={others[0]}"
     if variant is not None and list(inside.glob("*.safetensors")):
         return f"{inside} holds {wanted}, only those without a variant: set model.variant=null"
-    pickled = sorted(file.name for file in inside.iterdir() if file.suffix in _PICKLED)
+    pickled = sorted(file.name for file in inside.iterdir() if file.suffix in PICKLED)
     if pickled:
         return (
             f"{inside} holds {wanted}, only {pickled[0]}, which is pickled and never read here. If you trust who made "
@@ -226,7 +257,8 @@ def _no_weights(folder: Path, name: str, variant: str | None, kind: PipelineForm
     return f"{inside} holds {wanted}"
 
 
-def _check_safetensors(where: str, file: Path) -> None:
+def check_safetensors(where: str, file: Path) -> None:
+    """Refuse a file that is not whole, by a StartError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -249,7 +281,7 @@ def _read_json(where: str, file: Path) -> dict[str, Any]:
 
 
 def _check_hub(
-    where: str, path: str, variant: str | None, revision: str | None, kind: PipelineFormat
+    where: str, path: str, variant: str | None, revision: str | None, kind: PipelineFormat, weights: bool
 ) -> Path:
     from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -263,7 +295,7 @@ def _check_hub(
             for name in (*kind.components, "scheduler")
             if name not in kind.optional
         ):
-            _check_folder(where, folder, variant, kind, weights=offline)
+            _check_folder(where, folder, variant, kind, weights=weights and offline)
             return folder
     if offline:
         raise StartError(

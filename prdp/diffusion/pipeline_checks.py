@@ -16,6 +16,7 @@ from prdp.diffusion.model_components import (
 )
 from prdp.diffusion.model_folder import absent_parts, read_component, weight_files
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
+from prdp.diffusion.single_file import file_problems
 from prdp.diffusion.transformer_components import transformer_problems
 from prdp.diffusion.unet_components import unet_problems
 from prdp.support.errors import StartError
@@ -25,18 +26,25 @@ if TYPE_CHECKING:
 
 
 def check_components(
-    where: str, folder: Path, variant: str | None = None, kind: PipelineFormat = STABLE_DIFFUSION
+    where: str,
+    folder: Path,
+    variant: str | None = None,
+    kind: PipelineFormat = STABLE_DIFFUSION,
+    file: Path | None = None,
 ) -> None:
     """Refuse a folder, whole according to `check_model`, whose components are not computed exactly.
 
     Args:
         where: put before each problem, such as 'model.path=/models/sd'.
         folder, variant, kind: of the pipeline.
+        file: with its weights, where the folder has none.
 
     Raises:
         StartError: all problems, a line each.
     """
     problems = component_problems(folder, variant, kind)
+    if file is not None and not problems:
+        problems = file_problems(file, folder, kind)
     if problems:
         raise StartError("\n".join(f"{where}: {problem}" for problem in problems))
 

@@ -29,6 +29,7 @@ class PipelineFormat:
         text_tokens: of `model.max_sequence_length`, the pipeline's own number and the most that it takes, None for any;
             None where a prompt's length is the tokenizer's.
         chat: whether prompts go through the tokenizer's chat template.
+        single_file: whether checkpoints in one file are taken.
     """
 
     pipeline: str
@@ -43,6 +44,7 @@ class PipelineFormat:
     latent_statistics: bool = False
     text_tokens: tuple[int, int | None] | None = None
     chat: bool = False
+    single_file: bool = False
 
     @property
     def network(self) -> str:
@@ -62,6 +64,7 @@ STABLE_DIFFUSION = PipelineFormat(
     components={"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
     tokenizers={"tokenizer": CLIP_TOKENIZERS},
     arguments={"safety_checker": None},
+    single_file=True,
 )
 STABLE_DIFFUSION_XL = PipelineFormat(
     pipeline="StableDiffusionXLPipeline",
@@ -78,6 +81,7 @@ STABLE_DIFFUSION_XL = PipelineFormat(
     arguments={"add_watermarker": False},
     addition="text_time",
     latent_statistics=True,
+    single_file=True,
 )
 STABLE_DIFFUSION_3 = PipelineFormat(
     pipeline="StableDiffusion3Pipeline",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +33,15 @@ def load_pipeline(
     from prdp.diffusion.effective_scheduler import effective_scheduler
     from prdp.diffusion.model_folder import absent_parts, check_model, fetch_model, read_component
     from prdp.diffusion.pipeline_checks import check_components
+    from prdp.diffusion.single_file import pipeline_of_file
 
-    where = f"model.path={model.path}"
+    where, file = f"model.path={model.path}", single_file(model)
     # What is refused is refused before a download of gigabytes.
-    check_model(model.path, model.variant, model.revision, kind)
-    folder = fetch_model(model.path, model.variant, model.revision, kind)
-    check_model(str(folder), model.variant, kind=kind)
+    folder = check_model(model.path, model.variant, model.revision, kind, model.config)
+    assert folder is not None, "the world of mixtures has no pipeline"
+    if file is None:
+        folder = fetch_model(model.path, model.variant, model.revision, kind)
+        check_model(str(folder), model.variant, kind=kind)
     check_components(where, folder, model.variant, kind)
     others: dict[str, Any] = {**kind.arguments, **dict.fromkeys(absent_parts(folder, kind))}
     if only_network:
@@ -48,14 +52,25 @@ def load_pipeline(
         others["requires_safety_checker"] = False
     if kind.network == "unet":
         others["scheduler"] = effective_scheduler(read_component(folder, "scheduler"), kind)
+    others["dtype"] = DTYPES[model.dtype]
     try:
-        pipeline = pipeline_class(kind).from_pretrained(
-            folder, **others, variant=model.variant, dtype=DTYPES[model.dtype], use_safetensors=True
-        )
+        if file is None:
+            pipeline = pipeline_class(kind).from_pretrained(
+                folder, **others, variant=model.variant, use_safetensors=True
+            )
+        else:
+            pipeline = pipeline_of_file(file, folder, kind, **others)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(f"{where}: {folder} cannot be loaded as a {kind.pipeline}: {error}") from error
+        raise ValueError(f"{where}: cannot be loaded as a {kind.pipeline}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return placed(pipeline, model)
+
+
+def single_file(model: ModelConfig) -> Path | None:
+    """The file with the weights, where `model.path` is one."""
+    from prdp.diffusion.model_folder import is_single_file, model_location
+
+    return Path(model_location(model.path)) if is_single_file(model.path) else None
 
 
 def pipeline_class(kind: PipelineFormat) -> Any:

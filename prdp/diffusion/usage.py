@@ -91,6 +91,8 @@ def _program(
     options = [f"{key}={value!r}" for key, value in kind.arguments.items()]
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
     embedded = model.path == "shapes" and mode == "lora"
+    maker = "from_pretrained" if mode == "full" or model.config is None else "from_single_file"
+    options += [] if maker == "from_pretrained" else [f"config={model.config!r}"]
     if mode == "full":
         base = "weights"
     else:
@@ -103,7 +105,7 @@ def _program(
         *(["from prdp.worlds.shapes.tiny_pipeline import pipeline_folder"] if embedded else []),
         _WITHOUT_NOISE.format(steps=steps_without_noise) if steps_without_noise else "",
         f"weights = {str(weights)!r}",
-        f"pipeline = {kind.pipeline}.from_pretrained({', '.join([base, *options])})",
+        f"pipeline = {kind.pipeline}.{maker}({', '.join([base, *options])})",
         *loading_lines(model, mode, "unet"),
         f"pipeline.scheduler = {'LastStepsWithoutNoise' if steps_without_noise else name}(",
         *(f"    {key}={value!r}," for key, value in _scheduler_arguments(sampler, scheduler).items()),

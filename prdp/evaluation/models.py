@@ -18,7 +18,15 @@ from prdp.configuration.typed import typed
 from prdp.diffusion import family_of
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, adapter_file, model_adapters
 from prdp.diffusion.effective_scheduler import is_distilled
-from prdp.diffusion.model_folder import INDEX, MIXTURES, family_in, family_on_hub, fetch_model
+from prdp.diffusion.model_folder import (
+    INDEX,
+    MIXTURES,
+    family_in,
+    family_on_hub,
+    fetch_model,
+    is_single_file,
+    model_location,
+)
 from prdp.diffusion.pipeline_formats import FORMATS
 from prdp.evaluation.runs import TrainedRun, check_family, is_run, read_trained_run, runs_of_sweep, sweep_labels
 from prdp.evaluation.store import file_name
@@ -169,7 +177,13 @@ def model_digest(model: EvaluatedModel) -> str:
     """Changes with the weights and configuration files that the model consists of."""
     digest = hashlib.blake2b(digest_size=12)
     pipeline = model.model
-    digest.update(_pipeline_digest(pipeline.path, pipeline.revision, pipeline.variant, pipeline.family).encode())
+    where = pipeline.revision, pipeline.variant, pipeline.family
+    if is_single_file(pipeline.path):
+        assert pipeline.config is not None
+        digest.update(_file_digest(Path(model_location(pipeline.path))).encode())
+        digest.update(_pipeline_digest(pipeline.config, *where).encode())
+    else:
+        digest.update(_pipeline_digest(pipeline.path, *where).encode())
     sizes = (pipeline.height, pipeline.width, pipeline.max_sequence_length)
     if sizes != (None, None, None):
         digest.update(f"{sizes}|".encode())
@@ -250,7 +264,7 @@ def _sized(model: ModelConfig, size: Mapping[str, int | None]) -> ModelConfig:
 def _like(model: ModelConfig, path: str, family: str) -> ModelConfig:
     """A whole pipeline elsewhere, which has no adapters; of a model of the same family it takes the sizes too."""
     if family == model.family:
-        return replace(model, path=path, revision=None, variant=None, adapters=[], adapter_weights=[])
+        return replace(model, path=path, config=None, revision=None, variant=None, adapters=[], adapter_weights=[])
     return ModelConfig(family=family, path=path, dtype=model.dtype, device=model.device)
 
 

@@ -1,0 +1,116 @@
+"""Pipelines of diffusers under the names that the models' authors, kohya's trainers and ComfyUI give to tensors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+_RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+}  # fmt: skip
+_ENDS = {
+    "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}  # fmt: skip
+_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}  # fmt: skip
+
+
+def save_single_file(pipeline: Any, file: Path) -> Path:
+    """Write a Stable Diffusion 1 or XL as one file."""
+    tensors = {
+        f"model.diffusion_model.{_of_unet(name, pipeline.unet.config.layers_per_block)}": value
+        for name, value in pipeline.unet.state_dict().items()
+    }
+    blocks = len(pipeline.vae.config.block_out_channels)
+    for name, value in pipeline.vae.state_dict().items():
+        tensors[f"first_stage_model.{_of_vae(name, blocks)}"] = (
+            value[..., None, None] if "attentions" in name and value.dim() == 2 else value
+        )
+    second = getattr(pipeline, "text_encoder_2", None)
+    first = "cond_stage_model." if second is None else "conditioner.embedders.0."
+    for name, value in pipeline.text_encoder.state_dict().items():
+        tensors[f"{first}transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    if second is not None:
+        tensors |= _open_clip(second.state_dict())
+    # An upsampler stands behind the attention of its block, where there is one.
+    attended = {name.split(".1.")[0] for name in tensors if re.search(r"output_blocks\.\d+\.1\.", name)}
+    tensors = {
+        name.replace(".UP.", ".2." if name.split(".UP.")[0] in attended else ".1."): value
+        for name, value in tensors.items()
+    }
+    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, file)
+    return file
+
+
+def _of_unet(name: str, layers: int) -> str:
+    for theirs, other in _ENDS.items():
+        if name.startswith(f"{theirs}."):
+            return name.replace(theirs, other)
+    side, rest = name.split("_blocks.", 1) if not name.startswith("mid") else ("mid", name.removeprefix("mid_block."))
+    if side == "mid":
+        kind, number, inner = rest.split(".", 2)
+        return f"middle_block.{2 * int(number) if kind == 'resnets' else 1}.{_inner(kind, inner)}"
+    block, kind, number, inner = rest.split(".", 3)
+    place = int(block) * (layers + 1) + int(number)
+    if side == "down":
+        if kind == "downsamplers":
+            return f"input_blocks.{(int(block) + 1) * (layers + 1)}.0.op.{inner.removeprefix('conv.')}"
+        return f"input_blocks.{1 + place}.{0 if kind == 'resnets' else 1}.{_inner(kind, inner)}"
+    if kind == "upsamplers":
+        return f"output_blocks.{int(block) * (layers + 1) + layers}.UP.{inner}"
+    return f"output_blocks.{place}.{0 if kind == 'resnets' else 1}.{_inner(kind, inner)}"
+
+
+def _inner(kind: str, inner: str) -> str:
+    part, _, end = inner.partition(".")
+    return f"{_RESNET[part]}.{end}" if kind == "resnets" else inner
+
+
+def _of_vae(name: str, blocks: int) -> str:
+    name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
+    name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
+    name = re.sub(
+        r"up_blocks\.(\d)\.(resnets\.(\d)|upsamplers\.0)",
+        lambda found: f"up.{blocks - 1 - int(found[1])}." + (f"block.{found[3]}" if found[3] else "upsample"),
+        name,
+    )
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+    if "mid_block.attentions.0." in name:
+        before, inner = name.split("mid_block.attentions.0.")
+        part, end = inner.rsplit(".", 1)
+        return f"{before}mid.attn_1.{_ATTENTION[part]}.{end}"
+    return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+
+
+def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = "conditioner.embedders.1.model."
+    state = {name.removeprefix("text_model."): value for name, value in state.items()}
+    found = {
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+        "text_projection": state["text_projection.weight"].T,
+    }
+    for name, value in state.items():
+        match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        if match is None or re.search(r"[kv]_proj", name):
+            continue
+        layer, part, end = match.groups()
+        start = f"transformer.resblocks.{layer}."
+        if part == "self_attn.q_proj":
+            parts = [state[name.replace("q_proj", f"{one}_proj")] for one in "qkv"]
+            found[f"{start}attn.in_proj_{end}"] = torch.cat(parts)
+        else:
+            found[f"{start}{_OPEN_CLIP[part]}.{end}"] = value
+    return {prefix + name: value for name, value in found.items()}
