@@ -66,6 +66,7 @@ def check_family(config: TrainConfig) -> None:
         ("model.height", config.model.height, None),
         ("model.width", config.model.width, None),
         ("model.max_sequence_length", config.model.max_sequence_length, None),
+        ("model.config", config.model.config, None),
         ("sampler.guidance_scale", config.sampler.guidance_scale, 1.0),
         ("objective.kl_guidance", config.objective.get("kl_guidance"), None),
         ("learner.mode", config.learner.mode, "full"),
