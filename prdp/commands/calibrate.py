@@ -107,7 +107,6 @@ def check_start(config: CalibrateConfig, model_is_given: bool = True, sizes: Seq
     from prdp.collaboration.cascade import teacher_steps
     from prdp.collaboration.cascade_files import Part
     from prdp.diffusion import family_of
-    from prdp.diffusion.latent_space import vae_digest
     from prdp.prompts import build_prompts
     from prdp.prompts.stream import fixed_prompts, pass_length
 
@@ -126,7 +125,7 @@ def check_start(config: CalibrateConfig, model_is_given: bool = True, sizes: Seq
         check_reward_of(folder, section)
     check_drawing(config, models, {"rewards": config.rewards})
     if config.strategy.name == "refine":
-        refuse(_space_problems(student, teacher, vae_digest))
+        refuse(_space_problems(student, teacher))
     sampler = sampler_of(config, teacher)
     total, first = teacher_steps(config.strategy, sampler.steps, family_of(teacher.model).process_of(teacher.model))
     sampler = dataclasses.replace(sampler, steps=total)
@@ -187,15 +186,16 @@ def _scores(work: Work[Any], reward: str, key: Mapping[str, Any]) -> Float64:
     return np.concatenate([one.rewards for one in found if one is not None])
 
 
-def _space_problems(student: EvaluatedModel, teacher: EvaluatedModel, vae_digest: Any) -> list[str]:
+def _space_problems(student: EvaluatedModel, teacher: EvaluatedModel) -> list[str]:
     """Latents of the student that the teacher cannot go on from."""
     from prdp.diffusion import family_of
+    from prdp.diffusion.latent_space import is_vae_of, vae_digest
 
     shapes = [tuple(family_of(one.model).latent_shape_of(one.model)) for one in (student, teacher)]
     if shapes[0] != shapes[1]:
         return [f"strategy=refine: latents of {student.name} are {shapes[0]}, those of {teacher.name} {shapes[1]}"]
     digests = [vae_digest(one.model) for one in (student, teacher)]
-    if digests[0] != digests[1]:
+    if not is_vae_of(digests[0], teacher.model):
         return [
             f"strategy=refine: {student.name} has another VAE than {teacher.name} (digests {digests[0]} and "
             f"{digests[1]}), so that its latents mean other pictures; set strategy=regenerate"

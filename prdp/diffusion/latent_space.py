@@ -29,6 +29,39 @@ def vae_digest(model: ModelConfig) -> str:
     return _digest(model.path, model.variant, model.revision, model.family, model.config)
 
 
+def is_vae_of(digest: str, model: ModelConfig) -> bool:
+    """Whether a `vae_digest` is of a model's VAE, in whatever precision either was stored without a loss: exports of
+    full weights are float32, and their base may be half precision.
+    """
+    known = model.family in FAMILIES and any(one.family == model.family for one in FORMATS)
+    if digest == vae_digest(model) or not known:
+        return digest == vae_digest(model)
+    return digest in _in_other_precisions(model.path, model.variant, model.revision, model.family)
+
+
+@cache
+def _in_other_precisions(path: str, variant: str | None, revision: str | None, family: str) -> frozenset[str]:
+    """The digests that a VAE would have if it were stored in another precision that holds its very values."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder = fetch_model(path, variant, revision, next(one for one in FORMATS if one.family == family))
+    config = {name: value for name, value in read_component(folder, "vae").items() if not name.startswith("_")}
+    tensors = {name: value for file in weight_files(folder, "vae", variant) for name, value in load_file(file).items()}
+    found = set()
+    for dtype, told in ((torch.float32, "F32"), (torch.float16, "F16"), (torch.bfloat16, "BF16")):
+        cast = {name: value.to(dtype) for name, value in tensors.items()}
+        if any(not torch.equal(cast[name].double(), value.double()) for name, value in tensors.items()):
+            continue
+        digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=12)
+        for name, value in sorted(cast.items()):
+            content = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            digest.update(f"|{name}|{told} {list(value.shape)}|".encode())
+            digest.update(hashlib.blake2b(content, digest_size=12).digest())
+        found.add(digest.hexdigest())
+    return frozenset(found)
+
+
 @cache
 def _digest(path: str, variant: str | None, revision: str | None, family: str, settings: str | None) -> str:
     kind = next(one for one in FORMATS if one.family == family)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prdp.config import ModelConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
-from prdp.diffusion.latent_space import vae_digest
+from prdp.diffusion.latent_space import is_vae_of, vae_digest
 from prdp.image_sets.reading import ImageSet
 from prdp.image_sets.stored_scores import names_within
 from prdp.support.errors import StartError
@@ -96,7 +96,7 @@ def latent_problems(model: ModelConfig, one: ImageSet) -> list[str]:
             f"{model.path} {_shown(shape)}"
         ]
     vae = vae_digest(model)
-    if latents["vae"] != vae:
+    if not is_vae_of(latents["vae"], model):
         return [
             f"{where}: its latents are of another VAE (digest {latents['vae']}) than that of model.path="
             f"{model.path} ({vae})"
