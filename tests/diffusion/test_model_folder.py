@@ -72,7 +72,7 @@ def test_variant(model_folder: Path) -> None:
 def test_not_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "model.ckpt"
     file.write_text(json.dumps({}))
-    with pytest.raises(StartError, match="is a file"):
+    with pytest.raises(StartError, match=r"model\.ckpt: is pickled and never read here"):
         check_model(str(file))
     with pytest.raises(StartError, match="there is no folder"):
         check_model(str(tmp_path / "nowhere"))

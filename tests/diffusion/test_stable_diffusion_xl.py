@@ -295,7 +295,7 @@ def unet(**changes: Any) -> Callable[[Path], None]:
         (unet(addition_embed_type=None), r"unet: addition_embed_type=None: must be text_time"),
         (unet(addition_embed_type="image"), r"unet: addition_embed_type=image: must be text_time"),
         (unet(projection_class_embeddings_input_dim=36), r"=36: must be the projection_dim of text_encoder_2, 16"),
-        (unet(time_cond_proj_dim=8), "time_cond_proj_dim=8: must be null: it is distilled to take the guidance"),
+        (unet(time_cond_proj_dim=1), "time_cond_proj_dim=1: must be null or a whole number of at least 4"),
         (unet(in_channels=9), "in_channels=9: must be 4, the VAE's latent_channels"),
         (unet(cross_attention_dim=16), "cross_attention_dim=16: must be 24, the hidden_size of the text encoders tog"),
         (edit("vae/config.json", latents_mean=[0.0] * 4), r"vae: latents_std=None: must be 4 numbers.* or null with"),
