@@ -48,6 +48,8 @@ BUILD = {
     "commands/evaluate.py": "what the command line composes, runs having passed `prdp.evaluation.trust`",
     "evaluation/preconditions.py": "likewise",
     "commands/generate.py": "what the command line composes; of runs it takes no sections",
+    "commands/calibrate.py": "likewise",
+    "language/building.py": "a metric that the command line names; pairs tell none",
     "train.py": "likewise",
     "commands/reward_server.py": "likewise",
     "cluster/base.py": "the reward of the run that starts the actor",

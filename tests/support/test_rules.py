@@ -54,7 +54,7 @@ def test_every_key_has_a_rule_unless_its_type_says_all(schema: type) -> None:
 
 def test_sections_that_are_checked_against_what_they_name() -> None:
     assert set(TRAIN.open_sections) == {"reward", "prompts.train", "prompts.heldout", "objective"}
-    assert set(EVALUATE.open_sections) == {"prompts", "rewards", "watch", "features"}
+    assert set(EVALUATE.open_sections) == {"prompts", "rewards", "watch", "features", "samplers"}
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
