@@ -113,7 +113,8 @@ def best_checkpoint(run_dir: Path | str, metric: str) -> Path | None:
         ValueError: the log is damaged.
     """
     folder = Path(run_dir) / FOLDER
-    there = {int(path.name.rpartition("_")[2]): path for _, path in _numbered(folder)}
+    named = ((re.fullmatch(r"epoch_(\d+)", path.name), path) for _, path in _numbered(folder))
+    there = {int(match[1]): path for match, path in named if match is not None}
     epoch = best_epoch(Path(run_dir), metric, there)
     return None if epoch is None else there[epoch]
 

@@ -12,10 +12,10 @@ from prdp.checkpoints.run_folder import check_writable
 from prdp.checkpoints.run_lock import hold
 from prdp.cluster.process_threads import apply_threads
 from prdp.configuration.compose import Composer
-from prdp.configuration.key_help import topics_among, topics_help
+from prdp.configuration.key_help import groups_text, topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
 from prdp.configuration.secret_values import check_no_secrets
-from prdp.configuration.typed import conf_folder, groups, schema_keys, write_config
+from prdp.configuration.typed import conf_folder, schema_keys, write_config
 from prdp.diffusion import family_of
 from prdp.evaluation.command_line import EVALUATE, read_command_line
 from prdp.evaluation.exports import FOLDER as EXPORTS
@@ -203,13 +203,5 @@ def _parser() -> argparse.ArgumentParser:
         prog="prdp evaluate",
         usage="prdp evaluate models=[...] [OVERRIDES] [options]",
         description="Judge models on the same prompts and the same noise.",
-        epilog=f"{_HELP}\n{_options_text()}",
+        epilog=f"{_HELP}\n{groups_text(_ALL_GROUPS, _MORE)}",
     )
-
-
-def _options_text() -> str:
-    """The options of every group that an evaluation takes."""
-    available = groups([conf_folder()], _ALL_GROUPS)
-    width = max(map(len, available))
-    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items()]
-    return "\n".join(["groups:", *lines, _MORE])

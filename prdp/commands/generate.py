@@ -12,11 +12,11 @@ from prdp.checkpoints.run_folder import check_writable
 from prdp.checkpoints.run_lock import hold
 from prdp.cluster.process_threads import apply_threads
 from prdp.configuration.compose import Composer
-from prdp.configuration.key_help import topics_among, topics_help
+from prdp.configuration.key_help import groups_text, topics_among, topics_help
 from prdp.configuration.override_words import OverrideParser
 from prdp.configuration.sampler_bounds import without_noise
 from prdp.configuration.secret_values import check_no_secrets
-from prdp.configuration.typed import Root, conf_folder, groups, schema_keys, write_config
+from prdp.configuration.typed import Root, conf_folder, schema_keys, write_config
 from prdp.evaluation.command_line import FROM_RUN, Command, read_command_line
 from prdp.evaluation.models import EvaluatedModel, find_models
 from prdp.evaluation.preconditions import check_drawing
@@ -197,13 +197,5 @@ def _parser() -> argparse.ArgumentParser:
         prog="prdp generate",
         usage="prdp generate models=[...] prompts=[...] [OVERRIDES] [options]",
         description="Draw a set of images that training reads.",
-        epilog=f"{_HELP}\n{_options_text()}",
+        epilog=f"{_HELP}\n{groups_text(_ALL_GROUPS, _MORE)}",
     )
-
-
-def _options_text() -> str:
-    """The options of every group that the command takes."""
-    available = groups([conf_folder()], _ALL_GROUPS)
-    width = max(map(len, available))
-    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items()]
-    return "\n".join(["groups:", *lines, _MORE])

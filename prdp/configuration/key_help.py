@@ -262,3 +262,15 @@ def _targets(content: Any) -> Iterator[str]:
 
 def _summary(text: str | None) -> str:
     return " ".join((text or "").split("\n\n")[0].split())
+
+
+def groups_text(root: Root, more: str) -> str:
+    """The options of every group that a command takes, for the end of its help.
+
+    Args:
+        more: what follows: how to ask for more.
+    """
+    available = groups([conf_folder()], root)
+    width = max(map(len, available))
+    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in available.items()]
+    return "\n".join(["groups:", *lines, more])

@@ -91,6 +91,7 @@ def test_the_best_on_held_out_prompts_stays_as_well(tmp_path, caplog):
         if epoch == 3:
             assert names() == [2, 3]
     assert names() == [4, 9, 10]
+    shutil.copytree(tmp_path / "checkpoints" / "epoch_00004", tmp_path / "checkpoints" / "epoch_00004_mine")
     assert best_checkpoint(tmp_path, "eval/score") == tmp_path / "checkpoints" / "epoch_00004"
     assert not caplog.records
     assert best_checkpoint(tmp_path, "eval/colour") is None
