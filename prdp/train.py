@@ -23,12 +23,10 @@ from prdp.configuration.typed import write_config
 from prdp.diffusion import build_policy
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.image_sets.source import rollout_source
-from prdp.learners import build_learner
-from prdp.learners.schedule import decaying_over
+from prdp.learners import learner_of
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.reports.report import write_report
-from prdp.rewards.weighted_sum import optimised_terms
 from prdp.support.errors import start_up_checks
 from prdp.support.interruption import interruptions_raised
 from prdp.support.silent_end import told_when_silent
@@ -123,17 +121,7 @@ class Run:
             self._held.callback(gpu.close)
             model = dataclasses.replace(model, device=gpu.device)
         self.policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False, only_network=True)
-        transitions = self.policy.process.transitions(config.sampler)
-        self.learner = build_learner(
-            self.policy,
-            transitions,
-            config.sampler.guidance_scale,
-            decaying_over(config.learner, config.epochs * config.updates_per_epoch),
-            config.objective,
-            config.seed,
-            config.updates_per_epoch,
-            optimised_terms(config.reward),
-        )
+        self.learner = learner_of(config, self.policy)
         return model
 
     def _build_workforce(self, learner_device: str) -> None:

@@ -8,11 +8,35 @@ from typing import TYPE_CHECKING, Any
 from prdp.config import FRAMEWORKS
 
 if TYPE_CHECKING:
-    from prdp.config import LearnerConfig
+    from prdp.config import LearnerConfig, TrainConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.transitions import Transitions
     from prdp.learners.engine import Engine
     from prdp.learners.learner import Learner
+
+
+def learner_of(config: TrainConfig, policy: Policy) -> Learner:
+    """The learner of a run: `build_learner` with what its configuration says; a schedule decays over the run.
+
+    Args:
+        policy: of `config.model` and `config.learner`.
+
+    Raises:
+        ValueError: as `build_learner`.
+    """
+    from prdp.learners.schedule import decaying_over
+    from prdp.rewards.weighted_sum import optimised_terms
+
+    return build_learner(
+        policy,
+        policy.process.transitions(config.sampler),
+        config.sampler.guidance_scale,
+        decaying_over(config.learner, config.epochs * config.updates_per_epoch),
+        config.objective,
+        config.seed,
+        config.updates_per_epoch,
+        optimised_terms(config.reward),
+    )
 
 
 def build_learner(
