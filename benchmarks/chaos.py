@@ -3,6 +3,7 @@
     python benchmarks/chaos.py                           # five minutes or so on two cores
     python benchmarks/chaos.py --epochs 200 --every 10
     python benchmarks/chaos.py --targets 'hung sampler' --every 60
+    python benchmarks/chaos.py --points                  # on the world of points, whose actors start in less time
 
 A Ray of two nodes runs on this machine. `prdp supervise train ... cluster=ray` joins it; sampler actors, reward actors,
 the second node (replaced by a fresh one) and, when it has finished an epoch since the last time, the learner's process
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=0, help="stop killing after so many; 0 for no limit")
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=(*TARGETS, HUNG))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--points", action="store_true", help="train on points, not on pictures")
     parser.add_argument("--overrides", nargs="*", default=[], help="of both runs, after those of this script")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,12 +59,15 @@ def main() -> int:
 
 def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run undisturbed and disturbed; what was killed, what the seconds were, whether the ends agree."""
+    world = ["experiment=mixtures_large", "checkpoint.every=1"] if options.points else ["experiment=shapes_smoke"]
     overrides = [
-        "experiment=shapes_smoke",
+        *world,
         "tracking=silent",
         f"epochs={options.epochs}",
         "prompts_per_epoch=4",
-        "prompts=shapes",
+        "images_per_prompt=2",
+        "sampler.prompts_per_chunk=1",
+        f"prompts={'gaussian_mixtures' if options.points else 'shapes'}",
         "evaluation.every=0",
         *options.overrides,
     ]

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes as Linux shows them")
 def test_a_run_survives_every_kind_of_death_with_the_same_weights():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--epochs", "5", "--every", "3", "--kills", "4"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--points", "--epochs", "40"]
+    command += ["--every", "3", "--kills", "4"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=540)
     assert done.returncode == 0, done.stderr[-4000:]
     result = json.loads(done.stdout)
