@@ -46,9 +46,13 @@ CASCADES: dict[str, tuple[str, ...]] = {
     "regenerate25": ("rate=0.25", "strategy=regenerate"),
     "redraw25": ("rate=0.25", "strategy=redraw"),
     "redraw100": ("rate=1", "strategy=redraw"),
+    "refine100": ("rate=1",),
+    "skip25": ("rate=0.25", "strategy=skip", "sampler.steps=8"),
 }
 TEACHERS = {"teacher2": 2, "teacher4": 4, "teacher6": 6}
 """Steps; the base has 8."""
+STOCHASTIC = "teacher8_stochastic"
+"""As many as the base, with noise in each but the last."""
 STUDENTS = {"endpoint2": ("endpoint", 2), "endpoint1": ("endpoint", 1), "consistency2": ("consistency", 2)}
 """Target and steps; students have 4 elsewhere."""
 
@@ -69,13 +73,15 @@ def students(seed: int) -> Iterator[Step]:
     for name, objective in TUNED.items():
         yield train(name, seed, *start, *recipe, *adapters, *judged, *objective)
     parts = ("models=[endpoint,base]", "model=shapes", "prompts=[shapes.train]", "rewards=[shapes_aspects]")
-    count = ("prompts_per_set=512", f"seed={seed}", f"prompt_seed={seed + 100}", "sampler.steps=4", CHUNKS)
+    count = ("prompts_per_set=512", f"seed={seed}", f"prompt_seed={seed + 100}", "sampler.steps=4", "sampler.eta=0")
     for name, words in CASCADES.items():
-        yield Step(name, ("calibrate", *parts, *count, *words, f"output_dir={name}"))
-    models = [f"{name}:base" for name in TEACHERS] + [f"{one}:{one}" for one in (*TARGETS, *TUNED, *CASCADES)]
+        yield Step(name, ("calibrate", *parts, *count, CHUNKS, *words, f"output_dir={name}"))
+    models = [f"{name}:base" for name in (*TEACHERS, STOCHASTIC)]
+    models += [f"{one}:{one}" for one in (*TARGETS, *TUNED, *CASCADES)]
     models += [f"{name}:{of}" for name, (of, _) in STUDENTS.items()]
     steps = {**TEACHERS, **{name: number for name, (_, number) in STUDENTS.items()}}
-    words = ("model=shapes", "prompts=[shapes]", JUDGE, "sampler=few_step", "sampler.eta=0", CHUNKS)
+    words = ("model=shapes", "prompts=[shapes]", JUDGE, "watch=[shapes_aspects]", "sampler=few_step", "sampler.eta=0")
+    words = (*words, CHUNKS, f"samplers.{STOCHASTIC}.eta=1")
     words += tuple(f"samplers.{name}.steps={number}" for name, number in steps.items())
     size = ("prompts_per_set=256", "images_per_prompt=1", f"prompt_seed={seed}", f"seeds=[{seed}]")
     yield Step(EVALUATION, ("evaluate", f"models=[base,{','.join(models)}]", *words, *size, f"output_dir={EVALUATION}"))

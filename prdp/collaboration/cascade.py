@@ -1,4 +1,4 @@
-"""A student draws every image, and what a scorer thinks little of is drawn once more, by the teacher or itself.
+"""A student draws, and what a scorer thinks little of is drawn once more, by the teacher or itself.
 
 "Your Student is Better Than Expected", Starodubcev et al., CVPR 2024, arXiv:2312.10835, algorithm 1: the teacher is
 asked where the score is below a threshold; a score that ties with it keeps the student's image.
@@ -7,6 +7,7 @@ asked where the score is below a threshold; a score that ties with it keeps the 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -14,13 +15,14 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 
 from prdp.calibration import Threshold
+from prdp.collaboration.prompt_estimator import PromptEstimator
 from prdp.diffusion.process import Process
 from prdp.diffusion.refinement import rollback
 from prdp.diffusion.sampler import Sampler
 from prdp.support.rules import Share, one_of
 from prdp.types import Bool, Float64, Int64, PromptBatch, Rollout, UInt8, Weights
 
-STRATEGIES = ("refine", "regenerate", "redraw")
+STRATEGIES = ("refine", "regenerate", "redraw", "skip")
 ROUTERS = ("score", "random")
 FINAL_LATENTS = "final_latents"
 _DOMAIN = 0x726F757465
@@ -34,7 +36,8 @@ class Strategy:
 
     name: Annotated[str, one_of(*STRATEGIES)] = "refine"
     """refine: the teacher goes on from the student's image, noised anew; regenerate: the teacher draws from noise;
-    redraw: the student draws once more, and the better of its two images is kept."""
+    redraw: the student draws once more, and the better of its two images is kept; skip: what the student's score is
+    expected to be is told from the prompt, and where that is low the teacher draws instead of it."""
     rollback_strength: Share | None = None
     """Of refine: how far the image is noised, as a share of the training timesteps."""
     rollback_variance: Share | None = None
@@ -83,6 +86,7 @@ class CascadeSampler:
         threshold: of its scores of the student's images; those that it chooses are drawn once more.
         strategy: how.
         first: of refine, the step that the teacher goes on from.
+        expected: of skip, tells scores from prompts.
     """
 
     def __init__(
@@ -93,8 +97,9 @@ class CascadeSampler:
         threshold: Threshold,
         strategy: Strategy,
         first: int = 0,
+        expected: PromptEstimator | None = None,
     ) -> None:
-        self._student, self._teacher, self._scorer = student, teacher, scorer
+        self._student, self._teacher, self._scorer, self._expected = student, teacher, scorer, expected
         self._threshold, self._strategy, self._first = threshold, strategy, first
 
     @property
@@ -111,12 +116,14 @@ class CascadeSampler:
         """See `Sampler.sample`; with `trajectory` the final latents are kept. `network_passes` are those that each
         image took; scoring takes none.
         """
+        if self._strategy.name == "skip":
+            return self._instead(prompts, images_per_prompt, seed, trajectory)
         drawn = self._student.sample(prompts, images_per_prompt, seed, trajectory=True)
         images, latents = drawn.images.copy(), drawn.stored[FINAL_LATENTS].copy()
         assert drawn.network_passes is not None
         passes = drawn.network_passes.copy()
         scores = self._scores(drawn, images, np.arange(len(drawn)))
-        rows = np.flatnonzero(self._chosen(drawn, scores, seed))
+        rows = np.flatnonzero(self._chosen(prompts, images_per_prompt, scores, seed))
         if len(rows):
             name = self._strategy.name
             sampler = self._student if name == "redraw" else self._teacher
@@ -142,14 +149,42 @@ class CascadeSampler:
         where = f"the cascade's estimator, prompts {first} to {first + size - 1}"
         return self._scorer.score(images, [texts[row] for row in rows], [metadata[row] for row in rows], where)[0]
 
-    def _chosen(self, drawn: Rollout, scores: Float64, seed: int) -> Bool:
+    def _instead(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool) -> Rollout:
+        """Each image by the student or by the teacher, of the noise that either would draw it of."""
+        assert self._expected is not None
+        begun = time.perf_counter()
+        conditions = self._student.encode(prompts.texts)
+        scores = np.repeat(self._expected.scores(conditions), images_per_prompt)
+        asked = self._chosen(prompts, images_per_prompt, scores, seed)
+        parts = []
+        for sampler, rows in ((self._student, np.flatnonzero(~asked)), (self._teacher, np.flatnonzero(asked))):
+            if len(rows):
+                parts.append((rows, sampler.again(prompts, images_per_prompt, seed, rows, fresh=False)))
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        fields, empty = conditions.to_arrays() if trajectory else ({}, {})
+        version, checksum = self._student.holds
+        return Rollout(
+            prompts=prompts,
+            images_per_prompt=images_per_prompt,
+            images=np.concatenate([part.images for _, part in parts])[order],
+            weights_version=version,
+            weights_checksum=checksum,
+            stored={FINAL_LATENTS: np.concatenate([part.latents for _, part in parts])[order]} if trajectory else {},
+            conditions=fields,
+            empty_conditions=empty,
+            seconds={"sample": time.perf_counter() - begun},
+            network_passes=np.concatenate([np.full(len(rows), part.network_passes) for rows, part in parts])[order],
+        )
+
+    def _chosen(self, prompts: PromptBatch, images_per_prompt: int, scores: Float64, seed: int) -> Bool:
+        """bool [n]: which images are not to be the student's."""
         if self._strategy.router == "score":
             return np.asarray(self._threshold.chooses(scores), np.bool_)
-        numbers = np.arange(len(drawn)) % drawn.images_per_prompt
-        address = zip(drawn.group_ids.tolist(), numbers.tolist(), strict=True)
+        places = range(prompts.offset, prompts.offset + len(prompts))
         chance = [
-            np.random.default_rng((_DOMAIN, seed, drawn.prompts.epoch, prompt, number)).random()
-            for prompt, number in address
+            np.random.default_rng((_DOMAIN, seed, prompts.epoch, prompt, number)).random()
+            for prompt in places
+            for number in range(images_per_prompt)
         ]
         return np.array(chance) < self._threshold.rate
 

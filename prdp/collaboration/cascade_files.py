@@ -2,6 +2,7 @@
 
 cascade.json     the parts, and how each draws
 threshold.json   see `prdp.calibration`: bound to the student, the estimator, the student's sampler and the prompts
+prompts.safetensors  of `strategy=skip`: what tells the student's score from a prompt
 samples/         the student's images that the threshold was fitted on, and their scores
 """
 
@@ -22,7 +23,7 @@ from prdp.support.json_lines import load_json
 from prdp.support.plain_yaml import literal
 from prdp.support.storage import write_atomically
 
-CASCADE_FILE, THRESHOLD_FILE = "cascade.json", "threshold.json"
+CASCADE_FILE, THRESHOLD_FILE, ESTIMATOR_FILE = "cascade.json", "threshold.json", "prompts.safetensors"
 _FORMAT = 1
 
 
@@ -53,6 +54,7 @@ class Cascade:
         scorer: its identity.
         strategy: what becomes of what is below the threshold.
         prompts: digest of the prompts that the threshold was fitted on.
+        expected: digest of what tells scores from prompts; None where images are scored.
     """
 
     base: ModelConfig
@@ -63,6 +65,7 @@ class Cascade:
     scorer: Mapping[str, Any]
     strategy: Strategy
     prompts: str
+    expected: str | None = None
 
     def digests(self, student: str) -> dict[str, str]:
         """What the threshold is bound to.
@@ -70,10 +73,13 @@ class Cascade:
         Args:
             student: digest of its weights.
         """
+        scorer: dict[str, Any] = {"section": self.reward, "identity": self.scorer}
+        if self.expected is not None:
+            scorer["expected"] = self.expected
         drawing = {**dataclasses.asdict(self.student.sampler), "microbatch": None, "prompts_per_chunk": None}
         return {
             "model": student,
-            "scorer": _digest({"section": self.reward, "identity": self.scorer}),
+            "scorer": _digest(scorer),
             "sampler": _digest(drawing),
             "prompts": self.prompts,
         }
@@ -107,6 +113,7 @@ def read_cascade(folder: Path) -> Cascade:
             scorer=dict(document["scorer"]),
             strategy=_typed(Strategy, document["strategy"]),
             prompts=str(document["prompts"]),
+            expected=document.get("expected"),
         )
     except (ValueError, KeyError, TypeError, OSError, OmegaConfBaseException) as error:
         if isinstance(error, StartError):

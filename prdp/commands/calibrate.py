@@ -32,7 +32,7 @@ from prdp.tracking.console import Progress
 
 if TYPE_CHECKING:
     from prdp.collaboration.cascade_files import Part
-    from prdp.evaluation.work import Work
+    from prdp.evaluation.work import Say, Work
     from prdp.types import Float64, PromptBatch
 
 CALIBRATE = Root(
@@ -45,7 +45,7 @@ CALIBRATE = Root(
 CALIBRATION = Command(CALIBRATE, ("models", "prompts", "rewards"), all_columns=True)
 _ALL_GROUPS = dataclasses.replace(CALIBRATE, groups=(*CALIBRATE.groups, "prompts", "reward"))
 _HELP = """\
-The first model draws every image; the second is asked where the estimator scores low.
+The first model draws; the second is asked where the estimator scores low.
   prdp calibrate models=[runs/student,base] model=shapes prompts=[shapes.train] rewards=[shapes_judge] rate=0.25 \\
     strategy=refine output_dir=runs/cascade
   prdp evaluate models=[base,runs/student,runs/cascade] model=shapes prompts=[shapes] rewards=[...]
@@ -56,6 +56,7 @@ OVERRIDES
   strategy=refine                    strategy.rollback_strength=0.5, or strategy.rollback_variance=0.72 instead
   strategy=regenerate                the teacher draws from noise
   strategy=redraw                    the student draws once more, and the better image is kept
+  strategy=skip                      the teacher draws instead of the student, where the prompt alone tells a low score
   strategy.router=random             as many images by chance, to compare with
   sampler.steps=4                    of the teacher; of refine, those from the student's image on
   output_dir=runs/cascade            the same folder again makes another threshold of the same images
@@ -124,8 +125,8 @@ def check_start(config: CalibrateConfig, model_is_given: bool = True, sizes: Seq
     for section in config.rewards.values():
         check_reward_of(folder, section)
     check_drawing(config, models, {"rewards": config.rewards})
-    if config.strategy.name == "refine":
-        refuse(_space_problems(student, teacher))
+    if config.strategy.name != "redraw":
+        refuse(_space_problems(config.strategy.name, student, teacher))
     sampler = sampler_of(config, teacher)
     total, first = teacher_steps(config.strategy, sampler.steps, family_of(teacher.model).process_of(teacher.model))
     sampler = dataclasses.replace(sampler, steps=total)
@@ -161,6 +162,9 @@ def calibrate(config: CalibrateConfig, found: Found, notes: Sequence[str] = ()) 
         sample_missing(work, say)
         identity = score_missing(work, name, section, say)
         scores = _scores(work, name, {"identity": identity, "section": dict(section)})
+        expected = None
+        if config.strategy.name == "skip":
+            scores, expected = _from_prompts(config, found, scores, say)
         threshold = fit(scores, config.rate, "below")
         student, teacher = found.parts
         cascade = Cascade(
@@ -172,6 +176,7 @@ def calibrate(config: CalibrateConfig, found: Found, notes: Sequence[str] = ()) 
             scorer=dict(identity),
             strategy=config.strategy,
             prompts=_digest(found.prompts),
+            expected=expected,
         )
         save(folder / THRESHOLD_FILE, threshold, cascade.digests(model_digest(found.student)))
         write_cascade(folder, cascade)
@@ -186,16 +191,37 @@ def _scores(work: Work[Any], reward: str, key: Mapping[str, Any]) -> Float64:
     return np.concatenate([one.rewards for one in found if one is not None])
 
 
-def _space_problems(student: EvaluatedModel, teacher: EvaluatedModel) -> list[str]:
-    """Latents of the student that the teacher cannot go on from."""
+def _from_prompts(config: CalibrateConfig, found: Found, scores: Float64, say: Say) -> tuple[Float64, str]:
+    """Scores that are told from prompts which were left out, and the digest of what tells them."""
+    import numpy as np
+
+    from prdp.collaboration.cascade_files import ESTIMATOR_FILE
+    from prdp.collaboration.prompt_estimator import fit_estimator, prompt_features
+    from prdp.evaluation.loading import loaded_policy
+
+    with start_up_checks():
+        policy = loaded_policy(found.student, config.model.dtype)
+    size = config.sampler.microbatch
+    texts = [text for batch in found.prompts.values() for text in batch.texts]
+    features = [prompt_features(policy.encode(texts[begin : begin + size])) for begin in range(0, len(texts), size)]
+    with start_up_checks("prompts"):
+        estimator, told = fit_estimator(np.concatenate(features), scores)
+    constant = min(float(np.std(told)), float(np.std(scores))) == 0.0
+    alike = 0.0 if constant else float(np.corrcoef(told, scores)[0, 1])
+    say(f"scores from prompts that were left out: correlation {alike:.2f} with those of the images")
+    return told, estimator.save(Path(config.output_dir) / ESTIMATOR_FILE)
+
+
+def _space_problems(strategy: str, student: EvaluatedModel, teacher: EvaluatedModel) -> list[str]:
+    """Images of student and teacher that cannot stand in one set; latents that the teacher cannot go on from."""
     from prdp.diffusion import family_of
     from prdp.diffusion.latent_space import is_vae_of, vae_digest
 
     shapes = [tuple(family_of(one.model).latent_shape_of(one.model)) for one in (student, teacher)]
     if shapes[0] != shapes[1]:
-        return [f"strategy=refine: latents of {student.name} are {shapes[0]}, those of {teacher.name} {shapes[1]}"]
+        return [f"strategy={strategy}: latents of {student.name} are {shapes[0]}, those of {teacher.name} {shapes[1]}"]
     digests = [vae_digest(one.model) for one in (student, teacher)]
-    if not is_vae_of(digests[0], teacher.model):
+    if strategy == "refine" and not is_vae_of(digests[0], teacher.model):
         return [
             f"strategy=refine: {student.name} has another VAE than {teacher.name} (digests {digests[0]} and "
             f"{digests[1]}), so that its latents mean other pictures; set strategy=regenerate"
@@ -209,6 +235,12 @@ def _told(config: CalibrateConfig, found: Found) -> str:
 
     student, teacher = (part.sampler for part in found.parts)
     own = network_passes(student)
+    if config.strategy.name == "skip":
+        whole = network_passes(teacher)
+        return (
+            f"{own} passes an image of the student, and {whole} of the teacher for {config.rate:.0%} of them: "
+            f"{own + config.rate * (whole - own):g} on average"
+        )
     if config.strategy.name == "redraw":
         more, how = own, "by the student"
     else:

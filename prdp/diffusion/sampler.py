@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from prdp.config import SamplerConfig
+from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
@@ -74,6 +76,11 @@ class Sampler:
         self._checksum = self._policy.weights.bind(weights)
         self._version = weights.version
         return self._version, self._checksum
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditions:
+        """What prompts become for the network, a row each."""
+        return self._policy.encode(texts)
 
     @torch.no_grad()
     def sample(
@@ -155,7 +162,13 @@ class Sampler:
 
     @torch.no_grad()
     def again(
-        self, prompts: PromptBatch, images_per_prompt: int, seed: int, rows: Int64, refined: Start | None = None
+        self,
+        prompts: PromptBatch,
+        images_per_prompt: int,
+        seed: int,
+        rows: Int64,
+        refined: Start | None = None,
+        fresh: bool = True,
     ) -> Redrawn:
         """Some images of a rollout once more, of noise that none of its images has.
 
@@ -164,13 +177,16 @@ class Sampler:
             rows: int64 [r], which of its images, prompt-major.
             refined: clean latents [r, C, h, w] that are noised to the level of a step, and that step, from which on
                 they are drawn; None draws from noise.
+            fresh: False takes the noise of the rollout's own images, so that without `refined` they are drawn as
+                `sample` draws them.
 
         Raises:
             ValueError: latents that do not fit, or a step that there is not; latents that are not finite.
         """
         config, table, process = self._config, self._transitions, self._policy.process
         clean, first = (None, 0) if refined is None else self._started(refined, len(rows), trajectory=False)
-        of_prompts, numbers = rows // images_per_prompt, images_per_prompt + rows % images_per_prompt
+        of_prompts, numbers = rows // images_per_prompt, rows % images_per_prompt
+        numbers = numbers + images_per_prompt if fresh else numbers
         conditions = self._policy.encode(prompts.texts)
         noisy = windows(config, table.noisy, seed, prompts.epoch, prompts.offset + np.arange(len(prompts)))
         pictures, finals = [], []

@@ -9,7 +9,8 @@ from typing import Any
 from prdp.calibration import Threshold, load
 from prdp.cluster.base import RewardWorker
 from prdp.collaboration.cascade import CascadeSampler
-from prdp.collaboration.cascade_files import CASCADE_FILE, THRESHOLD_FILE, Cascade, read_cascade
+from prdp.collaboration.cascade_files import CASCADE_FILE, ESTIMATOR_FILE, THRESHOLD_FILE, Cascade, read_cascade
+from prdp.collaboration.prompt_estimator import load_estimator
 from prdp.config import SamplerConfig
 from prdp.evaluation.models import EvaluatedModel, find_models, model_digest
 from prdp.evaluation.trust import more_than_data
@@ -74,4 +75,5 @@ def build_cascade_sampler(
     )
     scorer = RewardWorker(dict(cascade.reward))
     threshold = threshold_of(folder, dataclasses.replace(cascade, scorer=identity_of(scorer.reward)))
-    return CascadeSampler(student, teacher, scorer, threshold, cascade.strategy, cascade.first)
+    expected = None if cascade.expected is None else load_estimator(folder / ESTIMATOR_FILE, cascade.expected)
+    return CascadeSampler(student, teacher, scorer, threshold, cascade.strategy, cascade.first, expected)

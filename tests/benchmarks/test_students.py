@@ -54,4 +54,4 @@ def test_every_step_is_named_once_and_uses_what_came_before(students: ModuleType
         used = {one.rpartition(":")[2] for one in models[8:-1].split(",")} - {"", "base"}
         assert used <= set(names[:number]), step.name
     named = {word.split(".")[1] for word in steps[-1].words if word.startswith("samplers.")}
-    assert named == {*students.TEACHERS, *students.STUDENTS}
+    assert named == {*students.TEACHERS, *students.STUDENTS, students.STOCHASTIC}

@@ -14,7 +14,7 @@ import pytest
 from prdp.calibration import Threshold, fit
 from prdp.cli import main
 from prdp.collaboration.cascade import CascadeSampler, Strategy, strategy_problems, strength_of, teacher_steps
-from prdp.collaboration.cascade_files import CASCADE_FILE, read_cascade
+from prdp.collaboration.cascade_files import CASCADE_FILE, ESTIMATOR_FILE, read_cascade
 from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.rectified_flow import RectifiedFlow
 from prdp.diffusion.sampler import Redrawn
@@ -45,7 +45,9 @@ class Model:
             network_passes=np.full(count, self.passes),
         )  # fmt: skip
 
-    def again(self, prompts: Any, images_per_prompt: int, seed: int, rows: Any, refined: Any = None) -> Redrawn:
+    def again(
+        self, prompts: Any, images_per_prompt: int, seed: int, rows: Any, refined: Any = None, fresh: bool = True
+    ) -> Redrawn:
         self.refined = refined
         return Redrawn(self._images(rows, 100), np.full((len(rows), 1, 1, 1), -1, np.float32), 2 * self.passes)
 
@@ -177,6 +179,18 @@ def test_a_cascade_is_one_model_for_evaluations(
         ends[rate] = of(folder, 1)
     np.testing.assert_array_equal(ends[0].images, alone["student"][::2])
     np.testing.assert_array_equal(ends[1].images, alone["teacher"][1::2], "of noise that the student's image has not")
+    words = [f"model.path={small_pipeline}", *WORDS, "strategy=skip", f"output_dir={tmp_path}/skip"]
+    for rate, name in ((0, "student"), (1, "teacher"), (0.5, "")):
+        assert main(["calibrate", *words, f"rate={rate}"]) == 0
+        skipping = of(tmp_path / "skip", 1)
+        if name:
+            np.testing.assert_array_equal(skipping.images, alone[name][::2], "of the noise of either")
+            assert set(skipping.network_passes.tolist()) == {1.0 if name == "student" else 4.0}
+    assert "scores from prompts that were left out: correlation" in capsys.readouterr().out
+    assert set(skipping.network_passes.tolist()) <= {1.0, 4.0}
+    (tmp_path / "skip" / ESTIMATOR_FILE).write_bytes(b"another")
+    with pytest.raises(StartError, match=r"has the digest .* was calibrated with"):
+        of(tmp_path / "skip", 1)
     settings = EvaluateConfig(models=[str(cascade)], output_dir=str(tmp_path / "x"))
     assert sampler_of(settings, model).steps == 4
     digest = model_digest(model)
