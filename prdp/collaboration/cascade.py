@@ -18,7 +18,7 @@ from prdp.calibration import Threshold
 from prdp.collaboration.prompt_estimator import PromptEstimator
 from prdp.diffusion.process import Process
 from prdp.diffusion.refinement import rollback
-from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.sampler import Sampler, Start
 from prdp.support.rules import Share, one_of
 from prdp.types import Bool, Float64, Int64, PromptBatch, Rollout, UInt8, Weights
 
@@ -87,6 +87,7 @@ class CascadeSampler:
         strategy: how.
         first: of refine, the step that the teacher goes on from.
         expected: of skip, tells scores from prompts.
+        edited: of `edit`, the steps that student and teacher begin at.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class CascadeSampler:
         strategy: Strategy,
         first: int = 0,
         expected: PromptEstimator | None = None,
+        edited: tuple[int, int] = (0, 0),
     ) -> None:
         self._student, self._teacher, self._scorer, self._expected = student, teacher, scorer, expected
-        self._threshold, self._strategy, self._first = threshold, strategy, first
+        self._threshold, self._strategy, self._first, self._edited = threshold, strategy, first, edited
 
     @property
     def holds(self) -> tuple[int, str]:
@@ -119,6 +121,20 @@ class CascadeSampler:
         if self._strategy.name == "skip":
             return self._instead(prompts, images_per_prompt, seed, trajectory)
         drawn = self._student.sample(prompts, images_per_prompt, seed, trajectory=True)
+        return self._improved(drawn, seed, trajectory)
+
+    def edit(self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8) -> Rollout:
+        """Image to image, see `Sampler.edit`: student and teacher begin with the pictures, but that a refining teacher
+        goes on from what the student has made of them.
+        """
+        if self._strategy.name == "skip":
+            return self._instead(prompts, images_per_prompt, seed, True, pictures)
+        drawn = self._student.edit(prompts, images_per_prompt, seed, pictures, self._edited[0])
+        return self._improved(drawn, seed, True, pictures)
+
+    def _improved(self, drawn: Rollout, seed: int, trajectory: bool, pictures: UInt8 | None = None) -> Rollout:
+        """The student's images, and in the place of those that are chosen what the strategy makes of them."""
+        prompts, images_per_prompt = drawn.prompts, drawn.images_per_prompt
         images, latents = drawn.images.copy(), drawn.stored[FINAL_LATENTS].copy()
         assert drawn.network_passes is not None
         passes = drawn.network_passes.copy()
@@ -127,8 +143,10 @@ class CascadeSampler:
         if len(rows):
             name = self._strategy.name
             sampler = self._student if name == "redraw" else self._teacher
-            refined = (latents[rows], self._first) if name == "refine" else None
-            again = sampler.again(prompts, images_per_prompt, seed, rows, refined)
+            start = self._begun(sampler, pictures, images_per_prompt, rows)
+            if name == "refine":
+                start = latents[rows], self._first
+            again = sampler.again(prompts, images_per_prompt, seed, rows, start)
             passes[rows] += again.network_passes
             better = np.ones(len(rows), np.bool_)
             if name == "redraw":
@@ -143,13 +161,28 @@ class CascadeSampler:
             network_passes=passes,
         )
 
+    def _begun(self, sampler: Sampler, pictures: UInt8 | None, images_per_prompt: int, rows: Int64) -> Start | None:
+        """What images begin with: their pictures, or, without any, noise."""
+        if pictures is None:
+            return None
+        first = self._edited[0 if sampler is self._student else 1]
+        places, which = np.unique(rows // images_per_prompt, return_inverse=True)
+        return sampler.latents_of(pictures[places])[which], first
+
     def _scores(self, drawn: Rollout, images: UInt8, rows: Int64) -> Float64:
         texts, metadata = drawn.image_prompts, drawn.image_metadata
         first, size = drawn.prompts.offset, len(drawn.prompts)
         where = f"the cascade's estimator, prompts {first} to {first + size - 1}"
         return self._scorer.score(images, [texts[row] for row in rows], [metadata[row] for row in rows], where)[0]
 
-    def _instead(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool) -> Rollout:
+    def _instead(
+        self,
+        prompts: PromptBatch,
+        images_per_prompt: int,
+        seed: int,
+        trajectory: bool,
+        pictures: UInt8 | None = None,
+    ) -> Rollout:
         """Each image by the student or by the teacher, of the noise that either would draw it of."""
         assert self._expected is not None
         begun = time.perf_counter()
@@ -159,7 +192,8 @@ class CascadeSampler:
         parts = []
         for sampler, rows in ((self._student, np.flatnonzero(~asked)), (self._teacher, np.flatnonzero(asked))):
             if len(rows):
-                parts.append((rows, sampler.again(prompts, images_per_prompt, seed, rows, fresh=False)))
+                start = self._begun(sampler, pictures, images_per_prompt, rows)
+                parts.append((rows, sampler.again(prompts, images_per_prompt, seed, rows, start, fresh=False)))
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         fields, empty = conditions.to_arrays() if trajectory else ({}, {})
         version, checksum = self._student.holds

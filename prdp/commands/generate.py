@@ -29,6 +29,7 @@ from prdp.tracking.console import Progress
 
 if TYPE_CHECKING:
     from prdp.image_sets.origins import Origin
+    from prdp.image_sets.pictures import PictureFolder
     from prdp.types import PromptBatch
 
 GENERATE = Root(
@@ -56,6 +57,7 @@ OVERRIDES
   output_dir=sets/base               the same folder again goes on, or adds scores
 
   pictures=my_folder                 your own pictures with captions, in place of models and prompts
+  pictures=my_folder strength=0.6    image to image: the model draws from the pictures what their captions ask for
 
 With a run as the model, its sampler is taken unless another is given.
   prdp generate models=[base] model=shapes prompts=[shapes.train] rewards=[shapes_judge] output_dir=sets/base
@@ -114,7 +116,11 @@ def check_start(
     check_writable(folder)
     if (folder / "checkpoints").exists():
         raise ConfigError(f"output_dir={folder}: holds a run; a set of images needs a folder of its own")
-    return _drawn(config, model_is_given, sizes) if config.pictures is None else _pictures(config, config.pictures)
+    if config.pictures is None:
+        return _drawn(config, model_is_given, sizes)
+    if config.strength is None:
+        return _pictures(config, config.pictures)
+    return _edited(config, config.pictures, config.strength, model_is_given, sizes)
 
 
 def _drawn(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -> Found:
@@ -122,12 +128,7 @@ def _drawn(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -
     from prdp.prompts import build_prompts
     from prdp.prompts.stream import fixed_prompts, pass_length
 
-    size = {name: getattr(config.model, name) for name in sizes}
-    models = find_models(config.models, config.model if model_is_given else None, size)
-    if len(models) != 1:
-        names = ", ".join(model.name for model in models)
-        raise ConfigError(f"models: a set is drawn by one model, and {config.models[0]} holds {len(models)}: {names}")
-    check_drawing(config, models, {"rewards": config.rewards})
+    model = _the_model(config, model_is_given, sizes)
     prompts, notes = {}, []
     for name, section in config.prompts.items():
         source = build_prompts(f"prompts.{name}", section)
@@ -135,9 +136,19 @@ def _drawn(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -
         prompts[name] = fixed_prompts(source, config.prompts_per_set or there, config.prompt_seed)
         if len(prompts[name]) < there:
             notes.append(f"{name}: {len(prompts[name]):,} of its {there:,} prompts (prompts_per_set=null takes all)")
-    _check_chains(config, models[0])
-    notes += own_samplers(config, models)
-    return Found(Drawn(config, models[0]), prompts, tuple(notes))
+    _check_chains(config, model)
+    notes += own_samplers(config, [model])
+    return Found(Drawn(config, model), prompts, tuple(notes))
+
+
+def _the_model(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -> EvaluatedModel:
+    size = {name: getattr(config.model, name) for name in sizes}
+    models = find_models(config.models, config.model if model_is_given else None, size)
+    if len(models) != 1:
+        names = ", ".join(model.name for model in models)
+        raise ConfigError(f"models: a set is drawn by one model, and {config.models[0]} holds {len(models)}: {names}")
+    check_drawing(config, models, {"rewards": config.rewards})
+    return models[0]
 
 
 def _check_chains(config: GenerateConfig, model: EvaluatedModel) -> None:
@@ -154,18 +165,41 @@ def _check_chains(config: GenerateConfig, model: EvaluatedModel) -> None:
 def _pictures(config: GenerateConfig, path: str) -> Found:
     from prdp.diffusion import family_of
     from prdp.image_sets.origins import Pictures
-    from prdp.image_sets.pictures import PictureFolder
-    from prdp.prompts.stream import prompts_at
 
-    with start_up_checks("pictures"):
-        folder = PictureFolder(path)
+    folder = _folder(path)
     origin = Pictures(config, folder)
     check_drawing(config, [origin.model], {"rewards": config.rewards}, sampled=False)
     if not hasattr(family_of(config.model), "encode_images"):
         raise ConfigError(f"pictures={path}: model.family={config.model.family} has no encode_images")
-    note = folder.note(family_of(config.model).picture_size_of(config.model))
-    batch = prompts_at(folder, range(len(folder)), 0)
-    return Found(origin, {file_name(folder.folder.resolve().name): batch}, (note,) if note else ())
+    return _with_captions(origin, folder, ())
+
+
+def _edited(
+    config: GenerateConfig, path: str, strength: float, model_is_given: bool, sizes: Sequence[str]
+) -> Found:
+    from prdp.image_sets.editing import check_editing
+    from prdp.image_sets.origins import Edited
+
+    folder, model = _folder(path), _the_model(config, model_is_given, sizes)
+    told = check_editing(model, sampler_of(config, model), strength)
+    return _with_captions(Edited(config, model, folder, strength), folder, (*own_samplers(config, [model]), told))
+
+
+def _folder(path: str) -> PictureFolder:
+    from prdp.image_sets.pictures import PictureFolder
+
+    with start_up_checks("pictures"):
+        return PictureFolder(path)
+
+
+def _with_captions(origin: Origin, folder: PictureFolder, notes: Sequence[str]) -> Found:
+    """A set whose prompts are the captions of pictures."""
+    from prdp.diffusion import family_of
+    from prdp.prompts.stream import prompts_at
+
+    enlarged = folder.note(family_of(origin.model.model).picture_size_of(origin.model.model))
+    name = file_name(folder.folder.resolve().name)
+    return Found(origin, {name: prompts_at(folder, range(len(folder)), 0)}, (*notes, *filter(None, [enlarged])))
 
 
 def generate(config: GenerateConfig, found: Found, notes: Sequence[str] = ()) -> None:

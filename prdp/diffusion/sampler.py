@@ -161,6 +161,48 @@ class Sampler:
         )
 
     @torch.no_grad()
+    def latents_of(self, pictures: UInt8) -> Float32:
+        """Clean latents float32 [n, C, h, w] of pictures uint8 [n, H, W, 3], by the model's VAE."""
+        parts = [
+            self._policy.encode_images(pictures[begin : begin + self._config.microbatch]).cpu().numpy()
+            for begin in range(0, len(pictures), self._config.microbatch)
+        ]
+        return np.concatenate(parts)
+
+    def edit(
+        self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8, first: int
+    ) -> Rollout:
+        """Image to image: pictures are noised to the level of a step, and drawn from there on for their prompts.
+
+        Args:
+            pictures: uint8 [p, H, W, 3], one of each prompt.
+            first: that step; the noise is that of `sample`.
+
+        Returns:
+            a rollout with final latents.
+
+        Raises:
+            ValueError: a step that there is not; latents that are not finite.
+        """
+        begun = time.perf_counter()
+        rows = np.arange(len(prompts) * images_per_prompt)
+        clean = self.latents_of(pictures)[rows // images_per_prompt]
+        drawn = self.again(prompts, images_per_prompt, seed, rows, (clean, first), fresh=False)
+        fields, empty = self.encode(prompts.texts).to_arrays()
+        return Rollout(
+            prompts=prompts,
+            images_per_prompt=images_per_prompt,
+            images=drawn.images,
+            weights_version=self._version,
+            weights_checksum=self._checksum,
+            stored={"final_latents": drawn.latents},
+            conditions=fields,
+            empty_conditions=empty,
+            seconds={"sample": time.perf_counter() - begun},
+            network_passes=np.full(len(rows), drawn.network_passes),
+        )
+
+    @torch.no_grad()
     def again(
         self,
         prompts: PromptBatch,

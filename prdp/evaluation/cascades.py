@@ -12,6 +12,7 @@ from prdp.collaboration.cascade import CascadeSampler
 from prdp.collaboration.cascade_files import CASCADE_FILE, ESTIMATOR_FILE, THRESHOLD_FILE, Cascade, read_cascade
 from prdp.collaboration.prompt_estimator import load_estimator
 from prdp.config import SamplerConfig
+from prdp.diffusion.refinement import rollback
 from prdp.evaluation.models import EvaluatedModel, find_models, model_digest
 from prdp.evaluation.trust import more_than_data
 from prdp.evidence.denoising import FinalLatents
@@ -50,30 +51,51 @@ def threshold_of(folder: Path, cascade: Cascade) -> Threshold:
 
 
 def build_cascade_sampler(
-    folder: Path, dtype: str, device: str, autocast: str | None, work: SamplerConfig
+    folder: Path, dtype: str, device: str, autocast: str | None, work: SamplerConfig, strength: float | None = None
 ) -> CascadeSampler:
     """The sampler of a cascade's folder; see `prdp.evaluation.loading.build_evaluated_sampler`.
 
     Args:
         work: images per network call.
+        strength: of `CascadeSampler.edit`, the share of the training timesteps that pictures are noised by; None for a
+            sampler that draws from noise.
     """
     from prdp.evaluation.loading import build_plain_sampler
 
     cascade = read_cascade(folder)
     check_reward_of(folder, cascade.reward)
+    samplers, edited = editing_parts(cascade, strength)
     student, teacher = (
         build_plain_sampler(
             model,
-            dataclasses.replace(part.sampler, microbatch=work.microbatch),
+            dataclasses.replace(own, microbatch=work.microbatch),
             dtype,
             device,
             autocast,
             kl=False,
             recorder=FinalLatents(),
         )
-        for model, part in zip(parts_of(cascade), (cascade.student, cascade.teacher), strict=True)
+        for model, own in zip(parts_of(cascade), samplers, strict=True)
     )
     scorer = RewardWorker(dict(cascade.reward))
     threshold = threshold_of(folder, dataclasses.replace(cascade, scorer=identity_of(scorer.reward)))
     expected = None if cascade.expected is None else load_estimator(folder / ESTIMATOR_FILE, cascade.expected)
-    return CascadeSampler(student, teacher, scorer, threshold, cascade.strategy, cascade.first, expected)
+    return CascadeSampler(student, teacher, scorer, threshold, cascade.strategy, cascade.first, expected, edited)
+
+
+def editing_parts(
+    cascade: Cascade, strength: float | None
+) -> tuple[tuple[SamplerConfig, SamplerConfig], tuple[int, int]]:
+    """Samplers of student and teacher whose chains are long enough to begin within, and the steps to begin at.
+
+    A refining teacher goes on from the student's image, so that its chain stays as it is.
+    """
+    parts = []
+    for part, refines in ((cascade.student, False), (cascade.teacher, cascade.strategy.name == "refine")):
+        if strength is None or refines:
+            parts.append((part.sampler, 0))
+        else:
+            total, first = rollback(part.sampler.steps, strength)
+            parts.append((dataclasses.replace(part.sampler, steps=total), first))
+    (student, first), (teacher, second) = parts
+    return (student, teacher), (first, second)

@@ -67,7 +67,8 @@ def size_text(config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[st
     folder = Path(config.output_dir)
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(place).free
-    passes = "" if config.pictures is not None else f", {network_passes(sampler_of(config, model))} passes each"
+    nobody_draws = config.pictures is not None and config.strength is None
+    passes = "" if nobody_draws else f", {network_passes(sampler_of(config, model))} passes each"
     told = (
         f"{images:,} images = {count:,} prompts x {config.images_per_prompt:,} of {model.name}{passes}; on the disk up "
         f"to {_shown(pictures)} of pictures, before PNG packs them, and {_shown(latents)} of latents "

@@ -14,6 +14,7 @@ from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.work import image_key
 from prdp.evidence.denoising import FinalLatents
 from prdp.image_sets.chains import ChainLatents
+from prdp.image_sets.editing import build_editing_sampler
 from prdp.image_sets.pictures import PictureFolder, build_picture_sampler
 from prdp.image_sets.settings import GenerateConfig
 
@@ -93,6 +94,35 @@ class Drawn:
 
     def precision(self) -> dict[str, Any]:
         return {"dtype": self._config.model.dtype, "autocast": self._config.autocast}
+
+
+class Edited(Drawn):
+    """A model draws from somebody's own pictures.
+
+    Args:
+        folder: of the pictures.
+        strength: share of the training timesteps that they are noised by.
+    """
+
+    def __init__(self, config: GenerateConfig, model: EvaluatedModel, folder: PictureFolder, strength: float) -> None:
+        super().__init__(config, model)
+        self._folder, self._strength = folder, strength
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), PICTURES: self._folder.fingerprint, "strength": self._strength}
+
+    def sampler_factory(self) -> SamplerFactory:
+        config = self._config
+        return partial(
+            build_editing_sampler,
+            str(self._folder.folder.resolve()),
+            self._strength,
+            self.model,
+            sampler_of(config, self.model),
+            config.model.dtype,
+            config.model.device,
+            config.autocast,
+        )
 
 
 class Pictures:

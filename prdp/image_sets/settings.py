@@ -13,7 +13,7 @@ from prdp.configuration.bounds import broken_rules
 from prdp.configuration.sampler_bounds import noise_problems
 from prdp.evaluation.settings import drawing_problems, name_problems
 from prdp.support.errors import ConfigError
-from prdp.support.rules import Count, CountOrZero, Rule, Text, one_of
+from prdp.support.rules import Count, CountOrZero, Rule, Share, Text, one_of
 
 LATENT_DTYPES = ("float32", "float16")
 _MODEL = Rule(lambda value: len(value) < 2 and all(value), "a list of one model, which a set is drawn by")
@@ -28,7 +28,11 @@ class GenerateConfig:
     file, as prdp evaluate takes them."""
     pictures: Text | None = None
     """A folder of your own pictures with captions, in place of models and prompts; see docs/image_sets.md. The section
-    model then says whose size they are brought to, and whose VAE makes their latents."""
+    model then says whose size they are brought to, and whose VAE makes their latents. With `strength` a model draws
+    from them."""
+    strength: Share | None = None
+    """Image to image: the share of the training timesteps that pictures are noised by, before the model draws in
+    `sampler.steps` what their captions ask for; 1 leaves nothing of them."""
     prompts: dict[str, Any] = field(default_factory=dict)
     """Prompt set name -> section with `_target_`."""
     rewards: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +81,9 @@ def check_generate(config: GenerateConfig) -> None:
         ConfigError: all that is wrong, a line each: the key, its value and what is allowed.
     """
     wrong, problems = broken_rules(config)
+    if config.strength is not None and not ("strength" in wrong or (config.pictures and config.models)):
+        lacking = "models" if config.pictures else "pictures"
+        problems.append(f"strength={config.strength:g}: needs {lacking}, as a model draws from pictures")
     if config.pictures is not None:
         problems += _picture_problems(config)
     elif not config.prompts:
@@ -85,7 +92,7 @@ def check_generate(config: GenerateConfig) -> None:
         problems += noise_problems(config.sampler)
     problems += drawing_problems(config)
     if config.pictures is not None and config.chains:
-        problems.append(f"chains=true: must be false beside pictures={config.pictures}, which nobody draws")
+        problems.append(f"chains=true: must be false beside pictures={config.pictures}, which no chain begins with")
     for key in ("prompts", "rewards"):
         problems += name_problems(key, getattr(config, key))
     if problems:
@@ -93,13 +100,11 @@ def check_generate(config: GenerateConfig) -> None:
 
 
 def _picture_problems(config: GenerateConfig) -> list[str]:
-    """Keys that pictures which nobody draws have no use for."""
-    beside = f"beside pictures={config.pictures}"
-    found = [
-        f"{key}: must not be given {beside}, which has its own"
-        for key, value in (("models", config.models), ("prompts", config.prompts))
-        if value
-    ]
-    if config.images_per_prompt != 1:
+    """Keys that pictures, or pictures which nobody draws, have no use for."""
+    beside, drawn = f"beside pictures={config.pictures}", config.strength is not None
+    found = [f"prompts: must not be given {beside}, which has its own"] if config.prompts else []
+    if config.models and not drawn:
+        found.append(f"models: must not be given {beside}, but with strength=..., by which a model draws from them")
+    if config.images_per_prompt != 1 and not drawn:
         found.append(f"images_per_prompt={config.images_per_prompt}: must be 1 {beside}: each has a caption of its own")
     return found
