@@ -139,7 +139,9 @@ def evaluate(
     """Compute what is missing, then write and print the results; the evaluation's folder."""
     from prdp.evaluation.report import write_report
     from prdp.evaluation.results import gather
+    from prdp.evaluation.routing import routings
     from prdp.evaluation.tables import alarms, print_results, write_tables
+    from prdp.evaluation.wins import wins
     from prdp.evaluation.work import EvaluationWork, embed_missing, sample_missing, score_missing, space_name
     from prdp.support.targets import build
 
@@ -163,6 +165,7 @@ def evaluate(
             for name, section in {**config.rewards, **config.watch}.items()
         }
         results = dataclasses.replace(gather(work, identities, space.name, space_name(space)), notes=tuple(notes))
+        results = dataclasses.replace(results, routed=routings(results), wins=wins(results))
         write_tables(results)
         _export(results, work)
         report = write_report(results)

@@ -8,6 +8,7 @@ from pathlib import Path
 import prdp
 from prdp.evaluation import report_pictures as pictures
 from prdp.evaluation.report_dots import dots_svg
+from prdp.evaluation.report_passes import passes_section, wins_section
 from prdp.evaluation.results import ALL, Cell, Results
 from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.tables import (
@@ -69,7 +70,9 @@ def page(results: Results) -> str:
         _notes(results),
         _paper_table(results),
         _side_by_side(results),
+        passes_section(results),
         *(_comparison(results, reward) for reward in results.rewards),
+        wins_section(results),
         _spread(results),
         pictures.grid(results),
         pictures.best_and_worst(results),

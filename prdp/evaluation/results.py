@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from prdp.evaluation.store import Chunk
 from prdp.evaluation.work import EvaluationWork
 from prdp.tracking.statistics import mean_interval, paired_difference_interval, win_rate_interval
 from prdp.types import Float32, Float64, Int64
+
+if TYPE_CHECKING:
+    from prdp.evaluation.routing import Routed
+    from prdp.evaluation.wins import Wins
 
 Interval = tuple[float, float, float]
 NOTHING: Interval = (np.nan, np.nan, np.nan)
@@ -110,6 +114,8 @@ class Results:
         images: (model, prompt set) -> images.
         cells, spreads: in the order of the tables.
         notes: sentences about how it was done.
+        routed: cascades at other rates.
+        wins: where models are better than the one compared with.
     """
 
     work: EvaluationWork
@@ -119,6 +125,8 @@ class Results:
     cells: tuple[Cell, ...]
     spreads: tuple[Spread, ...]
     notes: tuple[str, ...]
+    routed: tuple[Routed, ...] = ()
+    wins: tuple[Wins, ...] = ()
 
     @property
     def models(self) -> tuple[EvaluatedModel, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -209,6 +210,8 @@ def as_json(results: Results) -> dict[str, Any]:
         ],
         "scores": [_cell_json(cell) for cell in results.cells],
         "spread": [_spread_json(results, one) for one in results.spreads],
+        "routed": [_plain(one) for one in results.routed],
+        "wins": [_plain(one) for one in results.wins],
     }
 
 
@@ -232,6 +235,15 @@ def _spread_json(results: Results, one: Spread) -> dict[str, Any]:
         "sample_seconds": images.sample_seconds,
         "score_seconds": dict(images.score_seconds),
     }
+
+
+def _plain(one: Any) -> dict[str, Any]:
+    """The fields of a dataclass, intervals as three values."""
+    row: dict[str, Any] = {}
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        row |= _named(field.name, value) if isinstance(value, tuple) else {field.name: value}
+    return row
 
 
 def _named(name: str, value: tuple[float, float, float]) -> dict[str, float]:

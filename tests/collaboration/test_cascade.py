@@ -24,6 +24,7 @@ from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
 from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.settings import EvaluateConfig
+from prdp.evaluation.store import read_image
 from prdp.support.errors import StartError
 from prdp.types import PromptBatch, Rollout
 
@@ -195,6 +196,38 @@ def test_a_cascade_is_one_model_for_evaluations(
     assert sampler_of(settings, model).steps == 4
     digest = model_digest(model)
     assert digest != model_digest(find_models([str(tmp_path / "0")], base)[0])
+
+
+def test_a_cascade_that_draws_all_again_tells_of_every_rate(
+    cascade: Path, small_pipeline: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(cascade, whole)
+    assert main(["calibrate", f"model.path={small_pipeline}", *WORDS, "rate=1", f"output_dir={whole}"]) == 0
+    few = ("samplers.student.steps=1", "samplers.student.guidance_scale=1", *WORDS[5:8])
+    words = [f"models=[base,student:base,half:{cascade},whole:{whole}]", f"model.path={small_pipeline}", *few]
+    words += ["prompts=[shapes]", "prompts.shapes.size=9", "prompts_per_set=8", "images_per_prompt=1"]
+    words += ["samplers.student.deterministic_final_steps=0", f"output_dir={tmp_path}/compare"]
+    assert main(["evaluate", *words, "rewards=[redness]"]) == 0
+    results = json.loads((tmp_path / "compare" / "results.json").read_text())
+    [row] = [one for one in results["routed"] if one["rate"] == 0.5]
+    assert (row["cascade"], row["student"], row["share"], row["passes"]) == ("whole", "student", 0.5, 3.0)
+    assert row["by_chance"] == pytest.approx(np.mean([mean_score(results, one) for one in ("student", "whole")]))
+    assert row["oracle"] >= max(row["score"], row["by_chance"])
+    assert {one["model"] for one in results["wins"]} == {"student", "half", "whole"}
+    pictures = {
+        name: np.stack([read_image(file) for file in sorted((tmp_path / "compare/samples" / name).rglob("*.png"))])
+        for name in ("student", "half", "whole")
+    }
+    alike = [(pictures["half"] == pictures[name]).all(axis=(1, 2, 3)) for name in ("student", "whole")]
+    assert (alike[0] | alike[1]).all(), "at any rate either of the two images"
+    report = (tmp_path / "compare" / "report.html").read_text()
+    assert "Quality against passes" in report and "whole, by score" in report and "Where wins lie" in report
+
+
+def mean_score(results: dict[str, Any], model: str) -> float:
+    [found] = [one["score"] for one in results["scores"] if (one["model"], one["part"]) == (model, "all")]
+    return float(found)
 
 
 def test_what_a_cascade_cannot_be_made_of_is_named(
