@@ -103,7 +103,8 @@ def load_model(model: str | Path, *overrides: str, device: str = "cpu", dtype: s
             pipeline, a LoRA file, a student, a cascade, experts with gates; or 'base'.
         overrides: words such as 'model=shapes', 'model.path=...' for the base of a LoRA file or for 'base' itself, and
             'sampler.steps=20'. Without such a word a run draws as it was trained.
-        device, dtype: of the network, such as 'cuda' and 'bfloat16'.
+        device: of the network, such as 'cuda'.
+        dtype: of the network, such as 'bfloat16'.
 
     Raises:
         StartError, ConfigError: there is no such model, or nothing says what 'base' is; by name.
