@@ -8,6 +8,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from prdp.checkpoints.run_folder import check_unused, check_writable
@@ -29,6 +30,7 @@ from prdp.prompts.stream import prompts_at
 from prdp.rewards import check_reward, prompt_checks
 from prdp.support.errors import ConfigError, StartError, UnfinishedError, UserError, start_up_checks
 from prdp.support.printable import printable
+from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 
 _ASKED = 256
 """Training prompts that are looked at for what the reward needs of them."""
@@ -53,19 +55,11 @@ def train(arguments: Sequence[str]) -> int:
     with Composer(options.overrides, options.multirun, options.config_dir) as composer:
         jobs = composer.jobs()
         _check_all(jobs)
-        waiting = iter(enumerate(jobs, start=1))
-
-        def task(config: TrainConfig) -> None:
-            apply_threads(plan_threads(config))
-            number, job = next(waiting)
-            where = f"job {number} of {len(jobs)}: {' '.join(job.overrides)}\n  " if options.multirun else ""
-            print(f"{where}{config.output_dir}\n{_plan(config)}", flush=True)
-            if options.multirun:
-                _run_in_sweep(config, number)
-            else:
-                _run(config)
-
-        composer.run(task)
+        if options.multirun:
+            told = None if composer.is_chosen_later else tuple(" ".join(job.overrides) for job in jobs)
+            composer.run(partial(_run_in_sweep, told))
+        else:
+            composer.run(_run)
     return 0
 
 
@@ -216,7 +210,10 @@ def _check_all(jobs: Sequence[Job]) -> list[str]:
     return notes
 
 
-def _run(config: TrainConfig) -> None:
+def _run(config: TrainConfig, title: str = "") -> float | None:
+    """Tell the plan, and run; the last score on held-out prompts, which Hydra gives to its sweeper."""
+    apply_threads(plan_threads(config))
+    print(f"{title}{config.output_dir}\n{_plan(config)}", flush=True)
     try:
         importlib.import_module("prdp.train").main(config)
     except SystemExit as error:
@@ -224,12 +221,31 @@ def _run(config: TrainConfig) -> None:
         for note in getattr(error, "__notes__", []):
             unfinished.add_note(note)
         raise unfinished from error
+    return _last_score(Path(config.output_dir))
 
 
-def _run_in_sweep(config: TrainConfig, number: int) -> None:
-    """Tell of a failure when it happens: the sweep goes on, and speaks of it only at its end."""
+def _last_score(folder: Path) -> float | None:
+    """The newest mean reward of held-out prompts in a run's log; None where there is none."""
+    rows = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+    return next((float(row["eval/score"]) for row in reversed(rows) if "eval/score" in row), None)
+
+
+def _run_in_sweep(told: Sequence[str] | None, config: TrainConfig) -> float | None:
+    """Tell of a failure when it happens: the sweep goes on, and speaks of it only at its end.
+
+    Args:
+        told: the overrides of each job; None where they are not known beforehand, and checked only now.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get().job
+    number = job.num + 1
+    of_all = f" of {len(told)}" if told else ""
+    words = told[job.num] if told else " ".join(HydraConfig.get().overrides.task)
     try:
-        _run(config)
+        if told is None:
+            check_start(config)
+        return _run(config, f"job {number}{of_all}: {words}\n  ")
     except UserError as error:
         print(printable(f"job {number} failed: {error}", lines=True), file=sys.stderr, flush=True)
         raise

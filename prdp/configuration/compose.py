@@ -114,6 +114,8 @@ class Composer:
     def jobs(self) -> list[Job]:
         """Compose and check every job of the command line; nothing is run or written.
 
+        Where a sweeper chooses the jobs as it goes, such as Optuna's, one job that it might choose stands for all.
+
         Raises:
             ConfigError: by key, and by job in a sweep.
         """
@@ -125,6 +127,8 @@ class Composer:
                 jobs.append(Job(tuple(overrides), self._composed(overrides, number)))
             except ConfigError as error:
                 raise ConfigError(f"job {number} ({' '.join(overrides)}): {error}") from error
+        if self.is_chosen_later:
+            return jobs
         folders = [job.config.output_dir for job in jobs]
         if len(set(folders)) < len(folders):
             raise ConfigError(
@@ -133,33 +137,35 @@ class Composer:
             )
         return jobs
 
-    def run(self, task: Callable[[Any], None]) -> None:
+    @functools.cached_property
+    def is_chosen_later(self) -> bool:
+        """Whether it is a sweep whose jobs are known only as they come."""
+        from hydra.types import RunMode
+
+        if not self._sweep:
+            return False
+        target = self._compose(self.overrides, RunMode.MULTIRUN).hydra.sweeper.get("_target_")
+        return not str(target).endswith(".BasicSweeper")
+
+    def run(self, task: Callable[[Any], Any]) -> None:
         """Run `task` on every job, in folders that Hydra makes; a sweep goes through Hydra's sweeper and launcher.
+
+        Args:
+            task: what it returns is the job's result for Hydra, a number that a sweeper such as Optuna's goes by.
+                A launcher may run it in another process, and pickle it then.
 
         Raises:
             what `task` raises; in a sweep the other jobs still run, and the first failure is raised at the end.
         """
-        begun = False
-        told: list[UserError | ResumableError] = []
-
-        def on_composed(composed: Any) -> None:
-            nonlocal begun
-            begun = True
-            try:
-                task(self._typed(composed))
-            except (UserError, ResumableError) as error:
-                if self._sweep:
-                    raise
-                told.append(error)  # Hydra would print its own line about it first.
-
+        run = _Run(self._root, task, self._sweep)
         try:
-            run_jobs(self._root.name, on_composed, self.overrides, self._sweep)
+            run_jobs(self._root.name, run, self.overrides, self._sweep)
         except OSError as error:
-            if begun:
+            if getattr(error, "of_a_job", False):
                 raise
             raise StartError(f"{error.filename} cannot be made, for Hydra's own files: {error.strerror}") from error
-        if told:
-            raise told[0]
+        if run.told is not None:
+            raise run.told
 
     def _run_name(self) -> str:
         """The experiment's name, else that of the root; the folders of the runs are named after it."""
@@ -206,12 +212,13 @@ class Composer:
 
         master = self._compose(self.overrides, RunMode.MULTIRUN)
         sweeper = master.hydra.sweeper
-        if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
-            raise ConfigError(f"hydra/sweeper with {sweeper.get('_target_')}: only Hydra's basic sweeper is supported")
-        params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         # Unresolved: an override may hold what only a job knows, such as ${hydra:job.num}.
         typed_in: Any = OmegaConf.to_container(master.hydra.overrides, resolve=False)
-        jobs = jobs_of_sweep(self._parsed([*params, *typed_in["task"]]))
+        parsed = self._parsed([*params, *typed_in["task"]])
+        if self.is_chosen_later:
+            return [[*typed_in["hydra"], *(_one_of(override) for override in parsed)]]
+        jobs = jobs_of_sweep(parsed)
         return [[*typed_in["hydra"], *overrides] for overrides in jobs]
 
     def _composed(self, overrides: Sequence[str], number: int | None) -> Any:
@@ -252,6 +259,40 @@ class Composer:
         """Whether a key is below a section that takes any, or is, or is below, a mapping of amounts by name."""
         amounts = [name for name, kind in schema_keys(self._root.schema).items() if kind == dict[str, float]]
         return key in amounts or any(key.startswith(f"{section}.") for section in (*self._root.open_sections, *amounts))
+
+
+class _Run:
+    """What Hydra runs for a job; picklable where the task is.
+
+    Attributes:
+        told: of a command that is no sweep, the mistake that ended it; Hydra would print its own line about it first.
+    """
+
+    def __init__(self, root: Root, task: Callable[[Any], Any], sweep: bool) -> None:
+        self._root = root
+        self._task = task
+        self._sweep = sweep
+        self.told: UserError | ResumableError | None = None
+
+    def __call__(self, composed: Any) -> Any:
+        try:
+            return self._task(typed(composed, self._root))
+        except (UserError, ResumableError) as error:
+            if self._sweep:
+                raise
+            self.told = error
+        except OSError as error:
+            error.of_a_job = True  # type: ignore[attr-defined]
+            raise
+
+
+def _one_of(override: Any) -> str:
+    """An override with one of the values that a sweeper may choose."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    if override.is_interval_sweep():
+        return f"{override.get_key_element()}={override.value().start}"
+    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
 
 
 def _is_stored(store: Any, name: str, schema: type) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def run_jobs(root: str, task: Callable[[Any], None], overrides: Sequence[str], sweep: bool) -> None:
+def run_jobs(root: str, task: Callable[[Any], Any], overrides: Sequence[str], sweep: bool) -> None:
     """Compose with the Hydra that `hydra.initialize_config_dir` has made, and run `task` in the folders it makes.
 
     Args:
