@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_judge import judge
 from http_rewards import serving
 from narrow_flow import narrow_pipeline
 from reference_models import imagereward_tensors
@@ -223,6 +224,9 @@ def test_options_start(
 
         with serving(Redness()) as server:
             train(*words, f"reward.url=http://127.0.0.1:{server.server_port}", "cluster=inline")
+    elif run["reward"] == "vlm_judge":
+        with judge(lambda pictures, text: f'{{"alignment": {1 + pictures[0].mean() / 30}, "quality": 5}}') as (url, _):
+            train(*words, f"reward.url={url}", "cluster=inline")
     else:
         train(*words, "cluster=inline")
 

@@ -18,6 +18,9 @@ from prdp.support.targets import TARGET
 
 CALLABLE = "prdp.rewards.python_callable.PythonCallable"
 REMOTE = "prdp.rewards.remote.RemoteReward"
+VLM_JUDGE = "prdp.rewards.vlm_judge.VlmJudge"
+SERVERS = {REMOTE: ("token_variable", "PRDP_REWARD_TOKEN"), VLM_JUDGE: ("key_variable", "PRDP_JUDGE_KEY")}
+"""Rewards that contact a server -> the argument that names the environment variable of its secret, and its default."""
 DATASETS = ("prdp.prompts.hf_dataset.HfDatasetPrompts", "prdp.prompts.any_file.open_prompts")
 REWARDS = frozenset(
     f"prdp.rewards.{name}"
@@ -131,10 +134,14 @@ def _target_wishes(key: str, section: Mapping[str, Any], allowed: frozenset[str]
     target = section[TARGET]
     if target == CALLABLE:
         yield f"{key}: imports and runs the function {section.get('path')} of your Python path or this folder"
-    elif target == REMOTE:
-        variable = section.get("token_variable", "PRDP_REWARD_TOKEN")
+    elif isinstance(target, str) and target in SERVERS:
+        variable = section.get(*SERVERS[target])
         token = f", with the content of the environment variable {variable}" if variable else ""
         yield f"{key}: sends images and prompts to {section.get('url')}{token}"
+        if str(section.get("rubric") or "").startswith("@"):
+            yield f"{key}.rubric={section['rubric']}: sends a file there"
+        if section.get("cache"):
+            yield f"{key}.cache={section['cache']}: keeps answers in a folder"
     elif not isinstance(target, str) or target not in allowed:
         arguments = ", ".join(f"{name}={value!r}" for name, value in section.items() if name != TARGET)
         yield f"{key}: imports and runs {target}({arguments})"

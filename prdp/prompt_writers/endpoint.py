@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prdp.prompt_writers.base import Answer, Request, WriterError, continued
+from prdp.support.chat_protocol import APIS, choice
 from prdp.support.errors import StartError
 from prdp.support.http_client import RETRIED, HttpServer, NoAnswerError
-from prdp.support.json_lines import load_json
-
-APIS = {"chat": "/chat/completions", "completions": "/completions"}
 
 
 class EndpointWriter:
@@ -108,22 +106,8 @@ class EndpointWriter:
         if self._api == "chat":
             asked = {"messages": [{"role": "user", "content": request.text}]}
         body = self._server.ask("POST", path, json.dumps(self._body | asked).encode())
-        text, cut = _choice(body, f"{self._server.url}{path}", self._api)
+        text, cut = choice(body, f"{self._server.url}{path}", self._api)
         return Answer(continued(text, request.first) if self._api == "completions" else text, cut)
-
-
-def _choice(body: bytes, where: str, api: str) -> tuple[str, bool]:
-    """Text of the first choice, and whether it was cut off at the longest length."""
-    expected = 'choices[0].message.content' if api == "chat" else "choices[0].text"
-    try:
-        choice = load_json(body)["choices"][0]
-        text = choice["message"]["content"] if api == "chat" else choice["text"]
-    except (ValueError, TypeError, KeyError, IndexError):
-        text = None
-    if not isinstance(text, str):
-        shown = body[:200].decode("utf-8", "replace")
-        raise ValueError(f"{where} answers with something else than {expected}: {shown!r}")
-    return text, choice.get("finish_reason") == "length"
 
 
 def _check(name: str, value: Any, allowed: bool, words: str) -> None:

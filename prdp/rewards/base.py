@@ -13,10 +13,15 @@ from prdp.rewards.names import check_names
 from prdp.types import Float64, UInt8
 
 FREE_ARGUMENTS = (
+    "asks",
+    "at_once",
     "backoff_seconds",
     "batch_size",
+    "cache",
     "device",
+    "key_variable",
     "max_request_mib",
+    "max_requests",
     "memory_mib",
     "retries",
     "timeout_seconds",

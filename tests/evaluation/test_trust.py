@@ -16,7 +16,7 @@ from prdp.configuration.typed import conf_folder, read_config
 from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.models import find_models
 from prdp.evaluation.runs import read_trained_run
-from prdp.evaluation.trust import CALLABLE, PROMPTS, REMOTE, REWARDS
+from prdp.evaluation.trust import CALLABLE, PROMPTS, REMOTE, REWARDS, SERVERS, VLM_JUDGE
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import load_yaml
 from prdp.support.targets import TARGET
@@ -67,6 +67,10 @@ def names(*words: str) -> dict[str, Any]:
             ["sends images and prompts to http://stranger:1, with the content of the environment variable HF_TOKEN"],
         ),
         ({"reward": {TARGET: REMOTE, "url": "http://stranger:1"}}, ["environment variable PRDP_REWARD_TOKEN"]),
+        (
+            {"reward": {TARGET: VLM_JUDGE, "url": "http://stranger:1", "rubric": "@/etc/passwd", "cache": "/tmp/x"}},
+            ["environment variable PRDP_JUDGE_KEY", "rubric=@/etc/passwd: sends a file", "cache=/tmp/x: keeps answers"],
+        ),
         (
             {
                 "reward": {
@@ -203,7 +207,7 @@ def test_what_needs_no_trust_is_what_ships_but_for_functions_and_servers() -> No
         files = (conf_folder() / group).glob("*.yaml")
         return {target for file in files for target in targets(yaml.safe_load(file.read_text()))}
 
-    assert shipped("reward") == REWARDS | {CALLABLE, REMOTE}
+    assert shipped("reward") == REWARDS | {CALLABLE, *SERVERS}
     assert PROMPTS - shipped("prompts") == {"prdp.prompts.parquet_file.ParquetFilePrompts"}
     assert shipped("prompts") <= PROMPTS
 
