@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from prdp.checkpoints.unfinished import optimizer_tensors, put_into_optimizer
 from prdp.types import Float32, Float64, Int64
 
 if TYPE_CHECKING:
@@ -83,58 +84,98 @@ def learning_rate(update: int, updates: int, warmup: int, highest: float) -> flo
     return highest * 0.5 * (1.0 + math.cos(math.pi * (update - warmup) / (updates - warmup)))
 
 
-def distill(
-    policy: Policy, batches: Iterator[ChainBatch], times: Float64, config: DistillConfig
-) -> Iterator[dict[str, float]]:
-    """Learn update by update; at the end the policy has the weights, averaged where the configuration says so.
+class Distillation:
+    """A student that learns update by update; at the end the policy has the weights, averaged where that is said.
 
     Args:
         policy: starts as the teacher.
-        batches: one an update is taken.
         times: float64 [T], of the chains' steps.
         config: target, optimizer, averages.
 
-    Yields:
-        update, loss, learning_rate and grad_norm of each update.
-
-    Raises:
-        ValueError: a loss that is not finite.
+    Attributes:
+        update: number of the next update.
     """
-    learner, parameters = config.learner, policy.weights.parameters
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=learner.learning_rate,
-        betas=(learner.adam_beta1, learner.adam_beta2),
-        eps=learner.adam_epsilon,
-        weight_decay=learner.weight_decay,
-    )
-    asked = MovingAverage(parameters, config.target.ema_decay) if config.target.name == "consistency" else None
-    written = MovingAverage(parameters, learner.ema_decay) if learner.ema_decay else None
-    averages = [one for one in (asked, written) if one is not None]
-    for update in range(config.updates):
+
+    def __init__(self, policy: Policy, times: Float64, config: DistillConfig) -> None:
+        learner, parameters = config.learner, policy.weights.parameters
+        self.update = 0
+        self._policy, self._times, self._config = policy, times, config
+        self._optimizer = torch.optim.AdamW(
+            parameters.values(),
+            lr=learner.learning_rate,
+            betas=(learner.adam_beta1, learner.adam_beta2),
+            eps=learner.adam_epsilon,
+            weight_decay=learner.weight_decay,
+        )
+        asks = config.target.name == "consistency"
+        self._asked = MovingAverage(parameters, config.target.ema_decay) if asks else None
+        self._written = MovingAverage(parameters, learner.ema_decay) if learner.ema_decay else None
+
+    @property
+    def _averages(self) -> dict[str, MovingAverage]:
+        return {name: one for name, one in (("asked", self._asked), ("written", self._written)) if one is not None}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that learning goes on from, but for the number of the update."""
+        found = {f"weights/{name}": value for name, value in self._policy.weights.parameters.items()}
+        for kind, average in self._averages.items():
+            found |= {f"{kind}/{name}": value for name, value in average.tensors.items()}
+        return found | optimizer_tensors(self._optimizer)
+
+    @torch.no_grad()
+    def go_on(self, state: Mapping[str, torch.Tensor], update: int) -> None:
+        """From what `state` gave before an update."""
+        for name, value in self._policy.weights.parameters.items():
+            value.copy_(state[f"weights/{name}"])
+        for kind, average in self._averages.items():
+            for name, value in average.tensors.items():
+                value.copy_(state[f"{kind}/{name}"])
+        put_into_optimizer(self._optimizer, state)
+        self.update = update
+
+    def steps(self, batches: Iterator[ChainBatch]) -> Iterator[dict[str, float]]:
+        """Learn what is left.
+
+        Args:
+            batches: one an update is taken, the first of them for the next update.
+
+        Yields:
+            update, loss, learning_rate and grad_norm of each update.
+
+        Raises:
+            ValueError: a loss that is not finite.
+        """
+        while self.update < self._config.updates:
+            found = self._step(next(batches))
+            self.update += 1
+            yield found
+        if self._written is not None:
+            with torch.no_grad():
+                for name, value in self._written.tensors.items():
+                    self._policy.weights.parameters[name].copy_(value)
+
+    def _step(self, batch: ChainBatch) -> dict[str, float]:
+        config, learner, update, times = self._config, self._config.learner, self.update, self._times
         rate = learning_rate(update, config.updates, learner.warmup_updates, learner.learning_rate)
-        for group in optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
-        optimizer.zero_grad()
-        batch = next(batches)
+        self._optimizer.zero_grad()
         steps = np.random.default_rng((_DOMAIN, config.seed, update)).integers(len(times), size=len(batch.latents))
         loss = 0.0
         for begin in range(0, len(steps), learner.microbatch):
             rows = np.arange(begin, min(begin + learner.microbatch, len(steps)))
-            part = _loss(policy, batch, rows, steps[rows], times, asked, config.target.huber) * len(rows) / len(steps)
+            part = _loss(self._policy, batch, rows, steps[rows], times, self._asked, config.target.huber)
+            part = part * len(rows) / len(steps)
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), learner.max_grad_norm)
+        parameters = list(self._policy.weights.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, learner.max_grad_norm)
         if not (math.isfinite(loss) and bool(norm.isfinite())):
             raise ValueError(f"update {update}: the loss is {loss}; a smaller learner.learning_rate may help")
-        optimizer.step()
-        for average in averages:
+        self._optimizer.step()
+        for average in self._averages.values():
             average.move()
-        yield {"update": update, "loss": loss, "learning_rate": rate, "grad_norm": float(norm)}
-    if written is not None:
-        with torch.no_grad():
-            for name, value in written.tensors.items():
-                parameters[name].copy_(value)
+        return {"update": update, "loss": loss, "learning_rate": rate, "grad_norm": float(norm)}
 
 
 def _loss(

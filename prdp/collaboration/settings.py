@@ -73,6 +73,9 @@ class DistillConfig:
     """Which weights learn, and how. learner.ema_decay: of the average that is written, 0 for the last weights."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model called 'base'."""
+    checkpoint_every: CountOrZero = 50
+    """Updates between two times that learning is written down, beside output_dir: a killed run goes on from there. 0
+    for never."""
     output_dir: Text = MISSING
     """A folder that is not there yet, or is empty."""
 

@@ -21,6 +21,7 @@ from prdp.configuration.typed import Root, conf_folder, groups, schema_keys
 from prdp.support.errors import ConfigError, StartError, start_up_checks
 
 if TYPE_CHECKING:
+    from prdp.checkpoints.unfinished import Unfinished
     from prdp.collaboration.distillation import ChainBatch
     from prdp.config import ModelConfig, SamplerConfig
     from prdp.evaluation.models import EvaluatedModel
@@ -33,8 +34,10 @@ _LINES = 10
 """Of the console, over all updates."""
 _HELD = 2**30
 """Bytes of chains that are kept in memory."""
-_ELSEWHERE = ("model", "rollouts", "output_dir")
-"""Keys of the configuration that student.json tells in other places."""
+_ELSEWHERE = ("model", "rollouts", "output_dir", "checkpoint_every")
+"""Keys of the configuration that student.json tells in other places, or that decide nothing of the student."""
+_BESIDE = ("models", "rollouts", "output_dir", "checkpoint_every")
+"""Keys that another learning may change on the way; models and chains count by their digests."""
 DISTILL = Root(name="distill", schema=DistillConfig, groups=("learner", "model", "target"), check=check_distill)
 _LISTS = ("models",)
 _HELP = """\
@@ -51,6 +54,7 @@ OVERRIDES
   target=endpoint                    where a chain ends; consistency: what the student says a step further on
   updates=220  batch_size=64  learner.learning_rate=3e-4  learner.ema_decay=0.98
   learner=lora                       a LoRA of the teacher; full: all its weights
+  checkpoint_every=50                updates; the same command again goes on from the last of them
   output_dir=runs/student            a new folder; prdp evaluate takes it as a model
 """
 _MORE = """\
@@ -96,35 +100,73 @@ def distill(config: DistillConfig) -> Path:
     Raises:
         ConfigError, StartError: what is wrong, before anything is learned.
     """
-    from prdp.collaboration import distillation
-    from prdp.collaboration.student_files import Student, write_student
+    from prdp.checkpoints.unfinished import Unfinished
     from prdp.diffusion import build_policy
-    from prdp.diffusion.effective_scheduler import consistency_scheduler
-    from prdp.diffusion.usage import USAGE_FILE
     from prdp.image_sets.best_images import all_images
-    from prdp.support.storage import atomic_directory
 
     folder = Path(config.output_dir)
     check_empty(folder)
     found = check_start(config)
     chains = all_images(found.sets)
-    with start_up_checks():
-        policy: Any = build_policy(found.model, config.learner, seed=config.seed, keep_reference=False)
-    count = sum(value.numel() for value in policy.weights.parameters.values())
-    print(f"{len(chains):,} chains of {len(found.times)} steps, {count:,} weights, target {config.target.name}")
+    unfinished = Unfinished(folder, _settings(config, found))
+    with unfinished.held():
+        unfinished.read()  # other settings are refused before anything is loaded
+        with start_up_checks():
+            policy: Any = build_policy(found.model, config.learner, seed=config.seed, keep_reference=False)
+        count = sum(value.numel() for value in policy.weights.parameters.values())
+        print(f"{len(chains):,} chains of {len(found.times)} steps, {count:,} weights, target {config.target.name}")
+        log = _learn(config, policy, chains, found.times, unfinished)
+        _write(config, found, policy, chains[0].entry.prompt, log)
+        unfinished.remove()
+    print(f"{folder}  (prdp evaluate models=[base,{folder}] ...)")
+    return folder
+
+
+def _settings(config: DistillConfig, found: Found) -> dict[str, Any]:
+    """What decides what is learned."""
+    sets = [one.manifest.digest for one in found.sets]
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in _BESIDE}
+    settings["model"] = {**settings["model"], "device": None}
+    return {**settings, "chains": sets, "teacher": dict(found.sets[0].manifest.model)["digest"]}
+
+
+def _learn(
+    config: DistillConfig, policy: Any, chains: Sequence[Chosen], times: Float64, unfinished: Unfinished
+) -> list[dict[str, float]]:
+    """Learn, from where a killed run was; the log of all updates."""
+    from prdp.checkpoints.unfinished import Learned
+    from prdp.collaboration.distillation import Distillation
+
+    learning = Distillation(policy, times, config)
     log: list[dict[str, float]] = []
+    if (learned := unfinished.read()) is not None:
+        log = list(learned.facts["log"])
+        learning.go_on(learned.tensors, len(log))
+        print(f"goes on at update {len(log)} of {config.updates} ({unfinished.place})")
     every = max(1, config.updates // _LINES)
-    for one in distillation.distill(policy, _batches(policy, chains, config), found.times, config):
+    for one in learning.steps(_batches(policy, chains, config, learning.update)):
         log.append(one)
         if one["update"] % every == 0 or one["update"] == config.updates - 1:
             print(f"update {one['update']}: loss {one['loss']:.4f}, gradient {one['grad_norm']:.3g}", flush=True)
+        if config.checkpoint_every and len(log) % config.checkpoint_every == 0 and len(log) < config.updates:
+            unfinished.write(Learned({"log": log}, learning.state()))
+    return log
+
+
+def _write(config: DistillConfig, found: Found, policy: Any, prompt: str, log: Sequence[dict[str, float]]) -> None:
+    """The folder of the student."""
+    from prdp.collaboration.student_files import Student, write_student
+    from prdp.diffusion.effective_scheduler import consistency_scheduler
+    from prdp.diffusion.usage import USAGE_FILE
+    from prdp.support.storage import atomic_directory
+
+    folder, mode = Path(config.output_dir), config.learner.mode
     policy.pipeline.scheduler = consistency_scheduler(policy.scheduler_config, len(found.times))
     facts = {
         "teacher": dict(found.sets[0].manifest.model),
         "rollouts": {str(one.folder): one.manifest.digest for one in found.sets},
         "learned": {key: value for key, value in dataclasses.asdict(config).items() if key not in _ELSEWHERE},
     }
-    mode, prompt = config.learner.mode, chains[0].entry.prompt
     with atomic_directory(folder) as place:
         weights = place / WEIGHTS
         weights.mkdir()
@@ -135,8 +177,6 @@ def distill(config: DistillConfig) -> Path:
         (weights / USAGE_FILE).write_text(usage, encoding="utf-8")
         (place / LOG_FILE).write_text("".join(json.dumps(one) + "\n" for one in log), encoding="utf-8")
         write_student(place, Student(found.model, found.sampler), facts)
-    print(f"{folder}  (prdp evaluate models=[base,{folder}] ...)")
-    return folder
 
 
 def check_start(config: DistillConfig) -> Found:
@@ -233,7 +273,10 @@ def _listed(times: Float64) -> str:
     return ", ".join(shown if len(shown) < 6 else [*shown[:3], "...", shown[-1]])
 
 
-def _batches(policy: Any, chains: Sequence[Chosen], config: DistillConfig) -> Iterator[ChainBatch]:
+def _batches(policy: Any, chains: Sequence[Chosen], config: DistillConfig, first: int) -> Iterator[ChainBatch]:
+    """Of all updates from number `first` on."""
+    from itertools import islice
+
     import numpy as np
 
     from prdp.collaboration.distillation import ChainBatch
@@ -253,7 +296,7 @@ def _batches(policy: Any, chains: Sequence[Chosen], config: DistillConfig) -> It
             held[key] = chain
         return chain
 
-    for batch in shuffled(chains, config.batch_size, config.seed):
+    for batch in islice(shuffled(chains, config.batch_size, config.seed), first, None):
         yield ChainBatch(np.stack([read(one) for one in batch]), policy.encode([one.entry.prompt for one in batch]))
 
 

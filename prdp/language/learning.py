@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prdp.checkpoints.run_folder import check_empty, check_writable
+from prdp.checkpoints.unfinished import Unfinished
 from prdp.language.building import build_assistant, check_server, identity
-from prdp.language.folder import write_manifest, write_variant
+from prdp.language.folder import folder_digest, write_manifest
 from prdp.language.models import DeferringModel, load_network, load_tokenizer
+from prdp.language.phases import Phase, run_phases, watch
 from prdp.language.records import read_records
 from prdp.language.scores import Scores, score_files
 from prdp.language.settings import PretrainConfig, ScoreConfig, TrainConfig
 from prdp.language.tokenizers import tokenizer_digest
-from prdp.language.training import Learning, learn_labels, learn_language, learn_mixture
+from prdp.language.training import Learning, Progress, learn_labels, learn_language, learn_mixture
 from prdp.support.errors import StartError, start_up_checks
 from prdp.support.json_lines import json_line
-from prdp.support.storage import append, atomic_directory
+from prdp.support.storage import atomic_directory
 
-LOG_FILE = "log.jsonl"
-_LINES = 8
-"""Of the console, over all steps of something that learns."""
+_BESIDE = ("base", "scores", "device", "output_dir", "checkpoint_every")
+"""Keys that may change on the way; base and scores count by their digests."""
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -58,7 +60,8 @@ def pretrain(config: PretrainConfig) -> Path:
                 seed=seed,
             )
             print(f"{name}: {model.num_parameters():,} weights")
-            _watch(name, ({"loss": loss} for loss in losses), steps, lambda line: None)
+            for step, loss in enumerate(losses):
+                watch(name, step, steps, {"loss": loss})
             model.save_pretrained(place / name)
             shapes_task.build_tokenizer().save_pretrained(place / name)
     print(folder)
@@ -114,31 +117,37 @@ def train(config: TrainConfig) -> Path:
         learning, steps=config.init.steps, row_learning_rate=config.init.row_learning_rate, warm_up=0.0
     )
 
-    def labels(model: DeferringModel) -> Iterator[dict[str, float]]:
-        return learn_labels(model, data, first, config.init.labels, config.init.positive_weight)
+    def labels(model: DeferringModel, progress: Progress) -> Iterator[dict[str, float]]:
+        return learn_labels(model, data, first, config.init.labels, config.init.positive_weight, progress)
 
-    with atomic_directory(folder) as place:
+    def mixture(model: DeferringModel, progress: Progress) -> Iterator[dict[str, float]]:
+        return learn_mixture(model, data, learning, settings.cost, mode != "head", progress)
 
-        def log(line: dict[str, Any]) -> None:
-            append(place / LOG_FILE, json_line(line))
+    def language(model: DeferringModel, progress: Progress) -> Iterator[dict[str, float]]:
+        return learn_language(model, data, learning, progress)
 
-        model = _adapted(config, tokenizer, mode)
-        _watch("weak labels", labels(model), first.steps, log)
-        write_variant(place / "init", model, "head")
-        mixture = learn_mixture(model, data, learning, settings.cost, base_learns=mode != "head")
-        _watch("mixture", mixture, settings.steps, log)
-        write_variant(place / "trained", model, mode)
-        if config.fine_tuned and mode != "head":
-            model = _adapted(config, tokenizer, mode)
-            _watch("fine-tuned base", learn_language(model, data, learning), settings.steps, log)
-            _watch("its weak labels", labels(model), first.steps, log)
-            write_variant(place / "fine_tuned", model, mode)
-        tokenizer.save_pretrained(place / "tokenizer")
-        for name in ("trained", "fine_tuned"):
-            if (place / name / "config.json").is_file():
-                tokenizer.save_pretrained(place / name)
-        facts = {"settings": dataclasses.asdict(config), "data": scores.digest(), "examples": len(data)}
-        write_manifest(place, config.base, mode, scores.assistant, scores.tokenizer, facts)
+    phases = [
+        Phase("weak labels", first.steps, labels, True, ("init", "head")),
+        Phase("mixture", settings.steps, mixture, False, ("trained", mode)),
+    ]
+    if config.fine_tuned and mode != "head":
+        phases += [
+            Phase("fine-tuned base", settings.steps, language, True, None),
+            Phase("its weak labels", first.steps, labels, False, ("fine_tuned", mode)),
+        ]
+    decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in _BESIDE}
+    unfinished = Unfinished(folder, {**decisive, "base": folder_digest(config.base), "scores": scores.digest()})
+    with unfinished.held():
+        run_phases(phases, lambda: _adapted(config, tokenizer, mode), mode, unfinished, config.checkpoint_every)
+        with atomic_directory(folder) as place:
+            shutil.copytree(unfinished.made, place, dirs_exist_ok=True)
+            tokenizer.save_pretrained(place / "tokenizer")
+            for name in ("trained", "fine_tuned"):
+                if (place / name / "config.json").is_file():
+                    tokenizer.save_pretrained(place / name)
+            facts = {"settings": dataclasses.asdict(config), "data": scores.digest(), "examples": len(data)}
+            write_manifest(place, config.base, mode, scores.assistant, scores.tokenizer, facts)
+        unfinished.remove()
     print(f"{folder}  (prdp collm calibrate pair={folder} data=...)")
     return folder
 
@@ -159,16 +168,6 @@ def _adapted(config: TrainConfig, tokenizer: Any, mode: str) -> DeferringModel:
             network = get_peft_model(network, adapter)
     with start_up_checks(f"base={config.base}"):
         return DeferringModel(network, len(tokenizer))
-
-
-def _watch(name: str, made: Iterator[dict[str, float]], steps: int, log: Callable[[dict[str, Any]], None]) -> None:
-    """Take all steps; each goes to the log, some to the console."""
-    every = max(1, steps // _LINES)
-    for number, one in enumerate(made):
-        log({"phase": name, "step": number, **one})
-        if number % every == every - 1 or number == steps - 1:
-            told = ", ".join(f"{key} {value:.4g}" for key, value in one.items())
-            print(f"{name}, step {number + 1} of {steps}: {told}", flush=True)
 
 
 def _other_tokenizer(base: str, tokenizer: Any, scores: Scores) -> str:

@@ -167,6 +167,9 @@ class TrainConfig:
     """auto takes the GPU that there is; or such as cpu, cuda:1."""
     dtype: Annotated[str, one_of(*DTYPES)] = "float32"
     """Of the base's weights."""
+    checkpoint_every: CountOrZero = 50
+    """Steps between two times that learning is written down, beside output_dir: a killed run goes on from there. 0 for
+    never."""
     output_dir: Text = MISSING
     """A folder that is not there yet, or is empty."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prdp.checkpoints.unfinished import optimizer_tensors, put_into_optimizer
 from prdp.language.deferral import gold_log_probs, label_loss, mixture_loss, weak_labels
 from prdp.language.models import DeferringModel
 from prdp.language.reading import right_padded
@@ -73,8 +74,36 @@ class Learning:
     seed: int = 0
 
 
+class Progress:
+    """Lets learning begin behind its first step, and tells what it goes on from.
+
+    Args:
+        first: steps that were taken before.
+        tensors: what `tensors` gave behind them.
+    """
+
+    def __init__(self, first: int = 0, tensors: Mapping[str, Tensor] | None = None) -> None:
+        self.first, self._given = first, tensors or {}
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give an optimizer its state of before."""
+        put_into_optimizer(optimizer, self._given)
+        self._optimizer = optimizer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state of the optimizer, and of the generator that layers drop out by."""
+        assert self._optimizer is not None, "nothing was learned yet"
+        return {**optimizer_tensors(self._optimizer), "generator": torch.get_rng_state()}
+
+
 def learn_labels(
-    model: DeferringModel, data: Sequence[ScoredExample], how: Learning, kind: str, positive_weight: float
+    model: DeferringModel,
+    data: Sequence[ScoredExample],
+    how: Learning,
+    kind: str,
+    positive_weight: float,
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, float]]:
     """Learn the row alone, by weak labels of what the base and the assistant get right.
 
@@ -85,8 +114,9 @@ def learn_labels(
     Yields:
         loss and share of labels that are true, step by step.
     """
-    with _learning(model, how, base_learns=False) as take:
-        for batch in _batches(data, how, model.device):
+    progress = progress or Progress()
+    with _learning(model, how, False, progress) as take:
+        for batch in _batches(data, how, model.device, progress.first):
             logits, deferral = _read(model, batch)
             chosen = batch.answers
             labels = weak_labels(kind, batch.gold[chosen], logits.argmax(-1)[chosen], batch.tops[chosen])
@@ -95,7 +125,12 @@ def learn_labels(
 
 
 def learn_mixture(
-    model: DeferringModel, data: Sequence[ScoredExample], how: Learning, cost: float, base_learns: bool
+    model: DeferringModel,
+    data: Sequence[ScoredExample],
+    how: Learning,
+    cost: float,
+    base_learns: bool,
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, float]]:
     """Learn by the marginal likelihood of the answers; see `mixture_loss`.
 
@@ -105,8 +140,9 @@ def learn_mixture(
     Yields:
         loss and mean probability of deferral, step by step.
     """
-    with _learning(model, how, base_learns) as take:
-        for batch in _batches(data, how, model.device):
+    progress = progress or Progress()
+    with _learning(model, how, base_learns, progress) as take:
+        for batch in _batches(data, how, model.device, progress.first):
             logits, deferral = _read(model, batch)
             base = gold_log_probs(logits, batch.gold)
             loss = mixture_loss(deferral, base, batch.log_probs, batch.answers, cost)
@@ -114,14 +150,17 @@ def learn_mixture(
             yield {**take(loss), "deferral": share}
 
 
-def learn_language(model: DeferringModel, data: Sequence[ScoredExample], how: Learning) -> Iterator[dict[str, float]]:
+def learn_language(
+    model: DeferringModel, data: Sequence[ScoredExample], how: Learning, progress: Progress | None = None
+) -> Iterator[dict[str, float]]:
     """Learn the answers without an assistant, by their mean negative log-likelihood: the baseline of a fine-tuned base.
 
     Yields:
         the loss, step by step.
     """
-    with _learning(model, how, base_learns=True) as take:
-        for batch in _batches(data, how, model.device):
+    progress = progress or Progress()
+    with _learning(model, how, True, progress) as take:
+        for batch in _batches(data, how, model.device, progress.first):
             logits, _ = _read(model, batch)
             yield take(-gold_log_probs(logits, batch.gold)[batch.answers].mean())
 
@@ -133,20 +172,21 @@ def _read(model: DeferringModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return output.logits, output.deferral
 
 
-def _batches(data: Sequence[ScoredExample], how: Learning, device: torch.device) -> Iterator[Batch]:
-    """`how.steps` batches of examples in an order drawn anew for every pass over the data."""
+def _batches(data: Sequence[ScoredExample], how: Learning, device: torch.device, first: int) -> Iterator[Batch]:
+    """Batches number `first` to `how.steps` of examples in an order drawn anew for every pass over the data."""
     rng = np.random.default_rng((how.seed, 3))
     order: list[int] = []
-    for _ in range(how.steps):
+    for number in range(how.steps):
         while len(order) < how.batch_size:
             order += rng.permutation(len(data)).tolist()
-        yield Batch.of([data[place] for place in order[: how.batch_size]], device)
+        if number >= first:
+            yield Batch.of([data[place] for place in order[: how.batch_size]], device)
         del order[: how.batch_size]
 
 
 @contextlib.contextmanager
 def _learning(
-    model: DeferringModel, how: Learning, base_learns: bool
+    model: DeferringModel, how: Learning, base_learns: bool, progress: Progress
 ) -> Iterator[Callable[[Tensor], dict[str, float]]]:
     """A function that takes a step by a loss; what does not learn is frozen in the block, and has no graph."""
     network = [value for value in model.network.parameters() if value.requires_grad]
@@ -155,10 +195,15 @@ def _learning(
     groups: list[dict[str, Any]] = [{"params": list(model.row.parameters()), "lr": how.row_learning_rate}]
     if base_learns:
         groups.append({"params": network, "lr": how.learning_rate})
+    for group in groups:
+        group["initial_lr"] = group["lr"]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    progress.begin(optimizer)
     rising = max(1.0, how.warm_up * how.steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rising, (how.steps - step) / max(1.0, how.steps - rising))
+        optimizer,
+        lambda step: min((step + 1) / rising, (how.steps - step) / max(1.0, how.steps - rising)),
+        last_epoch=progress.first - 1,
     )
     learned = [value for group in groups for value in group["params"]]
 

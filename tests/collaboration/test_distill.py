@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prdp.cli import main
+from prdp.collaboration.distillation import Distillation
 from prdp.commands.distill import LOG_FILE
 from prdp.config import ModelConfig
 from prdp.diffusion.noise import ImageNoise
@@ -96,6 +97,36 @@ def test_a_student_may_be_a_lora(chains: Path, small_pipeline: Path, tmp_path: P
     assert np.abs(without - theirs(pipeline)).max() > 1
     again = [*words, f"output_dir={folder}"]
     assert main(["distill", *again]) == 2, "a folder that holds a student"
+
+
+@pytest.mark.parametrize("learner", ["full", "lora"])
+def test_a_killed_distillation_ends_as_one_that_was_not(
+    learner: str, chains: Path, small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"model.path={small_pipeline}", f"rollouts.path={chains}", "target=consistency", f"learner={learner}"]
+    words += ["learner.learning_rate=1e-2", "learner.ema_decay=0.8", *SHORT[:1], "updates=5", *SHORT[2:]]
+    whole, killed = (f"output_dir={tmp_path}/{name}" for name in ("whole", "killed"))
+    assert main(["distill", *words, whole]) == 0
+    taken = Distillation._step
+
+    def until_the_fourth(self: Distillation, batch: Any) -> Any:
+        if self.update == 3:
+            raise KeyboardInterrupt
+        return taken(self, batch)
+
+    with patch.object(Distillation, "_step", until_the_fourth):
+        assert main(["distill", *words, "checkpoint_every=2", killed]) != 0
+    assert not (tmp_path / "killed").exists()
+    capsys.readouterr()
+    assert main(["distill", *words, "batch_size=4", killed]) == 2
+    assert "other settings (batch_size=3 there and 4 here)" in capsys.readouterr().err
+    assert main(["distill", *words, killed]) == 0
+    assert "goes on at update 2 of 5" in capsys.readouterr().out
+    for file in sorted((tmp_path / "whole").rglob("*.safetensors")):
+        other = load_file(tmp_path / "killed" / file.relative_to(tmp_path / "whole"))
+        assert all(torch.equal(value, other[name]) for name, value in load_file(file).items()), file.name
+    assert (tmp_path / "whole" / LOG_FILE).read_text() == (tmp_path / "killed" / LOG_FILE).read_text()
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def with_scheduler(pipeline: Any, scheduler: Any) -> Any:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from prdp.collaboration.distillation import ChainBatch, MovingAverage, _target, distill, huber, learning_rate, told_end
+from prdp.collaboration.distillation import (
+    ChainBatch,
+    Distillation,
+    MovingAverage,
+    _target,
+    huber,
+    learning_rate,
+    told_end,
+)
 from prdp.collaboration.settings import DistillConfig, TargetConfig
 from prdp.config import LearnerConfig
 from prdp.diffusion.conditions import Conditions
@@ -87,10 +95,10 @@ def test_a_network_that_is_right_has_no_loss_and_others_learn_to_be(target: str)
         torch.from_numpy(chains[:, -1]), rtol=1e-4, atol=1e-5,
     )  # fmt: skip
     settings = config(target=TargetConfig(name=target, ema_decay=0.5))
-    [first, *_] = distill(right, iter([batch(chains)] * 60), TIMES, settings)
+    [first, *_] = Distillation(right, TIMES, settings).steps(iter([batch(chains)] * 60))
     assert first["loss"] < 1e-9
     policy = Straight(0.2)
-    log = list(distill(policy, iter([batch(chains)] * 60), TIMES, settings))
+    log = list(Distillation(policy, TIMES, settings).steps(iter([batch(chains)] * 60)))
     assert len(log) == 60 and log[0]["loss"] > 0.005
     assert policy.scale.item() == pytest.approx(0.8, abs=0.05)
 
@@ -99,7 +107,7 @@ def test_microbatches_add_up_and_the_average_is_what_stays() -> None:
     def learned(microbatch: int, ema_decay: float) -> float:
         learner = LearnerConfig(learning_rate=0.05, ema_decay=ema_decay, microbatch=microbatch)
         policy = Straight()
-        list(distill(policy, iter([batch()] * 4), TIMES, config(updates=4, learner=learner)))
+        list(Distillation(policy, TIMES, config(updates=4, learner=learner)).steps(iter([batch()] * 4)))
         return policy.scale.item()
 
     assert learned(2, 0.0) == pytest.approx(learned(6, 0.0), abs=1e-5)

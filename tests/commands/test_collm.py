@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -105,6 +106,34 @@ def test_an_adapter_and_a_row_alone(task: Path, tmp_path: Path, mode: str, capsy
     assert " of the assistant" in capsys.readouterr().out
     again = CollmFolder.open(tmp_path / "pair").load("trained", "cpu", "float32")
     assert any("lora" in name for name, _ in again.named_parameters()) == (mode == "lora")
+
+
+@pytest.mark.parametrize(
+    ("mode", "last"), [("full", ("its weak labels", 1)), ("full", ("mixture", 1)), ("lora", ("mixture", 2))]
+)
+def test_a_killed_training_ends_as_one_that_was_not(
+    task: Path, tmp_path: Path, mode: str, last: tuple[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"base={task / 'base'}", f"scores={task / 'scores'}", "device=cpu", *LEARNING, f"training.mode={mode}"]
+    whole, killed = (f"output_dir={tmp_path / name}" for name in ("whole", "killed"))
+    assert main(["collm", "train", *words, whole]) == 0
+
+    def until(name: str, step: int, steps: int, found: Any) -> None:
+        if (name, step) == last:
+            raise KeyboardInterrupt
+
+    with patch("prdp.language.phases.watch", until):
+        assert main(["collm", "train", *words, "checkpoint_every=1", killed]) != 0
+    assert not (tmp_path / "killed").exists()
+    told = refusal(capsys, "train", *words, "training.cost=0.5", killed)
+    assert "was begun with other settings (training.cost=0.0 there and 0.5 here)" in told
+    assert main(["collm", "train", *words, killed]) == 0
+    assert f"goes on at step {last[1]} of {last[0]}" in capsys.readouterr().out
+    files = sorted((tmp_path / "whole").rglob("*.safetensors"))
+    assert len(files) >= 2
+    for file in (*files, tmp_path / "whole" / "log.jsonl"):
+        assert file.read_bytes() == (tmp_path / "killed" / file.relative_to(tmp_path / "whole")).read_bytes(), file
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_a_threshold_of_something_else_is_refused(
