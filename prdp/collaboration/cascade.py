@@ -87,7 +87,8 @@ class CascadeSampler:
         strategy: how.
         first: of refine, the step that the teacher goes on from.
         expected: of skip, tells scores from prompts.
-        edited: of `edit`, the steps that student and teacher begin at.
+        edited: of `edit`, the steps that student and teacher begin at; None where pictures are not begun with, but read
+            by a ControlNet, which both have.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class CascadeSampler:
         strategy: Strategy,
         first: int = 0,
         expected: PromptEstimator | None = None,
-        edited: tuple[int, int] = (0, 0),
+        edited: tuple[int, int] | None = None,
     ) -> None:
         self._student, self._teacher, self._scorer, self._expected = student, teacher, scorer, expected
         self._threshold, self._strategy, self._first, self._edited = threshold, strategy, first, edited
@@ -125,11 +126,14 @@ class CascadeSampler:
 
     def edit(self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8) -> Rollout:
         """Image to image, see `Sampler.edit`: student and teacher begin with the pictures, but that a refining teacher
-        goes on from what the student has made of them.
+        goes on from what the student has made of them. Or both draw by a ControlNet, see `Sampler.controlled`.
         """
         if self._strategy.name == "skip":
             return self._instead(prompts, images_per_prompt, seed, True, pictures)
-        drawn = self._student.edit(prompts, images_per_prompt, seed, pictures, self._edited[0])
+        if self._edited is None:
+            drawn = self._student.controlled(prompts, images_per_prompt, seed, pictures)
+        else:
+            drawn = self._student.edit(prompts, images_per_prompt, seed, pictures, self._edited[0])
         return self._improved(drawn, seed, True, pictures)
 
     def _improved(self, drawn: Rollout, seed: int, trajectory: bool, pictures: UInt8 | None = None) -> Rollout:
@@ -146,7 +150,7 @@ class CascadeSampler:
             start = self._begun(sampler, pictures, images_per_prompt, rows)
             if name == "refine":
                 start = latents[rows], self._first
-            again = sampler.again(prompts, images_per_prompt, seed, rows, start)
+            again = sampler.again(prompts, images_per_prompt, seed, rows, start, control=self._read(pictures))
             passes[rows] += again.network_passes
             better = np.ones(len(rows), np.bool_)
             if name == "redraw":
@@ -161,9 +165,13 @@ class CascadeSampler:
             network_passes=passes,
         )
 
+    def _read(self, pictures: UInt8 | None) -> UInt8 | None:
+        """The pictures, if they are a ControlNet's."""
+        return pictures if self._edited is None else None
+
     def _begun(self, sampler: Sampler, pictures: UInt8 | None, images_per_prompt: int, rows: Int64) -> Start | None:
         """What images begin with: their pictures, or, without any, noise."""
-        if pictures is None:
+        if pictures is None or self._edited is None:
             return None
         first = self._edited[0 if sampler is self._student else 1]
         places, which = np.unique(rows // images_per_prompt, return_inverse=True)
@@ -193,7 +201,8 @@ class CascadeSampler:
         for sampler, rows in ((self._student, np.flatnonzero(~asked)), (self._teacher, np.flatnonzero(asked))):
             if len(rows):
                 start = self._begun(sampler, pictures, images_per_prompt, rows)
-                parts.append((rows, sampler.again(prompts, images_per_prompt, seed, rows, start, fresh=False)))
+                read = self._read(pictures)
+                parts.append((rows, sampler.again(prompts, images_per_prompt, seed, rows, start, False, read)))
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         fields, empty = conditions.to_arrays() if trajectory else ({}, {})
         version, checksum = self._student.holds

@@ -58,6 +58,7 @@ OVERRIDES
 
   pictures=my_folder                 your own pictures with captions, in place of models and prompts
   pictures=my_folder strength=0.6    image to image: the model draws from the pictures what their captions ask for
+  pictures=my_edges control=canny    a ControlNet reads the pictures
 
 With a run as the model, its sampler is taken unless another is given.
   prdp generate models=[base] model=shapes prompts=[shapes.train] rewards=[shapes_judge] output_dir=sets/base
@@ -118,9 +119,9 @@ def check_start(
         raise ConfigError(f"output_dir={folder}: holds a run; a set of images needs a folder of its own")
     if config.pictures is None:
         return _drawn(config, model_is_given, sizes)
-    if config.strength is None:
+    if config.strength is None and config.control is None:
         return _pictures(config, config.pictures)
-    return _edited(config, config.pictures, config.strength, model_is_given, sizes)
+    return _edited(config, config.pictures, model_is_given, sizes)
 
 
 def _drawn(config: GenerateConfig, model_is_given: bool, sizes: Sequence[str]) -> Found:
@@ -174,15 +175,19 @@ def _pictures(config: GenerateConfig, path: str) -> Found:
     return _with_captions(origin, folder, ())
 
 
-def _edited(
-    config: GenerateConfig, path: str, strength: float, model_is_given: bool, sizes: Sequence[str]
-) -> Found:
-    from prdp.image_sets.editing import check_editing
+def _edited(config: GenerateConfig, path: str, model_is_given: bool, sizes: Sequence[str]) -> Found:
+    from prdp.evaluation.cascades import Given
+    from prdp.image_sets.editing import check_controlled, check_editing
     from prdp.image_sets.origins import Edited
 
     folder, model = _folder(path), _the_model(config, model_is_given, sizes)
-    told = check_editing(model, sampler_of(config, model), strength)
-    return _with_captions(Edited(config, model, folder, strength), folder, (*own_samplers(config, [model]), told))
+    if config.control is not None:
+        told = check_controlled(model, config.control)
+    else:
+        assert config.strength is not None
+        told = check_editing(model, sampler_of(config, model), config.strength)
+    given = Given(config.strength, config.control, config.control_scale)
+    return _with_captions(Edited(config, model, folder, given), folder, (*own_samplers(config, [model]), told))
 
 
 def _folder(path: str) -> PictureFolder:

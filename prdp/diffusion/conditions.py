@@ -17,6 +17,7 @@ class Conditions:
     Attributes:
         fields: name -> tensor [B, ...], a row a prompt or an image.
         empty: name -> tensor [1, ...], what the branch without prompt is given; None for a family without guidance.
+            Fields that it has not are the same for both branches.
     """
 
     fields: Mapping[str, torch.Tensor]
@@ -40,7 +41,10 @@ class Conditions:
             raise ValueError("these conditions have no branch without prompt to guide with")
         empty = self.empty
         return Conditions(
-            {name: torch.cat([empty[name].expand_as(value), value]) for name, value in self.fields.items()}
+            {
+                name: torch.cat([empty[name].expand_as(value) if name in empty else value, value])
+                for name, value in self.fields.items()
+            }
         )
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

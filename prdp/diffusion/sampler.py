@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from prdp.config import SamplerConfig
 from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.control import FIELD, as_control, load_control
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
@@ -169,6 +171,29 @@ class Sampler:
         ]
         return np.concatenate(parts)
 
+    def put_control(self, path: str, scale: float) -> None:
+        """Draw by a ControlNet wherever pictures are given for it.
+
+        Raises:
+            StartError: see `prdp.diffusion.control.load_control`.
+        """
+        policy: Any = self._policy
+        policy.control = load_control(path, scale, policy.network)
+
+    def controlled(self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8) -> Rollout:
+        """Images by a ControlNet, of the noise of `sample`.
+
+        Args:
+            pictures: uint8 [p, H, W, 3], what it reads: one of each prompt.
+
+        Returns:
+            a rollout with final latents.
+        """
+        begun = time.perf_counter()
+        rows = np.arange(len(prompts) * images_per_prompt)
+        drawn = self.again(prompts, images_per_prompt, seed, rows, fresh=False, control=pictures)
+        return self._rollout(prompts, images_per_prompt, drawn, begun)
+
     def edit(
         self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8, first: int
     ) -> Rollout:
@@ -188,6 +213,9 @@ class Sampler:
         rows = np.arange(len(prompts) * images_per_prompt)
         clean = self.latents_of(pictures)[rows // images_per_prompt]
         drawn = self.again(prompts, images_per_prompt, seed, rows, (clean, first), fresh=False)
+        return self._rollout(prompts, images_per_prompt, drawn, begun)
+
+    def _rollout(self, prompts: PromptBatch, images_per_prompt: int, drawn: Redrawn, begun: float) -> Rollout:
         fields, empty = self.encode(prompts.texts).to_arrays()
         return Rollout(
             prompts=prompts,
@@ -199,7 +227,7 @@ class Sampler:
             conditions=fields,
             empty_conditions=empty,
             seconds={"sample": time.perf_counter() - begun},
-            network_passes=np.full(len(rows), drawn.network_passes),
+            network_passes=np.full(len(drawn.images), drawn.network_passes),
         )
 
     @torch.no_grad()
@@ -211,6 +239,7 @@ class Sampler:
         rows: Int64,
         refined: Start | None = None,
         fresh: bool = True,
+        control: UInt8 | None = None,
     ) -> Redrawn:
         """Some images of a rollout once more, of noise that none of its images has.
 
@@ -221,6 +250,7 @@ class Sampler:
                 they are drawn; None draws from noise.
             fresh: False takes the noise of the rollout's own images, so that without `refined` they are drawn as
                 `sample` draws them.
+            control: uint8 [p, H, W, 3], what a ControlNet reads of each prompt.
 
         Raises:
             ValueError: latents that do not fit, or a step that there is not; latents that are not finite.
@@ -230,6 +260,9 @@ class Sampler:
         of_prompts, numbers = rows // images_per_prompt, rows % images_per_prompt
         numbers = numbers + images_per_prompt if fresh else numbers
         conditions = self._policy.encode(prompts.texts)
+        if control is not None:
+            seen = as_control(control).to(self._policy.device)
+            conditions = replace(conditions, fields={**conditions.fields, FIELD: seen})
         noisy = windows(config, table.noisy, seed, prompts.epoch, prompts.offset + np.arange(len(prompts)))
         pictures, finals = [], []
         for begin in range(0, len(rows), config.microbatch):

@@ -10,6 +10,7 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.control import FIELD, Control
 from prdp.diffusion.folder_policy import vae_config
 from prdp.diffusion.image_size import KEYS, check_side, vae_factor
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION
@@ -24,6 +25,8 @@ class StableDiffusionPolicy(UNetPolicy):
     FORMAT = STABLE_DIFFUSION
     FROZEN = ("vae", "text_encoder")
     FRAMEWORKS = ("torch", "jax")
+    control: Control | None = None
+    """Reads the pictures of `Conditions`, where they have any."""
 
     @classmethod
     def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
@@ -58,7 +61,11 @@ class StableDiffusionPolicy(UNetPolicy):
         self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
         fields = conditions.fields
-        embedded = {"timestep_cond": fields["guidance"]} if "guidance" in fields else {}  # which the JAX twin lacks
+        embedded: dict[str, Any] = {}  # which the JAX twin lacks
+        if "guidance" in fields:
+            embedded["timestep_cond"] = fields["guidance"]
+        if FIELD in fields and self.control is not None:
+            embedded |= self.control.residuals(latents, times.long(), fields["states"], fields[FIELD])
         output: torch.Tensor = network(
             latents, times.long(), encoder_hidden_states=fields["states"], return_dict=False, **embedded
         )[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ from prdp.evaluation.trust import more_than_data
 from prdp.evidence.denoising import FinalLatents
 from prdp.rewards.base import identity_of
 from prdp.support.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Given:
+    """What becomes of pictures that a model is given.
+
+    Attributes:
+        strength: share of the training timesteps that they are noised by, before the model draws; None for noise alone.
+        control: folder of a ControlNet that reads them; None for none.
+        scale: that what it adds is multiplied by.
+    """
+
+    strength: float | None = None
+    control: str | None = None
+    scale: float = 1.0
 
 
 def check_reward_of(folder: Path, reward: Any) -> None:
@@ -51,20 +67,19 @@ def threshold_of(folder: Path, cascade: Cascade) -> Threshold:
 
 
 def build_cascade_sampler(
-    folder: Path, dtype: str, device: str, autocast: str | None, work: SamplerConfig, strength: float | None = None
+    folder: Path, dtype: str, device: str, autocast: str | None, work: SamplerConfig, given: Given | None = None
 ) -> CascadeSampler:
     """The sampler of a cascade's folder; see `prdp.evaluation.loading.build_evaluated_sampler`.
 
     Args:
         work: images per network call.
-        strength: of `CascadeSampler.edit`, the share of the training timesteps that pictures are noised by; None for a
-            sampler that draws from noise.
+        given: of `CascadeSampler.edit`, what becomes of pictures; None for a sampler that is given none.
     """
     from prdp.evaluation.loading import build_plain_sampler
 
     cascade = read_cascade(folder)
     check_reward_of(folder, cascade.reward)
-    samplers, edited = editing_parts(cascade, strength)
+    samplers, edited = editing_parts(cascade, None if given is None else given.strength)
     student, teacher = (
         build_plain_sampler(
             model,
@@ -77,6 +92,9 @@ def build_cascade_sampler(
         )
         for model, own in zip(parts_of(cascade), samplers, strict=True)
     )
+    if given is not None and given.control is not None:
+        for one in (student, teacher):
+            one.put_control(given.control, given.scale)
     scorer = RewardWorker(dict(cascade.reward))
     threshold = threshold_of(folder, dataclasses.replace(cascade, scorer=identity_of(scorer.reward)))
     expected = None if cascade.expected is None else load_estimator(folder / ESTIMATOR_FILE, cascade.expected)
@@ -85,14 +103,17 @@ def build_cascade_sampler(
 
 def editing_parts(
     cascade: Cascade, strength: float | None
-) -> tuple[tuple[SamplerConfig, SamplerConfig], tuple[int, int]]:
-    """Samplers of student and teacher whose chains are long enough to begin within, and the steps to begin at.
+) -> tuple[tuple[SamplerConfig, SamplerConfig], tuple[int, int] | None]:
+    """Samplers of student and teacher whose chains are long enough to begin within, and the steps to begin at; None
+    where they begin with noise.
 
     A refining teacher goes on from the student's image, so that its chain stays as it is.
     """
+    if strength is None:
+        return (cascade.student.sampler, cascade.teacher.sampler), None
     parts = []
     for part, refines in ((cascade.student, False), (cascade.teacher, cascade.strategy.name == "refine")):
-        if strength is None or refines:
+        if refines:
             parts.append((part.sampler, 0))
         else:
             total, first = rollback(part.sampler.steps, strength)

@@ -1,4 +1,4 @@
-"""Image to image: a model draws from given pictures what their captions ask for."""
+"""A model draws from given pictures, or by a ControlNet that reads them, what their captions ask for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from prdp.cluster.base import SamplerLike
 from prdp.collaboration.cascade_files import read_cascade
 from prdp.config import SamplerConfig
 from prdp.diffusion import family_of
+from prdp.diffusion.control import check_control
+from prdp.diffusion.model_folder import fetch_model, read_component
+from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION
 from prdp.diffusion.refinement import rollback
-from prdp.evaluation.cascades import build_cascade_sampler, editing_parts
+from prdp.evaluation.cascades import Given, build_cascade_sampler, editing_parts, parts_of
 from prdp.evaluation.loading import build_plain_sampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.image_sets.pictures import PictureFolder
@@ -54,7 +57,7 @@ class EditingSampler:
 
 def build_editing_sampler(
     path: str,
-    strength: float,
+    given: Given,
     model: EvaluatedModel,
     sampler: SamplerConfig,
     dtype: str,
@@ -65,15 +68,20 @@ def build_editing_sampler(
 
     Args:
         path: of the pictures.
-        strength: share of the training timesteps that they are noised by.
+        given: what becomes of them.
         model, sampler, dtype, device, autocast: see `prdp.evaluation.loading.build_evaluated_sampler`.
     """
     folder, size = PictureFolder(path), family_of(model.model).picture_size_of(model.model)
     if model.kind == "cascade":
         assert model.path is not None
-        cascade = build_cascade_sampler(model.path, dtype, device, autocast, sampler, strength)
+        cascade = build_cascade_sampler(model.path, dtype, device, autocast, sampler, given)
         return EditingSampler(folder, size, cascade.edit, cascade.load_weights)
-    whole, first = begun_within(sampler, strength)
+    if given.strength is None:
+        assert given.control is not None
+        plain = build_plain_sampler(model, sampler, dtype, device, autocast, kl=False)
+        plain.put_control(given.control, given.scale)
+        return EditingSampler(folder, size, plain.controlled, plain.load_weights)
+    whole, first = begun_within(sampler, given.strength)
     built = build_plain_sampler(model, whole, dtype, device, autocast, kl=False)
     return EditingSampler(folder, size, partial(built.edit, first=first), built.load_weights)
 
@@ -99,11 +107,34 @@ def check_editing(model: EvaluatedModel, sampler: SamplerConfig, strength: float
     assert model.path is not None
     cascade = read_cascade(model.path)
     samplers, edited = editing_parts(cascade, strength)
+    assert edited is not None
     parts = [("the student", samplers[0], edited[0])]
     if cascade.strategy.name in ("regenerate", "skip"):
         parts.append(("the teacher", samplers[1], edited[1]))
     told = "; ".join(_told(name, model, own, first) for name, own, first in parts)
     return f"{told}; the threshold was calibrated on images that were drawn from noise"
+
+
+def check_controlled(model: EvaluatedModel, path: str) -> str:
+    """What is drawn by, for people.
+
+    Raises:
+        ConfigError: a model without ControlNets.
+        StartError: a folder that holds no ControlNet of the model's UNet.
+    """
+    models = [model]
+    if model.kind == "cascade":
+        assert model.path is not None
+        models = list(parts_of(read_cascade(model.path)))
+    for one in models:
+        if one.model.family != STABLE_DIFFUSION.family:
+            raise ConfigError(
+                f"control={path}: {one.name} is of model.family={one.model.family}; ControlNets are those of "
+                f"{STABLE_DIFFUSION.family}"
+            )
+        folder = fetch_model(one.model.config or one.model.path, one.model.variant, one.model.revision)
+        check_control(path, read_component(folder, "unet"))
+    return f"{' and '.join(one.name for one in models)} draw by the ControlNet {path}, which reads the pictures"
 
 
 def _told(name: str, model: EvaluatedModel, sampler: SamplerConfig, first: int) -> str:

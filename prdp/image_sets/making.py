@@ -67,7 +67,7 @@ def size_text(config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[st
     folder = Path(config.output_dir)
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(place).free
-    nobody_draws = config.pictures is not None and config.strength is None
+    nobody_draws = config.pictures is not None and not config.models
     passes = "" if nobody_draws else f", {network_passes(sampler_of(config, model))} passes each"
     told = (
         f"{images:,} images = {count:,} prompts x {config.images_per_prompt:,} of {model.name}{passes}; on the disk up "

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from prdp.cluster.base import SamplerFactory
 from prdp.diffusion import family_of
+from prdp.diffusion.control import control_digest
 from prdp.diffusion.latent_space import vae_digest
+from prdp.evaluation.cascades import Given
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.samplers import sampler_of
@@ -97,26 +99,29 @@ class Drawn:
 
 
 class Edited(Drawn):
-    """A model draws from somebody's own pictures.
+    """A model draws from somebody's own pictures, or by a ControlNet that reads them.
 
     Args:
         folder: of the pictures.
-        strength: share of the training timesteps that they are noised by.
+        given: what becomes of them.
     """
 
-    def __init__(self, config: GenerateConfig, model: EvaluatedModel, folder: PictureFolder, strength: float) -> None:
+    def __init__(self, config: GenerateConfig, model: EvaluatedModel, folder: PictureFolder, given: Given) -> None:
         super().__init__(config, model)
-        self._folder, self._strength = folder, strength
+        self._folder, self._given = folder, given
 
     def key(self) -> dict[str, Any]:
-        return {**super().key(), PICTURES: self._folder.fingerprint, "strength": self._strength}
+        key = {**super().key(), PICTURES: self._folder.fingerprint}
+        if self._given.control is None:
+            return {**key, "strength": self._given.strength}
+        return {**key, "control": control_digest(self._given.control), "control_scale": self._given.scale}
 
     def sampler_factory(self) -> SamplerFactory:
         config = self._config
         return partial(
             build_editing_sampler,
             str(self._folder.folder.resolve()),
-            self._strength,
+            self._given,
             self.model,
             sampler_of(config, self.model),
             config.model.dtype,

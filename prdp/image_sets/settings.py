@@ -13,7 +13,7 @@ from prdp.configuration.bounds import broken_rules
 from prdp.configuration.sampler_bounds import noise_problems
 from prdp.evaluation.settings import drawing_problems, name_problems
 from prdp.support.errors import ConfigError
-from prdp.support.rules import Count, CountOrZero, Rule, Share, Text, one_of
+from prdp.support.rules import Count, CountOrZero, Positive, Rule, Share, Text, one_of
 
 LATENT_DTYPES = ("float32", "float16")
 _MODEL = Rule(lambda value: len(value) < 2 and all(value), "a list of one model, which a set is drawn by")
@@ -33,6 +33,11 @@ class GenerateConfig:
     strength: Share | None = None
     """Image to image: the share of the training timesteps that pictures are noised by, before the model draws in
     `sampler.steps` what their captions ask for; 1 leaves nothing of them."""
+    control: Text | None = None
+    """Folder of a ControlNet of Stable Diffusion in diffusers format: it reads the pictures, such as edges or depths,
+    while the model draws from noise what their captions ask for."""
+    control_scale: Positive = 1.0
+    """What the ControlNet adds is multiplied by it, as diffusers' controlnet_conditioning_scale."""
     prompts: dict[str, Any] = field(default_factory=dict)
     """Prompt set name -> section with `_target_`."""
     rewards: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +89,11 @@ def check_generate(config: GenerateConfig) -> None:
     if config.strength is not None and not ("strength" in wrong or (config.pictures and config.models)):
         lacking = "models" if config.pictures else "pictures"
         problems.append(f"strength={config.strength:g}: needs {lacking}, as a model draws from pictures")
+    if config.control is not None and not (config.pictures and config.models):
+        lacking = "models" if config.pictures else "pictures"
+        problems.append(f"control={config.control}: needs {lacking}, as a model draws by what it reads of pictures")
+    if config.control is not None and config.strength is not None:
+        problems.append(f"control={config.control}: must not be given beside strength={config.strength:g}")
     if config.pictures is not None:
         problems += _picture_problems(config)
     elif not config.prompts:
@@ -101,10 +111,11 @@ def check_generate(config: GenerateConfig) -> None:
 
 def _picture_problems(config: GenerateConfig) -> list[str]:
     """Keys that pictures, or pictures which nobody draws, have no use for."""
-    beside, drawn = f"beside pictures={config.pictures}", config.strength is not None
+    beside = f"beside pictures={config.pictures}"
+    drawn = config.strength is not None or config.control is not None
     found = [f"prompts: must not be given {beside}, which has its own"] if config.prompts else []
     if config.models and not drawn:
-        found.append(f"models: must not be given {beside}, but with strength=..., by which a model draws from them")
+        found.append(f"models: must not be given {beside}, but with strength=... or control=..., as a model draws then")
     if config.images_per_prompt != 1 and not drawn:
         found.append(f"images_per_prompt={config.images_per_prompt}: must be 1 {beside}: each has a caption of its own")
     return found
