@@ -43,14 +43,14 @@ OF_FLOWS = {"cps": "prdp", "flow_sde": "prdp", "edm_churn": "fdfo"}
 """Samplers of flow models, and an objective for each."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
 ON_HUB = {"sd14", "sd35_medium", "sdxl", "flux_dev", "flux_schnell", "z_image", "z_image_turbo"}
-REFUSED = {"model": ON_HUB, "reward": {"image_quality"}, "cluster": {"ray"}}
+REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
 
 
 def _combined() -> list[dict[str, str]]:
     """Runs that have every option of the small groups between them, and those together that need each other."""
     judged = ["shapes_judge", "shapes_judge_and_compressibility", "shapes_aspects", "watched_redness", "sub_score"]
-    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr")
+    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval")
     rewards = [name for name in OPTIONS["reward"] if name not in apart]
     prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures|quoted_text", name)]
     mixtures = {"reward": "quadratic_of_point", "model": "gaussian_mixtures", "learner": "full"}

@@ -29,6 +29,7 @@ REWARDS = frozenset(
         "clipscore.CLIPScore",
         "compressibility.Compressibility",
         "compressibility.Incompressibility",
+        "geneval.GenEval",
         "hpsv2.HPSv2",
         "image_quality.ImageQuality",
         "imagereward.ImageReward",

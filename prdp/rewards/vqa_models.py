@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prdp.rewards.prompt_tokens import check_tokenizer
 from prdp.rewards.vqa_questions import YES_NO, Question
-from prdp.rewards.weight_files import find_folder, first_of, read_json, read_tensors
+from prdp.rewards.weight_files import find_folder, model_files, read_json, read_tensors
 from prdp.types import Float64, UInt8
 
 if TYPE_CHECKING:
     import torch
 
 FILES = (("*.safetensors", "*.json", "*.txt", "*.model"), ("*.bin", "*.json", "*.txt", "*.model"))
-_WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _BLIP = "BlipForQuestionAnswering"
 _MAX_NEW_TOKENS = 10
@@ -171,7 +170,7 @@ def load_answer_model(key: str, path: str, device: str, dtype: str) -> tuple[Ans
 
     folder = find_folder(key, path, FILES)
     assert folder is not None
-    files = _weight_files(key, folder)
+    files = model_files(key, folder)
     blip = _is_blip(key, folder)
     architecture = transformers.BlipForQuestionAnswering if blip else transformers.AutoModelForImageTextToText
     try:
@@ -198,7 +197,7 @@ def check_answer_model(key: str, path: str) -> None:
     if folder is None:
         return
     _is_blip(key, folder)
-    for file in _weight_files(key, folder):
+    for file in model_files(key, folder):
         read_tensors(key, file, shapes_only=True)
     check_tokenizer(key, str(folder))
 
@@ -240,14 +239,3 @@ def _is_blip(key: str, folder: Path) -> bool:
     if _BLIP not in architectures:
         raise ValueError(f"{key}: {folder} holds a BLIP model of kind {', '.join(architectures)}, expected {_BLIP}")
     return True
-
-
-def _weight_files(key: str, folder: Path) -> list[Path]:
-    file = first_of(key, folder, _WEIGHTS)
-    if file.suffix != ".json":
-        return [file]
-    names = sorted(set(read_json(key, file).get("weight_map", {}).values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
-        raise ValueError(f"{key}: {file} speaks of {', '.join(missing[:4]) or 'no files'}, not in {folder}")
-    return [folder / name for name in names]

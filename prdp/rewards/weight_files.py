@@ -78,6 +78,23 @@ def find_folder(key: str, path: str, patterns: Sequence[Sequence[str]], fetch: b
     return _hub_folder(key, path, patterns, fetch)
 
 
+def model_files(key: str, folder: Path) -> list[Path]:
+    """The files of a transformers model's weights, whole or in parts.
+
+    Raises:
+        ValueError: none, or an index that names files that are not there.
+    """
+    names = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+    file = first_of(key, folder, names)
+    if file.suffix != ".json":
+        return [file]
+    parts = sorted(set(read_json(key, file).get("weight_map", {}).values()))
+    missing = [name for name in parts if not (folder / name).is_file()]
+    if missing or not parts:
+        raise ValueError(f"{key}: {file} speaks of {', '.join(missing[:4]) or 'no files'}, not in {folder}")
+    return [folder / name for name in parts]
+
+
 def first_of(key: str, folder: Path, names: Iterable[str]) -> Path:
     """The first of these files that the folder holds, or ValueError."""
     names = list(names)
