@@ -11,22 +11,16 @@ Every step is a command of prdp in FOLDER/<seed>, whose words `plan` prints. Sta
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from experts import JUDGE, Step, run, train
-from study_tables import interval, table
+from students_report import EVALUATION, report
 
-from prdp.support.storage import write_atomically
-
-RESULTS, EVALUATION = "students.jsonl", "evaluation"
 CHUNKS = "sampler.prompts_per_chunk=64"
 """Few images a prompt: more prompts at a time fill a network call."""
 TARGETS = ("endpoint", "consistency")
@@ -35,8 +29,6 @@ TUNED = {
     "tuned_denoising": ("objective=prdp_denoising", "objective.times=sampler_stratified", "epochs=8"),
 }
 """PRDP by the kind of its evidence, in about as many passes: an update on denoising errors takes three times those."""
-ROUTED_BY = ("color", "shape", "count", "fill")
-"""Sub-scores of the cascades' estimator; the others judge them."""
 CASCADES: dict[str, tuple[str, ...]] = {
     "refine25": ("rate=0.25",),
     "random25": ("rate=0.25", "strategy.router=random"),
@@ -83,49 +75,6 @@ def students(seed: int) -> Iterator[Step]:
 
 
 PARTS = {"students": students}
-
-
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """A line for each seed and model: passes, score, differences to the base, win rate.
-
-    `apart` is the mean difference of the sub-scores that route no cascade.
-    """
-    lines = []
-    for place in sorted(one for one in folder.iterdir() if (one / f"{EVALUATION}.done").exists()):
-        results = json.loads((place / EVALUATION / "results.json").read_text(encoding="utf-8"))
-        for spread in results["spread"]:
-            own = [one for one in results["scores"] if one["model"] == spread["model"]]
-            [whole] = [one for one in own if one["part"] == "all"]
-            subs = {one["part"]: one["difference"] for one in own if one["part"].startswith("sub-score: ")}
-            apart = [value for part, value in subs.items() if part.removeprefix("sub-score: ") not in ROUTED_BY]
-            line = {"seed": int(place.name), "model": spread["model"], "passes": spread["network_passes"]}
-            line |= {key: whole[key] for key in ("score", "difference", "win_rate")}
-            base = spread["model"] == results["against"]
-            line |= {"difference": None, "win_rate": None, "apart": None} if base else {"apart": _mean(apart)}
-            lines.append(line)
-    return lines
-
-
-def report(folder: Path, out: Path) -> str:
-    """Write OUT/students.jsonl; return the table in Markdown, by passes."""
-    lines = collect(folder)
-    write_atomically(out / RESULTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    columns = ("passes", "score", "difference", "apart", "win_rate")
-    rows = []
-    for model in dict.fromkeys(line["model"] for line in lines):
-        own = [line for line in lines if line["model"] == model]
-        values = {name: [line[name] for line in own if line[name] is not None] for name in columns}
-        rows.append([model, *(interval(values[name], 2 if name == "passes" else 3) for name in columns)])
-        rows[-1].append(str(_mean([line["passes"] for line in own])))
-    rows.sort(key=lambda row: float(row.pop()))
-    seeds = len({line["seed"] for line in lines})
-    head = ["model", "passes", "judge", "against base", "on what does not route", "win rate"]
-    return f"## Students and cascades ({seeds} seeds)\n\n{table([head, *rows])}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ def students() -> ModuleType:
 
 def test_rows_go_by_passes_and_cascades_are_judged_by_what_does_not_route(students: ModuleType, tmp_path: Path) -> None:
     def scored(model: str, part: str, difference: float | str) -> dict[str, object]:
-        return {"model": model, "part": part, "score": 0.5, "difference": difference, "win_rate": 0.4}
+        numbers = {"score": 0.5, "difference": difference, "win_rate": 0.4}
+        return {"model": model, "reward": "shapes_judge", "part": part, **numbers}
 
     for seed, gain in ((0, 0.1), (1, 0.2), (2, 0.9)):
         place = tmp_path / str(seed) / students.EVALUATION
@@ -34,15 +35,28 @@ def test_rows_go_by_passes_and_cascades_are_judged_by_what_does_not_route(studen
         (place / "results.json").write_text(json.dumps(results))
         if seed < 2:
             (tmp_path / str(seed) / f"{students.EVALUATION}.done").write_text("{}")
+            judged = (("endpoint", [0.5, 0.7 + seed]), ("base", [0.25, 0.75]))
+            for model, values in judged:
+                chunk = place / "samples" / model / "shapes" / f"seed_{seed}" / "00000-00001"
+                chunk.mkdir(parents=True)
+                subs = {"color": [0, 0], "size": values, "relation": ["NaN", values[1] / 2]}
+                found = {"key": {}, "rewards": values, "sub_scores": subs, "seconds": 0}
+                (chunk / "scores.shapes_judge.json").write_text(json.dumps(found))
     told = students.report(tmp_path, tmp_path)
+    [claim] = [line for line in told.splitlines() if "less its teacher of 16" in line]
+    # .25 and -.05, .25 and .95; half of each of the second prompts' sub-scores does not apply to the first.
+    assert [cell.strip() for cell in claim.split("|")[2:3]] == ["+0.100 +0.600"]
+    assert "+0.106 +0.481" in claim
     assert "(2 seeds)" in told
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if line.startswith("| ")]
+    lines = told[: told.index("## Differences")].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     assert [row[0] for row in rows] == ["model", "cascade", "base"]
     # Half of the 95% interval of two values that are .1 and .05 apart: 12.706 * their deviation / sqrt(2).
     assert rows[1][1:5] == ["6.00 ± 0.00", "0.500 ± 0.000", "0.150 ± 0.635", "0.075 ± 0.318"]
     assert rows[2][3:] == ["", "", ""]
-    lines = [json.loads(line) for line in (tmp_path / students.RESULTS).read_text().splitlines()]
-    assert [line["apart"] for line in lines if line["model"] == "cascade"] == [0.05, 0.1]
+    kept = [json.loads(line) for line in (tmp_path / "students.jsonl").read_text().splitlines()]
+    assert [line["apart"] for line in kept if line["model"] == "cascade"] == [0.05, 0.1]
+    assert told == (tmp_path / "students.md").read_text()
 
 
 def test_every_step_is_named_once_and_uses_what_came_before(students: ModuleType) -> None:
