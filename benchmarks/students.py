@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,33 +45,48 @@ STUDENTS = {"endpoint2": ("endpoint", 2), "endpoint1": ("endpoint", 1), "consist
 
 
 def students(seed: int) -> Iterator[Step]:
-    """Chains, students by both targets, PRDP on one of them, cascades, and all of it beside the teacher."""
+    """Chains, a student and its cascades, beside the teacher; then a student by the other target and PRDP on the first,
+    which join the same evaluation.
+    """
     drawn = ("models=[base]", "model=shapes", "prompts=[shapes.train]", "prompts_per_set=512", "images_per_prompt=1")
     seeded = (f"seed={seed}", f"prompt_seed={seed}")
     quiet = ("sampler.eta=0", "chains=true", CHUNKS)
     yield Step("chains", ("generate", *drawn, *quiet, *seeded, "output_dir=chains"))
-    for target in TARGETS:
-        learned = ("model=shapes", "rollouts.path=chains", f"target={target}", f"seed={seed}")
-        yield Step(target, ("distill", *learned, f"output_dir={target}"))
-    recipe = ("reward=shapes_judge", "prompts=shapes", "prompts_per_epoch=16", "images_per_prompt=8")
-    adapters = ("learner=lora", "learner.learning_rate=3e-3", "learner.warmup_updates=3", "learner.ema_decay=0.8")
-    judged = ("evaluation.every=0", "evaluation.final_prompts=16")
-    start = ("model.path=endpoint/weights", "sampler=consistency")
-    for name, objective in TUNED.items():
-        yield train(name, seed, *start, *recipe, *adapters, *judged, *objective)
-    parts = ("models=[endpoint,base]", "model=shapes", "prompts=[shapes.train]", "rewards=[shapes_aspects]")
+    first, *others = TARGETS
+    yield distill(first, seed)
+    parts = (f"models=[{first},base]", "model=shapes", "prompts=[shapes.train]", "rewards=[shapes_aspects]")
     count = ("prompts_per_set=512", f"seed={seed}", f"prompt_seed={seed + 100}", "sampler.steps=4", "sampler.eta=0")
     for name, words in CASCADES.items():
         yield Step(name, ("calibrate", *parts, *count, CHUNKS, *words, f"output_dir={name}"))
-    models = [f"{name}:base" for name in (*TEACHERS, STOCHASTIC)]
-    models += [f"{one}:{one}" for one in (*TARGETS, *TUNED, *CASCADES)]
-    models += [f"{name}:{of}" for name, (of, _) in STUDENTS.items()]
+    models = [f"{name}:base" for name in (*TEACHERS, STOCHASTIC)] + [f"{one}:{one}" for one in (first, *CASCADES)]
+    few = {name: steps for name, (of, steps) in STUDENTS.items() if of == first}
+    yield evaluation(EVALUATION, seed, [*models, *(f"{name}:{first}" for name in few)], {**TEACHERS, **few})
+    for target in others:
+        yield distill(target, seed)
+    recipe = ("reward=shapes_judge", "prompts=shapes", "prompts_per_epoch=16", "images_per_prompt=8")
+    adapters = ("learner=lora", "learner.learning_rate=3e-3", "learner.warmup_updates=3", "learner.ema_decay=0.8")
+    judged = ("evaluation.every=0", "evaluation.final_prompts=16")
+    start = (f"model.path={first}/weights", "sampler=consistency")
+    for name, objective in TUNED.items():
+        yield train(name, seed, *start, *recipe, *adapters, *judged, *objective)
+    models += [f"{one}:{one}" for one in (*others, *TUNED)] + [f"{name}:{of}" for name, (of, _) in STUDENTS.items()]
     steps = {**TEACHERS, **{name: number for name, (_, number) in STUDENTS.items()}}
+    yield evaluation(f"{EVALUATION}_of_all", seed, models, steps)
+
+
+def distill(target: str, seed: int) -> Step:
+    """A student by a target."""
+    learned = ("model=shapes", "rollouts.path=chains", f"target={target}", f"seed={seed}")
+    return Step(target, ("distill", *learned, f"output_dir={target}"))
+
+
+def evaluation(name: str, seed: int, models: Sequence[str], steps: Mapping[str, int]) -> Step:
+    """Models beside the base, some of them in so many steps."""
     words = ("model=shapes", "prompts=[shapes]", JUDGE, "watch=[shapes_aspects]", "sampler=few_step", "sampler.eta=0")
     words = (*words, CHUNKS, f"samplers.{STOCHASTIC}.eta=1")
-    words += tuple(f"samplers.{name}.steps={number}" for name, number in steps.items())
+    words += tuple(f"samplers.{one}.steps={number}" for one, number in steps.items())
     size = ("prompts_per_set=256", "images_per_prompt=1", f"prompt_seed={seed}", f"seeds=[{seed}]")
-    yield Step(EVALUATION, ("evaluate", f"models=[base,{','.join(models)}]", *words, *size, f"output_dir={EVALUATION}"))
+    return Step(name, ("evaluate", f"models=[base,{','.join(models)}]", *words, *size, f"output_dir={EVALUATION}"))
 
 
 PARTS = {"students": students}

@@ -163,8 +163,8 @@ def _claims(places: Sequence[Path]) -> str:
     head = ["", "judge, seed by seed", "judge, all prompts", f"{APART}, seed by seed", f"{APART}, all prompts"]
     return (
         "## Differences\n\nSeed by seed: the mean of each seed, and, of three or more, Student's interval of their "
-        "mean. All prompts: the mean over the\nprompts of all seeds with its interval over prompts, which knows nothing "
-        "of how students of other seeds would differ.\n\n"
+        "mean. All prompts: the mean over the\nprompts of all seeds with its interval over prompts, which knows "
+        "nothing of how students of other seeds would differ.\n\n"
         f"{table([head, *rows])}"
     )
 
