@@ -276,7 +276,8 @@ def _costs(places: Sequence[Path]) -> str:
             if (place / f"{step}.done").exists()
         ]
         rows.append([step, *("" if one is None else f"{one:.0f}" for one in seconds)])
-    return "CPU seconds of one core, with each command's start.\n\n" + table(
+    head = "CPU seconds of one core, with each command's start; of an interrupted step those since it went on."
+    return f"{head}\n\n" + table(
         [["step", *(f"seed {place.name}" for place in places)], *rows]
     )
 
