@@ -1,25 +1,76 @@
-"""Learners: evidence, coefficients, accumulation, step; one coordinator, and an engine in torch or in JAX."""
+"""Learners: evidence, coefficients, accumulation, step; one coordinator, and an engine in torch or in JAX, or many."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prdp.config import FRAMEWORKS
+from prdp.config import FRAMEWORKS, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from prdp.config import LearnerConfig, TrainConfig
     from prdp.diffusion.policy import Policy
     from prdp.diffusion.transitions import Transitions
-    from prdp.learners.engine import Engine
+    from prdp.learners.device_engine import DeviceEngine
     from prdp.learners.learner import Learner
+    from prdp.learners.rank import LearnerRank
+    from prdp.learners.replicas import Ranks
+    from prdp.objectives import Objective
 
 
-def learner_of(config: TrainConfig, policy: Policy) -> Learner:
+@dataclass(frozen=True)
+class RankSettings:
+    """Sections of the configuration that the ranks of a learner are built from; picklable."""
+
+    model: ModelConfig
+    learner: LearnerConfig
+    sampler: SamplerConfig
+    objective: Mapping[str, Any]
+    seed: int
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> RankSettings:
+        """Those of a run."""
+        return cls(config.model, config.learner, config.sampler, config.objective, config.seed)
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of all but the device, which is each rank's own."""
+        same = dataclasses.replace(self, model=dataclasses.replace(self.model, device=""))
+        return hashlib.blake2b(repr(same).encode(), digest_size=8).hexdigest()
+
+
+def build_rank(settings: RankSettings) -> LearnerRank:
+    """A rank with a policy of its own, for a process of its own.
+
+    Raises:
+        ValueError: as `build_learner` and `prdp.diffusion.build_policy`.
+    """
+    from prdp.diffusion import build_policy
+    from prdp.learners.rank import LearnerRank
+    from prdp.objectives import build_objective
+
+    model, sampler = settings.model, settings.sampler
+    policy = build_policy(model, settings.learner, seed=settings.seed, keep_reference=False, only_network=True)
+    engine = _engine(
+        policy,
+        policy.process.transitions(sampler),
+        sampler.guidance_scale,
+        settings.learner,
+        build_objective(settings.objective),
+        settings.seed,
+    )
+    return LearnerRank(engine, settings.digest)
+
+
+def learner_of(config: TrainConfig, policy: Policy, ranks: Ranks | None = None) -> Learner:
     """The learner of a run: `build_learner` with what its configuration says; a schedule decays over the run.
 
     Args:
         policy: of `config.model` and `config.learner`.
+        ranks: processes that share the work, built of `RankSettings.of(config)`.
 
     Raises:
         ValueError: as `build_learner`.
@@ -36,6 +87,8 @@ def learner_of(config: TrainConfig, policy: Policy) -> Learner:
         config.seed,
         config.updates_per_epoch,
         optimised_terms(config.reward),
+        ranks,
+        RankSettings.of(config).digest,
     )
 
 
@@ -48,6 +101,8 @@ def build_learner(
     seed: int = 0,
     updates_per_epoch: int = 1,
     reward_terms: Mapping[str, float] | None = None,
+    ranks: Ranks | None = None,
+    configuration: str = "",
 ) -> Learner:
     """The learner on the engine that `config.framework` names; only 'jax' imports JAX.
 
@@ -59,8 +114,11 @@ def build_learner(
         seed: of the run; denoising evidence draws its noise from it.
         updates_per_epoch: on every rollout.
         reward_terms: name -> weight of the terms of a weighted sum; for an objective that takes them apart.
+        ranks: processes that share the work with this one, see `build_rank`; None for none.
+        configuration: the digest that they have.
 
     Raises:
+        RankMismatchError: a rank is not what this process is.
         ValueError: an unknown framework or objective, knobs that it does not take, JAX that is not installed, or a
             network that JAX does not compute.
     """
@@ -68,19 +126,33 @@ def build_learner(
     from prdp.objectives import build_objective
 
     built = build_objective(objective)
-    settings = (policy, transitions, guidance_scale, built.evidence, built.channels, config, seed)
+    engine = _engine(policy, transitions, guidance_scale, config, built, seed)
+    if ranks is None:
+        return Learner(engine, built, config, updates_per_epoch, reward_terms)
+    from prdp.learners.sharded_engine import ShardedEngine
+
+    return Learner(ShardedEngine(engine, ranks, configuration), built, config, updates_per_epoch, reward_terms)
+
+
+def _engine(
+    policy: Policy,
+    transitions: Transitions,
+    guidance_scale: float,
+    config: LearnerConfig,
+    objective: Objective,
+    seed: int,
+) -> DeviceEngine:
+    settings = (policy, transitions, guidance_scale, objective.evidence, objective.channels, config, seed)
     if config.framework == "torch":
         from prdp.learners.torch_engine import TorchEngine
 
-        engine: Engine = TorchEngine(*settings)
-    elif config.framework == "jax":
+        return TorchEngine(*settings)
+    if config.framework == "jax":
         try:
             from prdp.learners.jax_engine import JaxEngine
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"learner.framework=jax needs {error.name}: install it by pip install 'prdp[jax]'"
             ) from None
-        engine = JaxEngine(*settings)
-    else:
-        raise ValueError(f"learner.framework is {config.framework!r}, expected one of {', '.join(FRAMEWORKS)}")
-    return Learner(engine, built, config, updates_per_epoch, reward_terms)
+        return JaxEngine(*settings)
+    raise ValueError(f"learner.framework is {config.framework!r}, expected one of {', '.join(FRAMEWORKS)}")

@@ -23,7 +23,8 @@ from prdp.diffusion.jax_unet import UNet, check_adapters
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.evidence.base import Evidence, Of
-from prdp.learners.engine import Arrays, Engine, section
+from prdp.learners.device_engine import DeviceEngine, Total
+from prdp.learners.engine import Arrays, section
 from prdp.learners.guards import gradient_error, unlearned
 from prdp.learners.jax_network import JaxNetwork, Tensors, array_of
 from prdp.types import Weights
@@ -45,8 +46,8 @@ class LearnerState(flax.struct.PyTreeNode):
     average: Tensors | None
 
 
-class JaxEngine(Engine):
-    """See `Engine`.
+class JaxEngine(DeviceEngine):
+    """See `DeviceEngine`.
 
     Args:
         policy: gives the start and, at the end, takes the weights; its network is not trained.
@@ -172,6 +173,25 @@ class JaxEngine(Engine):
             yield
         finally:
             self._network.unet = before
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(np.array(value)) for name, value in self._state.tensors.items()}
+
+    def settle(self, total: Total | None = None) -> None:
+        """The sum of one process is float32, in the order of its microbatches; that of many is float64."""
+        if total is None:
+            return
+        gradient, names = self._network.gradient, list(self._state.tensors)
+        sums = [
+            torch.from_numpy(np.array(gradient[name], np.float64))
+            if gradient
+            else torch.zeros(self._state.tensors[name].shape, dtype=torch.float64)
+            for name in names
+        ]
+        total(sums)
+        self._network.gradient = {
+            name: jnp.asarray(value.numpy(), jnp.float32) for name, value in zip(names, sums, strict=True)
+        }
 
     def _zero_gradient(self) -> None:
         self._network.gradient = {}

@@ -64,7 +64,7 @@ class Learner:
         if old is not None:
             engine.keep("old")
         if old is not None and old.old_is_reference:
-            engine.reference = "old"
+            engine.use_as_reference("old")
         elif "reference" in objective.others:
             engine.keep_reference()
         self._keeps_sampled = updates_per_epoch > 1 and "sampled" in objective.others

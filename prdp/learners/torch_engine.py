@@ -1,10 +1,17 @@
-"""The engine in torch: the policy's own network, trained in place."""
+"""The engine in torch: the policy's own network, trained in place.
+
+Gradients of microbatches are float32, and their sum is float64. Such a sum is exact as long as no entry's parts differ
+by more than a factor of about 2^29 / (number of microbatches), and where it is not, the error is far below what
+rounding the sum to float32 shows. So it does not depend on the order of the microbatches, nor on how many processes
+share them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,15 +21,16 @@ from prdp.config import LearnerConfig
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.evidence.base import Evidence, Of
-from prdp.learners.engine import Arrays, Engine, section
+from prdp.learners.device_engine import DeviceEngine, Total
+from prdp.learners.engine import Arrays, section
 from prdp.learners.guards import gradient_error, unlearned
 from prdp.types import Weights
 
 Tensors = dict[str, torch.Tensor]
 
 
-class TorchEngine(Engine):
-    """See `Engine`.
+class TorchEngine(DeviceEngine):
+    """See `DeviceEngine`.
 
     Args:
         config: optimizer, moving average, microbatch.
@@ -46,6 +54,9 @@ class TorchEngine(Engine):
         """By parameter, the state of `torch.optim.AdamW`: step, exp_avg and exp_avg_sq, from its first gradient on."""
         self._average = self._copy() if config.ema_decay else None
         self._kept: dict[str, Tensors] = {}
+        self._sums: Tensors = {}
+        # Apple's GPUs have no float64.
+        self._sum_dtype = torch.float32 if policy.device.type == "mps" else torch.float64
 
     def weights(self, of: Of, version: int) -> Weights:
         return self.policy.weights.export(version) if of == "policy" else _weights(self._of(of), version)
@@ -132,7 +143,52 @@ class TorchEngine(Engine):
     def _float32(self) -> AbstractContextManager[None]:
         return self.policy.float32()
 
+    def tensors(self) -> Tensors:
+        return {name: value.detach() for name, value in self._parameters.items()}
+
+    @torch.no_grad()
+    def settle(self, total: Total | None = None) -> None:
+        if total is not None:
+            # All processes have to hand over the same tensors, also those that no cell of theirs has a gradient for.
+            device = self.policy.device
+            present = torch.tensor([name in self._sums for name in self._parameters], device=device)
+            present = present.to(self._sum_dtype)
+            for name, value in self._parameters.items():
+                if name not in self._sums:
+                    self._sums[name] = torch.zeros_like(value, dtype=self._sum_dtype)
+            total([*(self._sums[name] for name in self._parameters), present])
+            self._sums = {
+                name: self._sums[name]
+                for name, count in zip(self._parameters, present.tolist(), strict=True)
+                if count
+            }
+        for name, value in self._parameters.items():
+            gradient = self._sums.pop(name, None)
+            value.grad = None if gradient is None else gradient.to(value.dtype)
+
+    @contextmanager
+    def _gathering(self) -> Iterator[None]:
+        """Add each gradient to its sum as soon as it is there, and let go of it."""
+        hooks = [
+            value.register_post_accumulate_grad_hook(partial(self._add, name))
+            for name, value in self._parameters.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        assert value.grad is not None
+        if name in self._sums:
+            self._sums[name].add_(value.grad)
+        else:
+            self._sums[name] = value.grad.to(self._sum_dtype, copy=True)
+        value.grad = None
+
     def _zero_gradient(self) -> None:
+        self._sums = {}
         for value in self._parameters.values():
             value.grad = None
 

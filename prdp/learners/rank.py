@@ -1,0 +1,266 @@
+"""One of the processes that a learner consists of: its engine, the rows it works on, its part of a sum."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+import prdp
+from prdp.evidence.base import Of
+from prdp.learners.device_engine import DeviceEngine, Seen, answered
+from prdp.learners.engine import Batch, Progress
+from prdp.types import Float64, Int64, PromptBatch, Rollout, UInt8, tensors_checksum
+
+_VERSIONS = ("torch", "diffusers", "transformers", "peft", "jax", "numpy")
+
+
+class Group(Protocol):
+    """The processes of a learner, to sum over."""
+
+    def total(self, tensors: list[torch.Tensor]) -> None:
+        """Replace tensors, in place, by their sums over all processes, which have to be the same bits in each.
+
+        Raises:
+            ReductionError: the processes lost each other.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a rank that joins late has to be told, besides the state.
+
+    Attributes:
+        keeps_reference: whether the start is kept as the reference.
+        kept: the policies that are kept.
+        reference: whose evidence is that of the reference.
+    """
+
+    keeps_reference: bool = False
+    kept: tuple[Of, ...] = ()
+    reference: Of = "reference"
+
+
+class LearnerRank:
+    """Works on shares of cells, and steps as all other ranks do.
+
+    Cells, images and prompts are counted through the whole rollout, whatever part of it is here.
+
+    Args:
+        engine: of this process alone.
+        configuration: digest of what it was built from.
+    """
+
+    def __init__(self, engine: DeviceEngine, configuration: str = "") -> None:
+        self.engine = engine
+        # Positions of a part of a rollout would be told; who asks knows those of the whole.
+        engine.checks_evidence = False
+        self._configuration = configuration
+        self._group: Group | None = None
+        self._batch: Batch | None = None
+        self._first_image = 0
+        self._passes: Generator[Seen, Float64, None] | None = None
+
+    def identity(self) -> dict[str, str]:
+        """What has to be the same on all ranks, by what it is called in messages."""
+        engine = self.engine
+        network: Any = engine.policy.weights.network
+        tables = {
+            field.name: np.asarray(getattr(engine.transitions, field.name))
+            for field in dataclasses.fields(engine.transitions)
+            if isinstance(getattr(engine.transitions, field.name), np.ndarray)
+        }
+        return {
+            "prdp": prdp.__version__,
+            "source of prdp": _source(),
+            "Python": platform.python_version(),
+            **{name: _version(name) for name in _VERSIONS},
+            "device": engine.policy.device.type,
+            "CPU threads": str(torch.get_num_threads()),
+            "configuration": self._configuration,
+            "engine": type(engine).__name__,
+            "evidence": f"{engine.kind}: {', '.join(engine.channels)}",
+            "microbatch": str(engine.microbatch),
+            "precision": engine.precision,
+            "sampler": tensors_checksum(tables),
+            "network": fingerprint(network.state_dict()),
+        }
+
+    def join(self, group: Group) -> None:
+        """Sum over this group from now on."""
+        self._group = group
+
+    def adopt(self, setting: Setting, tensors: Mapping[str, np.ndarray], updates: int) -> str:
+        """Become what the other ranks are, from the start on; the fingerprint of the weights."""
+        if setting.keeps_reference:
+            self.engine.keep_reference()
+        for of in setting.kept:
+            self.engine.keep(of)
+        self.engine.use_as_reference(setting.reference)
+        return self.load_state(tensors, updates)
+
+    def take(self, rollout: Rollout, first_image: int) -> None:
+        """Work on this part of a rollout, whole groups from `first_image` on."""
+        self.hold(self.engine.batch(rollout, 0), first_image)
+
+    def hold(self, batch: Batch, first_image: int = 0) -> None:
+        """As `take`, of what is in this process already."""
+        self._batch, self._first_image = batch, first_image
+
+    def evidence(self, cells: Int64, update: int, factor: float, of: Of, channels: Sequence[str]) -> dict[str, Float64]:
+        """Channels at cells, float64 [b] each; see `Engine.evidence`.
+
+        Args:
+            factor: see `Batch.factor`.
+        """
+        batch, local = self._at(cells, update)
+        if factor != batch.factor:
+            batch = self.engine.scaled(batch, factor / batch.factor)
+        found = self.engine.evidence(batch, local, of=of, channels=channels)
+        return {name: table.ravel()[local] for name, table in found.items()}
+
+    def accumulate(
+        self, cells: Int64, coefficients: Float64, update: int, progress: Progress | None = None
+    ) -> dict[str, Float64]:
+        """Gather the gradient at cells, and give the evidence, float64 [b] each; `reduce` has to follow.
+
+        Args:
+            coefficients: [channels, b].
+        """
+        batch, local = self._at(cells, update)
+        shape = self.engine.kind.shape(batch.rollout)
+        tables = {}
+        for name, row in zip(self.engine.channels, coefficients, strict=True):
+            tables[name] = np.zeros(shape)
+            tables[name].ravel()[local] = row
+        found = self.engine.gather(batch, local, tables, progress)
+        return {name: table.ravel()[local] for name, table in found.items()}
+
+    def begin(self, cells: Int64, update: int) -> dict[str, np.ndarray] | None:
+        """Begin to gather the gradient at cells, by microbatches of whole groups: the evidence of the first one."""
+        batch, local = self._at(cells, update)
+        if self._passes is not None:
+            self._passes.close()
+        self._passes = self.engine.passes(batch, local, whole_groups=True)
+        seen = next(self._passes, None)
+        return None if seen is None else seen.evidence
+
+    def go_on(self, coefficients: Float64) -> dict[str, np.ndarray] | None:
+        """Gather the gradient of the microbatch at hand: the evidence of the next, None after the last.
+
+        Args:
+            coefficients: [channels, b].
+        """
+        assert self._passes is not None, "begin comes first"
+        seen = answered(self._passes, coefficients)
+        return None if seen is None else seen.evidence
+
+    def reduce(self) -> None:
+        """Sum what was gathered over all ranks.
+
+        Raises:
+            ReductionError: see `Group.total`.
+        """
+        self.engine.settle(None if self._group is None else self._group.total)
+
+    def unscale(self, scale: float) -> bool:
+        """See `Engine.unscale`."""
+        return self.engine.unscale(scale)
+
+    def apply(self, learning_rate: float, ema_decay: float, update: int) -> tuple[dict[str, float], str]:
+        """What `Engine.apply` gives, and the fingerprint of the weights after the step."""
+        metrics = self.engine.apply(learning_rate, ema_decay, update)
+        return metrics, self.fingerprint()
+
+    def keep_reference(self) -> None:
+        """See `Engine.keep_reference`."""
+        self.engine.keep_reference()
+
+    def keep(self, of: Of) -> None:
+        """See `Engine.keep`."""
+        self.engine.keep(of)
+
+    def move(self, of: Of, decay: float) -> None:
+        """See `Engine.move`."""
+        self.engine.move(of, decay)
+
+    def use_as_reference(self, of: Of) -> None:
+        """See `Engine.use_as_reference`."""
+        self.engine.use_as_reference(of)
+
+    def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> str:
+        """As `Engine.load_state`; the fingerprint of the weights."""
+        self.engine.load_state(tensors, updates)
+        return self.fingerprint()
+
+    def fingerprint(self) -> str:
+        """Of the weights as they are now."""
+        return fingerprint(self.engine.tensors())
+
+    def _at(self, cells: Int64, update: int) -> tuple[Batch, Int64]:
+        """The batch at this update, and where the cells are in what is here of it."""
+        assert self._batch is not None, "take comes first"
+        _, columns = self.engine.kind.shape(self._batch.rollout)
+        return dataclasses.replace(self._batch, update=update), cells - self._first_image * columns
+
+
+def part_of(rollout: Rollout, first: int, end: int) -> Rollout:
+    """The groups of prompts `first` to `end - 1`: what evidence is computed from, without images and rewards."""
+    prompts, size = rollout.prompts, rollout.images_per_prompt
+    some, rows = slice(first, end), slice(first * size, end * size)
+    count = len(prompts.texts[some]) * size
+    images: UInt8 = np.empty((count, 0, 0, 3), np.uint8)
+    return dataclasses.replace(
+        rollout,
+        prompts=PromptBatch(
+            prompts.epoch, prompts.offset + first, prompts.texts[some], prompts.metadata[some], prompts.indices[some]
+        ),
+        images=images,
+        stored={name: value[rows] for name, value in rollout.stored.items()},
+        conditions={name: value[some] for name, value in rollout.conditions.items()},
+        rewards=None,
+        sub_scores={},
+        network_passes=None,
+    )
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex digest over names, shapes, dtypes and, per tensor, the sum of its bit patterns, computed where it lies.
+
+    It tells tensors apart that have drifted, in one pass over them and without a copy to the host.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, value in sorted(tensors.items()):
+        bits = value.detach().contiguous()
+        if value.dtype != torch.bool:
+            bits = bits.view(integers[value.element_size()])
+        total = int(bits.sum(dtype=torch.int64).item())
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|{total}".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _source() -> str:
+    """Digest of the package's files: checkouts of one version may differ."""
+    digest, folder = hashlib.blake2b(digest_size=8), Path(prdp.__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder).as_posix()}|".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

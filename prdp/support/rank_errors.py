@@ -1,0 +1,25 @@
+"""What may happen to a learner of many processes; each names the rank, and a new start goes on from a checkpoint."""
+
+from __future__ import annotations
+
+from prdp.support.errors import ResumableError
+
+
+class RankLostError(ResumableError, RuntimeError):
+    """A rank died, or hung and was ended.
+
+    Attributes:
+        number: of the rank.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class ReductionError(ResumableError, RuntimeError):
+    """Gradients could not be summed: the processes lost each other on the way."""
+
+
+class RankMismatchError(RuntimeError):
+    """A rank is not what the others are: its versions, its configuration or its weights differ."""
