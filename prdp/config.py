@@ -293,8 +293,13 @@ class ClusterConfig:
     """GPUs of each sampler; a fraction shares one."""
     reward_gpus: NotNegative = 0.0
     """GPUs of each reward actor; 0 hides them from it."""
+    learners: Count = 1
+    """Processes that learn together, this one included; the update is that of one."""
     learner_gpus: NotNegative = 0.0
-    """GPUs of this process's node that Ray keeps free for the learner; 0 claims none."""
+    """GPUs of each of them that Ray keeps free, for this process on its own node; 0 claims none."""
+    learner_timeout_seconds: NotNegative | None = None
+    """How long a process that learns may take for its share of a pass before it counts as hung and is replaced; null:
+    10 times the longest of the earlier ones, by cells, and at least 60 s; 0: no limit."""
     sampler_resources: Amounts = field(default_factory=dict)
     """Further resources of Ray's that each sampler claims, such as a node type: {"a100_node": 0.01}."""
     reward_resources: Amounts = field(default_factory=dict)

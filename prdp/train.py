@@ -15,15 +15,16 @@ from prdp.checkpoints.run_folder import words_for_the_silent
 from prdp.checkpoints.run_log import RunLog
 from prdp.checkpoints.run_state import RunState
 from prdp.checkpoints.run_store import RunStore
-from prdp.cluster import build_workforce, reserve_learner
+from prdp.cluster import build_workforce, reserve_learner, start_ranks
 from prdp.cluster.base import RewardWorker, Workforce
+from prdp.cluster.remote_ranks import RemoteRanks
 from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import FAMILIES, ModelConfig, TrainConfig
 from prdp.configuration.typed import write_config
 from prdp.diffusion import build_policy
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.image_sets.source import rollout_source
-from prdp.learners import learner_of
+from prdp.learners import RankSettings, build_rank, learner_of
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.reports.report import write_report
@@ -120,9 +121,24 @@ class Run:
         if gpu is not None:
             self._held.callback(gpu.close)
             model = dataclasses.replace(model, device=gpu.device)
+        ranks = self._start_ranks(RankSettings.of(config))
         self.policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False, only_network=True)
-        self.learner = learner_of(config, self.policy)
+        self.learner = learner_of(config, self.policy, ranks)
         return model
+
+    def _start_ranks(self, settings: RankSettings) -> RemoteRanks | None:
+        """The other processes of the learner; of one machine's GPUs each takes its own, as Ray's actors do."""
+        from prdp.diffusion.pipeline_loading import device_of
+
+        cluster = self.config.cluster
+        gpu = device_of(settings.model).startswith("cuda")
+        own = gpu and cluster.kind == "inline"
+        each = [settings.on_gpu(number) if own else settings for number in range(1, cluster.learners)]
+        backend = "nccl" if gpu and self.config.learner.framework == "torch" else "gloo"
+        ranks = start_ranks(cluster, [partial(build_rank, one) for one in each], backend)
+        if ranks is not None:
+            self._held.callback(ranks.close)
+        return ranks
 
     def _build_workforce(self, learner_device: str) -> None:
         """Samplers and rewards, and the queue of what is asked of them."""

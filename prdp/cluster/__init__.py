@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from prdp.config import CLUSTER_KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from prdp.cluster.base import RewardFactory, SamplerFactory, Workforce
     from prdp.cluster.gpu_reservation import GpuReservation
+    from prdp.cluster.remote_ranks import RankFactory, RemoteRanks
     from prdp.config import ClusterConfig
 
 
@@ -55,3 +58,25 @@ def reserve_learner(config: ClusterConfig) -> GpuReservation | None:
     from prdp.cluster.gpu_reservation import GpuReservation
 
     return GpuReservation(config)
+
+
+def start_ranks(config: ClusterConfig, factories: Sequence[RankFactory], backend: str) -> RemoteRanks | None:
+    """Start the learner's ranks but rank 0, which is this process, without waiting for them; None for no such.
+
+    Args:
+        config: the `cluster` section; `learners` says how many there are.
+        factories: picklable and without arguments, of each of these ranks.
+        backend: what gradients are summed by: 'gloo' or 'nccl'.
+
+    Raises:
+        ClusterSetupError: there is no Ray at the address, or no room.
+    """
+    if config.learners == 1:
+        return None
+    if config.kind == "inline":
+        from prdp.cluster.rank_processes import RankProcesses
+
+        return RankProcesses(config, factories, backend)
+    from prdp.cluster.rank_actors import RankActors
+
+    return RankActors(config, factories, backend)

@@ -132,7 +132,7 @@ class ActorPool:
             "max_restarts": 0,
             "max_task_retries": 0,
             "runtime_env": {
-                "env_vars": _variables(threads, bool(gpus), environment),
+                "env_vars": actor_variables(threads, bool(gpus), environment),
                 **(environment.runtime_env() if environment is not None else {}),
             },
         }
@@ -217,7 +217,7 @@ def _first_lines(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:6])}"
 
 
-def _variables(threads: int, gpu: bool, environment: RewardEnvironment | None) -> dict[str, str]:
+def actor_variables(threads: int, gpu: bool, environment: RewardEnvironment | None) -> dict[str, str]:
     """What an actor's process has to know before it imports anything."""
     return {
         **PASSIVE_WAITING,

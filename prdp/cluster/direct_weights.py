@@ -32,7 +32,7 @@ class TransferError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Rendezvous:
-    """How the two ends find each other: a store in the learner's process, and a prefix of their own in it.
+    """How the ends find each other: a store in the learner's process, and a prefix of their own in it.
 
     Attributes:
         host, port: of the store.
@@ -112,15 +112,16 @@ def open_store(host: str, timeout: float) -> tuple[Any, int]:
     return store, port
 
 
-def join(rendezvous: Rendezvous, rank: int, host: str) -> Any:
-    """Make the group of two, which waits for the other end.
+def join(rendezvous: Rendezvous, rank: int, host: str, size: int = 2) -> Any:
+    """Make the group, which waits for the other ends.
 
     Args:
-        rank: 0 for the learner, 1 for the sampler.
+        rank: 0 for the learner; with weights for a sampler, that is 1.
         host: address of this node.
+        size: how many meet.
 
     Raises:
-        RuntimeError: the other end did not come in time.
+        RuntimeError: an other end did not come in time.
     """
     from torch.distributed import PrefixStore, TCPStore
 
@@ -137,12 +138,12 @@ def join(rendezvous: Rendezvous, rank: int, host: str) -> Any:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
         options = ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return ProcessGroupNCCL(named, rank, 2, options)
+        return ProcessGroupNCCL(named, rank, size, options)
     from torch.distributed import ProcessGroupGloo
 
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices, options._threads, options._timeout = [_listener(host)], 1, timeout
-    return ProcessGroupGloo(named, rank, 2, options)
+    return ProcessGroupGloo(named, rank, size, options)
 
 
 def send(

@@ -40,7 +40,7 @@ class Node:
 
 
 def pools_of(config: ClusterConfig) -> list[PoolRequest]:
-    """The pools that a configuration asks for; the learner's only when it claims a GPU.
+    """The pools that a configuration asks for; that of the learner in this process only when it claims a GPU.
 
     On a private Ray actors claim no CPUs, so that a small machine runs many, only slower.
     """
@@ -49,6 +49,8 @@ def pools_of(config: ClusterConfig) -> list[PoolRequest]:
         PoolRequest("sampler", config.samplers, _demand(cpus, config.sampler_gpus, config.sampler_resources)),
         PoolRequest("reward actor", config.reward_actors, _demand(cpus, config.reward_gpus, config.reward_resources)),
     ]
+    if config.learners > 1:
+        pools.insert(0, PoolRequest("learner rank", config.learners - 1, _demand(cpus, config.learner_gpus, {})))
     if config.learner_gpus:
         here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
         pools.insert(0, PoolRequest("learner", 1, _demand(cpus, config.learner_gpus, here)))

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import pickle
 import platform
-import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray import cloudpickle
 
+from prdp.cluster.actor_process import errors_of, hold_torch_to, import_from
 from prdp.cluster.base import RewardLike, SamplerLike, describe_chunk, identity_of_worker, sampled, waits_of_worker
 from prdp.cluster.direct_weights import Manifest, Receiver, Rendezvous
 from prdp.cluster.warning_collector import WarningCollector
-from prdp.rewards.scoring import RewardError
-from prdp.support.errors import UnfinishedError
-from prdp.support.user_code import told
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 
@@ -49,17 +43,17 @@ class SamplerActor:
 
     def build(self, factory: bytes, paths: Sequence[str]) -> Built:
         """Build the sampler from its pickled factory, which may import from the folders `paths` too."""
-        _import_from(paths)
-        with _errors_of(self._name), WarningCollector() as messages:
+        import_from(paths)
+        with errors_of(self._name), WarningCollector() as messages:
             self._sampler = cloudpickle.loads(factory)()
-            _hold_torch_to(self._threads)
+            hold_torch_to(self._threads)
         return Built(os.getpid(), platform.node(), messages=messages.texts)
 
     def load_weights(self, weights: Weights) -> tuple[int, str, float]:
         """Bind the weights; answers version and checksum as bound, and the seconds it took."""
         assert self._sampler is not None
         start = time.perf_counter()
-        with _errors_of(self._name):
+        with errors_of(self._name):
             return *self._sampler.load_weights(weights), time.perf_counter() - start
 
     def receive_weights(self, rendezvous: Rendezvous, manifest: Manifest) -> tuple[int, str, float]:
@@ -71,7 +65,7 @@ class SamplerActor:
         start = time.perf_counter()
         if self._receiver is None:
             self._receiver = Receiver(ray.util.get_node_ip_address())
-        with _errors_of(self._name):
+        with errors_of(self._name):
             weights = self._receiver.receive(rendezvous, manifest)
         version, checksum, _ = self.load_weights(weights)
         return version, checksum, time.perf_counter() - start
@@ -90,7 +84,7 @@ class SamplerActor:
         Three objects: the first says that the others are there, without moving them; scoring never moves trajectories.
         """
         assert self._sampler is not None
-        with _errors_of(f"{self._name}, {describe_chunk(chunk)}"):
+        with errors_of(f"{self._name}, {describe_chunk(chunk)}"):
             rollout = sampled(self._sampler, chunk, images_per_prompt, seed, trajectory)
             return None, dataclasses.replace(rollout, images=rollout.images[:0]), rollout.images
 
@@ -104,10 +98,10 @@ class RewardActor:
 
     def build(self, factory: bytes, paths: Sequence[str]) -> Built:
         """Build the reward worker from its pickled factory, which may import from the folders `paths` too."""
-        _import_from(paths)
-        with _errors_of(self._name), WarningCollector() as messages:
+        import_from(paths)
+        with errors_of(self._name), WarningCollector() as messages:
             self._reward = cloudpickle.loads(factory)()
-            _hold_torch_to(self._threads)
+            hold_torch_to(self._threads)
             identity, waits = identity_of_worker(self._reward), waits_of_worker(self._reward)
             return Built(os.getpid(), platform.node(), identity, messages.texts, waits)
 
@@ -121,46 +115,7 @@ class RewardActor:
         assert self._reward is not None
         prompts = [text for text in chunk.texts for _ in range(images_per_prompt)]
         metadata = [meta for meta in chunk.metadata for _ in range(images_per_prompt)]
-        with _errors_of(f"{self._name}, {describe_chunk(chunk)}"), WarningCollector() as messages:
+        with errors_of(f"{self._name}, {describe_chunk(chunk)}"), WarningCollector() as messages:
             start = time.perf_counter()
             rewards, sub_scores = self._reward.score(images, prompts, metadata, describe_chunk(chunk))
             return rewards, sub_scores, time.perf_counter() - start, messages.texts
-
-
-@contextlib.contextmanager
-def _errors_of(where: str) -> Iterator[None]:
-    """Let an error travel: with its traceback as a note, and as a RuntimeError when its own type cannot be pickled.
-
-    Errors of a reward say themselves where in its author's code they come from. `sys.exit` is an error like others:
-    Ray would take it for a wish of the actor's.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        left = UnfinishedError(f"sys.exit({error.code!r}) was called before the work was done")
-        left.add_note(f"in {where} (process {os.getpid()}):\n{traceback.format_exc()}")
-        raise left from None
-    except RewardError as error:
-        error.add_note(f"in {where} (process {os.getpid()})")
-        raise
-    except Exception as error:
-        error.add_note(f"in {where} (process {os.getpid()}):\n{traceback.format_exc()}")
-        try:
-            str(pickle.loads(pickle.dumps(error)))
-        except Exception:  # noqa: BLE001 - a user's exception may break pickle, or its own text, in any way
-            substitute = RuntimeError(f"{type(error).__name__}: {told(error)}")
-            substitute.add_note(error.__notes__[-1])
-            raise substitute from None
-        raise
-
-
-def _import_from(paths: Sequence[str]) -> None:
-    """Behind everything else: what is installed comes first."""
-    sys.path.extend(path for path in paths if path not in sys.path)
-
-
-def _hold_torch_to(threads: int) -> None:
-    """The environment already does; a factory may have changed it since."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)

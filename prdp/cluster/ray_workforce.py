@@ -79,7 +79,7 @@ class RayWorkforce(Workforce):
         try:
             pools = pools_of(config)
             self.plan = plan(config, pools, nodes_of_cluster())
-            workers = [pool for pool in pools if pool.kind != "learner"]
+            workers = [pool for pool in pools if not pool.kind.startswith("learner")]
             self._reservation = PlacementReservation(workers, config.placement)
             self._reservation.wait(config.start_timeout_seconds)
             strategies = {pool.kind: self._reservation.strategies(pool.kind) for pool in workers}

@@ -35,7 +35,9 @@ def planned_threads(config: ClusterConfig) -> int:
         raise ValueError(f"cluster.threads must be 0 (plan) or more, got {config.threads}")
     if config.threads:
         return config.threads
-    at_work = config.samplers + config.reward_actors if config.kind == "ray" else 1
+    at_work = config.learners
+    if config.kind == "ray":
+        at_work = max(at_work, config.samplers + config.reward_actors)
     return max(1, usable_cores() // at_work)
 
 

@@ -35,6 +35,11 @@ class RankSettings:
         """Those of a run."""
         return cls(config.model, config.learner, config.sampler, config.objective, config.seed)
 
+    def on_gpu(self, number: int) -> RankSettings:
+        """The same on the GPU that is so many after the one that the model names, or after the first."""
+        first = int(self.model.device.partition(":")[2] or 0)
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, device=f"cuda:{first + number}"))
+
     @property
     def digest(self) -> str:
         """Hex digest of all but the device, which is each rank's own."""

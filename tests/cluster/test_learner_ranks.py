@@ -1,0 +1,124 @@
+"""A learner of several processes: the same end as one, also when a rank is killed or stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prdp.cluster import start_ranks
+from prdp.cluster.rank_processes import RankProcesses
+from prdp.cluster.remote_ranks import RemoteRanks
+from prdp.config import ClusterConfig, TrainConfig
+from prdp.configuration.typed import typed
+from prdp.diffusion import build_policy, build_sampler
+from prdp.learners import RankSettings, build_learner, build_rank
+from prdp.learners.learner import Learner
+from prdp.support.rank_errors import RankMismatchError
+from prdp.types import PromptBatch, Rollout
+from tests.points_run import points_run
+
+
+def settings_of(config: TrainConfig) -> RankSettings:
+    return RankSettings(config.model, config.learner, config.sampler, config.objective, config.seed)
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> TrainConfig:
+    changes: dict[str, Any] = {"learner": {"microbatch": 4, "ema_decay": 0.5}, "objective": {"name": "nft", "draws": 4}}
+    return typed(points_run(tmp_path, **changes))
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., RemoteRanks]]:
+    """Starts ranks that end with the test."""
+    all_ranks = []
+
+    def start(cluster: ClusterConfig, *settings: RankSettings) -> RemoteRanks:
+        ranks = start_ranks(cluster, [partial(build_rank, one) for one in settings], "gloo")
+        assert ranks is not None
+        all_ranks.append(ranks)
+        return ranks
+
+    yield start
+    for ranks in all_ranks:
+        ranks.close()
+
+
+def learner_of(config: TrainConfig, ranks: RemoteRanks | None = None) -> Learner:
+    settings = settings_of(config)
+    policy = build_policy(config.model, config.learner, seed=config.seed, keep_reference=False, only_network=True)
+    table = policy.process.transitions(config.sampler)
+    return build_learner(
+        policy, table, 1.0, config.learner, config.objective, config.seed, 2, ranks=ranks, configuration=settings.digest
+    )
+
+
+def rollouts_of(config: TrainConfig, count: int) -> list[Rollout]:
+    """Of the untouched policy, so that a learner takes them in turn."""
+    learner = learner_of(config)
+    sampler = build_sampler(config.model, config.learner, config.sampler, seed=config.seed, recorder=learner.recorder)
+    made, texts = [], tuple(f"mixture a{number} b7 c1 d9 e0 f4" for number in range(3))
+    for epoch in range(count):
+        rollout = sampler.sample(PromptBatch(epoch, 0, texts, ({},) * 3), 4, config.seed)
+        made.append(rollout.scored(np.random.default_rng(epoch).normal(size=12), {}))
+    return made
+
+
+def test_processes_end_as_one_does_though_one_is_killed_and_one_stops(
+    points: TrainConfig, started: Callable[..., RemoteRanks], caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = ClusterConfig(learners=3, learner_timeout_seconds=5.0)
+    ranks = started(cluster, settings_of(points), settings_of(points))
+    assert isinstance(ranks, RankProcesses)
+    rollouts = rollouts_of(points, 2)
+    alone, together = learner_of(points), learner_of(points, ranks)
+    pids = ranks.process_ids
+    for number, rollout in enumerate([rollouts[0], rollouts[0], rollouts[1], rollouts[1]]):
+        if number == 1:
+            os.kill(ranks.process_ids[1], signal.SIGKILL)
+        if number == 2:
+            os.kill(ranks.process_ids[2], signal.SIGSTOP)
+        alone.update(rollout)
+        together.update(rollout)
+    assert together.weights().checksum == alone.weights().checksum
+    assert together.evaluation_weights().checksum == alone.evaluation_weights().checksum
+    assert f"learner rank 1 (process {pids[1]} on " in caplog.text
+    assert "died: signal SIGKILL; it is started again as a copy of rank 0" in caplog.text
+    assert f"learner rank 2 (process {pids[2]} on " in caplog.text
+    assert "hung: no answer to" in caplog.text
+    assert "cluster.learner_timeout_seconds=5" in caplog.text
+
+
+def test_a_rank_of_another_configuration_is_refused_by_name_and_its_errors_arrive(
+    points: TrainConfig, started: Callable[..., RemoteRanks]
+) -> None:
+    own = settings_of(points)
+    other = dataclasses.replace(own, learner=dataclasses.replace(own.learner, adam_beta1=0.5))
+    broken = dataclasses.replace(own, model=dataclasses.replace(own.model, family="unknown"))
+    ranks = started(ClusterConfig(learners=3), other, broken)
+    with pytest.raises(RankMismatchError, match=r"learner rank 1 \(process .*\) differs from rank 0 in configuration"):
+        learner_of(points, ranks)
+    with pytest.raises(ValueError, match=r"model\.family=unknown"):
+        ranks.ask(2, "identity").result()
+
+
+def test_actors_of_ray_end_as_one_does_though_one_is_killed(
+    points: TrainConfig, started: Callable[..., RemoteRanks], private_ray: Any
+) -> None:
+    ranks = started(ClusterConfig(kind="ray", learners=2), settings_of(points))
+    (rollout,) = rollouts_of(points, 1)
+    alone, together = learner_of(points), learner_of(points, ranks)
+    for number in range(2):
+        if number:
+            os.kill(int(ranks.name(1).split()[4]), signal.SIGKILL)
+        alone.update(rollout)
+        together.update(rollout)
+    assert together.weights().checksum == alone.weights().checksum
