@@ -128,9 +128,11 @@ class Run:
 
     def _start_ranks(self, settings: RankSettings) -> RemoteRanks | None:
         """The other processes of the learner; of one machine's GPUs each takes its own, as Ray's actors do."""
+        cluster = self.config.cluster
+        if cluster.learners == 1:
+            return None
         from prdp.diffusion.pipeline_loading import device_of
 
-        cluster = self.config.cluster
         gpu = device_of(settings.model).startswith("cuda")
         own = gpu and cluster.kind == "inline"
         each = [settings.on_gpu(number) if own else settings for number in range(1, cluster.learners)]

@@ -235,7 +235,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
                 "the process of the trainer, in its environment, and cannot be ended alone"
             )
     if not any(key.startswith("cluster.") for key in wrong):
-        found += _transport_misfits(config.cluster)
+        found += _transport_misfits(config.cluster) + _rank_misfits(config.cluster)
     return found
 
 
@@ -254,6 +254,21 @@ def _transport_misfits(cluster: ClusterConfig) -> list[str]:
         )
         if amount < 1 or amount != int(amount)
     ]
+
+
+def _rank_misfits(cluster: ClusterConfig) -> list[str]:
+    if cluster.learners == 1:
+        seconds = cluster.learner_timeout_seconds
+        if seconds is None:
+            return []
+        return [f"cluster.learner_timeout_seconds={seconds:g}: has no effect with cluster.learners=1; leave it at null"]
+    gpus = cluster.learner_gpus
+    if cluster.kind == "ray" and gpus != int(gpus):
+        return [
+            f"cluster.learner_gpus={gpus:g}: must be a whole number with cluster.learners={cluster.learners}: each of "
+            "them needs a GPU to itself"
+        ]
+    return []
 
 
 def _shown(value: Any) -> str:

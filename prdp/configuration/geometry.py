@@ -76,6 +76,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         * evaluation.images_per_prompt,
         "samplers": config.cluster.samplers if ray else 0,
         "reward_actors": config.cluster.reward_actors if ray else 0,
+        "learners": config.cluster.learners,
         "threads": plan_threads(config),
     }
 
@@ -132,7 +133,10 @@ def geometry_text(config: TrainConfig) -> str:
     """The geometry for people, an aligned line each; looks into the model's folder for the size of its latents."""
     size, parts, at_once = geometry(config), _parts(config), rollouts_at_once(config)
     n, b = config.prompts_per_epoch, config.images_per_prompt
-    actors = f"{size['samplers']} samplers, {size['reward_actors']} reward actors, 1 learner"
+    learners = config.cluster.learners
+    actors = f"{size['samplers']} samplers, {size['reward_actors']} reward actors, "
+    actors += "1 learner" if learners == 1 else f"{learners} that learn together"
+    here = "1: sampling and scoring take turns" if learners == 1 else f"{learners}: all learn, one samples and scores"
     rows = (
         ("images per epoch", f"{size['images_per_epoch']:,} = {n:,} prompts x {b:,} images"),
         ("pairs per epoch", f"{size['pairs_per_epoch']:,}"),
@@ -148,7 +152,7 @@ def geometry_text(config: TrainConfig) -> str:
             f"{size['images']:,}, and {size['evaluation_images']:,} in {size['evaluations']:,} evaluations",
         ),
         ("memory of a rollout", _memory_text(parts) + (f"; up to {at_once} at once" if at_once > 1 else "")),
-        ("processes", actors if config.cluster.kind == "ray" else "1: sampling and scoring take turns"),
+        ("processes", actors if config.cluster.kind == "ray" else here),
         ("CPU threads per process", f"{size['threads']:,}"),
     )
     width = max(len(name) for name, _ in rows)

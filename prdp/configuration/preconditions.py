@@ -13,6 +13,7 @@ from typing import Any
 
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.configuration.bounds import objective_problems
+from prdp.configuration.rank_problems import idle_rank_problems, rank_device_problems
 from prdp.objectives import build_objective, evidence_of, objective_label
 from prdp.support.errors import StartError, UserError
 from prdp.support.targets import TARGET
@@ -32,6 +33,7 @@ def check_preconditions(config: TrainConfig) -> None:
     cluster, inline = config.cluster, config.cluster.kind == "inline"
     learns_here = inline or not cluster.learner_gpus
     problems += device_problems("model.device", config.model.device, cluster, cluster.sampler_gpus, learns_here)
+    problems += rank_device_problems(config)
     for key, device in devices_in("reward", config.reward).items():
         problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
     if not problems:
@@ -42,6 +44,7 @@ def check_preconditions(config: TrainConfig) -> None:
         )
     refuse(problems)
     refuse(evidence_problems(config))
+    refuse(idle_rank_problems(config))
 
 
 def refuse(problems: list[str]) -> None:
@@ -85,7 +88,7 @@ def gpu_problems(cluster: ClusterConfig) -> list[str]:
         if name not in _RAY_OWN
     ]
     asked = (
-        cluster.learner_gpus
+        cluster.learners * cluster.learner_gpus
         + cluster.samplers * cluster.sampler_gpus
         + cluster.reward_actors * cluster.reward_gpus
     )
@@ -95,9 +98,10 @@ def gpu_problems(cluster: ClusterConfig) -> list[str]:
         there = torch.cuda.device_count()
         if asked > there:
             problems.append(
-                f"cluster: asks for {asked:g} GPUs: learner_gpus={cluster.learner_gpus:g} + samplers="
-                f"{cluster.samplers} x sampler_gpus={cluster.sampler_gpus:g} + reward_actors={cluster.reward_actors} x "
-                f"reward_gpus={cluster.reward_gpus:g}; this machine has {there or 'none'}"
+                f"cluster: asks for {asked:g} GPUs: learners={cluster.learners} x learner_gpus="
+                f"{cluster.learner_gpus:g} + samplers={cluster.samplers} x sampler_gpus={cluster.sampler_gpus:g} + "
+                f"reward_actors={cluster.reward_actors} x reward_gpus={cluster.reward_gpus:g}; this machine has "
+                f"{there or 'none'}"
             )
     return problems
 

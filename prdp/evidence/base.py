@@ -192,7 +192,8 @@ class Evidence(ABC):
     ) -> dict[str, torch.Tensor]:
         """Channels at cells (image, column), name -> [b], differentiable by the network's tensors.
 
-        A cell's value must not depend on the other cells.
+        A cell's value must not depend on the other cells. A learner of several processes gives each a part of the
+        rollout: whole groups, without images and rewards.
 
         Args:
             conditions: b rows.

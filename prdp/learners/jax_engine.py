@@ -178,23 +178,25 @@ class JaxEngine(DeviceEngine):
         return {name: torch.from_numpy(np.array(value)) for name, value in self._state.tensors.items()}
 
     def settle(self, total: Total | None = None) -> None:
-        """The sum of one process is float32, in the order of its microbatches; that of many is float64."""
+        network, names = self._network, list(self._state.tensors)
+        gradient, remainder = network.gradient, network.remainder
+        network.remainder = {}
         if total is None:
+            network.gradient = jax.tree.map(jnp.add, gradient, remainder)
             return
-        gradient, names = self._network.gradient, list(self._state.tensors)
         sums = [
-            torch.from_numpy(np.array(gradient[name], np.float64))
+            torch.from_numpy(np.array(gradient[name], np.float64) + np.array(remainder[name], np.float64))
             if gradient
             else torch.zeros(self._state.tensors[name].shape, dtype=torch.float64)
             for name in names
         ]
         total(sums)
-        self._network.gradient = {
+        network.gradient = {
             name: jnp.asarray(value.numpy(), jnp.float32) for name, value in zip(names, sums, strict=True)
         }
 
     def _zero_gradient(self) -> None:
-        self._network.gradient = {}
+        self._network.gradient, self._network.remainder = {}, {}
 
     def _tensors_of(self, of: Of) -> Tensors:
         if of == "policy":

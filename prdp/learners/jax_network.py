@@ -17,7 +17,9 @@ Tensors = dict[str, jax.Array]
 
 
 class JaxNetwork(torch.nn.Module):
-    """A UNet of JAX with the signature of diffusers' own; its gradient gathers in `gradient`.
+    """A UNet of JAX with the signature of diffusers' own; its gradient gathers in `gradient` and `remainder`.
+
+    Their sum is that of all backward passes to about 48 bits, twice the digits of one float32.
 
     Args:
         unet: the architecture, in the precision of the pass with gradient.
@@ -29,6 +31,7 @@ class JaxNetwork(torch.nn.Module):
         self.unet, self.frozen = unet, frozen
         self.tensors: Tensors = {}
         self.gradient: Tensors = {}
+        self.remainder: Tensors = {}
         self._sizes: set[int] = set()
         # What makes autograd call the backward pass, as no tensor of torch learns.
         self._anchor = torch.zeros((), requires_grad=True)
@@ -75,7 +78,10 @@ class _Differentiable(torch.autograd.Function):
         network: JaxNetwork = ctx.network
         with network.matmul_precision():
             part = _pulled_back(ctx.pull_back, array_of(gradient))
-        network.gradient = _sum(network.gradient, part) if network.gradient else part
+        if network.gradient:
+            network.gradient, network.remainder = _sum(network.gradient, network.remainder, part)
+        else:
+            network.gradient, network.remainder = part, jax.tree.map(jnp.zeros_like, part)
         return None, None, None
 
 
@@ -100,9 +106,17 @@ def _pulled_back(pull_back: Any, gradient: jax.Array) -> Tensors:
     return tensors
 
 
-@partial(jax.jit, donate_argnums=0)
-def _sum(left: Tensors, right: Tensors) -> Tensors:
-    return jax.tree.map(jnp.add, left, right)
+@partial(jax.jit, donate_argnums=(0, 1))
+def _sum(sums: Tensors, remainders: Tensors, parts: Tensors) -> tuple[Tensors, Tensors]:
+    """Sums with what their rounding has cost beside them (Knuth's two-sum)."""
+    new = jax.tree.map(jnp.add, sums, parts)
+
+    def lost(old: jax.Array, part: jax.Array, total: jax.Array) -> jax.Array:
+        taken = total - old
+        return (old - (total - taken)) + (part - taken)
+
+    errors = jax.tree.map(lost, sums, parts, new)
+    return new, jax.tree.map(jnp.add, remainders, errors)
 
 
 def _padded(value: torch.Tensor, size: int) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from prdp.learners.device_engine import DeviceEngine
 from prdp.learners.rank import Group, LearnerRank, Setting
-from prdp.support.rank_errors import RankLostError, RankMismatchError, ReductionError
+from prdp.support.rank_errors import RankDriftError, RankLostError, RankMismatchError, ReductionError
 from prdp.types import Int64
 
 _log = logging.getLogger(__name__)
@@ -201,14 +201,14 @@ class Replicas:
         }
 
     def check_weights(self, fingerprints: Mapping[int, str]) -> None:
-        """Raise RankMismatchError unless all ranks have the weights of rank 0."""
+        """Raise RankDriftError unless all ranks have the weights of rank 0."""
         self.check_same(fingerprints, f"has other weights after update {self.updates}: fingerprint {{}}")
 
     def check_same(self, answers: Mapping[int, Any], told: str) -> None:
-        """Raise RankMismatchError unless all ranks answer as rank 0, in words with a place for the answer."""
+        """Raise RankDriftError unless all ranks answer as rank 0, in words with a place for the answer."""
         for rank, answer in answers.items():
             if answer != answers[0]:
-                raise RankMismatchError(f"{self._ranks.name(rank)} {told.format(answer)}, and rank 0 {answers[0]}")
+                raise RankDriftError(f"{self._ranks.name(rank)} {told.format(answer)}, and rank 0 {answers[0]}")
 
     def _check_identity(self, number: int, identity: Mapping[str, str]) -> None:
         for what, own in self._identity.items():

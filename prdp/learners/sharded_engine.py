@@ -99,7 +99,7 @@ class ShardedEngine(Engine):
         """As `Engine.apply`.
 
         Raises:
-            RankMismatchError: after the step a rank has other weights than this process.
+            RankDriftError: after the step a rank has other weights than this process.
         """
         answers = self._replicas.everywhere("apply", learning_rate, ema_decay, update)
         self._replicas.stepped({rank: fingerprint for rank, (_, fingerprint) in answers.items()})

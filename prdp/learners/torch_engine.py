@@ -1,8 +1,8 @@
 """The engine in torch: the policy's own network, trained in place.
 
-Gradients of microbatches are float32, and their sum is float64. Such a sum is exact as long as no entry's parts differ
-by more than a factor of about 2^29 / (number of microbatches), and where it is not, the error is far below what
-rounding the sum to float32 shows. So it does not depend on the order of the microbatches, nor on how many processes
+Gradients of microbatches are float32, and their sum is float64. Of n microbatches it is exact for every entry whose
+parts differ by a factor below 2^29 / n; where they differ by more, rounding the sum to float32 hides the error, but for
+a chance of about n / 2^28. So the gradient does not depend on the order of the microbatches, nor on how many processes
 share them.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prdp.support.errors import ResumableError
+from prdp.support.errors import ResumableError, UserError
 
 
 class RankLostError(ResumableError, RuntimeError):
@@ -21,5 +21,9 @@ class ReductionError(ResumableError, RuntimeError):
     """Gradients could not be summed: the processes lost each other on the way."""
 
 
-class RankMismatchError(RuntimeError):
-    """A rank is not what the others are: its versions, its configuration or its weights differ."""
+class RankMismatchError(UserError, RuntimeError):
+    """A rank was built otherwise than the others: its versions, its configuration or its network differ."""
+
+
+class RankDriftError(ResumableError, RuntimeError):
+    """A rank came to other weights than the others, from the same start."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from averages import DECAY, check_average
+from thread_ranks import ThreadRanks
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler
@@ -22,6 +23,7 @@ from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.guards import RatioError
 from prdp.learners.learner import Learner
+from prdp.learners.rank import LearnerRank
 from prdp.types import PromptBatch, Rollout, Weights
 
 pytestmark = pytest.mark.slow
@@ -88,6 +90,22 @@ def test_updates_equal_torch(model: ModelConfig, mode: str, updates: int) -> Non
     assert metrics[1][0]["ratio_error"] < 1e-6
     if updates > 1:
         assert 0 < metrics[1][1]["clipfrac"] < 1, "the clip must be active for this test to say anything"
+
+
+def test_ranks_equal_one_process_to_the_bit(model: ModelConfig) -> None:
+    config = learner_config(framework="jax")
+    alone = build(model, config)
+    policy = build_policy(model, config, seed=0, keep_reference=False)
+    ranks = ThreadRanks(3, lambda number: LearnerRank(build(model, config).engine))  # type: ignore[arg-type]
+    table = policy.process.transitions(SAMPLER)
+    together = build_learner(policy, table, SAMPLER.guidance_scale, config, OBJECTIVE, ranks=ranks)
+    rollout = rollout_of(model, config, alone.weights())
+    for _ in range(2):
+        metrics = [learner.update(rollout) for learner in (alone, together)]
+    for one in metrics:
+        del one["time/learn"]
+    assert metrics[0] == metrics[1]
+    assert alone.weights().checksum == together.weights().checksum
 
 
 def test_two_channels_equal_torch(model: ModelConfig) -> None:

@@ -23,7 +23,7 @@ from prdp.learners.engine import microbatches
 from prdp.learners.learner import Learner
 from prdp.learners.rank import LearnerRank, fingerprint, part_of
 from prdp.learners.sharded_engine import ShardedEngine, shares_of
-from prdp.support.rank_errors import RankMismatchError
+from prdp.support.rank_errors import RankDriftError, RankMismatchError
 from prdp.types import PromptBatch, Rollout
 
 STEPS, SEED = 4, 11
@@ -188,7 +188,7 @@ def test_a_rank_with_other_weights_ends_the_run_by_name() -> None:
     engine: Any = ranks_of(learner)._ranks[2].engine
     with torch.no_grad():
         next(iter(engine._parameters.values()))[0, 0] += 1e-6
-    with pytest.raises(RankMismatchError, match=r"learner rank 2 \(thread\) has other weights after update 2"):
+    with pytest.raises(RankDriftError, match=r"learner rank 2 \(thread\) has other weights after update 2"):
         learner.update(rollout)
 
 
