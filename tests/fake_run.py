@@ -120,7 +120,7 @@ class FakeWorkforce:
 def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `Run` be built of these."""
     monkeypatch.setattr(train, "build_policy", lambda *_, **__: FakePolicy())
-    monkeypatch.setattr(train, "build_learner", FakeLearner)
+    monkeypatch.setattr(train, "learner_of", FakeLearner)
     monkeypatch.setattr(train, "build_workforce", FakeWorkforce)
     monkeypatch.setattr(train, "cut_prompts_report", lambda *_: "")
     monkeypatch.setattr("os.fsync", lambda _: None)
