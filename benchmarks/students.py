@@ -45,8 +45,8 @@ STUDENTS = {"endpoint2": ("endpoint", 2), "endpoint1": ("endpoint", 1), "consist
 
 
 def students(seed: int) -> Iterator[Step]:
-    """Chains, a student and its cascades, beside the teacher; then a student by the other target and PRDP on the first,
-    which join the same evaluation.
+    """Chains, a student and its cascades, beside the teacher; then PRDP on the student and a student by the other
+    target, which join the same evaluation.
     """
     drawn = ("models=[base]", "model=shapes", "prompts=[shapes.train]", "prompts_per_set=512", "images_per_prompt=1")
     seeded = (f"seed={seed}", f"prompt_seed={seed}")
@@ -61,14 +61,14 @@ def students(seed: int) -> Iterator[Step]:
     models = [f"{name}:base" for name in (*TEACHERS, STOCHASTIC)] + [f"{one}:{one}" for one in (first, *CASCADES)]
     few = {name: steps for name, (of, steps) in STUDENTS.items() if of == first}
     yield evaluation(EVALUATION, seed, [*models, *(f"{name}:{first}" for name in few)], {**TEACHERS, **few})
-    for target in others:
-        yield distill(target, seed)
     recipe = ("reward=shapes_judge", "prompts=shapes", "prompts_per_epoch=16", "images_per_prompt=8")
     adapters = ("learner=lora", "learner.learning_rate=3e-3", "learner.warmup_updates=3", "learner.ema_decay=0.8")
     judged = ("evaluation.every=0", "evaluation.final_prompts=16")
     start = (f"model.path={first}/weights", "sampler=consistency")
     for name, objective in TUNED.items():
         yield train(name, seed, *start, *recipe, *adapters, *judged, *objective)
+    for target in others:
+        yield distill(target, seed)
     models += [f"{one}:{one}" for one in (*others, *TUNED)] + [f"{name}:{of}" for name, (of, _) in STUDENTS.items()]
     steps = {**TEACHERS, **{name: number for name, (_, number) in STUDENTS.items()}}
     yield evaluation(f"{EVALUATION}_of_all", seed, models, steps)
