@@ -270,12 +270,9 @@ def _costs(places: Sequence[Path]) -> str:
     steps = dict.fromkeys(one.stem for place in places for one in _in_order(place))
     rows = []
     for step in steps:
-        seconds = [
-            json.loads((place / f"{step}.done").read_text(encoding="utf-8")).get("cpu_seconds")
-            for place in places
-            if (place / f"{step}.done").exists()
-        ]
-        rows.append([step, *("" if one is None else f"{one:.0f}" for one in seconds)])
+        files = [place / f"{step}.done" for place in places]
+        found = [json.loads(one.read_text(encoding="utf-8")) if one.exists() else {} for one in files]
+        rows.append([step, *(f"{one['cpu_seconds']:.0f}" if "cpu_seconds" in one else "" for one in found)])
     head = "CPU seconds of one core, with each command's start; of an interrupted step those since it went on."
     return f"{head}\n\n" + table(
         [["step", *(f"seed {place.name}" for place in places)], *rows]
