@@ -22,8 +22,9 @@ from prdp.diffusion import build_policy, build_sampler
 from prdp.learners import RankSettings, build_learner, build_rank
 from prdp.learners.learner import Learner
 from prdp.support.rank_errors import RankMismatchError
+from prdp.train import main
 from prdp.types import PromptBatch, Rollout
-from tests.points_run import points_run
+from tests.points_run import killed, points_run
 
 
 def settings_of(config: TrainConfig) -> RankSettings:
@@ -108,6 +109,21 @@ def test_a_rank_of_another_configuration_is_refused_by_name_and_its_errors_arriv
         learner_of(points, ranks)
     with pytest.raises(ValueError, match=r"model\.family=unknown"):
         ranks.ask(2, "identity").result()
+
+
+def test_a_run_of_two_that_was_killed_goes_on_as_a_run_of_one(tmp_path: Path) -> None:
+    """And ends with the very checkpoint of a run that was always of one."""
+    settings: dict[str, Any] = {"learner": {"microbatch": 4}}
+    straight = points_run(tmp_path / "straight", **settings)
+    broken = points_run(tmp_path / "broken", cluster={"learners": 2}, **settings)
+    killed(broken)
+    for config in (straight, {**broken, "cluster": {}, "checkpoint": {"every": 1, "resume": "auto"}}):
+        main(typed(config))
+    of_one, of_two = (
+        (tmp_path / name / "checkpoints" / "epoch_00003" / "learner.safetensors").read_bytes()
+        for name in ("straight", "broken")
+    )
+    assert of_one == of_two
 
 
 def test_actors_of_ray_end_as_one_does_though_one_is_killed(
