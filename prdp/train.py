@@ -9,6 +9,7 @@ import math
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prdp.checkpoints.export import export_weights
 from prdp.checkpoints.run_folder import words_for_the_silent
@@ -121,9 +122,9 @@ class Run:
         if gpu is not None:
             self._held.callback(gpu.close)
             model = dataclasses.replace(model, device=gpu.device)
-        ranks = self._start_ranks(RankSettings.of(config))
+        self.ranks = self._start_ranks(RankSettings.of(config))
         self.policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False, only_network=True)
-        self.learner = learner_of(config, self.policy, ranks)
+        self.learner = learner_of(config, self.policy, self.ranks)
         return model
 
     def _start_ranks(self, settings: RankSettings) -> RemoteRanks | None:
@@ -169,7 +170,7 @@ class Run:
     def _introduce(self) -> None:
         """Who works where, and what is to be known of the prompts."""
         progress = self.log.progress
-        progress.cluster(self.workforce.status)
+        progress.cluster(self._status)
         progress.message(self.workforce.plan)
         for line in self.store.changes:
             progress.message(f"changed on the way: {line}")
@@ -178,6 +179,15 @@ class Run:
         if self.config.model.family in FAMILIES:  # what a family from elsewhere makes of long prompts is its own matter
             model = self.config.model
             progress.message(cut_prompts_report(model.config or model.path, self.stream, self.prompts.judged.texts))
+
+    def _status(self) -> dict[str, Any]:
+        """Who works where, the learner's other processes included; see `Workforce.status`."""
+        status = self.workforce.status()
+        if self.ranks is None:
+            return status
+        faults = [fault for fault in (status["last_fault"], self.ranks.last_fault) if fault is not None]
+        fault = max(faults, key=lambda one: float(one["time"]), default=None)
+        return {"actors": [*status["actors"], *self.ranks.status()], "last_fault": fault}
 
     def _catch_up(self) -> None:
         """Log what a run that was ended did not come to log; judge weights that are due and were not judged yet."""

@@ -15,7 +15,7 @@ from prdp.cluster.direct_weights import Rendezvous, open_store
 from prdp.cluster.environment import import_paths
 from prdp.cluster.gradient_group import GradientGroup
 from prdp.cluster.threads import planned_threads
-from prdp.cluster.time_limits import TimeLimit
+from prdp.cluster.time_limits import TimeLimit, WorkStatus
 from prdp.config import ClusterConfig
 from prdp.support.rank_errors import RankLostError
 
@@ -26,6 +26,14 @@ _KEY = "cluster.learner_timeout_seconds"
 _LOOK_SECONDS = 5.0
 """How often the clock is looked at; a longer gap is a pause of this process, not of theirs."""
 _GAP_SECONDS = 1.0
+_DOING = {
+    "build": "starting",
+    "take": "taking its part of a rollout",
+    "evidence": "computing evidence",
+    **dict.fromkeys(("accumulate", "begin", "go_on"), "computing gradients"),
+    "meet": "meeting the other ranks",
+    "reduce": "summing gradients",
+}
 
 
 class Waiting(Protocol):
@@ -80,7 +88,12 @@ class RemoteRanks(ABC):
         self._done: set[tuple[int, str]] = set()
         self._failures = dict.fromkeys(range(1, self.count), 0)
         self._building: dict[int, PendingAnswer] = {}
-        self._places: dict[int, str] = {}
+        self._places: dict[int, tuple[int, str]] = {}
+        """Rank -> process id and node, once it is built."""
+        self._work: dict[int, WorkStatus] = {}
+        self._restarts = dict.fromkeys(range(1, self.count), 0)
+        self._shares = dict.fromkeys(range(1, self.count), 0)
+        self.last_fault: dict[str, Any] | None = None
         self._store: Any = None
         self._meetings = 0
 
@@ -91,6 +104,9 @@ class RemoteRanks(ABC):
 
     def ask(self, number: int, method: str, *arguments: Any, units: int = 1) -> PendingAnswer:
         """Call a method of a rank without waiting; calls of one rank are served in order."""
+        limit, first = self._limit(method), (number, method) not in self._done
+        warn, longest = limit.usual(units, first) / 2, limit.of(units, first)
+        self._work[number] = WorkStatus(_DOING.get(method, "stepping"), time.time(), warn, longest)
         return PendingAnswer(self, number, method, units, self.send(number, method, arguments))
 
     def await_answer(self, answer: PendingAnswer) -> Any:
@@ -103,7 +119,7 @@ class RemoteRanks(ABC):
         building = self._building.pop(answer.number, None)
         if building is not None and building is not answer:
             pid, node, warnings = self._wait(building)
-            self._places[answer.number] = f"process {pid} on {node}"
+            self._places[answer.number] = pid, node
             for text in warnings:
                 _log.warning("%s: %s", self.name(answer.number), text)
         return self._wait(answer)
@@ -133,6 +149,8 @@ class RemoteRanks(ABC):
             ClusterError: it was lost more often than `cluster.retries` allows.
         """
         self.kill(number)
+        self.last_fault = {"time": time.time(), "text": f"{error}; it is started again"}
+        self._restarts[number] += 1
         self._failures[number] += 1
         if self._failures[number] > self._config.retries:
             raise ClusterError(
@@ -151,7 +169,25 @@ class RemoteRanks(ABC):
     def name(self, number: int) -> str:
         """For people: 'learner rank 2 (process 123 on host)'."""
         place = self._places.get(number)
-        return f"learner rank {number}" + ("" if place is None else f" ({place})")
+        return f"learner rank {number}" + ("" if place is None else f" (process {place[0]} on {place[1]})")
+
+    def status(self) -> list[dict[str, Any]]:
+        """What people want to know of each rank, as of the actors of a workforce; its chunks are shares of passes."""
+        now, rows = time.time(), []
+        for number in range(1, self.count):
+            pid, node = self._places.get(number, (0, ""))
+            work = self._work.get(number)
+            facts = {
+                "name": f"learner rank {number}",
+                "kind": "learner rank",
+                "node": node,
+                "pid": pid,
+                "state": "ready" if pid else "starting",
+                "restarts": self._restarts[number],
+                "chunks": self._shares[number],
+            }
+            rows.append(facts if work is None else {**facts, **work.status(now)})
+        return rows
 
     @abstractmethod
     def start(self, number: int) -> None:
@@ -195,6 +231,8 @@ class RemoteRanks(ABC):
             if (number, method) in self._done:
                 limit.learn(spent, units)
             self._done.add((number, method))
+            self._work.pop(number, None)
+            self._shares[number] += method in ("evidence", "accumulate", "begin")
             return value
 
     def _limit(self, method: str) -> TimeLimit:

@@ -91,6 +91,13 @@ def test_processes_end_as_one_does_though_one_is_killed_and_one_stops(
         together.update(rollout)
     assert together.weights().checksum == alone.weights().checksum
     assert together.evaluation_weights().checksum == alone.evaluation_weights().checksum
+    status = {row["name"]: row for row in ranks.status()}
+    assert [status[f"learner rank {number}"]["restarts"] for number in (1, 2)] == [1, 1]
+    assert status["learner rank 2"]["pid"] == ranks.process_ids[2]
+    assert status["learner rank 2"]["state"] == "ready"
+    assert "doing" not in status["learner rank 2"]
+    assert ranks.last_fault is not None
+    assert "hung" in ranks.last_fault["text"]
     assert f"learner rank 1 (process {pids[1]} on " in caplog.text
     assert "died: signal SIGKILL; it is started again as a copy of rank 0" in caplog.text
     assert f"learner rank 2 (process {pids[2]} on " in caplog.text
