@@ -17,12 +17,14 @@ from prdp.checkpoints.run_log import RunLog
 from prdp.checkpoints.run_state import RunState
 from prdp.checkpoints.run_store import RunStore
 from prdp.cluster import build_workforce, reserve_learner, start_ranks
-from prdp.cluster.base import RewardWorker, Workforce
+from prdp.cluster.base import RewardWorker, SamplerFactory, SamplerLike, Workforce
 from prdp.cluster.remote_ranks import RemoteRanks
 from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import FAMILIES, ModelConfig, TrainConfig
 from prdp.configuration.typed import write_config
 from prdp.diffusion import build_policy
+from prdp.diffusion.policy import Policy
+from prdp.diffusion.weights import TrainableWeights
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.image_sets.source import rollout_source
 from prdp.learners import RankSettings, build_rank, learner_of
@@ -146,9 +148,12 @@ class Run:
     def _build_workforce(self, learner_device: str) -> None:
         """Samplers and rewards, and the queue of what is asked of them."""
         config = self.config
+        factory = self.source.sampler_factory(self.learner.recorder)
+        if config.cluster.kind == "inline":
+            factory = partial(_on_one_base, factory, self.policy)
         self.workforce: Workforce = build_workforce(
             config.cluster,
-            self.source.sampler_factory(self.learner.recorder),
+            factory,
             partial(RewardWorker, self.source.reward(), config.cluster.reward_retries),
             config.sampler.prompts_per_chunk,
             learner_device,
@@ -261,3 +266,12 @@ class Run:
             self.log.progress.message(f"report: {write_report(folder)}")
         except ValueError as error:
             _log.warning("there is no report: %s; without that file, prdp report %s writes it", error, folder)
+
+
+def _on_one_base(factory: SamplerFactory, learner: Policy) -> SamplerLike:
+    """The sampler beside a learner in this process, with the learner's frozen tensors in place of its own."""
+    sampler = factory()
+    theirs = getattr(getattr(sampler, "policy", None), "weights", None)
+    if isinstance(theirs, TrainableWeights) and isinstance(learner.weights, TrainableWeights):
+        theirs.share_fixed(learner.weights)
+    return sampler

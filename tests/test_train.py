@@ -87,6 +87,16 @@ def test_a_run_leaves_everything(straight: Path) -> None:
     assert "pipeline.load_lora_weights(weights)" in (straight / "progress.log").read_text()
 
 
+def test_learner_and_sampler_of_one_process_hold_one_base(small_pipeline: Path, tmp_path: Path) -> None:
+    run = Run(configured(small_pipeline, tmp_path / "run"))
+    sampler: Any = run.workforce._sampler  # type: ignore[attr-defined]
+    run.close()
+    learner, sampled = (dict(one.network.named_parameters()) for one in (run.policy, sampler.policy))  # type: ignore[attr-defined]
+    assert learner.keys() == sampled.keys()
+    shared = {name for name, value in learner.items() if value.data_ptr() == sampled[name].data_ptr()}
+    assert shared == learner.keys() - run.policy.weights.parameters.keys()
+
+
 def test_every_name_that_logs_use_for_the_reward_is_refused_for_a_sub_score(straight: Path) -> None:
     own = {name for line in read_metrics(straight) for name in line if name.startswith(("reward/", "eval/"))}
     assert {"reward/group_std", "eval/score_low", "eval/diversity"} <= own

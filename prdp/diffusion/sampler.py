@@ -69,6 +69,11 @@ class Sampler:
         self._version, self._checksum = start.version, start.checksum
 
     @property
+    def policy(self) -> Policy:
+        """That it samples from."""
+        return self._policy
+
+    @property
     def holds(self) -> tuple[int, str]:
         """(version, checksum) of the weights that it has."""
         return self._version, self._checksum

@@ -130,6 +130,18 @@ class TrainableWeights:
         found = fixed_tensors(self.network, frozen)
         return {name: value for name, value in found.items() if name not in self.parameters}
 
+    def share_fixed(self, other: TrainableWeights) -> None:
+        """Take the tensors that do not learn from another policy of the same model on the same device: two in one
+        process then hold one base. Nothing changes them in place. With full weights all tensors learn, and none is
+        shared."""
+        theirs = dict(other.network.named_parameters())
+        for name, value in self.network.named_parameters():
+            same = theirs.get(name)
+            if value.requires_grad or same is None or same.requires_grad:
+                continue
+            if (same.shape, same.dtype, same.device) == (value.shape, value.dtype, value.device):
+                value.data = same.data
+
     def keep_reference(self) -> None:
         """Keep the network as it is now as the reference; for a policy that was built without and has not learned."""
         if self.mode == "full" and self._frozen is None:

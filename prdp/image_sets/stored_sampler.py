@@ -57,6 +57,11 @@ class StoredSampler:
     ) -> None:
         self._policy, self._sampler, self._prompts, self._encoding = policy, sampler, prompts, encoding
 
+    @property
+    def policy(self) -> Policy:
+        """That draws for evaluations."""
+        return self._policy
+
     def load_weights(self, weights: Weights) -> tuple[int, str]:
         """Of evaluations; see `Sampler.load_weights`."""
         return self._sampler.load_weights(weights)
