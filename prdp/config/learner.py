@@ -1,0 +1,58 @@
+"""The section `learner`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from prdp.config.choices import FRAMEWORKS, MODULES, HalfPrecision
+from prdp.support.rules import Count, CountOrZero, Fraction, NotNegative, Positive, PositiveOrInfinite, Text, one_of
+
+
+@dataclass
+class LearnerConfig:
+    """Which weights learn, and how."""
+
+    framework: Annotated[str, one_of(*FRAMEWORKS)] = "torch"
+    """'torch', or 'jax' for Stable Diffusion 1.x and 2.x; same numbers, interchangeable checkpoints."""
+    mode: Annotated[str, one_of("lora", "full")] = "lora"
+    """'lora': adapters on the UNet; 'full': all its weights."""
+    lora_rank: Count = 16
+    """Inner dimension of each adapter."""
+    lora_alpha: Positive = 16.0
+    """An adapter's output is scaled by lora_alpha / lora_rank."""
+    lora_targets: Annotated[list[str], MODULES] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """Layers of the UNet that get adapters, by the ends of their names."""
+    init_adapter: Text | None = None
+    """A LoRA to go on training, like one of model.adapters; null for a new one. lora_rank, lora_alpha and lora_targets
+    have to be its own. The reference has a frozen copy of it."""
+    learning_rate: Positive = 3e-4
+    """Of AdamW, after the warm-up."""
+    warmup_updates: CountOrZero = 0
+    """Updates over which the learning rate rises linearly from 0."""
+    schedule: Annotated[str, one_of("constant", "linear", "cosine")] = "constant"
+    """Of the learning rate after the warm-up; those that decay reach 0."""
+    decay_updates: Count | None = None
+    """Update at which a decaying rate is 0; null for the end of the run, whose length a resume then has to keep."""
+    adam_beta1: Fraction = 0.9
+    """Decay of AdamW's mean of gradients."""
+    adam_beta2: Fraction = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    adam_epsilon: Positive = 1e-8
+    """Added to AdamW's denominator."""
+    weight_decay: NotNegative = 1e-4
+    """AdamW's, decoupled from the gradient."""
+    max_grad_norm: PositiveOrInfinite = 1.0
+    """Gradients of a larger norm are scaled down to it; inf, written .inf in a file, clips none."""
+    ema_decay: Fraction = 0.0
+    """0 keeps no moving average; otherwise evaluation and export use the averaged weights."""
+    autocast: HalfPrecision | None = None
+    """Precision of the network's pass with gradient and of pictures of evaluations; null for that of model.dtype.
+    Trajectories and other passes without gradient are float32."""
+    microbatch: Count = 64
+    """(image, step) cells per network call; changes speed and memory, not results beyond rounding."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    ratio_tolerance: PositiveOrInfinite = 1e-4
+    """Largest allowed |stored - recomputed| log-ratio, or score of fdfo, at the first update after an on-policy
+    rollout."""
