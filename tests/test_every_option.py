@@ -39,10 +39,10 @@ SMALL = [
     *("epochs=1", "prompts_per_epoch=1", "images_per_prompt=2", "updates_per_epoch=1", "sampler.steps=2"),
     *("evaluation.prompts=1", "evaluation.final_prompts=1", "evaluation.images_per_prompt=1"),
 ]
-OF_FLOWS = {"cps": "prdp", "flow_sde": "prdp", "edm_churn": "fdfo"}
+OF_FLOWS = {"cps": "prdp", "euler": "prdp_denoising", "flow_sde": "prdp", "edm_churn": "fdfo"}
 """Samplers of flow models, and an objective for each."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
-ON_HUB = {"sd14", "sd35_medium", "sdxl", "flux_dev", "flux_schnell", "z_image", "z_image_turbo"}
+ON_HUB = {"sd14", "sd15", "sd35_medium", "sdxl", "flux_dev", "flux_schnell", "z_image", "z_image_turbo"}
 REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
 
@@ -180,6 +180,7 @@ def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:
         "callable": ("reward.path=option_rewards.bright",),
         **dict.fromkeys(("clipscore", "pickscore"), (clip,)),
         **dict.fromkeys(("hpsv2", "hpsv2_1"), (f"reward.path={files['hpsv2']}", tokenizer)),
+        "pickscore_watched": (f"reward.terms.pickscore.{clip}", f"reward.terms.clipscore.{clip}"),
         "imagereward": ("reward.path=ImageReward.pt", f"reward.tokenizer={files['bert']}"),
         "sub_score": ("reward.name=relation",),
         # Training prompts need questions too, where the reward asks them.
