@@ -14,12 +14,14 @@ from prdp.checkpoints.best import SCORE
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from prdp.checkpoints.checkpoint import best_checkpoint
 from prdp.checkpoints.run_folder import check_empty
+from prdp.config import ModelConfig
 from prdp.evaluation.models import EvaluatedModel, named_models
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run
 from prdp.support.errors import ConfigError, StartError
 from prdp.support.suggest import did_you_mean
 
-FORMATS = ("diffusers", "kohya", "peft", "merged")
+FORMATS = ("diffusers", "kohya", "peft", "merged", "single_file")
+SINGLE_FILE = "model.safetensors"
 PROGRAM = "use_it.py"
 _PEFT = """\
 from peft import PeftModel
@@ -32,6 +34,7 @@ formats
   kohya       a LoRA file with the names of kohya's trainers
   peft        a folder for PeftModel.from_pretrained
   merged      a whole pipeline with the LoRA in its weights
+  single_file the same in one file, as its authors name the tensors: Stable Diffusion 1.x and XL
 """
 
 
@@ -80,6 +83,11 @@ def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", ou
     check_empty(folder)
     if trained.config.learner.mode == "full" and form in ("kohya", "peft"):
         raise ConfigError(f"--format {form}: {run} trained full weights, which are no LoRA; take diffusers")
+    if form == "single_file" and trained.config.model.family not in ("stable_diffusion", "stable_diffusion_xl"):
+        raise ConfigError(
+            f"--format single_file: {run} is of model.family={trained.config.model.family}; only Stable Diffusion 1.x "
+            "and XL are written as one file; take merged"
+        )
     if trained.config.model.adapters and form == "peft":
         raise ConfigError(
             f"--format peft: {run} has model.adapters beside what it trained; take diffusers, kohya or merged"
@@ -121,10 +129,14 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
     from prdp.experts.writing import write_lora
 
     mode, config = run.config.learner.mode, run.config
-    merged = form == "merged" and mode == "lora"
-    policy: Any = loaded_policy(model, "float32" if merged else config.model.dtype)
+    merged = form in ("merged", "single_file") and mode == "lora"
+    policy: Any = loaded_policy(model, "float32" if merged or form == "single_file" else config.model.dtype)
     usage: str = policy.usage(config.model, config.sampler, "full" if merged else mode, place, _prompt(run))
-    if merged:
+    if form == "single_file":
+        policy.save_single_file(place / SINGLE_FILE, config.model.dtype)
+        loads = f'.from_single_file(weights + "/{SINGLE_FILE}", config={_configurations(config.model)!r}'
+        usage = re.sub(r"\.from_pretrained\(weights", lambda _: loads, usage, count=1)
+    elif merged:
         policy.save_merged(place, config.model.dtype)
     elif model.kind == "checkpoint" and form in ("diffusers", "merged"):
         policy.save(place)
@@ -146,6 +158,13 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
         write_lora(place, layers, form, {"run": run.folder.name, "epoch": model.epoch})
         shutil.rmtree(place / "unconverted", ignore_errors=True)
     return usage
+
+
+def _configurations(model: ModelConfig) -> str:
+    """Where a program finds what one file lacks: configurations, scheduler and tokenizers."""
+    from prdp.diffusion.model_folder import model_location
+
+    return model.config or model_location(model.path)
 
 
 def _prompt(run: TrainedRun) -> str:

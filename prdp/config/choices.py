@@ -28,6 +28,8 @@ DIFFUSION_SPACINGS = ("leading", "trailing", "linspace")
 FLOW_SPACINGS = ("scheduler", "linspace")
 SPACINGS = tuple(dict.fromkeys((*DIFFUSION_SPACINGS, *FLOW_SPACINGS)))
 WINDOWS = ("all", "fixed", "sliding", "random")
+ATTENTION_BACKENDS = ("native", "_native_efficient", "_native_math", "flex", "xformers")
+"""Of diffusers, those that compute in float32, as log-ratios want, and have a gradient."""
 FRAMEWORKS = ("torch", "jax")
 DIRECT_TRANSPORTS = ("gloo", "nccl")
 """Backends of torch.distributed by which weights go from the learner to the samplers."""

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from prdp.config.choices import DEVICE, DIFFUSION_KINDS, FAMILY, FLOW_KINDS, MODEL, SPACINGS, WINDOWS, Finite, Precision
+from prdp.config.choices import (
+    ATTENTION_BACKENDS,
+    DEVICE,
+    DIFFUSION_KINDS,
+    FAMILY,
+    FLOW_KINDS,
+    MODEL,
+    SPACINGS,
+    WINDOWS,
+    Finite,
+    Precision,
+)
 from prdp.support.rules import AnyText, Count, CountOrZero, NotNegative, Positive, Share, Text, one_of
 
 
@@ -43,6 +54,14 @@ class ModelConfig:
     alone. 0 keeps none."""
     offload_encoders: bool = False
     """Keep text encoders on the host, and on the device only while they encode: for T5 beside a large network."""
+    vae_slicing: bool = False
+    """Let the VAE take one picture at a time: less memory for large pictures, and the same pictures."""
+    vae_tiling: bool = False
+    """Let the VAE take a picture larger than its own size in overlapping tiles, as diffusers does: less memory, and
+    pictures that differ a little at the seams."""
+    attention_backend: Annotated[str, one_of(*ATTENTION_BACKENDS)] | None = None
+    """By which the network computes its attention, a name of diffusers; null for torch's own choice. Of FLUX.1 and
+    Z-Image: in diffusers the other networks take none."""
     dtype: Precision = "float32"
     """Precision that weights are stored in. Weights that learn, log-probs and their evidence are float32 in any
     case."""

@@ -98,8 +98,18 @@ class DiffusersPolicy(ABC):
             seed=seed,
             keep_reference=keep_reference,
         )
+        self._save_memory(pipeline, model)
         if learner.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+
+    def _save_memory(self, pipeline: Any, model: ModelConfig) -> None:
+        vae = getattr(pipeline, "vae", None)
+        if vae is not None and model.vae_slicing:
+            vae.enable_slicing()
+        if vae is not None and model.vae_tiling:
+            vae.enable_tiling()
+        if model.attention_backend is not None:
+            self.network.set_attention_backend(model.attention_backend)
 
     def _adapter(self, key: str, path: str, weight: float = 1.0) -> Adapter:
         return read_adapter(key, path, self.network, type(self.pipeline), self.NETWORK, weight)
@@ -262,6 +272,19 @@ class DiffusersPolicy(ABC):
 
             save_pipeline(self._whole_pipeline(), folder)
             check_network(folder / self.NETWORK, self.weights.parameters)
+
+    def save_single_file(self, file: Path, precision: str) -> None:
+        """Write the whole pipeline, adapters in its weights, as one file with the names of the model's authors.
+
+        Args, Raises: as of `save_merged`; and of `prdp.diffusion.original_names`.
+        """
+        from prdp.diffusion.merged_adapters import merge_adapters
+        from prdp.diffusion.original_names import save_single_file
+
+        merge_adapters(self.network)
+        pipeline = self._whole_pipeline()
+        pipeline.to(dtype=DTYPES[precision])
+        save_single_file(pipeline, file)
 
     def save_merged(self, folder: Path, precision: str) -> None:
         """Write the whole pipeline with the adapters in its weights; the policy has none afterwards.

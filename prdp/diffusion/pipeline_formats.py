@@ -30,6 +30,7 @@ class PipelineFormat:
             None where a prompt's length is the tokenizer's.
         chat: whether prompts go through the tokenizer's chat template.
         single_file: whether checkpoints in one file are taken.
+        attention_backends: whether its network in diffusers takes another backend for its attention.
     """
 
     pipeline: str
@@ -45,6 +46,7 @@ class PipelineFormat:
     text_tokens: tuple[int, int | None] | None = None
     chat: bool = False
     single_file: bool = False
+    attention_backends: bool = False
 
     @property
     def network(self) -> str:
@@ -112,6 +114,7 @@ FLUX = PipelineFormat(
     tokenizers={"tokenizer": CLIP_TOKENIZERS, "tokenizer_2": T5_TOKENIZERS},
     module="flux",
     text_tokens=(512, 512),
+    attention_backends=True,
 )
 Z_IMAGE = PipelineFormat(
     pipeline="ZImagePipeline",
@@ -126,5 +129,6 @@ Z_IMAGE = PipelineFormat(
     module="z_image",
     text_tokens=(512, None),
     chat=True,
+    attention_backends=True,
 )
 FORMATS = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, Z_IMAGE)

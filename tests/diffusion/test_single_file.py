@@ -13,7 +13,6 @@ import torch
 from deep_pipeline import deep_pipeline
 from narrow_transformers import narrow_flux
 from narrow_xl import narrow_xl
-from original_names import save_single_file
 from safetensors.torch import load_file, save_file
 from usage_program import run_program
 
@@ -21,6 +20,7 @@ from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler, family_of
 from prdp.diffusion.latent_space import vae_digest
 from prdp.diffusion.noise import ImageNoise
+from prdp.diffusion.original_names import save_single_file
 from prdp.diffusion.sampler import Sampler
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
@@ -78,6 +78,32 @@ def test_what_is_learned_goes_out_as_from_a_folder(
     assert evaluated.model.config is None
     sampler = build_evaluated_sampler(evaluated, SETTINGS, "float32", "cpu", None, kl=False)
     assert np.abs(sampler.sample(ONE, 1, 5, trajectory=False).images[0].astype(int) - expected).max() <= 1
+
+
+def test_a_lora_goes_out_in_one_file(models: tuple[ModelConfig, ModelConfig], tmp_path: Path) -> None:
+    """Read by this package, which reads it by diffusers' from_single_file."""
+    folder, file = models
+    lora: Any = build_policy(folder, LORA, seed=0, keep_reference=False)
+    with torch.no_grad():
+        for name, value in lora.weights.parameters.items():
+            value.normal_(std=0.1) if "lora_B" in name else None
+    conditions, latents = lora.encode(["a star", "a moon"]), torch.randn(2, *lora.latent_shape)
+
+    def output(policy: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return policy.output(latents, torch.tensor([30.0, 700.0]), conditions, 3.0)
+
+    expected, before = output(lora), lora.decode(latents)
+    lora.save_single_file(tmp_path / "merged.safetensors", "float32")
+    merged = dataclasses.replace(file, path=str(tmp_path / "merged.safetensors"))
+    family_of(merged).check(merged)
+    again: Any = build_policy(merged, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
+    torch.testing.assert_close(output(again), expected, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(again.decode(latents), before)
+    for name, value in lora.encode(["a star"]).fields.items():
+        torch.testing.assert_close(again.encode(["a star"]).fields[name], value, msg=name)
+    base: Any = build_policy(folder, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
+    assert (output(base) - expected).abs().max() > 1e-3
 
 
 def test_evaluations_and_sets_know_it_by_its_weights(models: tuple[ModelConfig, ModelConfig], tmp_path: Path) -> None:

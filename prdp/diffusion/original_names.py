@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -26,7 +25,16 @@ _OPEN_CLIP = {
 
 
 def save_single_file(pipeline: Any, file: Path) -> Path:
-    """Write a Stable Diffusion 1 or XL as one file."""
+    """Write a Stable Diffusion 1 or XL as one file, which diffusers' `from_single_file` and ComfyUI read.
+
+    Raises:
+        ValueError: a text encoder of Stable Diffusion 2, which stands under other names there.
+    """
+    from safetensors.torch import save_file
+
+    second = getattr(pipeline, "text_encoder_2", None)
+    if second is None and pipeline.unet.config.use_linear_projection:
+        raise ValueError("single files of Stable Diffusion 2 are not written")
     tensors = {
         f"model.diffusion_model.{_of_unet(name, pipeline.unet.config.layers_per_block)}": value
         for name, value in pipeline.unet.state_dict().items()
@@ -36,7 +44,6 @@ def save_single_file(pipeline: Any, file: Path) -> Path:
         tensors[f"first_stage_model.{_of_vae(name, blocks)}"] = (
             value[..., None, None] if "attentions" in name and value.dim() == 2 else value
         )
-    second = getattr(pipeline, "text_encoder_2", None)
     first = "cond_stage_model." if second is None else "conditioner.embedders.0."
     for name, value in pipeline.text_encoder.state_dict().items():
         tensors[f"{first}transformer.text_model.{name.removeprefix('text_model.')}"] = value
