@@ -9,8 +9,10 @@ import numpy as np
 
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import ModelConfig, SamplerConfig, TrainConfig
+from prdp.configuration.memory_plan import device_plans, gib
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
 from prdp.learners.precision import spot_check_size
 from prdp.objectives import build_objective, evidence_of, objectives_without_noise
 from prdp.support.errors import UserError
@@ -124,7 +126,7 @@ def memory_warning(config: TrainConfig, available: int | None = None) -> str:
             f"({' or '.join(objectives_without_noise())})"
         )
     return (
-        f"warning: memory: a rollout takes {_gib(size)}{at_once}; {_gib(available)} are available here, and the model "
+        f"warning: memory: a rollout takes {gib(size)}{at_once}; {gib(available)} are available here, and the model "
         f"needs some too. Lower {', '.join(keys)}{advice}"
     )
 
@@ -137,6 +139,7 @@ def geometry_text(config: TrainConfig) -> str:
     actors = f"{size['samplers']} samplers, {size['reward_actors']} reward actors, "
     actors += "1 learner" if learners == 1 else f"{learners} that learn together"
     here = "1: sampling and scoring take turns" if learners == 1 else f"{learners}: all learn, one samples and scores"
+    plans = [] if config.model.path in EMBEDDED_FOLDERS else device_plans(config)
     rows = (
         ("images per epoch", f"{size['images_per_epoch']:,} = {n:,} prompts x {b:,} images"),
         ("pairs per epoch", f"{size['pairs_per_epoch']:,}"),
@@ -152,6 +155,7 @@ def geometry_text(config: TrainConfig) -> str:
             f"{size['images']:,}, and {size['evaluation_images']:,} in {size['evaluations']:,} evaluations",
         ),
         ("memory of a rollout", _memory_text(parts) + (f"; up to {at_once} at once" if at_once > 1 else "")),
+        *(row for plan in plans for row in plan.rows),
         ("processes", actors if config.cluster.kind == "ray" else here),
         ("CPU threads per process", f"{size['threads']:,}"),
     )
@@ -184,8 +188,5 @@ def _memory_text(parts: Mapping[str, int]) -> str:
     total = sum(parts.values())
     if total < 0.01 * _GIB:
         return f"below 0.01 GiB of {', '.join(parts)}"
-    return f"{_gib(total)} = {' + '.join(f'{_gib(size)} {name}' for name, size in parts.items())}"
+    return f"{gib(total)} = {' + '.join(f'{gib(size)} {name}' for name, size in parts.items())}"
 
-
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.2f} GiB" if size < 10 * _GIB else f"{size / _GIB:,.1f} GiB"

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from prdp.config import ModelConfig
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.flow_policy import FlowPolicy, Patches
+from prdp.diffusion.flow_policy import FlowPolicy, Patches, text_tokens
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_formats import FLUX
 from prdp.diffusion.precision import upcast
@@ -54,6 +55,13 @@ class FluxPolicy(FlowPolicy):
         if self.embeds_guidance:
             return {"guidance_scale": scale}
         return {"negative_prompt": "", "true_cfg_scale": scale} if guided(scale) else {}
+
+    @staticmethod
+    def _condition_shapes(
+        network: Mapping[str, Any], clip_tokens: int, model: ModelConfig
+    ) -> dict[str, tuple[int, ...]]:
+        states = (text_tokens(model, FLUX), network["joint_attention_dim"])
+        return {"states": states, "pooled": (network["pooled_projection_dim"],)}
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, joint_attention_dim] of T5 and `pooled` [B, pooled_projection_dim] of CLIP, float32.

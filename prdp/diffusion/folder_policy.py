@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ from prdp.diffusion.diffusers_policy import DiffusersPolicy
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.image_size import picture_size
 from prdp.diffusion.model_components import component_config
+from prdp.diffusion.model_folder import read_component
 from prdp.diffusion.pipeline_formats import PipelineFormat
 from prdp.diffusion.pipeline_loading import load_pipeline, pipeline_class, single_file
 from prdp.diffusion.process import Process
@@ -67,6 +69,7 @@ class FolderPolicy(DiffusersPolicy, ABC):
 
         _check_text_tokens(model, cls.FORMAT)
         folder = cls._folder(model)
+        _check_attention(model, cls.FORMAT)
         check_components(f"model.path={model.path}", folder, model.variant, cls.FORMAT, single_file(model))
         cls._latent_shape_in(folder, model)
         if model.adapters:
@@ -130,6 +133,20 @@ class FolderPolicy(DiffusersPolicy, ABC):
         """(C, h, w); a StartError names a size that the network or the VAE cannot take."""
 
     @classmethod
+    def condition_shapes(cls, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Of a row of `Conditions.fields`, by configurations alone."""
+        folder = cls._folder(model)
+        tokens = read_component(folder, "text_encoder").get("max_position_embeddings", 77)
+        return cls._condition_shapes(cls._network_config(folder), int(tokens), model)
+
+    @staticmethod
+    @abstractmethod
+    def _condition_shapes(
+        network: Mapping[str, Any], clip_tokens: int, model: ModelConfig
+    ) -> dict[str, tuple[int, ...]]:
+        """Of the network's configuration and the tokens that CLIP reads."""
+
+    @classmethod
     def _network_config(cls, folder: Path) -> dict[str, Any]:
         """Of the network that learns, with defaults."""
         return component_config(folder, cls.NETWORK, cls.FORMAT.components[cls.NETWORK])
@@ -143,6 +160,11 @@ class FolderPolicy(DiffusersPolicy, ABC):
             raise StartError(f"model.path={model.path}: set model.family={model.path}")
         return folder
 
+    @classmethod
+    def folder_of(cls, model: ModelConfig) -> Path:
+        """With the configurations of a model."""
+        return cls._folder(model)
+
     def _whole_pipeline(self) -> Any:
         if self.pipeline.vae is not None:
             return self.pipeline
@@ -152,6 +174,19 @@ class FolderPolicy(DiffusersPolicy, ABC):
 def vae_config(folder: Path) -> dict[str, Any]:
     """The configuration of a folder's VAE, with defaults."""
     return component_config(folder, "vae", "AutoencoderKL")
+
+
+def _check_attention(model: ModelConfig, kind: PipelineFormat) -> None:
+    name = model.attention_backend
+    if name is None:
+        return
+    if not kind.attention_backends:
+        raise StartError(
+            f"model.attention_backend={name}: must be null for model.family={model.family}: diffusers chooses the "
+            "attention of its network"
+        )
+    if name == "xformers" and find_spec("xformers") is None:
+        raise StartError(f"model.attention_backend={name}: needs xformers, which is not installed: pip install {name}")
 
 
 def _check_text_tokens(model: ModelConfig, kind: PipelineFormat) -> None:

@@ -80,7 +80,7 @@ def component_problems(
     if not any(found.values()):
         for name in kind.components.keys() - set(absent):
             try:
-                empty = _empty_text_encoder(folder, name, kind) if name in texts else _empty(folder, name, kind)
+                empty = empty_part(folder, name, kind)
             except UNFIT as error:
                 found[name] = [f"no network can be made of it: {type(error).__name__}: {error}"]
             else:
@@ -91,6 +91,11 @@ def component_problems(
 def empty_network(folder: Path, kind: PipelineFormat) -> torch.nn.Module:
     """The network that learns, on the meta device, from its configuration alone."""
     return _empty(folder, kind.network, kind)
+
+
+def empty_part(folder: Path, name: str, kind: PipelineFormat) -> torch.nn.Module:
+    """A component with weights, likewise."""
+    return _empty_text_encoder(folder, name, kind) if name in kind.text_encoders else _empty(folder, name, kind)
 
 
 def _empty(folder: Path, name: str, kind: PipelineFormat) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from prdp.diffusion.folder_policy import vae_config
 from prdp.diffusion.image_size import KEYS, check_side, vae_factor
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION
 from prdp.diffusion.precision import upcast
-from prdp.diffusion.unet_policy import PIPELINE_UNIT, UNetPolicy, text_length
+from prdp.diffusion.unet_policy import PIPELINE_UNIT, UNetPolicy, text_length, text_width
 from prdp.support.errors import StartError
 
 
@@ -46,6 +46,14 @@ class StableDiffusionPolicy(UNetPolicy):
             problems.append(f"learner.framework=jax: model.path={model.path}: {error}")
         unet = cls._network_config(folder)
         return problems + _jax_size_problems(unet, vae_config(folder), model, cls.latent_shape_of(model)[1:])
+
+    @staticmethod
+    def _condition_shapes(
+        network: Mapping[str, Any], clip_tokens: int, model: ModelConfig
+    ) -> dict[str, tuple[int, ...]]:
+        embedded = network["time_cond_proj_dim"]
+        guidance = {} if embedded is None else {"guidance": (embedded,)}
+        return {"states": (clip_tokens, text_width(network)), **guidance}
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, width]; prompts are cut at the text encoder's length."""

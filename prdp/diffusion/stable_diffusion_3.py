@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from prdp.config import ModelConfig
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.flow_policy import FlowPolicy, Patches
+from prdp.diffusion.flow_policy import FlowPolicy, Patches, text_tokens
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_3
 from prdp.diffusion.precision import upcast
 
@@ -28,6 +29,14 @@ class StableDiffusion3Policy(FlowPolicy):
     def _patches(transformer: Mapping[str, Any], factor: int) -> Patches:
         own = int(transformer["sample_size"]) * factor
         return Patches(int(transformer["patch_size"]), own, int(transformer["pos_embed_max_size"]))
+
+    @staticmethod
+    def _condition_shapes(
+        network: Mapping[str, Any], clip_tokens: int, model: ModelConfig
+    ) -> dict[str, tuple[int, ...]]:
+        tokens = clip_tokens + text_tokens(model, STABLE_DIFFUSION_3)
+        width, pooled = network["joint_attention_dim"], network["pooled_projection_dim"]
+        return {"states": (tokens, width), "pooled": (pooled,)}
 
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, tokens, joint_attention_dim] and `pooled` [B, pooled_projection_dim], float32.

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
+from prdp.config import ModelConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_XL
 from prdp.diffusion.precision import upcast
-from prdp.diffusion.unet_policy import UNetPolicy, text_length
+from prdp.diffusion.unet_policy import UNetPolicy, text_length, text_width
 from prdp.types import UInt8
+
+_SIZES = 6
+"""Numbers of `time_ids`."""
 
 
 class StableDiffusionXLPolicy(UNetPolicy):
@@ -23,6 +28,16 @@ class StableDiffusionXLPolicy(UNetPolicy):
 
     FORMAT = STABLE_DIFFUSION_XL
     FROZEN = ("vae", "text_encoder", "text_encoder_2")
+
+    @staticmethod
+    def _condition_shapes(
+        network: Mapping[str, Any], clip_tokens: int, model: ModelConfig
+    ) -> dict[str, tuple[int, ...]]:
+        embedded = network["time_cond_proj_dim"]
+        guidance = {} if embedded is None else {"guidance": (embedded,)}
+        pooled = network["projection_class_embeddings_input_dim"] - _SIZES * network["addition_time_embed_dim"]
+        states = (clip_tokens, text_width(network))
+        return {"states": states, "pooled": (pooled,), "time_ids": (_SIZES,), **guidance}
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> UInt8:

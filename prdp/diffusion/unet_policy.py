@@ -93,6 +93,12 @@ def latent_shape(
     return int(unet["in_channels"]), int(height), int(width)
 
 
+def text_width(unet: Mapping[str, Any]) -> int:
+    """Of the states that a UNet takes; all levels take the same."""
+    width = unet["cross_attention_dim"]
+    return int(width if isinstance(width, int) else width[0])
+
+
 def text_length(tokenizer: Any, text_encoder: Any) -> int:
     """Tokens of a prompt: the tokenizer's length, bounded by the text encoder's, as a tokenizer may name none."""
     return min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))

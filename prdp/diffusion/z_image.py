@@ -55,6 +55,12 @@ class ZImagePolicy(FlowPolicy):
     def _guidance_arguments(self, scale: float) -> Mapping[str, Any]:
         return {"guidance_scale": scale - 1.0 if guided(scale) else 0.0}
 
+    @staticmethod
+    def _condition_shapes(
+        network: Mapping[str, Any], clip_tokens: int, model: ModelConfig
+    ) -> dict[str, tuple[int, ...]]:
+        return {"states": (text_tokens(model, Z_IMAGE), network["cap_feat_dim"]), "tokens": ()}
+
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """`states` [B, max_sequence_length, cap_feat_dim], float32, and `tokens` [B], how many of these rows are used.
 

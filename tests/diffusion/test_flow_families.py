@@ -173,7 +173,9 @@ def test_the_ratio_guard_stops_a_learner_with_other_weights(base: ModelConfig) -
         learner.update(rollout)
 
 
-@pytest.mark.parametrize(("dtype", "autocast"), [("bfloat16", None), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [("bfloat16", None), ("float32", "bfloat16"), ("float16", None), ("float32", "float16")]
+)
 def test_the_noise_of_half_precision_is_far_below_the_clip(
     base: ModelConfig, dtype: str, autocast: str | None
 ) -> None:

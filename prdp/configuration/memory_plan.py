@@ -1,0 +1,168 @@
+"""The memory that a run takes on each device, by the model's configurations alone; an estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prdp.config import TrainConfig
+from prdp.diffusion import family_of
+from prdp.objectives import build_objective
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STATES = 4 + 8 + 8
+"""Bytes of a learning weight: itself in float32, the sum of its gradients in float64, and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Of one process's device.
+
+    Attributes:
+        name: who works there.
+        held: bytes that stay, by what they are.
+        passing: bytes that come on top while something is done, by what it is; one at a time.
+        host: bytes of text encoders that wait on the host.
+    """
+
+    name: str
+    held: Mapping[str, int]
+    passing: Mapping[str, int]
+    host: int = 0
+
+    @property
+    def peak(self) -> int:
+        """The most that is taken at once."""
+        return sum(self.held.values()) + max(self.passing.values())
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """For people: what is held, and what comes on top."""
+        held = ", ".join(f"{gib(size)} {what}" for what, size in self.held.items())
+        passing = ", ".join(f"{gib(size)} while {what}" for what, size in self.passing.items())
+        waiting = f"; {gib(self.host)} of text encoders on the host" if self.host else ""
+        return [(f"memory, {self.name}", f"about {gib(self.peak)}: {held}{waiting}"), ("", f"on top of it {passing}")]
+
+
+def device_plans(config: TrainConfig) -> list[DevicePlan]:
+    """For the learner and a sampler, or for the one process that is both; empty where no pipeline of diffusers learns.
+
+    Weights are counted, and passes are run on tensors that have shapes and no numbers: see `prdp.diffusion.dry_run`.
+    Rewards, buffers of libraries and fragments come on top.
+    """
+    from prdp.diffusion.folder_policy import FolderPolicy
+
+    family: Any = family_of(config.model)
+    if not (isinstance(family, type) and issubclass(family, FolderPolicy)) or config.learner.framework != "torch":
+        return []
+    sizes = _Sizes(family, config)
+    learning, drawing = sizes.learning(), sizes.drawing()
+    if config.cluster.kind == "ray":
+        return [
+            DevicePlan("learner", sizes.learner_holds(), learning),
+            DevicePlan("each sampler", sizes.sampler_holds(), drawing, sizes.host),
+        ]
+    held = sizes.learner_holds()
+    for what, size in sizes.sampler_holds(beside_learner=True).items():
+        held[what] = held.get(what, 0) + size
+    return [DevicePlan("one process", held, {**learning, **drawing}, sizes.host)]
+
+
+class _Sizes:
+    """What a run holds and passes through; `learner_holds` and the like are bytes by what they are."""
+
+    def __init__(self, family: Any, config: TrainConfig) -> None:
+        from prdp.diffusion.dry_run import DryPolicy
+        from prdp.diffusion.libraries import quiet
+        from prdp.diffusion.model_folder import absent_parts
+        from prdp.diffusion.pipeline_checks import empty_part
+        from prdp.diffusion.pipeline_loading import DTYPES
+
+        quiet()
+        self._config, model, self._family = config, config.model, family
+        kind, folder = family.FORMAT, family.folder_of(model)
+        self._full = config.learner.mode == "full"
+        stored = _BYTES[model.dtype]
+        absent = absent_parts(folder, kind)
+        parts = {name: empty_part(folder, name, kind) for name in kind.components if name not in absent}
+        network: Any = parts[kind.network]
+        count = _numbers(network)
+        self._network = count * (4 if self._full else stored)
+        self._vae: Any = parts["vae"].to(DTYPES[model.dtype])
+        self._vae_bytes = _numbers(self._vae) * stored
+        encoders = [_numbers(parts[name]) * stored for name in kind.text_encoders if name in parts]
+        self.host = sum(encoders) if model.offload_encoders else 0
+        self._encoders = 0 if model.offload_encoders else sum(encoders)
+        network.to(DTYPES[model.dtype])
+        self._dry = DryPolicy(family, model, config.learner, network, family.condition_shapes(model))
+        self._branches = family.branches_of(model, config.sampler.guidance_scale)
+        objective = build_objective(config.objective)
+        self._recorder = objective.evidence.recorder(objective.arrays)
+        asked = [of for name, (_, of) in objective.evidence.passes.items() if name in objective.arrays]
+        self._kept = len({of for of in asked if of not in ("policy", "reference")})
+        self._evidence = bool(asked) or self._recorder.needs_float32
+        self._reference = "reference" in asked
+
+    def learner_holds(self) -> dict[str, int]:
+        learned = self._dry.learning
+        kept = 4 * (self._kept + bool(self._config.learner.ema_decay))
+        if self._full:
+            frozen = self._network if self._reference else 0
+            return {"network": self._network + frozen, "gradients and moments": learned * (_STATES - 4 + kept)}
+        return {"network": self._network, "adapters with gradients and moments": learned * (_STATES + kept)}
+
+    def sampler_holds(self, beside_learner: bool = False) -> dict[str, int]:
+        """Beside a learner in one process it has no frozen network of its own."""
+        held = {} if beside_learner and not self._full else {"network": self._network}
+        if self._full and self._recorder.needs_reference:
+            held["network"] *= 2
+        held["VAE"] = self._vae_bytes
+        if self._encoders:
+            held["text encoders"] = self._encoders
+        if not self._full:
+            held["adapters with gradients and moments" if beside_learner else "adapters"] = 4 * self._dry.learning
+        return held
+
+    def learning(self) -> dict[str, int]:
+        config = self._config
+        cells = config.learner.microbatch
+        at_once = min(cells, config.prompts_per_epoch * config.images_per_prompt * self._columns()) * self._branches
+        found = {f"learning {cells} cells": self._dry.with_gradient(at_once)}
+        if self._evidence:
+            found["computing evidence"] = self._dry.without_gradient(at_once, float32=True)
+        return found
+
+    def drawing(self) -> dict[str, int]:
+        sampler, model = self._config.sampler, self._config.model
+        groups = min(self._config.prompts_per_epoch, sampler.prompts_per_chunk)
+        images = min(sampler.microbatch, groups * self._config.images_per_prompt)
+        passes = self._dry.without_gradient(images * self._branches, float32=self._recorder.needs_float32)
+        found = {f"drawing {images} images": passes, "decoding them": self._decoding(images)}
+        return found | ({"encoding prompts": self.host} if model.offload_encoders else {})
+
+    def _decoding(self, images: int) -> int:
+        from prdp.diffusion.dry_run import decoding
+
+        model, vae = self._config.model, self._vae
+        channels, *sides = self._family.latent_shape_of(model)
+        if model.vae_tiling:
+            own = int(vae.config.sample_size) // 2 ** (len(vae.config.block_out_channels) - 1)
+            sides = [min(side, own) for side in sides]
+        wide = model.family == "stable_diffusion_xl" and bool(vae.config.force_upcast)
+        return decoding(vae, (1 if model.vae_slicing else images, channels, *sides), wide)
+
+    def _columns(self) -> int:
+        import numpy as np
+
+        sampler = self._config.sampler
+        return build_objective(self._config.objective).evidence.columns(sampler, np.arange(sampler.steps))
+
+
+def _numbers(network: Any) -> int:
+    return sum(value.numel() for value in network.parameters())
+
+
+def gib(size: int) -> str:
+    """Bytes, for people."""
+    return f"{size / 2**30:.2f} GiB" if size < 10 * 2**30 else f"{size / 2**30:,.1f} GiB"
