@@ -56,7 +56,7 @@ def is_distilled(model: ModelConfig) -> bool:
     from prdp.diffusion.model_folder import check_model, read_component
 
     kind = next((one for one in FORMATS if one.family == model.family), None)
-    folder = None if kind is None else check_model(model.path, model.variant, model.revision, kind)
+    folder = None if kind is None else check_model(model.path, model.variant, model.revision, kind, model.config)
     return folder is not None and read_component(folder, "scheduler").get("_class_name") == CONSISTENCY
 
 
