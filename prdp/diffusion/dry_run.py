@@ -186,10 +186,11 @@ class _Blocks:
             inputs = [value for value in inputs if value.requires_grad]
             wanted = [*inputs, *(value for value in self._parameters(forward) if value.requires_grad)]
             outputs = [value for value in outputs if value.requires_grad]
-            ahead = [torch.empty_like(one) for one in outputs]
-            gradients = torch.autograd.grad(outputs, wanted, ahead, allow_unused=True)
-            backward = live.peak - before - (0 if self._checkpointing else kept)
-            del gradients
+            if wanted and outputs:
+                ahead = [torch.empty_like(one) for one in outputs]
+                gradients = torch.autograd.grad(outputs, wanted, ahead, allow_unused=True)
+                backward = live.peak - before - (0 if self._checkpointing else kept)
+                del gradients
         if self._checkpointing and grad:
             kept = 0
         del result, outputs
