@@ -6,6 +6,7 @@ import argparse
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,9 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
             source = place / "unconverted"
             source.mkdir()
             policy.save(source)
-        layers = read_expert("RUN", str(source)).layers
+        found = read_expert("RUN", str(source)).layers
+        # The factors of files have a scale of 1, whatever the run's alpha.
+        layers = {name: replace(one, up=one.up * one.scale, scale=1.0) for name, one in found.items()}
         if form == "peft":
             usage = usage.replace("pipeline.load_lora_weights(weights)", _PEFT.format(network=policy.NETWORK))
         write_lora(place, layers, form, {"run": run.folder.name, "epoch": model.epoch})

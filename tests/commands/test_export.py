@@ -30,6 +30,7 @@ SMALL = [
         "checkpoint.every=1",
         "learner.learning_rate=0.05",
         "learner.warmup_updates=0",
+        "learner.lora_alpha=32",  # twice the rank
         "tracking=silent",
     ),
 ]
