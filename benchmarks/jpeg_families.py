@@ -61,7 +61,7 @@ def risen(family: str, evidence: str, folder: Path) -> str:
         model=model,
         sampler=sampler,
         objective=objective,
-        learner={"mode": "full", "learning_rate": 1e-3},
+        learner={"mode": "full", "learning_rate": 4e-3},
         evaluation={"every": 0, "prompts": 8, "images_per_prompt": 4, "final_prompts": 8, "grid_prompts": 1},
         checkpoint={"every": EPOCHS},
     )
