@@ -185,6 +185,7 @@ def test_every_option_of_every_group_is_valid() -> None:
         "callable": ["reward.path=my_module.my_reward"],
         "aesthetic": ["reward.path=head.pth"],
         "remote": ["reward.url=http://127.0.0.1:8080"],
+        "vlm_judge": ["reward.url=http://127.0.0.1:8000/v1"],
         "sub_score": ["reward.name=color"],
         "weighted_sum": ["reward.terms.aesthetic.reward.path=head.pth"],
         "fdfo": ["sampler.shared_start_noise=true", "sampler.start_churn=0.01"],
@@ -194,13 +195,18 @@ def test_every_option_of_every_group_is_valid() -> None:
     }
     two_files = ["prompts.train.path=a.txt", "prompts.heldout.path=b.txt"]
     lists = ("drawbench", "dsg_1k", "file", "geneval", "hpdv2", "partiprompts", "t2i_compbench", "text_file")
-    needed |= dict.fromkeys(lists, two_files)
     available = groups([conf_folder()])
     assert available.pop("experiment")
     assert set(available) == {"model", "sampler", "reward", "prompts", "objective", "learner", "cluster", "tracking"}
-    for number in range(max(map(len, available.values()))):
-        chosen = {group: options[number % len(options)] for group, options in available.items()}
+    without_noise = [{"sampler": "euler", "objective": "prdp_denoising"}]
+    available["sampler"].remove("euler")
+    combined = [
+        {group: options[number % len(options)] for group, options in available.items()}
+        for number in range(max(map(len, available.values())))
+    ]
+    for chosen in [*combined, *without_noise]:
         extra = [word for option in chosen.values() for word in needed.get(option, [])]
+        extra += two_files if chosen.get("prompts") in lists else []
         compose(*(f"{group}={option}" for group, option in chosen.items()), *extra)
 
 
