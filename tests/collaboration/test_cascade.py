@@ -47,7 +47,14 @@ class Model:
         )  # fmt: skip
 
     def again(
-        self, prompts: Any, images_per_prompt: int, seed: int, rows: Any, refined: Any = None, fresh: bool = True
+        self,
+        prompts: Any,
+        images_per_prompt: int,
+        seed: int,
+        rows: Any,
+        refined: Any = None,
+        fresh: bool = True,
+        control: Any = None,
     ) -> Redrawn:
         self.refined = refined
         return Redrawn(self._images(rows, 100), np.full((len(rows), 1, 1, 1), -1, np.float32), 2 * self.passes)

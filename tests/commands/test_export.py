@@ -74,7 +74,8 @@ def test_the_card_tells_scores_and_configuration(run: Path, tmp_path: Path) -> N
     card = (folder / "README.md").read_text()
     assert re.match(r"---\nbase_model: shapes\n(.*\n)+?license: other # fill in\n", card)
     last = json.loads((run / "evaluations" / "epoch_00002" / "summary.json").read_text())
-    assert f"{last['score']['mean']:.3f}"[:4] in card.split("| score |")[1].split("\n")[0]
+    mean = f"{last['score']['mean']:.3f}".replace("-", "\u2212")
+    assert mean in card.split("| score |")[1].split("\n")[0]
     assert "the weights after epoch 2 of 2" in card and "* reward: redness, version 1" in card
     assert (run / "config.yaml").read_text().strip() in card
     assert (folder / "before_after.png").exists() and (folder / "heldout_score.svg").exists()
