@@ -44,6 +44,7 @@ BUILDERS = {
     "prdp.prompts.build_prompts",
 }
 BUILD = {
+    "api.py": "what the caller composes; of runs it takes no sections",
     "commands/train.py": "what the command line composes",
     "commands/evaluate.py": "what the command line composes, runs having passed `prdp.evaluation.trust`",
     "evaluation/preconditions.py": "likewise",
