@@ -209,7 +209,7 @@ def build(config: TrainConfig) -> Parts:
     torch gets as many threads as `cluster.threads` says.
 
     Raises:
-        ConfigError, StartError: as `check`.
+        ConfigError, StartError: as `check`; and keys that ask for other processes than this one.
     """
     from prdp.cluster.process_threads import apply_threads, plan_threads
     from prdp.diffusion import build_policy
@@ -218,6 +218,10 @@ def build(config: TrainConfig) -> Parts:
     from prdp.prompts.stream import PromptStream
     from prdp.rewards import build_reward
 
+    cluster = config.cluster
+    for key, value, wanted in (("kind", cluster.kind, "inline"), ("learners", cluster.learners, 1)):
+        if value != wanted:
+            raise ConfigError(f"cluster.{key}={value}: api.build makes the parts of this process: must be {wanted}")
     apply_threads(plan_threads(config))
     check(config)
     source = rollout_source(config)

@@ -69,6 +69,9 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
         api.compose("epochs=-1")
     with pytest.raises(ConfigError, match=r"checkpoint\.resume"):
         api.train(smoke(run))
+    for word in ("cluster=ray", "cluster.learners=2"):
+        with pytest.raises(ConfigError, match=r"cluster\.(kind=ray|learners=2): api.build makes the parts"):
+            api.build(smoke(tmp_path / "none", word))
     with pytest.raises(StartError, match="nothing"):
         api.load_model(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="learner: load_model takes"):

@@ -13,12 +13,11 @@ from prdp.rewards.batching import Batches, choose_device
 from prdp.rewards.clip_model import ClipScorer, check_settings, weights_from_folder, weights_version
 from prdp.rewards.geneval_rule import (
     COLORS,
-    COUNTING_THRESHOLD,
-    THRESHOLD,
     Detection,
     check_metadata,
     confident,
     correctness,
+    least_confidence,
 )
 from prdp.rewards.object_detectors import check_detector, load_detector
 from prdp.rewards.pixels import check_batch
@@ -117,8 +116,7 @@ class GenEval:
         return credits[self._credit], credits
 
     def _judged(self, image: UInt8, metadata: Mapping[str, Any]) -> tuple[float, float]:
-        least = COUNTING_THRESHOLD if metadata.get("tag") == "counting" else THRESHOLD
-        found = self._detector.detect(image, _names(metadata), least)
+        found = self._detector.detect(image, _names(metadata), least_confidence(metadata))
         colors = partial(self._colors_of, image)
         return correctness(confident(found, metadata), metadata, colors)
 

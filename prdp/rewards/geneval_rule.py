@@ -60,9 +60,14 @@ def check_metadata(prompt: str, metadata: Mapping[str, Any]) -> None:
                 raise ValueError(f"prompt {prompt!r}: {kind}[{number}] {problem}")
 
 
+def least_confidence(metadata: Mapping[str, Any]) -> float:
+    """That a detection has to exceed, by the prompt's tag."""
+    return COUNTING_THRESHOLD if metadata.get("tag") == "counting" else THRESHOLD
+
+
 def confident(found: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any]) -> dict[str, list[Detection]]:
     """Of each class the most confident detections, in order; classes without one are left out."""
-    least = COUNTING_THRESHOLD if metadata.get("tag") == "counting" else THRESHOLD
+    least = least_confidence(metadata)
     kept = {
         name: sorted((one for one in detections if one.score > least), key=lambda one: -one.score)[:MAX_OBJECTS]
         for name, detections in found.items()

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prdp.rewards.geneval_rule import Detection
+from prdp.rewards.transformers_models import load_pretrained
 from prdp.rewards.weight_files import find_folder, model_files, read_json, read_tensors
 from prdp.types import UInt8
 
@@ -101,23 +102,15 @@ def load_detector(key: str, path: str, device: str, dtype: str) -> tuple[Detecto
     Raises:
         ValueError: what `check_detector` raises; weights that do not fit the configuration.
     """
-    import torch
     import transformers
 
     folder = find_folder(key, path, FILES)
     assert folder is not None
     files, kind = model_files(key, folder), _kind(key, folder)
-    try:
-        model, report = getattr(transformers, KINDS[kind]).from_pretrained(
-            folder, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
-        )
-        auto = transformers.AutoImageProcessor if kind == "mask2former" else transformers.AutoProcessor
-        processor = auto.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ValueError(f"{key}={path}: {folder} cannot be loaded: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{key}={path}: {folder} lacks {len(missing)} tensors, {', '.join(missing[:4])} among them")
-    model = model.to(device).eval().requires_grad_(False)
+    auto = transformers.AutoImageProcessor if kind == "mask2former" else transformers.AutoProcessor
+    model, processor = load_pretrained(
+        f"{key}={path}", folder, getattr(transformers, KINDS[kind]), auto, device, dtype
+    )
     return (Mask2Former if kind == "mask2former" else OwlDetector)(model, processor, device), files
 
 

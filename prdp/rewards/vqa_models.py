@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prdp.rewards.prompt_tokens import check_tokenizer
+from prdp.rewards.transformers_models import load_pretrained
 from prdp.rewards.vqa_questions import YES_NO, Question
 from prdp.rewards.weight_files import find_folder, model_files, read_json, read_tensors
 from prdp.types import Float64, UInt8
@@ -165,7 +166,6 @@ def load_answer_model(key: str, path: str, device: str, dtype: str) -> tuple[Ans
     Raises:
         ValueError: what `check_answer_model` raises; weights that do not fit the configuration.
     """
-    import torch
     import transformers
 
     folder = find_folder(key, path, FILES)
@@ -173,17 +173,9 @@ def load_answer_model(key: str, path: str, device: str, dtype: str) -> tuple[Ans
     files = model_files(key, folder)
     blip = _is_blip(key, folder)
     architecture = transformers.BlipForQuestionAnswering if blip else transformers.AutoModelForImageTextToText
-    try:
-        # Without the word about code that lies in the folder, transformers would ask on the terminal whether to run it.
-        model, report = architecture.from_pretrained(
-            folder, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
-        )
-        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ValueError(f"{key}={path}: {folder} cannot be loaded: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{key}={path}: {folder} lacks {len(missing)} tensors, {', '.join(missing[:4])} among them")
-    model = model.to(device).eval().requires_grad_(False)
+    model, processor = load_pretrained(
+        f"{key}={path}", folder, architecture, transformers.AutoProcessor, device, dtype
+    )
     return (BlipAnswers if blip else ChatAnswers)(model, processor, device), files
 
 

@@ -150,7 +150,6 @@ def test_images_are_judged_end_to_end(
     mask2former: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:
     for name in ("THRESHOLD", "COUNTING_THRESHOLD"):  # random weights are sure of nothing
-        monkeypatch.setattr(f"prdp.rewards.geneval.{name}", 0.0)
         monkeypatch.setattr(f"prdp.rewards.geneval_rule.{name}", 0.0)
     settings = {"detector": str(mask2former), "clip": str(clip_folder)}
     GenEval.check(**settings)
