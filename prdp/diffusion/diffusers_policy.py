@@ -109,7 +109,10 @@ class DiffusersPolicy(ABC):
         if vae is not None and model.vae_tiling:
             vae.enable_tiling()
         if model.attention_backend is not None:
-            self.network.set_attention_backend(model.attention_backend)
+            from diffusers.models.attention_dispatch import attention_backend
+
+            with attention_backend(model.attention_backend):  # else diffusers makes it the process's default
+                self.network.set_attention_backend(model.attention_backend)
 
     def _adapter(self, key: str, path: str, weight: float = 1.0) -> Adapter:
         return read_adapter(key, path, self.network, type(self.pipeline), self.NETWORK, weight)

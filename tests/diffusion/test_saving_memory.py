@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from narrow_transformers import NARROW, TEXT_TOKENS
 from narrow_xl import narrow_xl
 
@@ -72,7 +73,9 @@ def test_an_attention_backend_is_taken_or_refused_by_its_key(model: ModelConfig)
             family_of(named).check(named)
         return
     family_of(named).check(named)
-    plain, other = built(model), built(named)
+    other, plain = built(named), built(model)
+    active, _ = _AttentionBackendRegistry.get_active_backend()
+    assert active != named.attention_backend, "the backend of one network is not the process's"
     latents, times = torch.randn(2, *plain.latent_shape), torch.full((2,), 0.5)
     found, expected = (one.output(latents, times, one.encode(PROMPTS), 1.0) for one in (other, plain))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
