@@ -77,6 +77,8 @@ class Cascade:
         if self.expected is not None:
             scorer["expected"] = self.expected
         drawing = {**dataclasses.asdict(self.student.sampler), "microbatch": None, "prompts_per_chunk": None}
+        if self.student.sampler.negative_prompt is None:  # as thresholds of versions without the key have it
+            del drawing["negative_prompt"]
         return {
             "model": student,
             "scorer": _digest(scorer),

@@ -85,6 +85,9 @@ class SamplerConfig:
     objectives on denoising errors learn without."""
     guidance_scale: NotNegative = 5.0
     """Classifier-free guidance, in sampling, learning and the reference alike; up to 1 it is off, as in diffusers."""
+    negative_prompt: AnyText | None = None
+    """What the branch without prompt of guidance is given instead of the empty prompt, in sampling, learning and the
+    reference alike; null for the empty prompt, or for zeros where Stable Diffusion XL says so."""
     timestep_spacing: Annotated[str, one_of(*SPACINGS)] | None = None
     """Of flows only scheduler and linspace; null keeps the checkpoint's. With linspace, or trailing and steps that do
     not divide the schedule, DDIM differs from diffusers' DDIMScheduler, which there steps beside its list of

@@ -206,7 +206,7 @@ def model_problems(
         family.check(model)
     except UserError as error:
         return [str(error)]
-    problems = transition_problems(model, sampler, needs_log_probs)
+    problems = transition_problems(model, sampler, needs_log_probs) + negative_prompt_problems(model, sampler)
     return problems if learner is None else problems + family.learner_problems(model, learner)
 
 
@@ -222,6 +222,20 @@ def transition_problems(model: ModelConfig, sampler: SamplerConfig, needs_log_pr
     if needs_log_probs and not stored:
         return [f"sampler.steps={sampler.steps}: no step would draw noise, as the last one does not; take more steps"]
     return []
+
+
+def negative_prompt_problems(model: ModelConfig, sampler: SamplerConfig) -> list[str]:
+    """A negative prompt where no branch without prompt would be computed."""
+    from prdp.diffusion import family_of
+    from prdp.diffusion.guidance import guided
+
+    of, scale = getattr(family_of(model), "branches_of", None), sampler.guidance_scale
+    if sampler.negative_prompt is None or (of(model, scale) > 1 if of is not None else guided(scale)):
+        return []
+    return [
+        f"sampler.negative_prompt={sampler.negative_prompt!r}: must be null where there is no branch without prompt "
+        f"(given model.path={model.path}, sampler.guidance_scale={sampler.guidance_scale:g})"
+    ]
 
 
 def evidence_problems(config: TrainConfig) -> list[str]:

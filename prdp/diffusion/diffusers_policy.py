@@ -166,8 +166,8 @@ class DiffusersPolicy(ABC):
         """A pipeline with this network and all other parts, which are loaded if they were left out."""
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditions:
-        """What the network is given for prompts, and for the empty one.
+    def encode(self, prompts: Sequence[str], negative_prompt: str | None = None) -> Conditions:
+        """What the network is given for prompts, and for the empty or a negative one.
 
         Raises:
             RuntimeError: the text encoders were left out.
@@ -175,9 +175,9 @@ class DiffusersPolicy(ABC):
         self._needs("text_encoder")
         encoders = [getattr(self.pipeline, name, None) for name in self.FROZEN if name != "vae"]
         if not self._model.offload_encoders:
-            return self._encoder.encode(prompts)
+            return self._encoder.encode(prompts, negative_prompt)
         with on_device([one for one in encoders if one is not None], self.device):
-            return self._encoder.encode(prompts)
+            return self._encoder.encode(prompts, negative_prompt)
 
     def output(
         self,

@@ -64,7 +64,9 @@ class FlowPolicy(FolderPolicy, ABC):
     def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
         """A program around the pipeline of `FORMAT`."""
         table = self.process.transitions(sampler)
-        arguments = self._guidance_arguments(sampler.guidance_scale)
+        arguments = dict(self._guidance_arguments(sampler.guidance_scale))
+        if sampler.negative_prompt is not None:
+            arguments["negative_prompt"] = sampler.negative_prompt
         size, kind = self.picture_size, self.FORMAT
         return flow_usage_text(
             model, sampler, self.scheduler_config, table, size, mode, weights, prompt, kind, arguments

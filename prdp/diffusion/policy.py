@@ -69,8 +69,12 @@ class Policy(Protocol):
         """Network passes of one `output`; of a family without it, two above a scale of 1."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> Conditions:
-        """A row a prompt; with `empty`, unless the family knows no guidance."""
+    def encode(self, prompts: Sequence[str], negative_prompt: str | None = None) -> Conditions:
+        """A row a prompt; with `empty`, unless the family knows no guidance.
+
+        Args:
+            negative_prompt: what `empty` is made of; None for the empty prompt. It is given where the sampler has one.
+        """
         ...
 
     def output(

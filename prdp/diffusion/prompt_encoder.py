@@ -14,7 +14,7 @@ Fields = Mapping[str, torch.Tensor]
 
 
 class PromptEncoder:
-    """Encodes prompts, and the empty one once.
+    """Encodes prompts, and the empty or a negative one once.
 
     With a cache every prompt is encoded alone, so that what it becomes does not depend on which others are known.
 
@@ -33,19 +33,24 @@ class PromptEncoder:
         self._encode, self._size = encode, cached_prompts
         self._without_prompt = without_prompt or (lambda fields: fields)
         self._kept: OrderedDict[str, Fields] = OrderedDict()
-        self._empty: Fields | None = None
+        self._empty: dict[str | None, Fields] = {}
 
-    def encode(self, prompts: Sequence[str]) -> Conditions:
-        """The conditions of prompts, on the device that `encode` gives."""
-        if self._empty is None:
-            self._empty = self._without_prompt(self._encode([""]))
+    def encode(self, prompts: Sequence[str], negative_prompt: str | None = None) -> Conditions:
+        """The conditions of prompts, on the device that `encode` gives.
+
+        Args:
+            negative_prompt: of the branch without prompt; None for what the family takes there.
+        """
+        empty = self._empty.get(negative_prompt)
+        if empty is None:
+            given = self._encode([negative_prompt or ""])
+            empty = self._without_prompt(given) if negative_prompt is None else given
+            self._empty[negative_prompt] = empty
         if not self._size:
-            return Conditions(self._encode(prompts), self._empty)
+            return Conditions(self._encode(prompts), empty)
         rows = [self._row(prompt) for prompt in prompts]
-        fields = {
-            name: torch.cat([row[name] for row in rows]).to(value.device) for name, value in self._empty.items()
-        }
-        return Conditions(fields, self._empty)
+        fields = {name: torch.cat([row[name] for row in rows]).to(value.device) for name, value in empty.items()}
+        return Conditions(fields, empty)
 
     def _row(self, prompt: str) -> Fields:
         row = self._kept.pop(prompt, None)

@@ -87,7 +87,8 @@ class Sampler:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditions:
         """What prompts become for the network, a row each."""
-        return self._policy.encode(texts)
+        negative = self._config.negative_prompt
+        return self._policy.encode(texts) if negative is None else self._policy.encode(texts, negative)
 
     @torch.no_grad()
     def sample(
@@ -119,7 +120,7 @@ class Sampler:
         numbers = np.tile(np.arange(images_per_prompt), len(prompts))
         config, table = self._config, self._transitions
         given, first = (None, 0) if start is None else self._started(start, count, trajectory)
-        conditions = self._policy.encode(prompts.texts)
+        conditions = self.encode(prompts.texts)
         noisy = windows(config, table.noisy, seed, prompts.epoch, prompts.offset + np.arange(len(prompts)))
         pictures, kept = [], []
         with self._policy.float32() if recorder is not None and recorder.needs_float32 else nullcontext():
@@ -264,7 +265,7 @@ class Sampler:
         clean, first = (None, 0) if refined is None else self._started(refined, len(rows), trajectory=False)
         of_prompts, numbers = rows // images_per_prompt, rows % images_per_prompt
         numbers = numbers + images_per_prompt if fresh else numbers
-        conditions = self._policy.encode(prompts.texts)
+        conditions = self.encode(prompts.texts)
         if control is not None:
             seen = as_control(control).to(self._policy.device)
             conditions = replace(conditions, fields={**conditions.fields, FIELD: seen})

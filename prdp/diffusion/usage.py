@@ -117,6 +117,7 @@ def _program(
         f"    width={shape[1]},",
         f"    num_inference_steps={sampler.steps},",
         f"    guidance_scale={sampler.guidance_scale!r},",
+        *([] if sampler.negative_prompt is None else [f"    negative_prompt={sampler.negative_prompt!r},"]),
         *([f"    eta={sampler.eta!r},"] if sampler.kind == "ddim" else []),
         "    generator=torch.Generator().manual_seed(0),",
         ").images",

@@ -25,7 +25,7 @@ from prdp.types import PromptBatch, Rollout, Weights
 FORMAT = 1
 """Part of every key: goes up when the same settings make other images."""
 _SPEED_KEYS = ("microbatch", "prompts_per_chunk")
-_ONLY_WHERE_GIVEN = ("original_inference_steps",)
+_ONLY_WHERE_GIVEN = ("original_inference_steps", "negative_prompt")
 """Left out where they are null, so that images of before the key was there have the same key."""
 _CHUNKS_AT_ONCE = 8
 """Chunks handed to each sampler in one go; bounds the images in memory."""

@@ -80,7 +80,7 @@ class StoredSampler:
             latents = np.concatenate([self._prompts.latents(index, images_per_prompt) for index in prompts.indices])
         else:
             latents = self._encoding(images)
-        fields, empty = self._policy.encode(prompts.texts).to_arrays()
+        fields, empty = self._sampler.encode(prompts.texts).to_arrays()
         version, checksum = self._sampler.holds
         return Rollout(
             prompts=prompts,

@@ -28,6 +28,7 @@ _FACTS = (
     ("updates_per_epoch", "updates per epoch (K)"),
     ("sampler.steps", "sampling steps (T)"),
     ("sampler.guidance_scale", "guidance"),
+    ("sampler.negative_prompt", "negative prompt"),
     ("objective.name", "objective"),
     ("objective.evidence", "evidence"),
     ("objective.beta", "beta"),

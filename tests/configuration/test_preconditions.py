@@ -213,6 +213,10 @@ def test_a_model_that_would_not_be_computed_rightly(
             ["objective=prdp", "sampler=ddpm50", "sampler.deterministic_final_steps=0", "sampler.steps=1"],
             ["no step would draw noise"],
         ),
+        (
+            ["sampler.guidance_scale=1", "sampler.negative_prompt=blurry"],
+            ["sampler.negative_prompt='blurry': must be null where there is no branch without prompt", "scale=1)"],
+        ),
         (["model.height=12"], ["model.height=12: must be a multiple of 8 pixels, such as 8 or 16"]),
         (["model.height=16"], ["reward: shapes_judge scores square pictures, not 16 x 8 (height x width)"]),
         (["reward=quadratic_of_point"], ["quadratic_of_point scores points", "not pictures of 8 x 8"]),

@@ -77,11 +77,13 @@ def guided(scale: float) -> dict[str, Any]:
     [
         ("stable_diffusion_3", {}, 1.0, guided(1.0)),
         ("stable_diffusion_3", {"use_dynamic_shifting": True}, 4.0, guided(4.0)),
+        ("stable_diffusion_3", {}, 4.0, {**guided(4.0), "negative_prompt": "large stars"}),
         ("flux", {}, 3.5, guided(3.5)),
         ("flux", {"guidance": False}, 1.0, {}),
         ("flux", {"guidance": False, "shift": 3.0}, 4.0, {"negative_prompt": "", "true_cfg_scale": 4.0}),
         ("z_image", {}, 1.0, guided(0.0)),
         ("z_image", {"shift": 6.0}, 5.0, guided(4.0)),
+        ("z_image", {}, 5.0, {**guided(4.0), "negative_prompt": "large stars"}),
     ],
 )
 def test_pictures_equal_those_of_diffusers(
@@ -89,7 +91,8 @@ def test_pictures_equal_those_of_diffusers(
 ) -> None:
     pipeline = NARROW[family](**layout)
     pipeline.save_pretrained(tmp_path)
-    sampler = SamplerConfig(kind="euler", steps=4, guidance_scale=scale, microbatch=3)
+    negative = call.get("negative_prompt") or None
+    sampler = SamplerConfig(kind="euler", steps=4, guidance_scale=scale, negative_prompt=negative, microbatch=3)
     ours = build_sampler(model(family, tmp_path, width=48), FULL, sampler, seed=0)
     pictures = ours.sample(PROMPTS, 1, seed=5, trajectory=False).images
     latents = torch.from_numpy(ImageNoise(5, 2, np.array([3, 4]), np.array([0, 0]), (4, 8, 12)).draw())

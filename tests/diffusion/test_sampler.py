@@ -42,11 +42,15 @@ def moved(weights: Weights) -> Weights:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("guidance_scale", "spacing", "steps"), [(3.0, None, 6), (1.0, "trailing", 5), (0.5, None, 3)])
+@pytest.mark.parametrize(
+    ("guidance_scale", "spacing", "steps", "negative"),
+    [(3.0, None, 6, None), (3.0, None, 3, "two small stars"), (1.0, "trailing", 5, None), (0.5, None, 3, None)],
+)
 def test_images_equal_those_of_diffusers(
-    pipeline_folder: Path, guidance_scale: float, spacing: str | None, steps: int
+    pipeline_folder: Path, guidance_scale: float, spacing: str | None, steps: int, negative: str | None
 ) -> None:
-    sampler = sampler_at(pipeline_folder, guidance_scale=guidance_scale, timestep_spacing=spacing, steps=steps)
+    drawing = {"guidance_scale": guidance_scale, "timestep_spacing": spacing, "negative_prompt": negative}
+    sampler = sampler_at(pipeline_folder, steps=steps, **drawing)
     ours = sampler.sample(PROMPTS, SIZE, SEED).images
 
     pipeline = load_pipeline(ModelConfig(path=str(pipeline_folder)))
@@ -62,6 +66,7 @@ def test_images_equal_those_of_diffusers(
             latents=first,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            negative_prompt=None if negative is None else [negative] * 4,
             eta=1.0,
             output_type="np",
         ).images

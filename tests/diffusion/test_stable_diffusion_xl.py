@@ -60,20 +60,27 @@ def settings(name: str = "ddim", **changes: Any) -> SamplerConfig:
 
 
 @pytest.mark.parametrize(
-    ("guidance_scale", "scheduler", "index", "vae"),
+    ("guidance_scale", "negative", "scheduler", "index", "vae"),
     [
-        (1.0, {"steps_offset": 0}, {}, {"force_upcast": False}),
-        (4.0, {}, {"force_zeros_for_empty_prompt": False}, STATISTICS),
-        (4.0, {**V_PREDICTION, "rescale_betas_zero_snr": True}, {}, {}),
+        (1.0, None, {"steps_offset": 0}, {}, {"force_upcast": False}),
+        (4.0, None, {}, {"force_zeros_for_empty_prompt": False}, STATISTICS),
+        (4.0, None, {**V_PREDICTION, "rescale_betas_zero_snr": True}, {}, {}),
+        (4.0, "a large star", {}, {}, {}),
+        (4.0, "", {}, {}, {}),
     ],
 )
 def test_pictures_equal_those_of_diffusers(
-    tmp_path: Path, guidance_scale: float, scheduler: dict[str, Any], index: dict[str, Any], vae: dict[str, Any]
+    tmp_path: Path,
+    guidance_scale: float,
+    negative: str | None,
+    scheduler: dict[str, Any],
+    index: dict[str, Any],
+    vae: dict[str, Any],
 ) -> None:
     pipeline = narrow_xl(scheduler, **index)
     pipeline.vae.register_to_config(**vae)
     pipeline.save_pretrained(tmp_path)
-    sampler = SamplerConfig(steps=4, guidance_scale=guidance_scale, microbatch=3)
+    sampler = SamplerConfig(steps=4, guidance_scale=guidance_scale, negative_prompt=negative, microbatch=3)
     ours = build_sampler(model(tmp_path, height=32, width=48), FULL, sampler, seed=0)
     pictures = ours.sample(PROMPTS, 1, seed=5, trajectory=False).images
     pipeline.set_progress_bar_config(disable=True)
@@ -88,6 +95,7 @@ def test_pictures_equal_those_of_diffusers(
             latents=first,
             num_inference_steps=4,
             guidance_scale=guidance_scale,
+            negative_prompt=None if negative is None else [negative] * 2,
             eta=1.0,
             output_type="np",
         ).images

@@ -28,7 +28,7 @@ SAMPLER = SamplerConfig(steps=4, guidance_scale=2.0)
         ("lora", {}, {}),
         ("lora", {"eta": 0.3, "deterministic_final_steps": 2, "timestep_spacing": "trailing"}, {}),
         ("lora", {"kind": "ddpm", "timestep_spacing": "linspace", "guidance_scale": 0.5}, {}),
-        ("full", {"deterministic_final_steps": 1}, {}),
+        ("full", {"deterministic_final_steps": 1, "negative_prompt": "a 'large' star"}, {}),
         ("full", {"eta": 0.0}, {"height": 24, "width": 40}),
         ("lora", {"window": "fixed", "deterministic_final_steps": 1, "timestep_spacing": "trailing"}, {}),
         ("lora", {"window": "random", "kind": "ddpm", "deterministic_final_steps": 1}, {}),
