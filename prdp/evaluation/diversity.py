@@ -62,17 +62,19 @@ def paired_distance(first: npt.NDArray[np.floating], second: npt.NDArray[np.floa
     return np.asarray(np.linalg.norm(first.astype(np.float64) - second.astype(np.float64), axis=1), np.float64)
 
 
-def group_diversity(images: UInt8, images_per_prompt: int) -> float:
-    """Mean over prompts of their images' mean pairwise distance in `pixel_features`; NaN with one image a prompt.
+def group_diversity(images: UInt8, images_per_prompt: int) -> Float64:
+    """Mean pairwise distance in `pixel_features` of the images of each image's prompt; NaN with one image a prompt.
 
     Args:
         images: uint8 [n, H, W, 3], prompt-major.
         images_per_prompt: size of each prompt's group.
+
+    Returns:
+        float64 [n], equal within a group.
     """
-    if images_per_prompt < 2:
-        return float("nan")
-    values, _ = mean_pairwise_distance(pixel_features(images), np.arange(len(images)) // images_per_prompt)
-    return float(values.mean())
+    groups = np.arange(len(images)) // images_per_prompt
+    values, _ = mean_pairwise_distance(pixel_features(images), groups)
+    return values[groups]
 
 
 def _shrunk(images: UInt8, height: int, width: int) -> UInt8:

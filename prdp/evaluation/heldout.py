@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from prdp.checkpoints.run_log import RunLog
 from prdp.cluster.base import Workforce
 from prdp.config import TrainConfig
 from prdp.evaluation.diversity import group_diversity
+from prdp.evaluation.picture_statistics import picture_statistics
 from prdp.support.interruption import uninterrupted
-from prdp.tracking.evaluations import list_evaluations, save_evaluation
+from prdp.tracking.alarms import alarms
+from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation, save_evaluation
 from prdp.types import PromptBatch, Rollout, Weights
 
 
@@ -27,6 +30,8 @@ class HeldoutEvaluation:
     def __init__(self, config: TrainConfig, prompts: PromptBatch, workforce: Workforce, log: RunLog) -> None:
         self._config, self._folder, self._epochs = config.evaluation, Path(config.output_dir), config.epochs
         self._prompts, self._workforce, self._log = prompts, workforce, log
+        self._read: dict[int, Evaluation] = {}
+        self._told: set[str] = set()
 
     def is_done(self, epoch: int) -> bool:
         """Whether the weights of an epoch were judged already."""
@@ -41,16 +46,31 @@ class HeldoutEvaluation:
         assert rollout.rewards is not None
         size, grid = self._config.images_per_prompt, min(self._config.grid_prompts, len(prompts))
         shown = rollout.images[: grid * size]
-        diversity = group_diversity(rollout.images, size) if size > 1 else None
+        pictures = picture_statistics(rollout.images)
+        if size > 1:
+            pictures["diversity"] = group_diversity(rollout.images, size)
         with uninterrupted():
             self._log.lock.check()
-            metrics = save_evaluation(self._folder, epoch, prompts, size, rollout.rewards, rollout.sub_scores, shown)
-            if diversity is not None:
-                metrics["eval/diversity"] = diversity
+            scores = (rollout.rewards, rollout.sub_scores)
+            metrics = save_evaluation(self._folder, epoch, prompts, size, *scores, shown, pictures)
+            if "eval/pictures/diversity" in metrics:
+                metrics["eval/diversity"] = metrics.pop("eval/pictures/diversity")
             metrics["time/evaluate"] = time.monotonic() - start
             self._log.state.unlogged |= metrics
             self._log.trackers.images("heldout", shown[::size], list(prompts.texts[:grid]), epoch)
+        self._warn(epoch)
         self._workforce.release(rollout)
+
+    def _warn(self, epoch: int) -> None:
+        """Tell of alarms that the evaluation before did not raise."""
+        for known in list_evaluations(self._folder):
+            if known not in self._read and known <= epoch:
+                with suppress(OSError, ValueError):  # of a damaged one there is nothing to say here
+                    self._read[known] = load_evaluation(self._folder, known)
+        for alarm in alarms([self._read[known] for known in sorted(self._read)]):
+            if alarm.subject not in self._told:
+                self._told.add(alarm.subject)
+                self._log.progress.message(f"Look at it: {alarm.text}")
 
     def _sample(self, prompts: PromptBatch, weights: Weights) -> Rollout:
         size = self._config.images_per_prompt

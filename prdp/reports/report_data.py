@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from prdp.reports.charts import Series
 from prdp.support.plain_yaml import load_yaml
-from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation
+from prdp.tracking.evaluations import Evaluation, common_images, image_keys, list_evaluations, load_evaluation
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 from prdp.tracking.statistics import mean_interval, paired_difference_interval
 from prdp.tracking.status_file import read_status
@@ -137,13 +137,6 @@ def read_run(run_dir: Path) -> RunData:
     )
 
 
-def common_images(first: Evaluation, second: Evaluation) -> tuple[Int64, Int64]:
-    """Positions in both evaluations of the images with the same prompt, place in the set and noise: int64 [m] twice."""
-    places = {key: i for i, key in enumerate(_keys(second))}
-    pairs = [(i, places[key]) for i, key in enumerate(_keys(first)) if key in places]
-    return np.array([i for i, _ in pairs], dtype=np.int64), np.array([j for _, j in pairs], dtype=np.int64)
-
-
 def changes(first: Evaluation, second: Evaluation) -> tuple[Change | None, list[Change], list[Change]]:
     """Overall, per sub-score and per category, over the images that both have; None and empty without such images."""
     i, j = common_images(first, second)
@@ -163,21 +156,32 @@ def changes(first: Evaluation, second: Evaluation) -> tuple[Change | None, list[
     return _change("score", first.scores[i], second.scores[j], groups), skills, categories
 
 
-def heldout_curves(evaluations: tuple[Evaluation, ...]) -> tuple[int, dict[str, Series]]:
+def score_and_parts(evaluation: Evaluation) -> Mapping[str, Float64]:
+    """The sub-scores of each image, and its `score`."""
+    return {**evaluation.sub_scores, "score": evaluation.scores}
+
+
+def heldout_curves(
+    evaluations: tuple[Evaluation, ...], values_of: Callable[[Evaluation], Mapping[str, Float64]] = score_and_parts
+) -> tuple[int, dict[str, Series]]:
     """Curves with bands over the images that all evaluations share, so that every point judges the same prompts.
 
+    Args:
+        evaluations: by ascending epoch.
+        values_of: name -> float64 [n], a value for each image of an evaluation.
+
     Returns:
-        (number of shared prompts, {"score" and each sub-score: Series}); (0, {}) when nothing is shared.
+        (number of shared prompts, {name: Series}); (0, {}) when nothing is shared.
     """
     if not evaluations:
         return 0, {}
-    keys = set(_keys(evaluations[0])).intersection(*map(_keys, evaluations[1:]))
+    keys = set(image_keys(evaluations[0])).intersection(*map(image_keys, evaluations[1:]))
     if not keys:
         return 0, {}
     columns: dict[str, list[tuple[int, Interval]]] = {}
     for item in evaluations:
-        chosen = np.array([key in keys for key in _keys(item)])
-        for name, values in {**item.sub_scores, "score": item.scores}.items():
+        chosen = np.array([key in keys for key in image_keys(item)])
+        for name, values in values_of(item).items():
             interval = mean_interval(values[chosen], item.prompt_index[chosen])
             columns.setdefault(name, []).append((item.epoch, interval))
     curves = {}
@@ -217,11 +221,6 @@ def timings(run: RunData) -> list[Timing]:
             rate = sum(speed) / len(speed) if speed else math.nan
             rows.append(Timing(stage, spent, counts[stage], rate, spent / total if total else math.nan))
     return rows
-
-
-def _keys(evaluation: Evaluation) -> list[tuple[int, int, str]]:
-    indices = zip(evaluation.prompt_index.tolist(), evaluation.image_index.tolist(), strict=True)
-    return [(prompt, image, text) for (prompt, image), text in zip(indices, evaluation.prompts, strict=True)]
 
 
 def _change(name: str, before: Float64, after: Float64, groups: Int64) -> Change:

@@ -50,11 +50,13 @@ def page(run: RunData) -> str:
     body = [
         _header(run, title),
         _headline(run, overall),
+        sections.warnings(run),
         _facts(run),
         sections.pictures(run),
         sections.filmstrip(run),
         sections.sub_scores(run),
         sections.skills(run, overall, skills, categories),
+        sections.statistics(run),
         sections.training(run),
         sections.timing(run),
         _configuration(run),

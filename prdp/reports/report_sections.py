@@ -10,6 +10,7 @@ from prdp.reports.charts import Series, curve_svg, short_number
 from prdp.reports.pictures import data_uri, grid_scores
 from prdp.reports.report_data import Change, RunData, heldout_curves, takes_turns, timings
 from prdp.reports.report_text import interval, label, score, signed, tone
+from prdp.tracking.alarms import alarms
 from prdp.tracking.console import format_seconds
 from prdp.tracking.evaluations import Evaluation
 
@@ -141,6 +142,36 @@ def sub_scores(run: RunData) -> str:
     return (
         '<h2>Held-out sub-scores</h2><p class="lead">What the score is made of, over the '
         f"{prompts} prompts that every evaluation has; bands are 95% intervals.</p>"
+        f'<div class="charts">{"".join(boxes)}</div>'
+    )
+
+
+def warnings(run: RunData) -> str:
+    """What somebody should look at; nothing without an alarm."""
+    found = alarms(run.evaluations)
+    if not found:
+        return ""
+    items = "".join(f"<li>{escape(alarm.text[0].upper() + alarm.text[1:])}.</li>" for alarm in found)
+    return (
+        '<section class="panel warnings" aria-label="Look at it"><h2>Look at it</h2><p class="lead">Signs that '
+        "training exploits the reward, or goes too far: beside the start, over the same prompts and noise, by "
+        f"intervals of 95% for all comparisons together.</p><ul>{items}</ul></section>"
+    )
+
+
+def statistics(run: RunData) -> str:
+    """Brightness, contrast and colour of the held-out pictures over the epochs; nothing below two evaluations."""
+    prompts, curves = heldout_curves(run.evaluations, lambda item: item.pictures)
+    boxes = [
+        _box(label(name), "", [item], _from_to(item))
+        for name, item in curves.items()
+        if name != "diversity" and len(item.x) > 1
+    ]
+    if not boxes:
+        return ""
+    return (
+        '<h2>What the pictures look like</h2><p class="lead">Statistics of the held-out pictures of '
+        f"{prompts} prompts, which nothing is trained on. A reward that is exploited often shows here first.</p>"
         f'<div class="charts">{"".join(boxes)}</div>'
     )
 

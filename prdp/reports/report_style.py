@@ -82,6 +82,7 @@ details{padding:14px 18px}details+details{margin-top:12px}
 summary{cursor:pointer;font-weight:600}
 details .charts{margin-top:14px}
 pre{margin:12px 0 0;font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-x:auto}
+.warnings{margin-top:20px;padding:4px 28px 10px;border-left:4px solid var(--down)}.warnings h2{margin-top:14px}
 .empty{padding:18px 20px;color:var(--muted)}
 footer{margin-top:48px;font-size:13px;color:var(--muted)}
 @media (max-width:640px){main{padding:24px 14px 40px}.headline{padding:20px}.headline .big{font-size:31px}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Evaluation:
         prompts, categories: per image [n]; an empty string where a prompt has no category.
         scores: float64 [n].
         sub_scores: name -> float64 [n], NaN where a sub-score does not apply.
+        pictures: name -> float64 [n], statistics of the pictures; none in folders of versions without them.
         grid_prompts: number of prompts whose pictures were kept.
     """
 
@@ -51,6 +52,7 @@ class Evaluation:
     categories: tuple[str, ...]
     scores: Float64
     sub_scores: Mapping[str, Float64]
+    pictures: Mapping[str, Float64]
     grid_prompts: int
 
     def __len__(self) -> int:
@@ -76,6 +78,7 @@ def save_evaluation(
     rewards: Float64,
     sub_scores: Mapping[str, Float64],
     grid_images: UInt8,
+    pictures: Mapping[str, Float64] | None = None,
     confidence: float = 0.95,
 ) -> dict[str, float]:
     """Write `run_dir/evaluations/epoch_<epoch>` as a whole, replacing an earlier one of the same epoch.
@@ -88,10 +91,12 @@ def save_evaluation(
         rewards: float64 [n].
         sub_scores: name -> float64 [n], NaN where one does not apply.
         grid_images: uint8 [g * images_per_prompt, H, W, 3], the images of the first g prompts.
+        pictures: name -> float64 [n], statistics of the pictures, NaN where one does not apply.
         confidence: share of the intervals, whose independent units are the prompts.
 
     Returns:
-        The metrics to log: eval/score, eval/score_low, eval/score_high, and eval/<name> for each sub-score.
+        The metrics to log: eval/score, eval/score_low, eval/score_high, eval/<name> for each sub-score, and
+        eval/pictures/<name> for each statistic.
 
     Raises:
         ValueError: shapes that do not fit, or no prompts.
@@ -100,7 +105,10 @@ def save_evaluation(
     count = len(prompts) * images_per_prompt
     if not count:
         raise ValueError("an evaluation needs at least one prompt and one image per prompt")
-    for name, values in {"rewards": rewards, **{f"sub-score '{k}'": v for k, v in sub_scores.items()}}.items():
+    pictures = pictures or {}
+    columns = {f"sub-score '{k}'": v for k, v in sub_scores.items()}
+    columns |= {f"statistic '{k}' of pictures": v for k, v in pictures.items()}
+    for name, values in {"rewards": rewards, **columns}.items():
         if np.shape(values) != (count,):
             raise ValueError(
                 f"evaluation of epoch {epoch}: {name} has shape {np.shape(values)}, expected ({count},): "
@@ -126,6 +134,7 @@ def save_evaluation(
                     "image": image,
                     "score": float(rewards[i]),
                     "sub_scores": {name: float(values[i]) for name, values in sub_scores.items()},
+                    "pictures": {name: float(values[i]) for name, values in pictures.items()},
                 }
                 file.write(dump(row))
         text = json.dumps(strict_json(summary), allow_nan=False, ensure_ascii=False, indent=2)
@@ -133,6 +142,7 @@ def save_evaluation(
         _save_grid(folder / "grid", grid_images, images_per_prompt)
 
     metrics = {f"eval/{name}": part["mean"] for name, part in summary["sub_scores"].items()}
+    metrics |= {f"eval/pictures/{name}": _mean(values) for name, values in pictures.items()}
     score = summary["score"]
     return {"eval/score": score["mean"], "eval/score_low": score["low"], "eval/score_high": score["high"], **metrics}
 
@@ -176,6 +186,7 @@ def read_evaluation(folder: Path, epoch: int) -> Evaluation:
         raise ValueError(f"{folder / 'summary.json'} is damaged: {error}") from None
     found = {name for row in rows for name in row[5]}
     names = [name for name in order if name in found] + sorted(found.difference(order))
+    statistics = dict.fromkeys(name for row in rows for name in row[6])
     return Evaluation(
         folder=folder,
         epoch=epoch,
@@ -184,17 +195,43 @@ def read_evaluation(folder: Path, epoch: int) -> Evaluation:
         prompts=tuple(row[2] for row in rows),
         categories=tuple(row[3] for row in rows),
         scores=np.array([row[4] for row in rows], dtype=np.float64),
-        sub_scores={name: np.array([row[5].get(name, np.nan) for row in rows], dtype=np.float64) for name in names},
+        sub_scores=_columns([row[5] for row in rows], names),
+        pictures=_columns([row[6] for row in rows], statistics),
         grid_prompts=grid_prompts,
     )
 
 
-def _parsed(row: Any) -> tuple[int, int, str, str, float, Mapping[str, float]]:
+def common_images(first: Evaluation, second: Evaluation) -> tuple[Int64, Int64]:
+    """Positions in both evaluations of the images with the same prompt, place in the set and noise: int64 [m] twice."""
+    places = {key: i for i, key in enumerate(image_keys(second))}
+    pairs = [(i, places[key]) for i, key in enumerate(image_keys(first)) if key in places]
+    return np.array([i for i, _ in pairs], dtype=np.int64), np.array([j for _, j in pairs], dtype=np.int64)
+
+
+def image_keys(evaluation: Evaluation) -> list[tuple[int, int, str]]:
+    """(place of the prompt, number of the image, prompt) of each image."""
+    indices = zip(evaluation.prompt_index.tolist(), evaluation.image_index.tolist(), strict=True)
+    return [(prompt, image, text) for (prompt, image), text in zip(indices, evaluation.prompts, strict=True)]
+
+
+def _columns(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, Float64]:
+    return {name: np.array([row.get(name, np.nan) for row in rows], dtype=np.float64) for name in names}
+
+
+def _mean(values: Float64) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float("nan")
+
+
+def _parsed(row: Any) -> tuple[int, int, str, str, float, Mapping[str, float], Mapping[str, float]]:
     """The columns of a line; of texts that read as numbers, such as the prompt 'NaN', none becomes one."""
     score = float(from_strict_json(row["score"]))
-    sub_scores = {name: float(value) for name, value in from_strict_json(row["sub_scores"]).items()}
+    sub_scores, pictures = (
+        {name: float(value) for name, value in from_strict_json(part).items()}
+        for part in (row["sub_scores"], row.get("pictures", {}))
+    )
     place, image = np.array([row["prompt_index"], row["image"]], np.int64).tolist()
-    return place, image, str(row["prompt"]), str(row["category"]), score, sub_scores
+    return place, image, str(row["prompt"]), str(row["category"]), score, sub_scores, pictures
 
 
 def clear_later_evaluations(run_dir: Path, resumed_epoch: int | None) -> None:

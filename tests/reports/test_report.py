@@ -372,3 +372,17 @@ def test_what_rounds_to_zero_has_neither_sign_nor_colour(tmp_path: Path) -> None
     assert "Rounded, the paired difference is zero" in page.text
     assert not re.search(r"[-+\N{MINUS SIGN}]0\.000", page.text)
     assert not [value for _, name, value in page.attributes if name == "class" and {"up", "down"} & set(value.split())]
+
+
+def test_the_report_begins_with_what_to_look_at(tmp_path: Path) -> None:
+    images, prompts = np.zeros((20, 8, 8, 3), np.uint8), PromptBatch(0, 0, tuple("abcdefghij"), ({},) * 10)
+    base = np.random.default_rng(0).normal(0.5, 0.1, 20)
+    for epoch, rise in ((0, 0.0), (5, 0.1)):
+        pictures = {"saturation": base + 5 * rise}
+        save_evaluation(tmp_path, epoch, prompts, 2, base + rise, {"watch/<size>": base - rise}, images, pictures)
+    text = write_report(tmp_path).read_text()
+    assert "The watched term &lt;size&gt; falls since epoch 5, by 0.1, while the score rises." in text
+    assert "Saturation of the pictures has moved since epoch 5: by +0.5" in text
+    assert "What the pictures look like" in text
+    shutil.rmtree(tmp_path / "evaluations" / "epoch_00005")
+    assert "Look at it" not in write_report(tmp_path).read_text()
