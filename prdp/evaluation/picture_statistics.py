@@ -35,8 +35,8 @@ def _statistics(picture: np.ndarray) -> dict[str, float]:
     largest = picture.max(-1)
     chroma = largest - picture.min(-1)
     red, green, blue = np.moveaxis(picture, -1, 0)
-    opponents = (red - green, (red + green) / 2 - blue)
-    spread, shift = (np.hypot(*(float(of(one)) for one in opponents)) for of in (np.std, np.mean))
+    first, second = red - green, (red + green) / 2 - blue
+    spread, shift = np.hypot(first.std(), second.std()), np.hypot(first.mean(), second.mean())
     return {
         "brightness": float(luma.mean()),
         "contrast": float(luma.std()),

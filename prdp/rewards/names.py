@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 _REWARD = ("mean", "std", "group_std")
 _EVALUATION = ("score", "score_low", "score_high", "diversity")
-_TABLES = ("watch", "total", "epoch", "prompt")
+_TABLES = ("watch", "pictures", "total", "epoch", "prompt")
 RESERVED = frozenset({*_REWARD, *_EVALUATION, *_TABLES})
 """Names that logs, reports and tables use for the reward itself; neither case nor punctuation tells others apart."""
 MOST = 256
