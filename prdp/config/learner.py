@@ -51,6 +51,11 @@ class LearnerConfig:
     Trajectories and other passes without gradient are float32."""
     microbatch: Count = 64
     """(image, step) cells per network call; changes speed and memory, not results beyond rounding."""
+    least_coefficient: Fraction = 0.0
+    """Cells whose coefficient is at most this share of the largest take no pass with gradient; 0 leaves out those that
+    have none, which changes nothing. The best and the worst images of a group carry most of the gradient. What is lost
+    is logged as coefficients_left_out, the share of the sum of absolute coefficients. No effect where coefficients are
+    found in the pass with gradient, which is where a microbatch holds a group."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     ratio_tolerance: PositiveOrInfinite = 1e-4

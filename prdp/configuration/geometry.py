@@ -8,16 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from prdp.cluster.process_threads import plan_threads
-from prdp.config import ModelConfig, SamplerConfig, TrainConfig
+from prdp.config import TrainConfig
 from prdp.configuration.memory_plan import device_plans, gib
+from prdp.configuration.network_passes import branches_of, image_passes, noisy_steps
 from prdp.diffusion import family_of
-from prdp.diffusion.guidance import guided
 from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
 from prdp.learners.precision import spot_check_size
 from prdp.objectives import build_objective, evidence_of, objectives_without_noise
-from prdp.support.errors import UserError
 from prdp.support.memory import available_memory
-from prdp.types import Int64
 
 _GIB = 2**30
 
@@ -25,41 +23,25 @@ _GIB = 2**30
 def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
-    A network pass is one latent through the denoising network once, forward; guidance above 1 takes two, but where the
-    network takes it as an input. Sampling evaluates the policy, and the reference at the stored steps where the
-    objective compares with it; images of sets take no pass. The first update after sampling takes what the sampler has
-    stored of the evidence, and each further one computes it first, unless the loss is linear in it, or its coefficients
-    are found in the pass with gradient. Evidence of the reference or of an old policy takes a pass more; that of the
-    policy which an epoch's updates start from does at further ones. Images that are left out are counted all the same.
-    In half precision a few cells that a sampler has stored are evaluated twice more, to check them and to measure their
-    noise.
+    What a network pass is, and which an image takes, says `ImagePasses`. Images that are left out are counted all the
+    same. In half precision a few cells that a sampler has stored are evaluated twice more, to check them and to measure
+    their noise.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
     objective = build_objective(config.objective)
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
-    branches = _branches(config.model, config.sampler.guidance_scale)
-    steps, noisy = config.sampler.steps, _noisy(config.sampler)
-    precision = config.learner.autocast or config.model.dtype
-    half = precision != "float32"
-    evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.linear)
-    guard = evidence.guard(objective.channels)
-    columns = evidence.columns(config.sampler, noisy)
-    at_once = objective.found_with_gradient(size * columns, config.learner.microbatch, precision)
-    first = at_once or channels <= linear | set(evidence.sampled) | set(objective.known_as_sampled)
-    others = at_once or channels <= linear - ({guard} if half else set())
-    further = [of for name, (_, of) in evidence.passes.items() if name in objective.arrays]
-    scales = [evidence.guidance_of(of) for of in {of for name, of in evidence.others.items() if name in channels}]
-    beside = sum(branches if scale is None else _branches(config.model, scale) for scale in scales)
-    passes = (2 - first) + (updates - 1) * (2 - others) + updates * len(further)
-    passes -= further.count("sampled")
-    cells = images * columns
-    checked = 2 * spot_check_size(cells, config.learner.microbatch) if half and guard is not None else 0
-    reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)
+    passes = image_passes(config)
+    half = (config.learner.autocast or config.model.dtype) != "float32"
+    cells = images * objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
+    checked = 0
+    if half and objective.evidence.guard(objective.channels) is not None:
+        checked = 2 * spot_check_size(cells, config.learner.microbatch)
+        checked *= branches_of(config.model, config.sampler.guidance_scale)
     evaluation = config.evaluation
     between = (config.epochs - 1) // evaluation.every if evaluation.every else 0
-    ray, drawn = config.cluster.kind == "ray", config.rollouts.source == "sample"
+    ray = config.cluster.kind == "ray"
     return {
         "epochs": config.epochs,
         "images_per_epoch": images,
@@ -70,9 +52,9 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         "chunks_per_epoch": math.ceil(groups / config.sampler.prompts_per_chunk),
         "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
         "cells_per_update": cells,
-        "sampling_passes_per_epoch": images * (steps + reference_steps) * branches * drawn,
-        "learning_passes_per_epoch": (cells * passes + checked) * branches + cells * updates * beside,
-        "learning_backwards_per_epoch": cells * branches * updates,
+        "sampling_passes_per_epoch": images * (passes.policy + passes.reference),
+        "learning_passes_per_epoch": images * (passes.evidence + passes.gradient) + checked,
+        "learning_backwards_per_epoch": images * passes.gradient,
         "evaluations": 2 + between,
         "evaluation_images": (2 * evaluation.final_prompts + between * evaluation.prompts)
         * evaluation.images_per_prompt,
@@ -94,7 +76,7 @@ def rollout_bytes(config: TrainConfig, latent_shape: tuple[int, ...], picture_si
     latent = images * math.prod(latent_shape) * np.dtype(np.float32).itemsize
     pictures = images * math.prod(picture_size) * 3
     objective, sampler = build_objective(config.objective), config.sampler
-    kept = objective.evidence.stored_latents(sampler, _noisy(sampler), objective.arrays)
+    kept = objective.evidence.stored_latents(sampler, noisy_steps(sampler), objective.arrays)
     return {name: round(latent * count) for name, count in kept.items()} | {"pictures": pictures}
 
 
@@ -149,6 +131,7 @@ def geometry_text(config: TrainConfig) -> str:
             f"{size['sampling_passes_per_epoch']:,} to sample, {size['learning_passes_per_epoch']:,} to learn "
             f"({size['learning_backwards_per_epoch']:,} with backward)",
         ),
+        ("network passes an image", image_passes(config).text),
         ("updates", f"{size['updates']:,} = {size['epochs']:,} epochs x {size['updates_per_epoch']:,}"),
         (
             "images in all",
@@ -161,22 +144,6 @@ def geometry_text(config: TrainConfig) -> str:
     )
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-
-
-def _branches(model: ModelConfig, scale: float) -> int:
-    """Network passes of one output; two with guidance where no family, or no model that is there, tells otherwise."""
-    of = getattr(family_of(model), "branches_of", None)
-    try:
-        return int(of(model, scale)) if of is not None else 1 + guided(scale)
-    except UserError:
-        return 1 + guided(scale)
-
-
-def _noisy(sampler: SamplerConfig) -> Int64:
-    """Steps that draw noise, as far as the configuration alone tells."""
-    # The last step of these samplers has no variance.
-    ends_quietly = sampler.kind in ("ddpm", "consistency", "cps", "edm_churn")
-    return np.arange(sampler.steps - max(sampler.deterministic_final_steps, int(ends_quietly)))
 
 
 def _parts(config: TrainConfig) -> dict[str, int]:

@@ -42,6 +42,7 @@ class Pass:
         update: number of the optimizer step.
         network: whose evidence it is; None for the policy's own.
         network_of: the network of another, for as long as the context lasts.
+        alike: whose network has the weights of this one, so that its output is this one's.
     """
 
     policy: Policy
@@ -51,6 +52,7 @@ class Pass:
     update: int
     network: torch.nn.Module | None = None
     network_of: Callable[[Of], AbstractContextManager[torch.nn.Module | None]] | None = None
+    alike: Collection[Of] = ()
 
     def output(self, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The guided output, float32 [b, C, h, w]; see `Policy.output`."""

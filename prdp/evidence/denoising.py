@@ -101,11 +101,17 @@ class Denoising(Evidence):
 
         noised = self.noised(of, rollout, images, columns)
         times = torch.from_numpy(noised.times).to(noised.latents)
+        asked = dict.fromkeys(whose for name, whose in self.others.items() if name in names)
+        alike = {
+            whose for whose in asked if whose in of.alike and self.guidance_of(whose) in (None, of.guidance_scale)
+        }
         others = {
             whose: of.output_of(whose, noised.latents, times, conditions, self.guidance_of(whose))
-            for whose in dict.fromkeys(whose for name, whose in self.others.items() if name in names)
+            for whose in asked
+            if whose not in alike
         }
         output = of.output(noised.latents, times, conditions)
+        others |= dict.fromkeys(alike, output.detach())
         return {name: self.channel(name, output, others, noised) for name in names}
 
     def channel(

@@ -56,6 +56,7 @@ class Trajectory(Evidence):
     data: ClassVar[tuple[str, ...]] = ("log_ratio_old", "step_size", "noise_weight")
     of_steps: ClassVar[tuple[str, ...]] = ("step_size", "noise_weight")
     keeps_steps: ClassVar[bool] = True
+    skips_unused: ClassVar[bool] = True
     needs_noise: ClassVar[bool] = True
 
     def guard(self, arrays: Collection[str]) -> str | None:
@@ -158,14 +159,17 @@ class Trajectory(Evidence):
         return {name: found[name] for name in names}
 
     def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:
+        def mean(values: np.ndarray) -> float:
+            return float(values.ravel()[cells].mean())
+
         metrics, importance = {}, now.get("log_importance")
         if "log_ratio" in now:
-            metrics["logratio_ref"] = float(now["log_ratio"].mean())
+            metrics["logratio_ref"] = mean(now["log_ratio"])
             importance = now["log_ratio"] - known["log_ratio_old"]
         if importance is not None:
-            metrics["logratio"] = float(importance.mean())
-            metrics["approx_kl"] = float((np.expm1(importance) - importance).mean())
-        return metrics | {name: float(now[name].mean()) for name in ("kl_ref", "kl_old") if name in now}
+            metrics["logratio"] = mean(importance)
+            metrics["approx_kl"] = mean(np.expm1(importance) - importance)
+        return metrics | {name: mean(now[name]) for name in ("kl_ref", "kl_old") if name in now}
 
     def place(self, rollout: Rollout, transitions: Transitions, image: int, column: int) -> str:
         step = rollout.stored["steps"][image, column]

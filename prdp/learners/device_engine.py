@@ -73,6 +73,7 @@ class DeviceEngine(Engine):
         self.seed = seed
         self.checks_evidence = True
         self._reference: Of = "reference"
+        self._alike: tuple[Of, ...] = ()
 
     def batch(self, rollout: Rollout, update: int) -> Batch:
         conditions = Conditions.from_arrays(rollout.conditions, rollout.empty_conditions, self.policy.device)
@@ -85,6 +86,7 @@ class DeviceEngine(Engine):
     def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:
         names = tuple(channels) or self.channels
         found = self._unknown(batch, names)
+        self._find_alike()
         with self._float32(), self._resolved(of) as network:
             for images, columns in self._microbatches(batch, cells):
                 values = self._values(batch, images, columns, names, network)
@@ -137,14 +139,19 @@ class DeviceEngine(Engine):
             whole_groups: as for `accumulate` with a function.
         """
         self._zero_gradient()
+        self._find_alike()
         with self._gathering(), self._network_of("policy") as network:
-            for images, columns in self._microbatches(batch, cells, whole_groups):
+            parts, learned = list(self._microbatches(batch, cells, whole_groups)), False
+            for number, (images, columns) in enumerate(parts, start=1):
                 values = self._values(batch, images, columns, self.channels, network)
                 stacked = torch.stack([values[name] for name in self.channels])
                 evidence = dict(zip(self.channels, stacked.detach().cpu().numpy(), strict=True))
                 for name, row in evidence.items():
                     self._check_finite(batch, images, columns, name, row)
                 weights = yield Seen(images, columns, evidence)
+                if not weights.any() and (learned or number < len(parts)):
+                    continue  # a gradient of 0, which is computed only where it is all there is
+                learned = True
                 (torch.from_numpy(weights).to(stacked.device, stacked.dtype) * stacked).sum().backward()
 
     @abstractmethod
@@ -187,6 +194,7 @@ class DeviceEngine(Engine):
             batch.update,
             network,
             self._resolved,
+            self._alike,
         )
         conditions = batch.conditions[images // batch.rollout.images_per_prompt]
         values = self.kind.values(of, batch.rollout, conditions, images, columns, names)
@@ -204,6 +212,12 @@ class DeviceEngine(Engine):
             if torch.is_grad_enabled() and not values[name].requires_grad:
                 raise ValueError(f"{label} returned '{name}' without a gradient; nothing could be learned from it")
         return values
+
+    def _find_alike(self) -> None:
+        """Whose output, of those that the channels take beside the policy's, is the policy's own."""
+        others = {of for name, of in self.kind.others.items() if name in self.channels}
+        kept = {of for of in others if (self._reference if of == "reference" else of) == "old"}
+        self._alike = tuple(kept) if kept and self.unmoved("old") else ()
 
     def _resolved(self, of: Of) -> AbstractContextManager[torch.nn.Module | None]:
         return self._network_of(self._reference if of == "reference" else of)

@@ -114,6 +114,10 @@ class Engine(ABC):
         """Keep the weights as they are now as those of 'old' or 'sampled'."""
 
     @abstractmethod
+    def unmoved(self, of: Of) -> bool:
+        """Whether the kept weights of 'old' or 'sampled' are those of the policy, to the bit."""
+
+    @abstractmethod
     def move(self, of: Of, decay: float) -> None:
         """kept <- decay * kept + (1 - decay) * weights."""
 

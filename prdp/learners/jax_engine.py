@@ -99,7 +99,17 @@ class JaxEngine(DeviceEngine):
     def keep(self, of: Of) -> None:
         self._kept[of] = self._state.tensors
 
+    def unmoved(self, of: Of) -> bool:
+        kept = self._tensors_of(of)
+        return all(
+            kept[name] is value or bool(jnp.array_equal(kept[name], value))
+            for name, value in self._state.tensors.items()
+        )
+
     def move(self, of: Of, decay: float) -> None:
+        if not decay:
+            self.keep(of)  # the formula below would round
+            return
         self._kept[of] = jax.tree.map(
             lambda kept, value: kept + (1.0 - decay) * (value - kept), self._tensors_of(of), self._state.tensors
         )

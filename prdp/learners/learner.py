@@ -17,15 +17,12 @@ from prdp.learners.history import RewardHistory
 from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
 from prdp.learners.reward_terms import TERMS, reward_terms
 from prdp.learners.schedule import learning_rate
+from prdp.learners.used_cells import filled, mentioned, strongest
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
 from prdp.types import Float64, Int64, Rollout, Weights
 
 Stepped = Callable[[dict[str, float]], None]
-
-_SMALL = 1e-6
-"""Size of the evidence at which images that a loss never mentions are told from those whose coefficients cancel."""
-
 
 class Learner:
     """Minimises an objective on the evidence of a rollout.
@@ -130,7 +127,9 @@ class Learner:
         whose evidence the sampler has stored, and for channels that the loss is linear in. It is left out, too, where
         the coefficients of a group take the group's evidence alone and a microbatch holds a group.
 
-        Differences to the policy that an epoch's updates start from are known at the first of them, too.
+        Differences to the policy that an epoch's updates start from are known at the first of them, too, and so are
+        those to an old policy that has the same weights. Images that the loss does not mention, such as those of a
+        group whose rewards are all equal, take no pass, and cells whose coefficient is 0 none with gradient.
 
         In half precision the gradient alone is computed in it; what coefficients, clips and metrics are computed from
         is float32 evidence. The error of what a sampler has stored is measured on a few cells at the first update of
@@ -151,6 +150,7 @@ class Learner:
         guard = evidence.guard(objective.channels)
         method = objective.method
         metrics = check_rollout(rollout, evidence, method.compares_images, guard, method.takes_rewards)
+        shape, sampled = self.cells(rollout), evidence.stored(rollout)
         data: dict[str, np.ndarray] = {"group_ids": rollout.group_ids}
         if rollout.rewards is not None:
             data["rewards"] = rollout.rewards
@@ -163,32 +163,27 @@ class Learner:
         weights = evidence.weights(rollout, engine.transitions)
         data |= evidence.known(rollout, engine.transitions)
         on_policy = rollout.weights_version == self._updates
-        stored = {}
-        if on_policy:
-            stored = {name: values for name, values in evidence.stored(rollout).items() if name in objective.channels}
-        cells = np.arange(np.prod(self.cells(rollout)))
+        stored = {name: sampled[name] for name in objective.channels if name in sampled} if on_policy else {}
+        cells = np.arange(np.prod(shape))
         if evidence.skips_unused:
-            cells = self._used_cells(rollout, data, weights)
+            cells = self._used_cells(data, sampled, shape)
         first = self._updates % self._updates_per_epoch == 0
         if first and self._keeps_sampled:
             engine.keep("sampled")
-        own = [name for name, (_, of) in self._further_passes.items() if of == "sampled" and first]
+        own = self._own_passes(first)
         for name, (channel, of) in self._further_passes.items():
             if name not in own:
                 data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
 
-        half, linear = engine.precision != "float32", objective.linear
-        if first:
-            linear += objective.known_as_sampled
+        half, linear = engine.precision != "float32", objective.linear + objective.known_beside(own)
         checked: dict[str, float] = {}
         if half and guard is not None:
             if on_policy or rollout.prompts.epoch != self._noise_epoch:
-                checked = self._spot_check(batch, guard, evidence.stored(rollout)[guard], on_policy, weights)
+                checked = self._spot_check(batch, guard, sampled[guard], on_policy, weights)
             if not on_policy:
                 self._check_clip()
             # The pass with gradient would tell a drift that is rounding.
             linear = tuple(name for name in linear if name != guard)
-        shape = self.cells(rollout)
         known = all(name in stored or name in linear for name in objective.channels)
         group = rollout.images_per_prompt * shape[1]
 
@@ -196,18 +191,22 @@ class Learner:
             data.update({name: found[self._further_passes[name][0]] for name in own})
             return self._coefficients(found, data, weights)
 
+        known_at, left_out = cells, 0.0
         if not known and objective.found_with_gradient(group, self._config.microbatch, engine.precision):
             recomputed = engine.accumulate(batch, cells, lambda seen: coefficients_of(seen).tables, progress)
             stored, scale = {}, 1.0
         else:
             if not known:
                 needed = [name for name in objective.channels if half or name not in linear]
-                stored = engine.evidence(batch, cells, channels=needed)
+                stored = filled(engine.evidence(batch, cells, channels=needed), sampled, cells)
             now = dict.fromkeys(objective.channels, np.zeros(shape)) | stored
             result = coefficients_of(now)
+            cells, left_out = strongest(result.tables, cells, self._config.least_coefficient)
+            known_at = known_at if stored.keys() >= set(objective.channels) else cells
             recomputed, scale = self._accumulate(batch, cells, result.tables, progress)
+        recomputed = filled(recomputed, sampled, cells)
         if on_policy and not half and guard is not None:
-            self._check_ratio(rollout, evidence.stored(rollout)[guard], recomputed[guard])
+            self._check_ratio(rollout, sampled[guard], recomputed[guard])
         if stored.keys() < set(objective.channels):
             now = recomputed | stored
             result = coefficients_of(now)
@@ -215,34 +214,41 @@ class Learner:
             metrics |= self._step()
             if self._history is not None:
                 self._history.remember(*history_of_epoch)
-            metrics |= result.metrics | evidence.describe(now, data, cells)
+            metrics |= result.metrics | evidence.describe(now, data, known_at)
             metrics["loss"] = result.loss
             metrics |= checked | ({"gradient_scale": scale} if scale != 1.0 else {})
+            if self._config.least_coefficient:
+                metrics["coefficients_left_out"] = left_out
             if stored and not half:
-                metrics["ratio_error"] = max(float(np.abs(recomputed[name] - stored[name]).max()) for name in stored)
+                errors = [np.abs(recomputed[name] - stored[name]).ravel()[cells].max() for name in stored]
+                metrics["ratio_error"] = float(max(errors))
             metrics["time/learn"] = time.perf_counter() - start
             if stepped is not None:
                 stepped(metrics)
         return metrics
 
-    def _used_cells(self, rollout: Rollout, data: Mapping[str, np.ndarray], weights: Float64 | None) -> Int64:
+    def _used_cells(
+        self, data: Mapping[str, np.ndarray], sampled: Mapping[str, Float64], shape: tuple[int, int]
+    ) -> Int64:
         """Flat cells of the images that the loss mentions; no pass is needed for the others.
 
-        An image that the loss mentions may have coefficients that cancel at one value of the evidence, such as the
-        second of three in pairwise losses, but not at random ones. A clip acts on one side, so that a cell beyond it is
-        within where all differences have the other sign.
+        Args:
+            data: what the loss takes besides evidence.
+            sampled: evidence of the policy that sampled, as far as it is known.
         """
-        shape, rng = self.cells(rollout), np.random.default_rng(0)
         names = (*self.objective.channels, *self._further_passes)
-        small = {name: _SMALL * rng.standard_normal(shape) for name in names}
-        opposite = {name: -values for name, values in small.items()}
-        tables = [
-            table
-            for values in (small, opposite)
-            for table in self._coefficients(values, {**data, **values}, weights).tables.values()
-        ]
-        used = np.flatnonzero(np.sum([np.abs(table) for table in tables], axis=0))
-        return used if len(used) else np.arange(np.prod(shape))
+        around = {name: sampled.get(name, np.zeros(shape)) for name in names}
+        return mentioned(lambda values: self.objective.coefficients(values, {**data, **values}).tables, around)
+
+    def _own_passes(self, first: bool) -> list[str]:
+        """Data whose passes are not needed: their policy has the weights of the one that learns."""
+        old = self.objective.old_policy
+        followed = set[str]()
+        if old is not None and self.engine.unmoved("old"):
+            followed = {"old", "reference"} if old.old_is_reference else {"old"}
+        if first:
+            followed.add("sampled")
+        return [name for name, (_, of) in self._further_passes.items() if of in followed]
 
     def _check_ratio(self, rollout: Rollout, stored: Float64, recomputed: Float64) -> None:
         check_ratio(

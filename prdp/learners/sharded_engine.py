@@ -87,6 +87,9 @@ class ShardedEngine(Engine):
     def use_as_reference(self, of: Of) -> None:
         self._replicas.change("use_as_reference", of, reference=of)
 
+    def unmoved(self, of: Of) -> bool:
+        return self._engine.unmoved(of)
+
     def move(self, of: Of, decay: float) -> None:
         self._replicas.everywhere("move", of, decay)
 

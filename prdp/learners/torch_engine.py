@@ -70,6 +70,10 @@ class TorchEngine(DeviceEngine):
     def keep(self, of: Of) -> None:
         self._kept[of] = self._copy()
 
+    def unmoved(self, of: Of) -> bool:
+        kept = self._of(of)
+        return all(torch.equal(value, kept[name]) for name, value in self._parameters.items())
+
     @torch.no_grad()
     def move(self, of: Of, decay: float) -> None:
         for name, value in self._of(of).items():

@@ -30,8 +30,9 @@ def idle_knobs(method: Method, given: Mapping[str, Any]) -> list[str]:
             reason = f"has no effect beside objective.{other}={shown(given[other])}"
             lines.append(_line(name, given[name], method.knobs[name], reason))
     moves = {name: value for name, value in given.items() if name in method.old_policy_knobs}
-    used = any(name in method.arrays for name, (_, of) in chosen.passes.items() if of == "old")
-    used |= any(name in method.arrays for name, of in chosen.others.items() if of == "old")
+    arrays = {part for name in method.arrays for part in chosen.derived.get(name, (name,))}
+    used = any(name in arrays for name, (_, of) in chosen.passes.items() if of == "old")
+    used |= any(name in arrays for name, of in chosen.others.items() if of == "old")
     used |= moves.get("old_samples", False) or moves.get("old_is_reference", False)
     knows_old = any(of == "old" for _, of in chosen.passes.values())
     if used and knows_old:

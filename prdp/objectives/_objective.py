@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,19 +84,20 @@ class Objective:
         parts = {part for name in bent for part in self.evidence.derived.get(name, (name,))}
         return tuple(name for name in self.channels if name not in parts)
 
-    @cached_property
-    def known_as_sampled(self) -> tuple[str, ...]:
-        """Channels that the loss takes as differences alone to those of the policy that an epoch's updates start from.
+    def known_beside(self, own: Collection[str]) -> tuple[str, ...]:
+        """Channels that the loss takes as differences alone to what is their own value.
 
-        At its first update all of these are 0, so that no pass is needed to know the coefficients.
+        All of these are 0, so that no pass is needed to know the coefficients.
+
+        Args:
+            own: data of the evidence's passes whose policy has the weights of the one that learns.
         """
-        sampled = {name for name, (_, of) in self.evidence.passes.items() if of == "sampled"}
         return tuple(
             channel
             for channel in self.channels
             if channel not in self.takes
             and all(
-                pair[1] in sampled
+                pair[1] in own
                 for pair in (self.evidence.derived[name] for name in self.takes if name in self.evidence.derived)
                 if channel in pair
             )

@@ -132,9 +132,9 @@ def test_an_image_whose_coefficients_cancel_is_not_left_out(size: int) -> None:
     policy = StubPolicy()
     rollout = stub_rollout(policy, TRANSITIONS, size=size)
     learner = build(moved(policy), {"name": "diffusion_dpo", "pairs": "all", "beta": 3.0, "draws": 2})
-    assert len(learner._used_cells(rollout, learner_data(rollout), None)) == 3 * size * 2
+    assert len(learner._used_cells(learner_data(rollout), {}, learner.cells(rollout))) == 3 * size * 2
     extremes = build(policy, {"name": "diffusion_dpo", "draws": 2})
-    assert len(extremes._used_cells(rollout, learner_data(rollout), None)) == 3 * 2 * 2
+    assert len(extremes._used_cells(learner_data(rollout), {}, extremes.cells(rollout))) == 3 * 2 * 2
 
 
 def test_a_draw_beyond_a_clip_is_not_left_out() -> None:
@@ -145,7 +145,7 @@ def test_a_draw_beyond_a_clip_is_not_left_out() -> None:
         {"name": "grpo", "evidence": "denoising", "clip_range": 1e-12, "beta": 0.0},
     ):
         learner = build(StubPolicy(), {**objective, "draws": 2})
-        assert len(learner._used_cells(rollout, learner_data(rollout), None)) == 12 * 2
+        assert len(learner._used_cells(learner_data(rollout), {}, learner.cells(rollout))) == 12 * 2
 
 
 def learner_data(rollout: Rollout) -> dict[str, np.ndarray]:

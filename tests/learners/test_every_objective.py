@@ -256,11 +256,18 @@ def passes(
     knobs: dict[str, Any],
     rollout: Rollout,
     monkeypatch: pytest.MonkeyPatch,
+    still: bool = False,
     **learner_settings: Any,
 ) -> tuple[int, int]:
-    """Cells that go through the network for one update, and how many of those with gradient."""
+    """Cells that go through the network for one update, and how many of those with gradient.
+
+    Args:
+        still: whether the old policy has the weights that learn.
+    """
     counts = [0, 0]
     learner, output = build(policy, name, knobs, **learner_settings), policy.output
+    if "old" in learner.objective.others and not still:
+        moved(policy)
 
     def counting(latents: torch.Tensor, *arguments: Any) -> torch.Tensor:
         counts[0] += len(latents)
@@ -302,7 +309,8 @@ def passes(
         ("awm", {}, 0, (108, 36)),  # outputs of the reference and of the old policy
         ("awm", {"beta": 0.0, "beta_old": 0.0}, 0, (36, 36)),
         ("dgpo", {}, 0, (180, 36)),  # old policy, reference twice, policy, policy with gradient
-        ("dgpo", {"frozen_reference": False, "kl": 0.0}, 0, (108, 36)),
+        ("dgpo", {"frozen_reference": False, "kl": 0.0, "clip_range": None}, 0, (108, 36)),
+        ("dgpo", {"frozen_reference": False, "kl": 0.0}, 0, (92, 20)),  # 16 are beyond the trust region
     ],
 )
 def test_no_pass_that_is_not_needed(
@@ -335,6 +343,40 @@ def test_coefficients_of_groups_that_fit_into_a_microbatch_take_no_pass_of_their
     policy = StubPolicy()
     rollout = dataclasses.replace(stub_rollout(policy, TRANSITIONS), weights_version=version)
     assert passes(policy, name, knobs, rollout, monkeypatch, microbatch=microbatch) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "expected"),
+    [
+        ("crd", {}, (72, 36)),  # the reference, the policy with gradient
+        ("nft", {}, (72, 36)),
+        ("nft", {"kl": 0.0}, (36, 36)),
+        ("awm", {}, (72, 36)),
+        ("dgpo", {}, (144, 36)),  # reference twice, policy, policy with gradient
+        ("prdp", {**ON_DENOISING, "old_is_reference": True}, (36, 36)),
+    ],
+)
+def test_an_old_policy_with_the_weights_that_learn_takes_no_pass(
+    name: str, knobs: dict[str, Any], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = StubPolicy()
+    rollout = stub_rollout(policy, TRANSITIONS)
+    assert passes(policy, name, knobs, rollout, monkeypatch, still=True) == expected
+
+
+@pytest.mark.parametrize("name", ["crd", "nft", "awm", "dgpo"])
+def test_the_gradient_is_the_same_without_the_passes_of_an_old_policy_that_has_not_moved(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for still in (True, False):
+        policy = StubPolicy()
+        if not still:
+            monkeypatch.setattr("prdp.learners.torch_engine.TorchEngine.unmoved", lambda self, of: False)
+        build(policy, name).update(stub_rollout(policy, TRANSITIONS))
+        found.append([value.grad for value in policy.weights.parameters.values()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_what_the_rollout_must_hold() -> None:

@@ -143,6 +143,7 @@ def test_what_must_fit_the_objective() -> None:
     plain = {"output_dir": "x", "reward": {"_target_": "a.b"}}
     for name in ("ddpo", "denoising"):
         check_bounds(TrainConfig(**plain, objective={"name": name}, images_per_prompt=1))
+    check_bounds(TrainConfig(**plain, objective={"name": "crd", "old_decay": 0.5}))  # by a difference to the old policy
     with pytest.raises(ConfigError, match=r"images_per_prompt=1: .* objective\.name=grpo compares images"):
         check_bounds(TrainConfig(**plain, objective={"name": "grpo"}, images_per_prompt=1))
     jax = LearnerConfig(framework="jax")

@@ -1,0 +1,105 @@
+"""Passes of the network that an image costs, by phase and by whose they are, derived from a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prdp.config import ModelConfig, SamplerConfig, TrainConfig
+from prdp.diffusion import family_of
+from prdp.diffusion.guidance import guided
+from prdp.objectives import build_objective
+from prdp.support.errors import UserError
+from prdp.types import Int64
+
+
+@dataclass(frozen=True)
+class ImagePasses:
+    """Network passes of one image in one epoch.
+
+    A pass is one latent through the denoising network once, forward; guidance above 1 takes two, but where the network
+    takes it as an input.
+
+    Attributes:
+        policy: to sample.
+        reference: of the reference, while an image is sampled, where the objective compares with it at stored steps.
+            Epoch 0 takes none: the policy is its own reference.
+        evidence: to learn, without gradient: the policy's evidence where its coefficients are not known before, and
+            that of other policies.
+        gradient: to learn, forward with a backward pass after it.
+    """
+
+    policy: int
+    reference: int
+    evidence: int
+    gradient: int
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        sampling = f"{self.policy:,} to sample" + (f" + {self.reference:,} of the reference" * bool(self.reference))
+        return f"{sampling}; {self.gradient:,} with gradient + {self.evidence:,} without to learn"
+
+
+def image_passes(config: TrainConfig) -> ImagePasses:
+    """What an image costs in an epoch after the first, if it is learned from.
+
+    The first update after sampling takes what the sampler has stored of the evidence, and each further one computes it
+    first, unless the loss is linear in it, or its coefficients are found in the pass with gradient. Evidence of the
+    reference or of an old policy takes a pass more, unless the old policy has the weights of the one that learns; that
+    of the policy which an epoch's updates start from does at further updates. Images of sets take no pass to sample.
+    What the batch alone tells is not counted: images that the loss leaves out, cells that are clipped, and in half
+    precision a few cells that are checked.
+    """
+    objective = build_objective(config.objective)
+    updates, scale = config.updates_per_epoch, config.sampler.guidance_scale
+    branches = branches_of(config.model, scale)
+    noisy = noisy_steps(config.sampler)
+    precision = config.learner.autocast or config.model.dtype
+    evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.linear)
+    guard = {evidence.guard(objective.channels)} if precision != "float32" else set()
+    columns = evidence.columns(config.sampler, noisy)
+    group = config.images_per_prompt * columns
+    at_once = objective.found_with_gradient(group, config.learner.microbatch, precision)
+
+    old = objective.old_policy
+    alike = {"sampled"}
+    """Whose weights those of the learning policy are at the first update of an epoch."""
+    if old is not None and old.decay(config.epochs) == 0:
+        alike |= {"old", "reference"} if old.old_is_reference else {"old"}
+    further = {name: of for name, (_, of) in evidence.passes.items() if name in objective.arrays}
+    own = [name for name, of in further.items() if of in alike]
+    beside = {of: evidence.guidance_of(of) for name, of in evidence.others.items() if name in channels}
+    beside_passes = {of: branches if one is None else branches_of(config.model, one) for of, one in beside.items()}
+    not_at_first = sum(count for of, count in beside_passes.items() if of in alike and beside[of] in (None, scale))
+
+    known_first = at_once or channels <= linear | set(evidence.sampled) | set(objective.known_beside(own))
+    known_later = at_once or channels <= linear - guard
+    of_policy = (not known_first) + (updates - 1) * (not known_later)
+    of_others = updates * len(further) - len(own)
+    beside_all = updates * sum(beside_passes.values()) - not_at_first
+    drawn = config.rollouts.source == "sample"
+    reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)
+    return ImagePasses(
+        policy=config.sampler.steps * branches * drawn,
+        reference=reference_steps * branches * drawn,
+        evidence=columns * ((of_policy + of_others) * branches + beside_all),
+        gradient=columns * branches * updates,
+    )
+
+
+def branches_of(model: ModelConfig, scale: float) -> int:
+    """Network passes of one output; two with guidance where no family, or no model that is there, tells otherwise."""
+    of = getattr(family_of(model), "branches_of", None)
+    try:
+        return int(of(model, scale)) if of is not None else 1 + guided(scale)
+    except UserError:
+        return 1 + guided(scale)
+
+
+def noisy_steps(sampler: SamplerConfig) -> Int64:
+    """Steps that draw noise, as far as the configuration alone tells."""
+    # The last step of these samplers has no variance.
+    ends_quietly = sampler.kind in ("ddpm", "consistency", "cps", "edm_churn")
+    return np.arange(sampler.steps - max(sampler.deterministic_final_steps, int(ends_quietly)))
