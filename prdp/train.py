@@ -215,6 +215,8 @@ class Run:
             self._update(rollout, metrics)
         if self._updates_begun():  # all were done before a restart
             self.log.count_epoch(rollout, metrics)
+        if self.state.due(self.config.evaluation.every, self.config.epochs):
+            self.log.show(rollout, self.config.tracking.training_pictures)
         self.workforce.release(rollout)
 
     def _publish(self) -> dict[str, float]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prdp.checkpoints.run_lock import RunLock
 from prdp.checkpoints.run_state import RunState
 from prdp.config import TrainConfig
@@ -19,6 +21,8 @@ from prdp.tracking.console import Progress
 from prdp.tracking.jsonl import choose_run_id
 from prdp.types import Rollout
 
+_LEAST_SIDE = 8
+"""Pixels; smaller pictures encode points."""
 Watcher = Callable[[str, Mapping[str, float], int], None]
 """Gets the run's name, the numbers of an epoch, and how many epochs are done."""
 
@@ -75,6 +79,24 @@ class RunLog:
         with uninterrupted():
             self.state.epoch += 1
             self.state.drawn, self.state.unlogged = rollout.prompts.indices, metrics
+
+    def show(self, rollout: Rollout, pictures: int) -> None:
+        """Tell the services how the rewards of an epoch are spread, with its best and its worst images.
+
+        Args:
+            rollout: scored, with its images.
+            pictures: how many of each; 0 for none.
+        """
+        if not self.trackers.active:
+            return
+        assert rollout.rewards is not None
+        self.trackers.histogram("training/rewards", rollout.rewards, self.state.epoch)
+        order = np.argsort(-rollout.rewards, kind="stable")
+        if not pictures or min(rollout.images.shape[1:3]) < _LEAST_SIDE:
+            return
+        for name, rows in (("training/best", order[:pictures]), ("training/worst", order[::-1][:pictures])):
+            texts = [f"{rollout.rewards[row]:.3f}: {rollout.image_prompts[row]}" for row in rows]
+            self.trackers.images(name, rollout.images[rows], texts, self.state.epoch)
 
     def write(self) -> None:
         """Write what is known and not logged yet.

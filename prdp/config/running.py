@@ -84,6 +84,15 @@ class TrackingConfig:
     """User or team; null takes WANDB_ENTITY, else the account's default."""
     wandb_group: AnyText | None = None
     """Name shared by runs that belong together; null takes WANDB_RUN_GROUP, else the name of the sweep."""
+    mlflow: bool = False
+    """Metrics and pictures for MLflow; needs the mlflow extra."""
+    mlflow_uri: AnyText | None = None
+    """Of its server or database; null takes MLFLOW_TRACKING_URI, else a database in the run's folder."""
+    mlflow_experiment: AnyText | None = None
+    """null takes MLFLOW_EXPERIMENT_NAME, else 'prdp'."""
+    training_pictures: CountOrZero = 4
+    """How many of the best and of the worst images of an epoch the services are shown, whenever held-out prompts are
+    judged; 0 for none."""
     report: bool = True
     """Write report.html at the end."""
 

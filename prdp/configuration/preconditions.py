@@ -60,6 +60,8 @@ def package_problems(config: TrainConfig) -> list[str]:
         wanted.append(("learner.framework=jax", ("jax", "flax", "optax"), "prdp[jax]"))
     if config.tracking.tensorboard:
         wanted.append(("tracking.tensorboard=true", ("tensorboard",), "prdp[tensorboard]"))
+    if config.tracking.mlflow:
+        wanted.append(("tracking.mlflow=true", ("mlflow",), "prdp[mlflow]"))
     if config.tracking.wandb != "disabled":
         wanted.append((f"tracking.wandb={config.tracking.wandb}", ("wandb",), "wandb"))
     if config.cluster.kind == "ray":

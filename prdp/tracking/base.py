@@ -8,7 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from prdp.types import UInt8
+import numpy as np
+
+from prdp.types import Float64, UInt8
 
 if TYPE_CHECKING:
     from prdp.config import TrackingConfig
@@ -25,6 +27,10 @@ class Tracker(Protocol):
 
     def images(self, name: str, images: UInt8, captions: Sequence[str], epoch: int) -> None:
         """Record uint8 images [n, H, W, 3] with one caption each, under a name such as 'eval/grid'."""
+        ...
+
+    def histogram(self, name: str, values: Float64, epoch: int) -> None:
+        """Record how numbers [n] are spread, under a name such as 'reward/values'."""
         ...
 
     def finish(self, status: str) -> None:
@@ -66,6 +72,12 @@ class Trackers:
         if len(captions) != len(images):
             raise ValueError(f"images '{name}': {len(images)} images but {len(captions)} captions")
         self._each(lambda tracker: tracker.images(name, images, captions, epoch))
+
+    def histogram(self, name: str, values: Float64, epoch: int) -> None:
+        """Record how the finite ones of the numbers [n] are spread, everywhere; nothing where there are none."""
+        finite = values[np.isfinite(values)]
+        if len(finite):
+            self._each(lambda tracker: tracker.histogram(name, finite, epoch))
 
     def finish(self, status: str = "finished") -> None:
         """Close all trackers; later calls do nothing."""
@@ -110,11 +122,13 @@ def check_trackers(config: TrackingConfig) -> None:
         ValueError: an unknown W&B mode.
         ModuleNotFoundError: a tracker was asked for whose package is not installed.
     """
-    from prdp.tracking import tensorboard_tracker, wandb_environment, wandb_tracker
+    from prdp.tracking import mlflow_tracker, tensorboard_tracker, wandb_environment, wandb_tracker
 
     wandb_mode, _ = wandb_environment.chosen_mode(config.wandb)
     if config.tensorboard:
         tensorboard_tracker.check_installed()
+    if config.mlflow:
+        mlflow_tracker.check_installed()
     if wandb_mode != "disabled":
         wandb_tracker.check_installed()
 
@@ -132,7 +146,7 @@ def build_trackers(
     Args:
         config: the `tracking` group.
         run_dir: the run folder; made when missing.
-        run_config: the composed configuration as plain containers, shown by W&B and TensorBoard.
+        run_config: the composed configuration as plain containers, shown by W&B, MLflow and TensorBoard.
         run_id: stable name of the run; the same one on resume continues the same W&B run.
         resumed_epoch: finished epochs of the checkpoint that a run resumes from; what was logged or evaluated beyond
             it is dropped. None for a fresh run; an older log and evaluations in the folder are then kept aside.
@@ -144,7 +158,14 @@ def build_trackers(
         ModuleNotFoundError: a tracker was asked for whose package is not installed.
         OSError: the log cannot be written.
     """
-    from prdp.tracking import evaluations, jsonl, tensorboard_tracker, wandb_environment, wandb_tracker
+    from prdp.tracking import (
+        evaluations,
+        jsonl,
+        mlflow_tracker,
+        tensorboard_tracker,
+        wandb_environment,
+        wandb_tracker,
+    )
 
     check_trackers(config)
     wandb_mode, variable = wandb_environment.chosen_mode(config.wandb)
@@ -156,6 +177,8 @@ def build_trackers(
     makers: dict[str, Callable[[], Tracker]] = {}
     if config.tensorboard:
         makers["TensorBoard"] = lambda: tensorboard_tracker.TensorBoardTracker(run_dir, run_config, resumed_epoch)
+    if config.mlflow:
+        makers["MLflow"] = lambda: mlflow_tracker.MlflowTracker(config, run_dir, run_config, run_id)
     if wandb_mode != "disabled":
         makers["W&B"] = lambda: wandb_tracker.WandbTracker(config, run_dir, run_config, run_id, resumed_epoch)
     optional: dict[str, Tracker] = {}

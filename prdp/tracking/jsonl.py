@@ -14,7 +14,7 @@ from prdp.support.json_lines import read_json_lines
 from prdp.support.storage import append, write_atomically
 from prdp.tracking.status_file import read_status, start_status, update_status
 from prdp.tracking.strict_json import dump, from_strict_json
-from prdp.types import UInt8
+from prdp.types import Float64, UInt8
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -76,6 +76,9 @@ class JsonlTracker:
 
     def images(self, name: str, images: UInt8, captions: Sequence[str], epoch: int) -> None:
         """Nothing: pictures of a run lie in its evaluations."""
+
+    def histogram(self, name: str, values: Float64, epoch: int) -> None:
+        """The log has mean and spread."""
 
     def finish(self, status: str) -> None:
         """Note how the run ended."""

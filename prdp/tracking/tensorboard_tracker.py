@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
-from prdp.types import UInt8
+from prdp.types import Float64, UInt8
 
 FOLDER = "tensorboard"
 
@@ -53,6 +53,10 @@ class TensorBoardTracker:
             f"{name}/captions", "\n".join(f"{i}. {text}" for i, text in enumerate(captions, 1)), epoch
         )
         self._writer.flush()
+
+    def histogram(self, name: str, values: Float64, epoch: int) -> None:
+        """Record how numbers [n] are spread."""
+        self._writer.add_histogram(name, values, epoch)
 
     def finish(self, status: str) -> None:
         """Flush and close."""

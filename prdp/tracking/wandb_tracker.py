@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from prdp.support.storage import write_atomically
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
 from prdp.tracking.wandb_environment import chosen_mode, unless_set
-from prdp.types import UInt8
+from prdp.types import Float64, UInt8
 
 if TYPE_CHECKING:
     from prdp.config import TrackingConfig
@@ -118,6 +118,10 @@ class WandbTracker:
         """Record uint8 images [n, H, W, 3] with their captions."""
         pictures = [self._wandb.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]
         self._log({name: pictures, "epoch": epoch})
+
+    def histogram(self, name: str, values: Float64, epoch: int) -> None:
+        """Record how numbers [n] are spread."""
+        self._log({name: self._wandb.Histogram(values.tolist()), "epoch": epoch})
 
     def finish(self, status: str) -> None:
         """Close the run; its exit code is 0 only for 'finished'."""

@@ -16,7 +16,7 @@ from prdp.tracking.base import Trackers, build_trackers
 from prdp.tracking.evaluations import list_evaluations
 from prdp.tracking.jsonl import read_metrics
 from prdp.tracking.status_file import read_status
-from prdp.types import UInt8
+from prdp.types import Float64, UInt8
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 
@@ -36,6 +36,9 @@ class Recorder:
     def images(self, name: str, images: UInt8, captions: Sequence[str], epoch: int) -> None:
         self.calls.append((name, len(images), epoch))
 
+    def histogram(self, name: str, values: Float64, epoch: int) -> None:
+        self.calls.append((name, values.tolist(), epoch))
+
     def finish(self, status: str) -> None:
         self.calls.append(status)
 
@@ -45,9 +48,12 @@ def test_everything_reaches_every_tracker_and_finish_happens_once() -> None:
     trackers = Trackers([required], {"W&B": optional})
     trackers.log({"loss": 1.0}, 0)
     trackers.images("eval/grid", IMAGES, ["a", "b"], 0)
+    trackers.histogram("training/rewards", np.array([0.5, np.nan, 1.0]), 0)
+    trackers.histogram("training/rewards", np.array([np.inf]), 1)
     trackers.finish()
     trackers.finish("failed")
-    assert required.calls == optional.calls == [({"loss": 1.0}, 0), ("eval/grid", 2, 0), "finished"]
+    told = [({"loss": 1.0}, 0), ("eval/grid", 2, 0), ("training/rewards", [0.5, 1.0], 0), "finished"]
+    assert required.calls == optional.calls == told
 
 
 def test_an_optional_tracker_that_fails_is_named_once_and_left_out(caplog: pytest.LogCaptureFixture) -> None:

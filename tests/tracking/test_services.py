@@ -189,3 +189,46 @@ def test_pictures_are_laid_out_in_rows() -> None:
     grid = picture_grid(images, gap=2)
     assert grid.shape == (10, 14, 3)
     assert grid[0, 0, 0] == 10 and grid[0, 8, 0] == 20 and grid[6, 0, 0] == 30 and grid[6, 8, 0] == 255
+
+
+def test_mlflow_has_numbers_pictures_and_the_configuration_in_one_run_across_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    config, run_dir = TrackingConfig(mlflow=True), tmp_path / "run"
+    with build_trackers(config, run_dir, {"seed": 13, "learner": {"mode": "lora"}}, "run42") as trackers:
+        assert trackers.active == ("MLflow",)
+        trackers.log({"eval/score": 0.5, "reward/a<b>": 1.0, "loss": float("nan")}, 0)
+        trackers.images("training/best", disc_images(3), ["first caption", "second", "third"], 0)
+        trackers.histogram("training/rewards", np.array([0.5]), 0)
+    with pytest.raises(ValueError, match="stop"), build_trackers(config, run_dir, {}, "run42", 0) as trackers:
+        trackers.log({"eval/score": 0.75}, 1)
+        assert trackers.active == ("MLflow",)
+        raise ValueError("stop")
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{run_dir / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("prdp")
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("run", "FAILED")
+    assert {"seed": "13", "learner.mode": "lora"}.items() <= run.data.params.items()
+    scores = client.get_metric_history(run.info.run_id, "eval/score")
+    assert [(one.step, one.value) for one in scores] == [(0, 0.5), (1, 0.75)]
+    assert run.data.metrics["reward/a_b_"] == 1.0
+    captions = client.download_artifacts(run.info.run_id, "captions/training_best_00000.txt")
+    assert Path(captions).read_text().splitlines()[0] == "1. first caption"
+    assert [one.path for one in client.list_artifacts(run.info.run_id, "images")]
+
+
+def test_a_server_of_mlflow_that_is_away_costs_the_dashboard_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = TrackingConfig(mlflow=True, mlflow_uri="http://127.0.0.1:9")
+    with build_trackers(config, tmp_path, {}, "run42") as trackers:
+        assert trackers.active == ()
+    assert "MLflow could not start and is left out" in caplog.text
