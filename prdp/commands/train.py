@@ -70,6 +70,7 @@ def validate(arguments: Sequence[str]) -> int:
         return 0
     parser = _parser("validate", "Check a configuration and show its size, without running it.")
     parser.add_argument("--print", action="store_true", help="print the whole configuration as YAML")
+    parser.add_argument("--measure", action="store_true", help="load the model and measure what an epoch takes here")
     options = parser.parse_intermixed_args(arguments)
     with Composer(options.overrides, options.multirun, options.config_dir) as composer:
         jobs = composer.jobs()
@@ -82,6 +83,8 @@ def validate(arguments: Sequence[str]) -> int:
             print(_plan(job.config))
             if note:
                 print(note)
+            if options.measure:
+                print(_measured(job.config))
     print("ok")
     return 0
 
@@ -163,6 +166,20 @@ def _plan(config: TrainConfig) -> str:
     """The size of a run, and whether its rollouts fit into memory."""
     warnings = [memory_warning(config), distilled_warning(config.model, config.sampler)]
     return "\n".join(filter(None, [geometry_text(config), *warnings]))
+
+
+def _measured(config: TrainConfig) -> str:
+    """What an epoch takes, measured in this process."""
+    from prdp.configuration.measured_time import measure_epoch
+
+    if config.learner.framework != "torch":
+        raise ConfigError(f"learner.framework={config.learner.framework}: --measure computes by torch")
+    apply_threads(plan_threads(config))
+    source = rollout_source(config)
+    train = source.prompts().train
+    prompts = prompts_at(train, range(min(len(train), config.sampler.microbatch)), 0)
+    with start_up_checks():
+        return measure_epoch(dataclasses.replace(config, reward=dict(source.reward())), prompts).text(config)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
