@@ -36,7 +36,7 @@ def config_of(pipeline: Path, *words: str) -> TrainConfig:
 def test_seconds_are_measured_microbatches_times_what_a_run_takes(
     small_pipeline: Path, words: list[str], sample: float, learn: float
 ) -> None:
-    """By a clock that ticks once for each thing measured. Coefficients need evidence of the policy and the reference."""
+    """By a clock that ticks once for each thing measured. Evidence of policy and reference is needed beforehand."""
     ticks = itertools.count()
     found = measure_epoch(config_of(small_pipeline, *words), PROMPTS, lambda: float(next(ticks)))
     assert found.sample == pytest.approx(sample)
