@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +201,12 @@ PARAMETERS = {  # in millions, as their authors and model cards tell them
 }
 
 
-def write(folder: Path, model: str) -> Path:
-    """The small files of a hub repository: configurations and tokenizers, these with few tokens."""
+def write(folder: Path, model: str, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
+    """The small files of a hub repository: configurations and tokenizers, these with few tokens.
+
+    Args:
+        changes: part -> what is otherwise in its configuration.
+    """
     pipeline, parts = MODELS[model]
     index: dict[str, Any] = {"_class_name": pipeline}
     for name, (kind, config) in parts.items():
@@ -209,7 +214,7 @@ def write(folder: Path, model: str) -> Path:
         index[name] = [library, kind]
         (folder / name).mkdir(parents=True)
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
-        (folder / name / file).write_text(json.dumps({"_class_name": kind, **config}))
+        (folder / name / file).write_text(json.dumps({"_class_name": kind, **config, **(changes or {}).get(name, {})}))
         if library == "transformers":
             tokenizer = (
                 _qwen_tokenizer()

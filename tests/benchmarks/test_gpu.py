@@ -1,0 +1,94 @@
+"""`benchmarks/gpu.py` on networks that a CPU can take: the same program, the same report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def gpu() -> ModuleType:
+    import gpu
+
+    return gpu
+
+
+def measured(gpu: ModuleType, out: Path, model: str, *parts: str) -> list[dict[str, Any]]:
+    words = ["--narrow", "--device", "cpu", "--repeats", "1", "--out", str(out), "--parts", *parts]
+    gpu.measure(model, gpu.parsed(words))
+    return [json.loads(line) for line in Path(f"{out}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "sd35_medium", "flux_dev"])
+def test_the_numbers_of_every_layout_are_right(gpu: ModuleType, model: str, tmp_path: Path) -> None:
+    rows = measured(gpu, tmp_path / "report", model, "numbers", "precision")
+    assert [row for row in rows if "failed" in row] == []
+    checks = {row["what"]: row for row in rows if "bound" in row}
+    assert len(checks) == 6
+    assert all(row["right"] for row in checks.values()), checks
+    assert checks["gradient against autodiff of one graph, largest difference"]["value"] < 1e-4
+
+
+@pytest.mark.slow
+def test_what_is_timed(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, backend: None)  # which takes long
+    parts = ("speed", "protocol", "microbatches", "attention", "compile")
+    rows = measured(gpu, tmp_path / "report", "sd35_medium", *parts)
+    assert [row for row in rows if "failed" in row] == []
+    values = {row["what"]: row["value"] for row in rows if "what" in row}
+    for what in ("pictures drawn", "images learned from", "microbatch of 2", "torch's own choice", "a step"):
+        assert values[what] > 0
+    assert values["samples per GPU-hour"] == pytest.approx(8 / values["a step"] * 3600)
+    page = gpu.page(rows, {"torch": "2"})
+    assert "| protocol | samples per GPU-hour |" in page
+    assert "0 parts could not be measured" in page
+
+
+def test_a_part_that_fails_or_takes_too_long_is_a_line(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_parts
+
+    def broken(bench: object) -> gpu_parts.Measures:
+        yield gpu_parts.Measure("before", 1.0)
+        raise torch.OutOfMemoryError("of the card\nand more")
+
+    def endless(bench: object) -> gpu_parts.Measures:
+        while True:
+            time.sleep(0.001)
+        yield
+
+    def wrong(bench: object) -> gpu_parts.Measures:
+        yield gpu_parts.Measure("error", 2.0, bound=1.0)
+
+    named = {"broken": (broken, 9.0), "endless": (endless, 0.05), "wrong": (wrong, 9.0)}
+    monkeypatch.setattr(gpu_parts, "PARTS", named)
+    rows = measured(gpu, tmp_path / "report", "sd15", *named)
+    page = gpu.page(rows, {})
+    assert "* not measured: sd15, broken: OutOfMemoryError: of the card\n" in page
+    assert "* not measured: sd15, endless: TimeoutError: not done after 0 s\n" in page
+    assert "| broken | before | 1  |" in page
+    assert "* **WRONG**: sd15, wrong: error" in page
+
+
+@pytest.mark.slow
+def test_the_command_imports_neither_ray_nor_hydra_nor_wandb(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "report"
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--narrow", "--device", "cpu", "--models", "flux_dev"]
+    done = subprocess.run([*command, "--parts", "memory", "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = out.with_suffix(".md").read_text()
+    assert "1 of 1 checks hold; 0 parts could not be measured." in page
+    assert "| memory | planned, learning |" in page
