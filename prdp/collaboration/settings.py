@@ -92,6 +92,7 @@ def check_distill(config: DistillConfig) -> None:
     learner = config.learner
     for key, value, expected in (
         ("framework", learner.framework, "torch"),
+        ("optimizer", learner.optimizer, "adamw"),
         ("init_adapter", learner.init_adapter, None),
         ("schedule", learner.schedule, "constant"),  # it has a cosine of its own
         ("decay_updates", learner.decay_updates, None),

@@ -131,6 +131,8 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
 
     mode, config = run.config.learner.mode, run.config
     merged = form in ("merged", "single_file") and mode == "lora"
+    # Adapters of a network that was quantised are written beside, or added to, the one in the folder.
+    model = replace(model, model=replace(model.model, quantization=None))
     policy: Any = loaded_policy(model, "float32" if merged or form == "single_file" else config.model.dtype)
     usage: str = policy.usage(config.model, config.sampler, "full" if merged else mode, place, _prompt(run))
     if form == "single_file":

@@ -30,7 +30,9 @@ SPACINGS = tuple(dict.fromkeys((*DIFFUSION_SPACINGS, *FLOW_SPACINGS)))
 WINDOWS = ("all", "fixed", "sliding", "random")
 ATTENTION_BACKENDS = ("native", "_native_efficient", "_native_math", "flex", "xformers")
 """Of diffusers, those that compute in float32, as log-ratios want, and have a gradient."""
+QUANTIZATIONS = ("int8", "nf4")
 FRAMEWORKS = ("torch", "jax")
+OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit", "prodigy", "muon")
 DIRECT_TRANSPORTS = ("gloo", "nccl")
 """Backends of torch.distributed by which weights go from the learner to the samplers."""
 CLUSTER_KINDS = ("inline", "ray")

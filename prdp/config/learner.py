@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from prdp.config.choices import FRAMEWORKS, MODULES, HalfPrecision
+from prdp.config.choices import FRAMEWORKS, MODULES, OPTIMIZERS, HalfPrecision
 from prdp.support.rules import Count, CountOrZero, Fraction, NotNegative, Positive, PositiveOrInfinite, Text, one_of
 
 
@@ -26,8 +26,11 @@ class LearnerConfig:
     init_adapter: Text | None = None
     """A LoRA to go on training, like one of model.adapters; null for a new one. lora_rank, lora_alpha and lora_targets
     have to be its own. The reference has a frozen copy of it."""
+    optimizer: Annotated[str, one_of(*OPTIMIZERS)] = "adamw"
+    """'adamw'; 'adamw_fused', in torch's one kernel; 'adamw_8bit', whose moments have 8 bits, of bitsandbytes;
+    'prodigy', which finds its step size, of prodigyopt; or 'muon' for LoRAs of linear layers. Of JAX 'adamw' alone."""
     learning_rate: Positive = 3e-4
-    """Of AdamW, after the warm-up."""
+    """Of the optimizer, after the warm-up. Of 'prodigy' a factor of the step size that it finds: 1."""
     warmup_updates: CountOrZero = 0
     """Updates over which the learning rate rises linearly from 0."""
     schedule: Annotated[str, one_of("constant", "linear", "cosine")] = "constant"
@@ -35,13 +38,13 @@ class LearnerConfig:
     decay_updates: Count | None = None
     """Update at which a decaying rate is 0; null for the end of the run, whose length a resume then has to keep."""
     adam_beta1: Fraction = 0.9
-    """Decay of AdamW's mean of gradients."""
+    """Decay of the mean of gradients; of 'muon' its momentum, where .95 is usual."""
     adam_beta2: Fraction = 0.999
-    """Decay of AdamW's mean of squared gradients."""
+    """Decay of the mean of squared gradients; 'muon' has none."""
     adam_epsilon: Positive = 1e-8
-    """Added to AdamW's denominator."""
+    """Added to the root of that mean; 'muon' has none."""
     weight_decay: NotNegative = 1e-4
-    """AdamW's, decoupled from the gradient."""
+    """Decoupled from the gradient, as AdamW's."""
     max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients of a larger norm are scaled down to it; inf, written .inf in a file, clips none."""
     ema_decay: Fraction = 0.0

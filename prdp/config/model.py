@@ -12,6 +12,7 @@ from prdp.config.choices import (
     FAMILY,
     FLOW_KINDS,
     MODEL,
+    QUANTIZATIONS,
     SPACINGS,
     WINDOWS,
     Finite,
@@ -65,6 +66,9 @@ class ModelConfig:
     dtype: Precision = "float32"
     """Precision that weights are stored in. Weights that learn, log-probs and their evidence are float32 in any
     case."""
+    quantization: Annotated[str, one_of(*QUANTIZATIONS)] | None = None
+    """Bits that a frozen network under LoRA keeps the linear layers of its blocks in: 'int8', or 'nf4', 4 bits as in
+    QLoRA, of bitsandbytes; null for none. They are widened to model.dtype while a layer computes."""
     device: Annotated[str, DEVICE] = "auto"
     """'auto' takes CUDA when there is one."""
 

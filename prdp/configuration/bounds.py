@@ -11,7 +11,13 @@ import dataclasses
 from typing import Any
 
 from prdp.config import ClusterConfig, ModelConfig, TrainConfig
-from prdp.configuration.learner_bounds import change_problems, keep_best_problems, schedule_problems
+from prdp.configuration.learner_bounds import (
+    change_problems,
+    frozen_problems,
+    keep_best_problems,
+    optimizer_problems,
+    schedule_problems,
+)
 from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.evidence import Evidence
@@ -73,6 +79,7 @@ def check_family(config: TrainConfig) -> None:
         ("learner.framework", config.learner.framework, "torch"),
         ("model.dtype", config.model.dtype, "float32"),
         ("learner.autocast", config.learner.autocast, None),
+        ("model.quantization", config.model.quantization, None),
         ("model.adapters", config.model.adapters, []),
         ("learner.init_adapter", config.learner.init_adapter, None),
     )
@@ -227,6 +234,10 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
         problem = url_problem(config.checkpoint.mirror)
         found += [] if problem is None else [problem]
     found += schedule_problems(config.learner) + change_problems(config.checkpoint) + keep_best_problems(config)
+    if not wrong.keys() & {"learner.optimizer", "learner.learning_rate"}:
+        found += optimizer_problems(config.learner)
+    if "model.quantization" not in wrong:
+        found += frozen_problems(config.model, config.learner)
     for key in ("sample_timeout_seconds", "reward_timeout_seconds", "reward_environment"):
         value = getattr(config.cluster, key)
         if config.cluster.kind == "inline" and value is not None and f"cluster.{key}" not in wrong:

@@ -1,10 +1,45 @@
-"""What a learning rate's schedule, and a change of a run that resumes, ask of other keys."""
+"""What an optimizer, a learning rate's schedule, and a change of a run that resumes, ask of other keys."""
 
 from __future__ import annotations
 
 from prdp.checkpoints.compatible import CHANGEABLE, may_change
-from prdp.config import CheckpointConfig, LearnerConfig, TrainConfig
+from prdp.config import CheckpointConfig, LearnerConfig, ModelConfig, TrainConfig
 from prdp.support.suggest import did_you_mean
+
+_PRODIGY_LEAST = 0.01
+"""Rates below are meant for optimizers whose step size they are."""
+
+
+def optimizer_problems(learner: LearnerConfig) -> list[str]:
+    """Keys that the optimizer would not read, or would read otherwise than they are meant."""
+    chosen = f"learner.optimizer={learner.optimizer}"
+    if learner.optimizer != "adamw" and learner.framework == "jax":
+        return [f"{chosen}: must be adamw for learner.framework=jax"]
+    found = []
+    if learner.optimizer == "prodigy" and learner.learning_rate < _PRODIGY_LEAST:
+        found.append(
+            f"learner.learning_rate={learner.learning_rate:g}: must be at least {_PRODIGY_LEAST:g} for {chosen}: it is "
+            "a factor of the step size that is found; set 1"
+        )
+    if learner.optimizer == "muon":
+        if learner.mode == "full":
+            found.append(f"{chosen}: needs learner.mode=lora: it steps matrices alone")
+        plain = LearnerConfig()
+        for name in ("adam_beta2", "adam_epsilon"):
+            value, unset = getattr(learner, name), getattr(plain, name)
+            if value != unset:
+                found.append(f"learner.{name}={value:g}: has no effect with {chosen}; leave it at {unset:g}")
+    return found
+
+
+def frozen_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
+    """Weights of few bits that would have to learn, or that the framework does not compute."""
+    if model.quantization is None:
+        return []
+    chosen = f"model.quantization={model.quantization}"
+    if learner.mode == "full":
+        return [f"{chosen}: needs learner.mode=lora: weights of few bits do not learn"]
+    return [f"{chosen}: must be null for learner.framework=jax"] if learner.framework == "jax" else []
 
 
 def schedule_problems(learner: LearnerConfig) -> list[str]:

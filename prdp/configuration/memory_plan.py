@@ -11,8 +11,11 @@ from prdp.diffusion import family_of
 from prdp.objectives import build_objective
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_STATES = 4 + 8 + 8
-"""Bytes of a learning weight: itself in float32, the sum of its gradients in float64, and AdamW's two moments."""
+_STATES = 4 + 8
+"""Bytes of a learning weight: itself in float32, and the sum of its gradients in float64."""
+_MOMENTS = {"adamw": 8, "adamw_fused": 8, "adamw_8bit": 2 * (1 + 4 / 256), "prodigy": 16, "muon": 4}
+"""Of each, what the optimizer keeps: two means; in 8 bits with a scale for each 256 numbers; with the start and a sum
+beside them; or one mean."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class _Sizes:
         from prdp.diffusion.model_folder import absent_parts
         from prdp.diffusion.pipeline_checks import empty_part
         from prdp.diffusion.pipeline_loading import DTYPES
+        from prdp.diffusion.quantization import quantize
 
         quiet()
         self._config, model, self._family = config, config.model, family
@@ -87,14 +91,16 @@ class _Sizes:
         absent = absent_parts(folder, kind)
         parts = {name: empty_part(folder, name, kind) for name in kind.components if name not in absent}
         network: Any = parts[kind.network]
-        count = _numbers(network)
-        self._network = count * (4 if self._full else stored)
         self._vae: Any = parts["vae"].to(DTYPES[model.dtype])
         self._vae_bytes = _numbers(self._vae) * stored
         encoders = [_numbers(parts[name]) * stored for name in kind.text_encoders if name in parts]
         self.host = sum(encoders) if model.offload_encoders else 0
         self._encoders = 0 if model.offload_encoders else sum(encoders)
         network.to(DTYPES[model.dtype])
+        if model.quantization is not None:
+            quantize(network, model.quantization)
+        held = sum(value.numel() * value.element_size() for value in network.parameters())
+        self._network = 4 * _numbers(network) if self._full else held
         self._dry = DryPolicy(family, model, config.learner, network, family.condition_shapes(model))
         self._branches = family.branches_of(model, config.sampler.guidance_scale)
         objective = build_objective(config.objective)
@@ -106,11 +112,11 @@ class _Sizes:
 
     def learner_holds(self) -> dict[str, int]:
         learned = self._dry.learning
-        kept = 4 * (self._kept + bool(self._config.learner.ema_decay))
+        kept = _MOMENTS[self._config.learner.optimizer] + 4 * (self._kept + bool(self._config.learner.ema_decay))
         if self._full:
             frozen = self._network if self._reference else 0
-            return {"network": self._network + frozen, "gradients and moments": learned * (_STATES - 4 + kept)}
-        return {"network": self._network, "adapters with gradients and moments": learned * (_STATES + kept)}
+            return {"network": self._network + frozen, "gradients and moments": int(learned * (_STATES - 4 + kept))}
+        return {"network": self._network, "adapters with gradients and moments": int(learned * (_STATES + kept))}
 
     def sampler_holds(self, beside_learner: bool = False) -> dict[str, int]:
         """Beside a learner in one process it has no frozen network of its own."""

@@ -18,6 +18,7 @@ from prdp.objectives import build_objective, evidence_of, objective_label
 from prdp.support.errors import StartError, UserError
 from prdp.support.targets import TARGET
 
+_OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 _RAY_OWN = ("CPU", "GPU", "memory", "object_store_memory")
 
 
@@ -38,6 +39,8 @@ def check_preconditions(config: TrainConfig) -> None:
         problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
     if not problems:
         problems += precision_problems(config.model, config.learner.autocast)
+        problems += stepping_problems(config.learner, config.model)
+        problems += quantization_here_problems(config.model)
         needs_log_probs = evidence_of(config.objective).needs_noise
         problems += model_problems(
             config.model, config.sampler, config.learner, needs_log_probs=needs_log_probs
@@ -58,6 +61,9 @@ def package_problems(config: TrainConfig) -> list[str]:
     wanted: list[tuple[str, tuple[str, ...], str]] = []
     if config.learner.framework == "jax":
         wanted.append(("learner.framework=jax", ("jax", "flax", "optax"), "prdp[jax]"))
+    if config.learner.optimizer in _OPTIMIZER_PACKAGES:
+        package = _OPTIMIZER_PACKAGES[config.learner.optimizer]
+        wanted.append((f"learner.optimizer={config.learner.optimizer}", (package,), f"prdp[{package}]"))
     if config.tracking.tensorboard:
         wanted.append(("tracking.tensorboard=true", ("tensorboard",), "prdp[tensorboard]"))
     if config.tracking.mlflow:
@@ -168,6 +174,36 @@ def precision_problems(model: ModelConfig, autocast: str | None) -> list[str]:
             reason = str(error).splitlines()[0]
             problems.append(f"{key}={name}: the device {device} does not compute in it: {reason}; use float32")
     return problems
+
+
+def stepping_problems(learner: LearnerConfig, model: ModelConfig) -> list[str]:
+    """An optimizer that the model's device does not compute, by a step of a small tensor."""
+    if learner.optimizer == "adamw":
+        return []
+    import torch
+
+    from prdp.diffusion.pipeline_loading import device_of
+    from prdp.learners.optimizers import build_optimizer
+
+    device = device_of(model)
+    value = torch.nn.Parameter(torch.ones(64, 64, device=device))
+    value.grad = torch.ones_like(value)
+    try:
+        build_optimizer(learner, {"tried": value}).step(1e-3)
+    except (RuntimeError, NotImplementedError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return [f"learner.optimizer={learner.optimizer}: the device {device} does not compute it: {reason}; use adamw"]
+    return []
+
+
+def quantization_here_problems(model: ModelConfig) -> list[str]:
+    """A quantisation that the model's device does not compute, or whose package is not installed."""
+    if model.quantization is None:
+        return []
+    from prdp.diffusion.pipeline_loading import device_of
+    from prdp.diffusion.quantization import quantization_problems
+
+    return quantization_problems(model, device_of(model))
 
 
 def size_problems(key: str, section: Mapping[str, Any], model: ModelConfig, where: str = "") -> list[str]:

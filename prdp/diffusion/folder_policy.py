@@ -18,6 +18,7 @@ from prdp.diffusion.model_folder import read_component
 from prdp.diffusion.pipeline_formats import PipelineFormat
 from prdp.diffusion.pipeline_loading import load_pipeline, pipeline_class, single_file
 from prdp.diffusion.process import Process
+from prdp.diffusion.quantization import quantization_problems
 from prdp.support.errors import StartError
 
 
@@ -70,6 +71,8 @@ class FolderPolicy(DiffusersPolicy, ABC):
         _check_text_tokens(model, cls.FORMAT)
         folder = cls._folder(model)
         _check_attention(model, cls.FORMAT)
+        if problems := quantization_problems(model, None):
+            raise StartError(problems[0])
         check_components(f"model.path={model.path}", folder, model.variant, cls.FORMAT, single_file(model))
         cls._latent_shape_in(folder, model)
         if model.adapters:
@@ -78,7 +81,7 @@ class FolderPolicy(DiffusersPolicy, ABC):
     @classmethod
     def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
         """Layers that take no adapter; the JAX twin computes the first family alone."""
-        from prdp.diffusion.lora_targets import lora_target_problems
+        from prdp.diffusion.lora_targets import lora_target_problems, optimizer_target_problems
         from prdp.diffusion.pipeline_checks import empty_network
 
         problems = []
@@ -92,7 +95,7 @@ class FolderPolicy(DiffusersPolicy, ABC):
             targets = lora_target_problems(network, learner.lora_targets)
             if learner.init_adapter is not None and not targets:
                 targets = init_adapter_problems(learner, network, pipeline_class(cls.FORMAT), cls.NETWORK)
-            problems += targets
+            problems += targets or optimizer_target_problems(learner, network)
         return problems
 
     @classmethod

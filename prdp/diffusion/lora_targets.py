@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from prdp.config import LearnerConfig
+
 ADAPTED = (torch.nn.Linear, torch.nn.Conv2d)
 
 
@@ -27,6 +29,18 @@ def lora_target_problems(network: torch.nn.Module, targets: Sequence[str]) -> li
     if wrong or not targets:
         wrong.append(f"learner.lora_targets must name linear layers or convolutions: {', '.join(_endings(modules))}")
     return wrong
+
+
+def optimizer_target_problems(learner: LearnerConfig, network: torch.nn.Module) -> list[str]:
+    """Why an optimizer cannot step the adapters of layers: Muon's tensors are matrices."""
+    if learner.optimizer != "muon":
+        return []
+    for name, part in network.named_modules():
+        if isinstance(part, torch.nn.Conv2d) and any(name == t or name.endswith(f".{t}") for t in learner.lora_targets):
+            return [
+                f"learner.optimizer=muon: steps matrices alone, and learner.lora_targets names convolutions ({name})"
+            ]
+    return []
 
 
 def _endings(modules: dict[str, torch.nn.Module]) -> list[str]:

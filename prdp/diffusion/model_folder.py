@@ -190,7 +190,8 @@ def _check_classes(where: str, file: Path, index: dict[str, Any], kind: Pipeline
     found = index.get("_class_name")
     if found is not None and found != kind.pipeline:
         other = next((one for one in FORMATS if one.pipeline == found), None)
-        advice = f"; set model.family={other.family}" if other is not None else ""
+        others = ", ".join(one.pipeline for one in FORMATS if one is not kind)
+        advice = f"; of other families: {others}" if other is None else f"; set model.family={other.family}"
         raise StartError(f"{where}: {file} is of a {found}; only {kind.pipeline} is computed: {kind.words}{advice}")
     missing = [
         name

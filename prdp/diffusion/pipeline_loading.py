@@ -63,6 +63,10 @@ def load_pipeline(
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{where}: cannot be loaded as a {kind.pipeline}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
+    if model.quantization is not None and network is None:
+        from prdp.diffusion.quantization import quantize
+
+        quantize(getattr(pipeline, kind.network), model.quantization, device_of(model))
     return placed(pipeline, model)
 
 

@@ -21,7 +21,7 @@ from prdp.learners.device_engine import DeviceEngine, Seen, answered
 from prdp.learners.engine import Batch, Progress
 from prdp.types import Float64, Int64, PromptBatch, Rollout, UInt8, tensors_checksum
 
-_VERSIONS = ("torch", "diffusers", "transformers", "peft", "jax", "numpy")
+_VERSIONS = ("torch", "diffusers", "transformers", "peft", "jax", "numpy", "bitsandbytes", "prodigyopt")
 
 
 class Group(Protocol):

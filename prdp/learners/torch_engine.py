@@ -15,7 +15,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.optim.adamw import adamw
 
 from prdp.config import LearnerConfig
 from prdp.diffusion.policy import Policy
@@ -24,6 +23,7 @@ from prdp.evidence.base import Evidence, Of
 from prdp.learners.device_engine import DeviceEngine, Total
 from prdp.learners.engine import Arrays, section
 from prdp.learners.guards import gradient_error, unlearned
+from prdp.learners.optimizers import build_optimizer
 from prdp.types import Weights
 
 Tensors = dict[str, torch.Tensor]
@@ -49,9 +49,7 @@ class TorchEngine(DeviceEngine):
         super().__init__(policy, transitions, guidance_scale, evidence, channels, config.microbatch, seed)
         self._parameters = policy.weights.parameters
         self._max_grad_norm = config.max_grad_norm
-        self._config = config
-        self._moments: dict[str, Tensors] = {}
-        """By parameter, the state of `torch.optim.AdamW`: step, exp_avg and exp_avg_sq, from its first gradient on."""
+        self._optimizer = build_optimizer(config, self._parameters)
         self._average = self._copy() if config.ema_decay else None
         self._kept: dict[str, Tensors] = {}
         self._sums: Tensors = {}
@@ -95,7 +93,7 @@ class TorchEngine(DeviceEngine):
         if not torch.isfinite(norm):
             raise gradient_error(update, {name: value for name, value in largest.items() if value is not None})
         torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_grad_norm, norm)
-        self._step(learning_rate)
+        self._optimizer.step(learning_rate)
         if self._average is not None:
             with torch.no_grad():
                 for name, value in self._average.items():
@@ -104,9 +102,7 @@ class TorchEngine(DeviceEngine):
 
     def state(self) -> Arrays:
         tensors = {f"weights/{name}": value for name, value in self._parameters.items()}
-        for name in self._parameters:
-            for key, entry in self._moments.get(name, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = entry
+        tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.state().items()}
         tensors |= {f"ema/{name}": value for name, value in (self._average or {}).items()}
         for of, kept in self._kept.items():
             tensors |= {f"{of}/{name}": value for name, value in kept.items()}
@@ -115,15 +111,7 @@ class TorchEngine(DeviceEngine):
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
         self.policy.weights.bind(Weights.of(updates, section(tensors, "weights/")))
         if updates:
-            for name, parameter in self._parameters.items():
-                entries = {key: tensors.get(f"optimizer/{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                absent = [f"optimizer/{key}/{name}" for key, entry in entries.items() if entry is None]
-                if absent:
-                    raise ValueError(f"the checkpoint has no tensor '{absent[0]}'")
-                self._moments[name] = {
-                    key: torch.from_numpy(np.array(entry)).to(parameter.device if key != "step" else "cpu")
-                    for key, entry in entries.items()
-                }
+            self._optimizer.load(section(tensors, "optimizer/"))
         if self._average is not None:
             self._average = self._read(tensors, "ema/")
         for of in self._kept:
@@ -195,31 +183,6 @@ class TorchEngine(DeviceEngine):
         self._sums = {}
         for value in self._parameters.values():
             value.grad = None
-
-    @torch.no_grad()
-    def _step(self, learning_rate: float) -> None:
-        """One step of AdamW, by its function: the class imports the compiler, a third of the time to start a run."""
-        learned = {name: value for name, value in self._parameters.items() if value.grad is not None}
-        for name, value in learned.items():
-            if name not in self._moments:
-                zeros = {key: torch.zeros_like(value) for key in ("exp_avg", "exp_avg_sq")}
-                self._moments[name] = {"step": torch.tensor(0.0), **zeros}
-        moments = [self._moments[name] for name in learned]
-        adamw(
-            list(learned.values()),
-            [value.grad for value in learned.values() if value.grad is not None],
-            exp_avgs=[entry["exp_avg"] for entry in moments],
-            exp_avg_sqs=[entry["exp_avg_sq"] for entry in moments],
-            max_exp_avg_sqs=[],
-            state_steps=[entry["step"] for entry in moments],
-            amsgrad=False,
-            beta1=self._config.adam_beta1,
-            beta2=self._config.adam_beta2,
-            lr=learning_rate,
-            weight_decay=self._config.weight_decay,
-            eps=self._config.adam_epsilon,
-            maximize=False,
-        )
 
     def _copy(self) -> Tensors:
         return {name: value.detach().clone() for name, value in self._parameters.items()}

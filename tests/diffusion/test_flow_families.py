@@ -245,7 +245,7 @@ SD3, FLUX, Z_IMAGE = NARROW
         (SD3, edit("vae/config.json", latents_mean=[0.1] * 4), "latents_mean=.*: must be null: StableDiffusion3Pip"),
         (SD3, without("text_encoder_3/model.safetensors", "encoder.final_layer_norm.weight"), "do not fit.*final_la"),
         (SD3, edit("text_encoder_3/config.json", vocab_size=8), r"tokenizer_3: it has a token of number \d+: must be"),
-        (FLUX, edit("model_index.json", _class_name="FluxFillPipeline"), "of a FluxFillPipeline; only FluxPipeline is"),
+        (FLUX, edit("model_index.json", _class_name="FluxFillPipeline"), "only FluxPipeline .*; of other families: St"),
         (FLUX, edit("model_index.json", text_encoder_2=[None, None]), "text_encoder_2 is of class None: must be T5Enc"),
         (FLUX, transformer(in_channels=96), "transformer: in_channels=96: must be 16, the VAE's latent_channels x 4"),
         (FLUX, transformer(pooled_projection_dim=9), "pooled_projection_dim=9: must be 8, the hidden_size of text_enc"),
