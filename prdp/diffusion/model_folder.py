@@ -271,7 +271,8 @@ def check_safetensors(where: str, file: Path) -> None:
 
 def _read_json(where: str, file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise StartError(f"{where}: {file} is missing; expected a folder in diffusers format")
+        instead = _found_instead(file.parent) if file.name == INDEX else ""
+        raise StartError(f"{where}: {file} is missing; expected a folder in diffusers format{instead}")
     try:
         content = load_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -279,6 +280,17 @@ def _read_json(where: str, file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StartError(f"{where}: {file} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def _found_instead(folder: Path) -> str:
+    """What a folder without an index is, where that can be told."""
+    if (folder / "adapter_config.json").is_file() or list(folder.glob("*lora*.safetensors")):
+        return ", and this one has a LoRA, which model.adapters takes"
+    if not (folder / "config.json").is_file():
+        return ""
+    config = _read_json(str(folder), folder / "config.json")
+    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    return "" if name is None else f" of a whole pipeline, and this one has a {name} alone"
 
 
 def _check_hub(

@@ -51,6 +51,20 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.json", '{"_class_name": "ControlNetModel"}', "of a whole pipeline, and this one has a ControlNet"),
+        ("adapter_config.json", "{}", "and this one has a LoRA, which model.adapters takes"),
+        ("pytorch_lora_weights.safetensors", "", "and this one has a LoRA, which model.adapters takes"),
+    ],
+)
+def test_what_is_no_pipeline_is_told(tmp_path: Path, file: str, content: str, told: str) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(StartError, match=f"model_index.json is missing; expected a folder in diffusers format.*{told}"):
+        check_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_folders_are_named(model_folder: Path, name: str) -> None:
     check_model(str(model_folder))
