@@ -14,11 +14,13 @@ from prdp.diffusion.adapters import (
     START,
     TRAINED,
     activate,
+    adapted_layers,
     fill_adapter,
     fixed_tensors,
     frozen_name,
     fuse,
     put_adapter,
+    switched,
 )
 from prdp.types import Weights, tensors_checksum
 
@@ -63,6 +65,7 @@ class TrainableWeights:
         self._start = start
         self._at_start: list[str] = []
         self._active: list[str] = []
+        self._layers: list[Any] | None = None
         network.requires_grad_(False)
         if mode == "lora":
             self._add_lora(rank, alpha, targets or [], seed)
@@ -109,6 +112,7 @@ class TrainableWeights:
 
     def _add_start(self, start: Adapter) -> None:
         put_adapter(self.network, START, start)
+        self._layers = None
         self._at_start.append(START)
         self._activate(self._active)
 
@@ -160,20 +164,14 @@ class TrainableWeights:
             yield self._frozen
         elif self.mode == "full" or (self._start is not None and START not in self._at_start):
             raise RuntimeError("the frozen reference was not kept: build TrainableWeights with keep_reference=True")
-        elif self._at_start:
-            self._activate(self._at_start)
-            try:
-                yield self.network
-            finally:
-                self._activate(self._active)
-        elif getattr(self.network, "peft_config", None):
-            self.network.disable_adapters()
-            try:
-                yield self.network
-            finally:
-                self.network.enable_adapters()
         else:
-            yield self.network
+            with switched(self._adapted_layers(), self._at_start):
+                yield self.network
+
+    def _adapted_layers(self) -> list[Any]:
+        if self._layers is None or self.mode == "frozen":  # which gets its adapters from elsewhere
+            self._layers = adapted_layers(self.network) if getattr(self.network, "peft_config", None) else []
+        return self._layers
 
     def export(self, version: int) -> Weights:
         """A copy of the learning tensors, float32 on the host."""

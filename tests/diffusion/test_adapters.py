@@ -451,3 +451,18 @@ def test_keys_that_do_not_fit_together_are_told() -> None:
     changes = {"model": {"family": "gaussian_mixtures", "adapters": ["a"]}, "learner": {"init_adapter": "b"}}
     with pytest.raises(ConfigError, match=r"(?s)model\.adapters=\['a'\]: .*learner\.init_adapter=b: must be null"):
         check_family(typed({**MINIMAL, **changes}))
+
+
+def test_the_reference_is_what_pefts_own_switch_makes_and_no_flag_stays_behind(folder: Path) -> None:
+    policy = policy_of(ModelConfig(path=str(folder)))
+    policy.weights.bind(moved(policy.weights.export(0)))
+    gradients = {name: value.requires_grad for name, value in policy.network.named_parameters()}
+    adapted = output(policy.network)
+    with pytest.raises(KeyError), policy.reference() as network:
+        reference = output(network)
+        raise KeyError
+    assert torch.equal(output(policy.network), adapted)
+    assert {name: value.requires_grad for name, value in policy.network.named_parameters()} == gradients
+    policy.network.disable_adapters()
+    assert torch.equal(output(policy.network), reference)
+    assert not torch.equal(adapted, reference)
