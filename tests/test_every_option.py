@@ -43,14 +43,14 @@ OF_FLOWS = {"cps": "prdp", "euler": "prdp_denoising", "flow_sde": "prdp", "edm_c
 """Samplers of flow models, and an objective for each."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
 ON_HUB = {"sd14", "sd15", "sd35_medium", "sdxl", "flux_dev", "flux_schnell", "z_image", "z_image_turbo"}
-REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval"}, "cluster": {"ray"}}
+REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval", "safety"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
 
 
 def _combined() -> list[dict[str, str]]:
     """Runs that have every option of the small groups between them, and those together that need each other."""
     judged = ["shapes_judge", "shapes_judge_and_compressibility", "shapes_aspects", "watched_redness", "sub_score"]
-    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval")
+    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval", "safety")
     rewards = [name for name in OPTIONS["reward"] if name not in apart]
     prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures|quoted_text", name)]
     mixtures = {"reward": "quadratic_of_point", "model": "gaussian_mixtures", "learner": "full"}
@@ -275,3 +275,5 @@ def test_what_cannot_start_here_is_refused_with_the_reason(capsys: pytest.Captur
         assert "model.path=stabilityai/stable-diffusion-xl-base-1.0: there is no such folder" in refusal("model=sdxl")
     if importlib.util.find_spec("pyiqa") is None:
         assert "needs pyiqa, which is not installed" in refusal("reward=image_quality")
+    if importlib.util.find_spec("nudenet") is None:
+        assert "needs nudenet, which is not installed" in refusal("reward=safety")

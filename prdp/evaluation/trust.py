@@ -36,6 +36,7 @@ REWARDS = frozenset(
         "ocr.Ocr",
         "pickscore.PickScore",
         "redness.Redness",
+        "safety.Safety",
         "sub_score.SubScore",
         "vqa.VQAAlignment",
         "weighted_sum.WeightedSum",
