@@ -16,6 +16,7 @@ import pytest
 from chat_judge import judge
 from http_rewards import serving
 from narrow_flow import narrow_pipeline
+from PIL import Image
 from reference_models import imagereward_tensors
 from small_checkpoints import (  # noqa: F401
     bert_tokenizer,
@@ -105,6 +106,8 @@ def files(
     torch.save(head_tensors, folder / "head.pth")
     torch.save(imagereward_tensors(63), folder / "ImageReward.pt")
     function = "def bright(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n"
+    (folder / "known").mkdir()
+    Image.new("RGB", (8, 8), (200, 30, 60)).save(folder / "known" / "red.png")
     (folder / "option_rewards.py").write_text(function)
     loss = "def loss(log_ratio, rewards):\n    return -(log_ratio.mean(1) * rewards).mean(), {}\n"
     (folder / "option_losses.py").write_text(loss)
@@ -182,6 +185,7 @@ def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:
         **dict.fromkeys(("hpsv2", "hpsv2_1"), (f"reward.path={files['hpsv2']}", tokenizer)),
         "pickscore_watched": (f"reward.terms.pickscore.{clip}", f"reward.terms.clipscore.{clip}"),
         "imagereward": ("reward.path=ImageReward.pt", f"reward.tokenizer={files['bert']}"),
+        "originality": ("reward.folder=known",),
         "sub_score": ("reward.name=relation",),
         # Training prompts need questions too, where the reward asks them.
         "vqa": (

@@ -18,6 +18,7 @@ from prdp.support.targets import TARGET
 
 CALLABLE = "prdp.rewards.python_callable.PythonCallable"
 REMOTE = "prdp.rewards.remote.RemoteReward"
+ORIGINALITY = "prdp.rewards.originality.Originality"
 VLM_JUDGE = "prdp.rewards.vlm_judge.VlmJudge"
 SERVERS = {REMOTE: ("token_variable", "PRDP_REWARD_TOKEN"), VLM_JUDGE: ("key_variable", "PRDP_JUDGE_KEY")}
 """Rewards that contact a server -> the argument that names the environment variable of its secret, and its default."""
@@ -34,6 +35,7 @@ REWARDS = frozenset(
         "image_quality.ImageQuality",
         "imagereward.ImageReward",
         "ocr.Ocr",
+        "originality.Originality",
         "pickscore.PickScore",
         "redness.Redness",
         "safety.Safety",
@@ -150,7 +152,11 @@ def _target_wishes(key: str, section: Mapping[str, Any], allowed: frozenset[str]
 
 
 def _file_wishes(folder: Path, key: str, section: Mapping[str, Any]) -> Iterator[str]:
-    """Files of prompts outside of the current folder and the run's: what they hold would be shown."""
+    """Files outside of the current folder and the run's: of prompts, which would be shown, and of pictures."""
+    if section[TARGET] == ORIGINALITY:
+        for name, words in (("folder", "compares with pictures of"), ("cache", "keeps features in")):
+            if section.get(name) and _is_elsewhere(folder, Path(str(section[name])).expanduser()):
+                yield f"{key}.{name}={section[name]}: {words} a folder outside of the current one, or a hidden one"
     if not isinstance(section[TARGET], str) or section[TARGET] not in PROMPTS:
         return
     paths = section.get("path")

@@ -19,13 +19,11 @@ from prdp.image_sets.fitting import fitted
 from prdp.image_sets.stored_sampler import Encoding
 from prdp.prompts.records import Columns
 from prdp.support.json_lines import read_json_lines
-from prdp.support.picture_files import opened_picture
+from prdp.support.picture_files import FORMATS, opened_picture
 from prdp.types import PromptBatch, Rollout, Weights
 
 CAPTIONS = "metadata.jsonl"
 FILE_NAME = "file_name"
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""Ending of a file -> its format; other files are not looked at."""
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, 5
 """The tag of EXIF, and the least of its values that turn a picture by a quarter."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prdp.prompt_writers.base import Answer, Request, WriterError, continued
+from prdp.support.arguments import check_argument
 from prdp.support.chat_protocol import APIS, choice
 from prdp.support.errors import StartError
 from prdp.support.http_client import RETRIED, HttpServer, NoAnswerError
@@ -49,14 +50,11 @@ class EndpointWriter:
         retries: int = 5,
         backoff_seconds: float = 1.0,
     ) -> None:
-        _check("api", api, api in APIS, f"one of {', '.join(APIS)}")
-        _check("temperature", temperature, 0 <= temperature < math.inf, "at least 0")
-        _check("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1")
-        _check("max_tokens", max_tokens, max_tokens is None or max_tokens >= 1, "at least 1, or null")
-        _check("at_once", at_once, at_once >= 1, "at least 1")
-        _check("timeout_seconds", timeout_seconds, 0 < timeout_seconds < math.inf, "above 0")
-        _check("retries", retries, retries >= 0, "at least 0")
-        _check("backoff_seconds", backoff_seconds, 0 <= backoff_seconds < math.inf, "at least 0")
+        check_argument("api", api, api in APIS, f"one of {', '.join(APIS)}")
+        check_argument("temperature", temperature, 0 <= temperature < math.inf, "at least 0")
+        check_argument("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1")
+        check_argument("max_tokens", max_tokens, max_tokens is None or max_tokens >= 1, "at least 1, or null")
+        check_argument("at_once", at_once, at_once >= 1, "at least 1")
         self._server = HttpServer(
             url, key_variable, timeout_seconds, retries, backoff_seconds, "a key that it takes", (*RETRIED, 500)
         )
@@ -108,8 +106,3 @@ class EndpointWriter:
         body = self._server.ask("POST", path, json.dumps(self._body | asked).encode())
         text, cut = choice(body, f"{self._server.url}{path}", self._api)
         return Answer(continued(text, request.first) if self._api == "completions" else text, cut)
-
-
-def _check(name: str, value: Any, allowed: bool, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{name}={value}: must be {words}")

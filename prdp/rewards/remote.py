@@ -10,6 +10,7 @@ import numpy as np
 
 from prdp.rewards.base import checked_scores
 from prdp.rewards.wire import ENCODINGS, FORMAT, MIB, WireError, decode_answer, decode_identity, encode_request
+from prdp.support.arguments import check_argument
 from prdp.support.http_client import MAX_BACKOFF_SECONDS, HttpServer, error_of
 from prdp.types import Float64, UInt8
 
@@ -46,12 +47,9 @@ class RemoteReward:
         max_request_mib: float = 64.0,
         encoding: str = "png",
     ) -> None:
-        _check("batch_size", batch_size, batch_size >= 1, "at least 1")
-        _check("timeout_seconds", timeout_seconds, 0 < timeout_seconds < math.inf, "above 0")
-        _check("retries", retries, retries >= 0, "at least 0")
-        _check("backoff_seconds", backoff_seconds, 0 <= backoff_seconds < math.inf, "at least 0")
-        _check("max_request_mib", max_request_mib, 0 < max_request_mib < math.inf, "above 0")
-        _check("encoding", encoding, encoding in ENCODINGS, f"one of {', '.join(ENCODINGS)}")
+        check_argument("batch_size", batch_size, batch_size >= 1, "at least 1")
+        check_argument("max_request_mib", max_request_mib, 0 < max_request_mib < math.inf, "above 0")
+        check_argument("encoding", encoding, encoding in ENCODINGS, f"one of {', '.join(ENCODINGS)}")
         refused = "that of the server, where the reward is scored"
         self._server = HttpServer(url, token_variable, timeout_seconds, retries, backoff_seconds, refused)
         self._batch_size, self._encoding = batch_size, encoding
@@ -69,7 +67,7 @@ class RemoteReward:
     @classmethod
     def check(cls, url: str, retries: int = 5, **arguments: Any) -> None:
         """Check the arguments and ask the server, once, who it is; raises ValueError as the constructor does."""
-        _check("retries", retries, retries >= 0, "at least 0")
+        check_argument("retries", retries, retries >= 0, "at least 0")
         cls(url, retries=0, **arguments)
 
     def identity(self) -> dict[str, Any]:
@@ -132,8 +130,3 @@ def _identity(server: HttpServer) -> dict[str, Any]:
     except WireError as error:
         said = f"{error}; it says {error_of(body)}"
         raise ValueError(f"{server.url}/identity is not that of a reward server of format {FORMAT}: {said}") from None
-
-
-def _check(name: str, value: Any, allowed: bool, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{name}={value}: must be {words}")

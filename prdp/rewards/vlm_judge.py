@@ -18,6 +18,7 @@ from PIL import Image
 
 from prdp.rewards.judge_answers import criteria_scores, group_scores, winner
 from prdp.rewards.pixels import check_batch
+from prdp.support.arguments import check_argument
 from prdp.support.chat_protocol import APIS, choice
 from prdp.support.http_client import MAX_BACKOFF_SECONDS, RETRIED, HttpServer
 from prdp.support.json_lines import load_json
@@ -108,18 +109,16 @@ class VlmJudge:
         retries: int = 5,
         backoff_seconds: float = 1.0,
     ) -> None:
-        _check("mode", mode, mode in MODES, f"one of {', '.join(MODES)}")
-        _check("criteria", list(criteria), bool(criteria) and len(set(criteria)) == len(criteria), "different names")
-        _check("high", high, -math.inf < low < high < math.inf, f"above low={low}")
-        _check("opponents", opponents, opponents >= 1, "at least 1")
-        _check("temperature", temperature, 0 <= temperature < math.inf, "at least 0")
-        _check("max_tokens", max_tokens, max_tokens >= 1, "at least 1")
-        _check("max_requests", max_requests, max_requests is None or max_requests >= 1, "at least 1, or null")
-        _check("asks", asks, asks >= 1, "at least 1")
-        _check("at_once", at_once, at_once >= 1, "at least 1")
-        _check("timeout_seconds", timeout_seconds, 0 < timeout_seconds < math.inf, "above 0")
-        _check("retries", retries, retries >= 0, "at least 0")
-        _check("backoff_seconds", backoff_seconds, 0 <= backoff_seconds < math.inf, "at least 0")
+        check_argument("mode", mode, mode in MODES, f"one of {', '.join(MODES)}")
+        differ = bool(criteria) and len(set(criteria)) == len(criteria)
+        check_argument("criteria", list(criteria), differ, "different names")
+        check_argument("high", high, -math.inf < low < high < math.inf, f"above low={low}")
+        check_argument("opponents", opponents, opponents >= 1, "at least 1")
+        check_argument("temperature", temperature, 0 <= temperature < math.inf, "at least 0")
+        check_argument("max_tokens", max_tokens, max_tokens >= 1, "at least 1")
+        check_argument("max_requests", max_requests, max_requests is None or max_requests >= 1, "at least 1, or null")
+        check_argument("asks", asks, asks >= 1, "at least 1")
+        check_argument("at_once", at_once, at_once >= 1, "at least 1")
         self._server = HttpServer(
             url, key_variable, timeout_seconds, retries, backoff_seconds, "a key that it takes", (*RETRIED, 500)
         )
@@ -298,10 +297,5 @@ def _rubric(given: str | None, mode: str) -> str:
             text = Path(given[1:]).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ValueError(f"rubric={given}: cannot be read: {error}") from None
-    _check("rubric", given, "{prompt}" in text, "a text with {prompt} in it, or @ and the path of one")
+    check_argument("rubric", given, "{prompt}" in text, "a text with {prompt} in it, or @ and the path of one")
     return text
-
-
-def _check(name: str, value: Any, allowed: bool, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{name}={value}: must be {words}")

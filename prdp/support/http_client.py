@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import logging
+import math
 import os
 import random
 import socket
@@ -14,6 +15,8 @@ import threading
 import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
+
+from prdp.support.arguments import check_argument
 
 RETRIED = (408, 425, 429, 502, 503, 504)
 """Answers that may be others in a moment; network errors and time-outs are retried too, a server's own errors not."""
@@ -43,7 +46,7 @@ class HttpServer:
         retried: statuses of answers that may be others in a moment.
 
     Raises:
-        ValueError: a URL of another scheme or with a password, a token that cannot be sent.
+        ValueError: a URL of another scheme or with a password, a token that cannot be sent, a number out of range.
     """
 
     def __init__(
@@ -56,6 +59,9 @@ class HttpServer:
         refused: str,
         retried: Collection[int] = RETRIED,
     ) -> None:
+        check_argument("timeout_seconds", timeout_seconds, 0 < timeout_seconds < math.inf, "above 0")
+        check_argument("retries", retries, retries >= 0, "at least 0")
+        check_argument("backoff_seconds", backoff_seconds, 0 <= backoff_seconds < math.inf, "at least 0")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"url={_without_user(url)}: must be http://host:port or https://host:port")

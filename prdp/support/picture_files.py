@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Ending of a file -> its format, in folders of pictures; other files there are not looked at."""
 MAX_PIXELS = 64_000_000
 """A small file can declare any size, and takes that much memory once it is decoded."""
 

@@ -16,7 +16,7 @@ from prdp.configuration.typed import conf_folder, read_config
 from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.models import find_models
 from prdp.evaluation.runs import read_trained_run
-from prdp.evaluation.trust import CALLABLE, PROMPTS, REMOTE, REWARDS, SERVERS, VLM_JUDGE
+from prdp.evaluation.trust import CALLABLE, ORIGINALITY, PROMPTS, REMOTE, REWARDS, SERVERS, VLM_JUDGE
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import load_yaml
 from prdp.support.targets import TARGET
@@ -67,6 +67,10 @@ def names(*words: str) -> dict[str, Any]:
             ["sends images and prompts to http://stranger:1, with the content of the environment variable HF_TOKEN"],
         ),
         ({"reward": {TARGET: REMOTE, "url": "http://stranger:1"}}, ["environment variable PRDP_REWARD_TOKEN"]),
+        (
+            {"reward": {TARGET: ORIGINALITY, "folder": "/home", "cache": "/tmp/x"}},
+            ["folder=/home: compares with pictures of a folder outside", "cache=/tmp/x: keeps features in a folder"],
+        ),
         (
             {"reward": {TARGET: VLM_JUDGE, "url": "http://stranger:1", "rubric": "@/etc/passwd", "cache": "/tmp/x"}},
             ["environment variable PRDP_JUDGE_KEY", "rubric=@/etc/passwd: sends a file", "cache=/tmp/x: keeps answers"],
