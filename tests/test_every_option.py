@@ -168,7 +168,7 @@ def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:
     two = ("prompts.train.path=train.txt", "prompts.heldout.path=heldout.txt")
     of_prompts: dict[str, Sequence[str]] = {
         "animals": (),
-        "dsg_1k": (two[0], "prompts.heldout.path=dsg.csv"),
+        **dict.fromkeys(("dsg_1k", "dpg_bench"), (two[0], "prompts.heldout.path=dsg.csv")),
         "geneval": (two[0], "prompts.heldout.path=geneval.jsonl"),
         "hf_dataset": ("prompts.train.path=dataset",),
         "hpdv2": ("prompts.train.path=train.json", "prompts.heldout.path=anime.json"),

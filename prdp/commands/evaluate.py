@@ -45,6 +45,7 @@ MODELS are, each with a name before it if you like (gentle:runs/a):
   runs/gated               what prdp gate wrote
 
 OVERRIDES
+  suite=geneval                      a benchmark: its prompts, rewards, how many images; --help suite tells them
   prompts=[shapes,drawbench]         options of conf/prompts: their held-out part; option.train for the other;
                                      a file of prompts; prompts.NAME.KEY=VALUE sets an argument
   rewards=[pickscore,hpsv2]          options of conf/reward, or my_module.my_reward; rewards.NAME.KEY=VALUE
@@ -63,7 +64,7 @@ Without a run, say all of it:
   prdp evaluate models=[base,my_lora.safetensors] model.path=/models/sd prompts=[./my.txt] rewards=[my_rewards.mine]
 """
 
-_ALL_GROUPS = dataclasses.replace(EVALUATE, groups=(*EVALUATE.groups, "prompts", "reward"))
+_ALL_GROUPS = dataclasses.replace(EVALUATE, groups=(*EVALUATE.groups, "prompts", "reward", "suite"))
 _MORE = """\
 More of a key, a section, a group or one of its options:
   prdp evaluate --help seeds        prdp evaluate --help sampler        prdp evaluate --help reward.pickscore"""

@@ -16,6 +16,7 @@ from prdp.diffusion.adapter_files import model_adapters
 from prdp.evaluation.models import check_exists, runs_among, split_name
 from prdp.evaluation.runs import TrainedRun
 from prdp.evaluation.settings import EvaluateConfig, check_evaluation
+from prdp.evaluation.suites import GROUP, suite_words
 from prdp.evaluation.trust import check_trust, trusted_folders
 from prdp.prompts.any_file import has_columns
 from prdp.support.errors import ConfigError
@@ -69,7 +70,8 @@ class Command:
     Attributes:
         root: its configuration.
         lists: keys of lists of short names.
-        judges: whether runs among the models bring along what they are judged by: prompts, rewards, and how many.
+        judges: whether a suite, or runs among the models, bring along what they are judged by: prompts, rewards,
+            and how many.
         all_columns: whether the columns of a file of prompts travel along as metadata.
         instead: key that stands in place of models -> settings that it brings along.
     """
@@ -96,6 +98,7 @@ def read_command_line(
             more than data and is not among those to trust.
     """
     command = command or EVALUATION
+    suite, words = suite_words(words, folders) if command.judges else (None, words)
     for word in words:
         key = word.partition("=")[0]
         if _SINGULAR.get(key) in command.lists:
@@ -119,6 +122,8 @@ def read_command_line(
     if runs and command.judges:
         judging, also = _judging_of(runs, lists, rest, chosen.names.get("watch", ()))
         overlay, notes = {**judging, **overlay}, [*notes, *also]
+    if suite is not None:
+        overlay[GROUP] = suite
     for key, sections in chosen.sections.items():
         overlay.setdefault(key, {}).update(sections)
     for key in _GROUP_OF:

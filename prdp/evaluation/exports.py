@@ -2,7 +2,7 @@
 
 geneval         <set>/<model>/00000/metadata.jsonl, 00000/samples/0000.png      github.com/djghosh13/geneval
 hpsv2           <set>/<model>/<style>/00000.jpg                                 github.com/tgxs002/HPSv2
-t2i_compbench   <set>/<model>/samples/<prompt>_000000.png                       github.com/Karine-Huang/T2I-CompBench
+t2i_compbench   <set>/<model>/<category>/samples/<prompt>_000000.png            github.com/Karine-Huang/T2I-CompBench
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prdp.evaluation.store import file_name
 from prdp.support.errors import ConfigError
 from prdp.support.picture_files import opened_picture
 from prdp.support.storage import atomic_directory
@@ -116,14 +117,18 @@ def _hpsv2(folder: Path, groups: list[Group]) -> None:
 
 
 def _t2i_compbench(folder: Path, groups: list[Group]) -> None:
-    """The number at a name's end counts all images: the scripts sort by it."""
-    samples = folder / "samples"
-    samples.mkdir()
-    number = 0
-    for _, text, _, images in groups:
+    """A folder for each category, as there are scripts for each; the number at a name's end counts its images: the
+    scripts sort by it.
+    """
+    counts: dict[str, int] = {}
+    for _, text, metadata, images in groups:
+        category = str(metadata.get("category", ""))
+        samples = folder / file_name(category) / "samples" if category else folder / "samples"
+        samples.mkdir(parents=True, exist_ok=True)
         for image in images:
+            number = counts.get(category, 0)
+            counts[category] = number + 1
             shutil.copyfile(image, samples / f"{text}_{number:06d}.png")
-            number += 1
 
 
 _WRITERS: dict[str, Callable[[Path, list[Group]], None]] = {

@@ -21,6 +21,7 @@ from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.samplers import sampler_of, sampler_problems
 from prdp.evaluation.settings import Drawing
 from prdp.rewards import check_reward
+from prdp.support.errors import UserError
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Key of the configuration -> name -> section with a `_target_`."""
@@ -52,12 +53,20 @@ def check_drawing(
     environment = config.cluster.reward_environment
     if environment is not None:
         find_environment(environment)
+    missing: list[UserError] = []
     for key, sections in scored.items():
         for name, section in sections.items():
-            check_reward(f"{key}.{name}", section, elsewhere=environment is not None)
+            try:
+                check_reward(f"{key}.{name}", section, elsewhere=environment is not None)
+            except UserError as error:
+                missing.append(error)
+                continue
             if environment is None:
                 for model in models:
                     refuse(size_problems(f"{key}.{name}", section, model.model, f", as {model.name} draws"))
+    if missing:
+        # All of them at once: who has to find weights wants to know of all.
+        raise type(missing[0])("\n".join(map(str, missing)))
     for key, section in here.items():
         check_reward(key, section)
 

@@ -9,7 +9,7 @@ import prdp
 from prdp.evaluation import report_pictures as pictures
 from prdp.evaluation.report_dots import dots_svg
 from prdp.evaluation.report_passes import passes_section, wins_section
-from prdp.evaluation.results import ALL, Cell, Results
+from prdp.evaluation.results import ALL, CATEGORY_MEAN, Cell, Results
 from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.tables import (
     DASH,
@@ -184,7 +184,8 @@ def _cells_table(results: Results, reward: str, prompt_set: str) -> str:
     head = "<tr><th>model</th><th>score</th>"
     head += f"<th>against {escape(results.against)}</th><th>win rate</th>" if results.against else ""
     main = [results.cell(model.name, prompt_set, reward, ALL) for model in results.models]
-    parts = [*results.parts(prompt_set, "category: "), *results.parts(prompt_set, "sub-score: ")]
+    kinds = (CATEGORY_MEAN, "category: ", "sub-score: ")
+    parts = [part for kind in kinds for part in results.parts(prompt_set, kind)]
     more = []
     for part in parts:
         cells = [results.cell(model.name, prompt_set, reward, part) for model in results.models]

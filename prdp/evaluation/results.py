@@ -12,7 +12,12 @@ from prdp.evaluation.diversity import mean_pairwise_distance, paired_distance
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.store import Chunk
 from prdp.evaluation.work import EvaluationWork
-from prdp.tracking.statistics import mean_interval, paired_difference_interval, win_rate_interval
+from prdp.tracking.statistics import (
+    mean_interval,
+    mean_of_means_interval,
+    paired_difference_interval,
+    win_rate_interval,
+)
 from prdp.types import Float32, Float64, Int64
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 Interval = tuple[float, float, float]
 NOTHING: Interval = (np.nan, np.nan, np.nan)
 ALL = "all"
+CATEGORY_MEAN = "mean of categories"
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Cell:
     """One model on one prompt set by one reward.
 
     Attributes:
-        part: 'all', 'category: <name>' or 'sub-score: <name>'.
+        part: 'all', 'mean of categories', 'category: <name>' or 'sub-score: <name>'.
         score: mean over images with its interval over prompts.
         difference: mean of the paired differences from the model compared with; NaN for that model itself.
         win_rate: share of the images that score above their partner's, ties half.
@@ -272,12 +278,34 @@ def _cells(
     cells = [cell(ALL, found.scores[reward], partner)]
     metadata = work.prompts[prompt_set].metadata
     categories = np.array([str(meta.get("category", "")) for meta in metadata])[found.prompt]
-    for name in sorted(set(categories.tolist()) - {""}):
+    names = sorted(set(categories.tolist()) - {""})
+    if work.config.category_mean and names:
+        cells.append(_category_mean(model, prompt_set, reward, found, partner, categories, confidence))
+    for name in names:
         cells.append(cell(f"category: {name}", found.scores[reward], partner, categories == name))
     for name, values in found.sub_scores[reward].items():
         other = base.sub_scores[reward].get(name) if base is not None else None
         cells.append(cell(f"sub-score: {name}", values, other))
     return cells
+
+
+def _category_mean(
+    model: str,
+    prompt_set: str,
+    reward: str,
+    found: Images,
+    partner: Float64 | None,
+    categories: np.ndarray,
+    confidence: float,
+) -> Cell:
+    """The mean of the categories' means, as benchmarks publish it; images of no category are left out."""
+    values = np.where(categories == "", np.nan, found.scores[reward])
+    score = mean_of_means_interval(values, found.prompt, categories, confidence)
+    difference = NOTHING
+    if partner is not None:
+        difference = mean_of_means_interval(values - partner, found.prompt, categories, confidence)
+    count = int(np.sum(~np.isnan(values)))
+    return Cell(model, prompt_set, reward, CATEGORY_MEAN, score, difference, NOTHING, count)
 
 
 def _spread(

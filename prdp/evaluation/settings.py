@@ -61,6 +61,8 @@ class Drawing(Protocol):
 class EvaluateConfig:
     """One run of `prdp evaluate`."""
 
+    suite: AnyText | None = None
+    """A benchmark, an option of conf/suite: its prompts, rewards, and how many images; what is typed beside it wins."""
     models: Annotated[list[str], _MODELS] = MISSING
     """'base', or [name:]path of a run, a sweep, a checkpoint, exported weights, a diffusers folder, a LoRA file."""
     against: AnyText | None = "base"
@@ -83,6 +85,8 @@ class EvaluateConfig:
     """Precision of the network's forward under autocast; null for none."""
     kl: bool = False
     """Also measure logratio_ref of LoRA files and checkpoints against their base: one more network pass a step."""
+    category_mean: bool = False
+    """Also tell the mean of the categories' means, as GenEval and HPSv2 publish it."""
     collapse_below: Annotated[float, between(0, 1)] = 0.5
     """The alarm goes off where a model's diversity is below this part of the base's."""
     confidence: Annotated[float, _CONFIDENCE] = 0.95

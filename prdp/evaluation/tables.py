@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prdp.evaluation.models import EvaluatedModel
-from prdp.evaluation.results import ALL, Cell, Results, Spread
+from prdp.evaluation.results import ALL, CATEGORY_MEAN, Cell, Results, Spread
 from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.spreadsheet import csv_text
 from prdp.reports.report_text import MINUS, interval, score, signed
@@ -46,6 +46,7 @@ def paper_table(results: Results) -> tuple[list[str], list[list[str]]]:
     columns: list[tuple[str, str, str]] = []
     for prompt_set in results.work.prompts:
         columns.append((prompt_set, prompt_set, ALL))
+        columns += [(part, prompt_set, part) for part in results.parts(prompt_set, CATEGORY_MEAN)]
         categories = results.parts(prompt_set, "category: ")
         if len(categories) <= _CATEGORY_COLUMNS:
             columns += [(part.removeprefix("category: "), prompt_set, part) for part in categories]
@@ -65,13 +66,18 @@ def comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
     base = results.against
     header = ["reward", "prompts", "model", PASSES, "score", *([f"against {base}", "win rate"] if base else [])]
     rows = []
+    sets = {
+        (prompt_set, part): prompt_set if part == ALL else f"{prompt_set}, {part}"
+        for prompt_set in results.work.prompts
+        for part in (ALL, *results.parts(prompt_set, CATEGORY_MEAN))
+    }
     for reward in results.rewards:
-        for prompt_set in results.work.prompts:
+        for (prompt_set, part), called in sets.items():
             for model in results.models:
-                cell = results.cell(model.name, prompt_set, reward)
+                cell = results.cell(model.name, prompt_set, reward, part)
                 assert cell is not None
                 passes = _passes(results, model.name, [prompt_set])
-                row = [reward, prompt_set, model.name, passes, f"{_mean(cell)} {interval(cell.score)}".strip()]
+                row = [reward, called, model.name, passes, f"{_mean(cell)} {interval(cell.score)}".strip()]
                 if base:
                     difference = f"{signed(cell.difference[0])} {interval(cell.difference, signed)}"
                     wins = f"{percent(cell.win_rate[0])} {percent_interval(cell)}"

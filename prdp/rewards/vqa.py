@@ -29,6 +29,8 @@ class VQAAlignment:
             images of a group apart; 'choice': 1 if it is the most probable; 'generate': 1 if the model, free to say
             anything, names it. TIFA maps free answers to choices by sentence embeddings; here one that names none, or
             several, is wrong.
+        cascade: whether a question that was set to 0 sets those that build on it to 0, too (DPG-Bench); otherwise
+            only a wrong answer does (DSG).
         device, dtype, batch_size, memory_mib: see `prdp.rewards.clip_model.ClipScorer`; a batch counts questions.
 
     Raises:
@@ -42,6 +44,7 @@ class VQAAlignment:
         self,
         path: str,
         method: str = "probability",
+        cascade: bool = False,
         device: str = "auto",
         dtype: str = "float32",
         batch_size: int | None = None,
@@ -49,13 +52,13 @@ class VQAAlignment:
     ) -> None:
         _check_method(method)
         check_settings(device, dtype, batch_size, memory_mib)
-        self._method = method
+        self._method, self._cascade = method, cascade
         self._model, files = load_answer_model("path", path, choose_device(self.name, device), dtype)
-        self.version = f"{weights_version(files, dtype, code=CODE_VERSION)}-{method}"
+        self.version = f"{weights_version(files, dtype, code=CODE_VERSION)}-{method}{'-cascade' if cascade else ''}"
         self._batches = Batches(self.name, batch_size, memory_mib, image_mib=256.0)
 
     @classmethod
-    def check(cls, path: str, method: str = "probability", **settings: Any) -> None:
+    def check(cls, path: str, method: str = "probability", cascade: bool = False, **settings: Any) -> None:
         """Check the arguments and the files without loading them.
 
         Raises:
@@ -86,7 +89,8 @@ class VQAAlignment:
         per_image = [correct[owner == row] for row in range(len(images))]
         plain = np.array([values.mean() for values in per_image])
         dependent = np.array(
-            [np.mean(with_dependencies(*pair)) for pair in zip(asked, per_image, strict=True)], dtype=np.float64
+            [np.mean(with_dependencies(*pair, self._cascade)) for pair in zip(asked, per_image, strict=True)],
+            dtype=np.float64,
         )
         return dependent, dict(zip(self.sub_score_names, (dependent, plain), strict=True))
 

@@ -65,13 +65,22 @@ def questions_of(prompt: str, metadata: Mapping[str, Any]) -> tuple[Question, ..
     return tuple(questions)
 
 
-def with_dependencies(questions: Sequence[Question], correct: Sequence[float]) -> list[float]:
+def with_dependencies(
+    questions: Sequence[Question], correct: Sequence[float], cascade: bool = False
+) -> list[float]:
     """The scores, 0 where that of a parent is below one half, in the order of the questions.
 
     Args:
         questions: of one prompt.
         correct: 1 for a right answer, 0 for a wrong one, or the probability of the right one.
+        cascade: a question that was set to 0 counts as a wrong parent of those after it, as in DPG-Bench's code.
     """
+    if cascade:
+        found = {question.number: value for question, value in zip(questions, correct, strict=True)}
+        for question in questions:
+            if any(found[parent] < 0.5 for parent in question.parents):
+                found[question.number] = 0.0
+        return list(found.values())
     own = {question.number: value for question, value in zip(questions, correct, strict=True)}
     return [
         own[question.number] if all(own[parent] >= 0.5 for parent in question.parents) else 0.0

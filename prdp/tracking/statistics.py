@@ -53,6 +53,44 @@ def mean_interval(
     return mean, mean - half, mean + half
 
 
+def mean_of_means_interval(
+    values: npt.ArrayLike, groups: _Groups, strata: npt.ArrayLike, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of the strata's means, whatever their sizes, with an interval; the groups of different strata are others.
+
+    The variances of the means add up, and the degrees of freedom are Welch's and Satterthwaite's.
+
+    Args:
+        values, groups, confidence: as for `mean_interval`.
+        strata: label of each value's stratum, [n].
+
+    Returns:
+        (mean, low, high). All NaN without a value; low and high NaN where a stratum has fewer than two groups.
+    """
+    array, labels = np.asarray(values, dtype=np.float64), np.asarray(strata)
+    names = np.arange(len(array)) if groups is None else np.asarray(groups)
+    means, variances, freedoms = [], [], []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for stratum in np.unique(labels):
+            found, index = _present(array[labels == stratum], names[labels == stratum], confidence)
+            if not len(found):
+                continue
+            count = int(index.max()) + 1
+            means.append(float(found.mean()))
+            variances.append(_standard_error(found - means[-1], index) ** 2 if count > 1 else math.nan)
+            freedoms.append(count - 1)
+        if not means:
+            return math.nan, math.nan, math.nan
+        mean, total = float(np.mean(means)), float(np.sum(variances))
+        half = 0.0
+        if total:
+            freedom = total**2 / float(np.sum(np.square(variances) / np.maximum(freedoms, 1)))
+            half = float(stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(total) / len(means)
+    if not math.isfinite(half):
+        return mean, math.nan, math.nan
+    return mean, mean - half, mean + half
+
+
 def paired_difference_interval(
     before: npt.ArrayLike, after: npt.ArrayLike, groups: _Groups = None, confidence: float = 0.95
 ) -> tuple[float, float, float]:

@@ -96,6 +96,14 @@ def test_t2i_compbench(tmp_path: Path) -> None:
     assert [int(name.split("_")[-1].split(".")[0]) for name in names] == list(range(8))
 
 
+def test_t2i_compbench_has_a_folder_for_each_category(tmp_path: Path) -> None:
+    prompts = batch(["a", "b", "c"], [{"category": name} for name in ("color_val", "shape_val", "color_val")])
+    folder = export("t2i_compbench", tmp_path / "out", stored(tmp_path, prompts))
+    found = {one.name: sorted(file.name for file in (one / "samples").iterdir()) for one in folder.iterdir()}
+    of_colors = [f"{text}_{number:06d}.png" for number, text in enumerate("aaaacccc")]
+    assert found == {"color_val": of_colors, "shape_val": [f"b_{number:06d}.png" for number in range(4)]}
+
+
 @pytest.mark.parametrize(
     ("tool", "prompts", "says"),
     [

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from prdp.configuration.compose import Composer
+from prdp.evaluation.exports import check_export
 from prdp.prompts import build_prompts
+from prdp.prompts.stream import fixed_prompts
 from prdp.rewards.vqa_questions import questions_of, with_dependencies
 
 DATA = Path(os.environ.get("PRDP_PROMPT_DATA", "/nonexistent"))
@@ -52,3 +54,10 @@ def test_the_large_training_list() -> None:
     source = build_prompts("prompts.train", section)
     assert len(source) == 115_670
     assert source[115_669][1].keys() == {"category"}
+
+
+def test_t2i_compbench_goes_to_its_authors_scripts() -> None:
+    section = {"_target_": "prdp.prompts.text_file.TextFilePrompts", "path": f"{DATA}/eval/t2i_compbench_val.txt"}
+    prompts = fixed_prompts(build_prompts("prompts", section), 2400, 0)
+    assert len(prompts) == 2400
+    check_export("t2i_compbench", "t2i_compbench", prompts)

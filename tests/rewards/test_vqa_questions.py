@@ -57,3 +57,14 @@ def test_defaults_are_yes_out_of_yes_and_no_and_no_parents() -> None:
 def test_bad_questions_are_named(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         questions_of("a cat", metadata)
+
+
+def test_a_wrong_answer_takes_along_what_builds_on_it_where_that_is_asked_for() -> None:
+    entries: list[dict[str, Any]] = [{"id": number, "question": "q", "parents": [number - 1]} for number in range(1, 5)]
+    questions = questions_of("p", {"questions": entries})
+    assert with_dependencies(questions, [0, 1, 1, 1]) == [0, 0, 1, 1]
+    assert with_dependencies(questions, [0, 1, 1, 1], cascade=True) == [0, 0, 0, 0]
+    assert with_dependencies(questions, [1, 1, 0.2, 1], cascade=True) == [1, 1, 0.2, 0]
+    # A question that stands before its parent is decided by the parent's own answer.
+    swapped = [questions[0], questions[2], questions[1]]
+    assert with_dependencies(swapped, [0, 1, 1], cascade=True) == [0, 1, 0]

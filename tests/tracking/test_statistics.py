@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest, ttest_1samp
+from scipy.stats import binom, binomtest, ttest_1samp, ttest_ind
 
-from prdp.tracking.statistics import mean_interval, paired_difference_interval, wilson_interval, win_rate_interval
+from prdp.tracking.statistics import (
+    mean_interval,
+    mean_of_means_interval,
+    paired_difference_interval,
+    wilson_interval,
+    win_rate_interval,
+)
 
 
 def test_two_groups_by_hand() -> None:
@@ -182,3 +188,23 @@ def test_win_rate_counts_ties_half() -> None:
     assert rate == 1 and math.isnan(low) and math.isnan(high)
     with pytest.raises(ValueError, match="expected pairs"):
         win_rate_interval([1], [1, 2])
+
+
+def test_the_mean_of_two_means_has_the_interval_of_welch() -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(1, 2, 7), rng.normal(4, 0.5, 12)
+    values, strata = np.concatenate([first, second]), np.repeat(["a", "b"], [7, 12])
+    mean, low, high = mean_of_means_interval(values, np.arange(19), strata, 0.9)
+    # Welch's interval is that of a difference: with the sign of one turned it is that of the sum, twice the mean.
+    welch = ttest_ind(first, -second, equal_var=False).confidence_interval(0.9)
+    assert mean == pytest.approx((first.mean() + second.mean()) / 2)
+    assert (low, high) == pytest.approx((welch.low / 2, welch.high / 2))
+
+
+def test_the_mean_of_means_takes_groups_and_leaves_out_what_is_missing() -> None:
+    values, groups = np.array([1.0, 3, 5, 9, np.nan]), [0, 0, 1, 1, 2]
+    assert mean_of_means_interval(values, groups, ["a"] * 5) == pytest.approx(mean_interval(values, groups))
+    mean, low, high = mean_of_means_interval(values, groups, ["a", "a", "b", "b", "c"])
+    assert mean == 4.5 and math.isnan(low) and math.isnan(high)  # one group in each says nothing about their spread
+    assert mean_of_means_interval([2, 2, 4, 4], [0, 1, 2, 3], [0, 0, 1, 1]) == (3, 3, 3)
+    assert all(map(math.isnan, mean_of_means_interval([np.nan], [0], [0])))
