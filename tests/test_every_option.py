@@ -16,6 +16,7 @@ import pytest
 from chat_judge import judge
 from http_rewards import serving
 from narrow_flow import narrow_pipeline
+from other_reward_servers import answering, flow_grpo, unirl_service
 from PIL import Image
 from reference_models import imagereward_tensors
 from small_checkpoints import (  # noqa: F401
@@ -232,6 +233,11 @@ def test_options_start(
     elif run["reward"] == "vlm_judge":
         with judge(lambda pictures, text: f'{{"alignment": {1 + pictures[0].mean() / 30}, "quality": 5}}') as (url, _):
             train(*words, f"reward.url={url}", "cluster=inline")
+    elif run["reward"] in ("unirl_service", "flow_grpo_server"):
+        of_unirl = run["reward"] == "unirl_service"
+        with answering(unirl_service if of_unirl else flow_grpo) as (url, _):
+            named = "reward.reward=bright" if of_unirl else "reward.key=scores"
+            train(*words, f"reward.url={url}", named, "cluster=inline")
     else:
         train(*words, "cluster=inline")
 

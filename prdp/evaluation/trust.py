@@ -20,7 +20,11 @@ CALLABLE = "prdp.rewards.python_callable.PythonCallable"
 REMOTE = "prdp.rewards.remote.RemoteReward"
 ORIGINALITY = "prdp.rewards.originality.Originality"
 VLM_JUDGE = "prdp.rewards.vlm_judge.VlmJudge"
-SERVERS = {REMOTE: ("token_variable", "PRDP_REWARD_TOKEN"), VLM_JUDGE: ("key_variable", "PRDP_JUDGE_KEY")}
+OTHER_SERVERS = ("prdp.rewards.other_servers.UniRLService", "prdp.rewards.other_servers.FlowGRPOServer")
+SERVERS = {
+    **dict.fromkeys((REMOTE, *OTHER_SERVERS), ("token_variable", "PRDP_REWARD_TOKEN")),
+    VLM_JUDGE: ("key_variable", "PRDP_JUDGE_KEY"),
+}
 """Rewards that contact a server -> the argument that names the environment variable of its secret, and its default."""
 DATASETS = ("prdp.prompts.hf_dataset.HfDatasetPrompts", "prdp.prompts.any_file.open_prompts")
 REWARDS = frozenset(

@@ -64,21 +64,28 @@ def encode_request(
         ValueError: metadata that JSON cannot hold, by prompt.
     """
     one = _png if encoding == "png" else np.ndarray.tobytes
-    plain = []
-    for prompt, meta in zip(prompts, metadata, strict=True):
-        try:
-            plain.append(json.loads(json.dumps(dict(meta), default=_plain, allow_nan=False)))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"metadata of prompt {prompt!r} cannot be sent as JSON: {error}") from None
     document = {
         "format": FORMAT,
         "shape": list(images.shape),
         "encoding": encoding,
         "images": [base64.b64encode(one(image)).decode("ascii") for image in images],
         "prompts": list(prompts),
-        "metadata": plain,
+        "metadata": [plain_metadata(*pair) for pair in zip(prompts, metadata, strict=True)],
     }
     return json.dumps(document).encode()
+
+
+def plain_metadata(prompt: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt's metadata as JSON gives them back.
+
+    Raises:
+        ValueError: what JSON cannot hold, by prompt.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(metadata), default=_plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata of prompt {prompt!r} cannot be sent as JSON: {error}") from None
+    return plain
 
 
 def decode_request(body: bytes, limits: Limits) -> tuple[UInt8, list[str], list[dict[str, Any]]]:
@@ -165,7 +172,19 @@ def decode_identity(body: bytes) -> dict[str, Any]:
 
 
 def _document(body: bytes, limit: int = VALUES) -> dict[str, Any]:
-    """The object in a body, unless it would become many times its size in memory."""
+    """The object of this format in a body."""
+    document = json_object(body, limit)
+    if document.get("format") != FORMAT or isinstance(document.get("format"), bool):
+        raise WireError(f"format is {short(document.get('format'))}, expected {FORMAT}")
+    return document
+
+
+def json_object(body: bytes, limit: int = VALUES) -> dict[str, Any]:
+    """The JSON object in a body, unless it would become many times its size in memory.
+
+    Raises:
+        WireError: it is none, or holds more than `limit` values.
+    """
     values = sum(body.count(mark) for mark in (b"[", b"{", b","))
     if values > limit:
         raise WireError(f"the body holds {values} lists, objects and commas, at most {limit} are taken")
@@ -181,8 +200,6 @@ def _document(body: bytes, limit: int = VALUES) -> dict[str, Any]:
         raise WireError(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise WireError(f"the body is a JSON {type(document).__name__}, expected an object")
-    if document.get("format") != FORMAT or isinstance(document.get("format"), bool):
-        raise WireError(f"format is {short(document.get('format'))}, expected {FORMAT}")
     return document
 
 
