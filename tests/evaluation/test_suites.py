@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_checkpoints import bert_tokenizer, blip_folder  # noqa: F401
 from test_command_line import composed
 
 from prdp.commands.evaluate import main
@@ -104,3 +105,22 @@ def test_a_suite_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found[CATEGORY_MEAN]["score_low"] < found[CATEGORY_MEAN]["score"]
     assert "| redness | list, mean of categories | base |" in Path("out/results.md").read_text()
     assert CATEGORY_MEAN in Path("out/report.html").read_text()
+
+
+def test_a_benchmark_with_questions_runs_on_small_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blip_folder: Path  # noqa: F811
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
+    rows = ["vrd1,a red cat,k,1,0,entity,whole,t,Is there a cat?", "vrd1,a red cat,k,2,1,attribute,color,t,Is it red?"]
+    rows.append("whoops2,two cats,k,1,0,entity,whole,t,Are there two?")
+    Path("dpg.csv").write_text("\n".join([f"{head},question_natural_language", *rows]))
+    words = ["suite=dpg_bench", *BASE, "prompts.dpg_bench.path=dpg.csv", f"rewards.vqa.path={blip_folder}"]
+    words += ["rewards.vqa.device=cpu", "sampler.steps=2", "sampler.guidance_scale=1"]
+    assert main([*words, "output_dir=out"]) == 0
+    found = json.loads(Path("out/results.json").read_text())
+    assert (found["prompts"], found["images_per_prompt"]) == ({"dpg_bench": 2}, 4)
+    assert found["rewards"]["vqa"]["version"].endswith("-choice-cascade")
+    [score] = [row["score"] for row in found["scores"] if row["part"] == "all"]
+    # Yes or no to each question: quarters of what four images can get, in halves for the prompt with two questions.
+    assert score * 16 == pytest.approx(round(score * 16))
