@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from prdp.checkpoints.unfinished import optimizer_tensors, put_into_optimizer
+from prdp.support.errors import ConfigError
 from prdp.types import Float32, Float64, Int64
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Distillation:
             update, loss, learning_rate and grad_norm of each update.
 
         Raises:
-            ValueError: a loss that is not finite.
+            ConfigError: a loss that is not finite.
         """
         while self.update < self._config.updates:
             found = self._step(next(batches))
@@ -171,7 +172,7 @@ class Distillation:
         parameters = list(self._policy.weights.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, learner.max_grad_norm)
         if not (math.isfinite(loss) and bool(norm.isfinite())):
-            raise ValueError(f"update {update}: the loss is {loss}; a smaller learner.learning_rate may help")
+            raise ConfigError(f"update {update}: the loss is {loss}; a smaller learner.learning_rate may help")
         self._optimizer.step()
         for average in self._averages.values():
             average.move()

@@ -129,8 +129,9 @@ def check_start(config: CalibrateConfig, model_is_given: bool = True, sizes: Seq
         refuse(_space_problems(config.strategy.name, student, teacher))
     sampler = sampler_of(config, teacher)
     total, first = teacher_steps(config.strategy, sampler.steps, family_of(teacher.model).process_of(teacher.model))
+    rolled = f"strategy: sampler.steps={sampler.steps} of refine are the last of a chain of {total}: "
     sampler = dataclasses.replace(sampler, steps=total)
-    with start_up_checks("sampler"):
+    with start_up_checks("sampler" if not first else rolled + "sampler"):
         family_of(teacher.model).process_of(teacher.model).transitions(sampler)
     parts = (
         Part(_absolute(config.models[0]), student.model, sampler_of(config, student)),
@@ -155,7 +156,8 @@ def calibrate(config: CalibrateConfig, found: Found, notes: Sequence[str] = ()) 
     with hold(folder), Progress(1, run_dir=folder, interactive=False) as progress:
         say = progress.message
         remove_leftovers(folder, deep=True)
-        for note in (str(folder), *notes, *own_samplers(config, [found.student, found.teacher]), _told(config, found)):
+        drawing = own_samplers(config, [found.student, found.teacher])
+        for note in (str(folder), *notes, *drawing, *_order(config, found), _told(config, found)):
             say(note)
         with start_up_checks():
             work = Work.of(config, [found.student], found.prompts, timed=False)
@@ -227,6 +229,19 @@ def _space_problems(strategy: str, student: EvaluatedModel, teacher: EvaluatedMo
             f"{digests[1]}), so that its latents mean other pictures; set strategy=regenerate"
         ]
     return []
+
+
+def _order(config: CalibrateConfig, found: Found) -> list[str]:
+    """A warning where the teacher is cheaper than the student."""
+    student, teacher = (part.sampler for part in found.parts)
+    own = network_passes(student)
+    asked = network_passes(dataclasses.replace(teacher, steps=teacher.steps - found.first))
+    if config.strategy.name == "redraw" or asked >= own:
+        return []
+    return [
+        f"warning: {found.student.name} draws in {own} passes, and {found.teacher.name} is asked for {asked}: the "
+        "student is the first of models, the teacher the second"
+    ]
 
 
 def _told(config: CalibrateConfig, found: Found) -> str:

@@ -15,6 +15,7 @@ from prdp.collaboration.prompt_estimator import load_estimator
 from prdp.config import SamplerConfig
 from prdp.diffusion.refinement import rollback
 from prdp.evaluation.models import EvaluatedModel, find_models, model_digest
+from prdp.evaluation.samplers import network_passes
 from prdp.evaluation.trust import more_than_data
 from prdp.evidence.denoising import FinalLatents
 from prdp.rewards.base import identity_of
@@ -64,6 +65,16 @@ def threshold_of(folder: Path, cascade: Cascade) -> Threshold:
         StartError: it was fitted on something else; names what differs.
     """
     return load(folder / THRESHOLD_FILE, cascade.digests(model_digest(parts_of(cascade)[0])))
+
+
+def passes_of(cascade: Cascade) -> tuple[int, int]:
+    """Passes of the network for an image that is the student's first one, and for one that is drawn in its place."""
+    teacher = cascade.teacher.sampler
+    student = network_passes(cascade.student.sampler)
+    again = network_passes(dataclasses.replace(teacher, steps=teacher.steps - cascade.first))
+    if cascade.strategy.name == "skip":
+        return student, again
+    return student, student + (student if cascade.strategy.name == "redraw" else again)
 
 
 def build_cascade_sampler(

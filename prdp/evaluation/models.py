@@ -363,9 +363,8 @@ def _latent_shape(model: ModelConfig) -> tuple[int, ...]:
     return family_of(model).latent_shape_of(model)
 
 
-@cache
 def _pipeline_digest(path: str, revision: str | None, variant: str | None, family: str) -> str:
-    folder = fetch_model(path, variant, revision, next(one for one in FORMATS if one.family == family))
+    folder = _fetched(path, revision, variant, family)
     digest = hashlib.blake2b(digest_size=12)
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
@@ -377,6 +376,17 @@ def _pipeline_digest(path: str, revision: str | None, variant: str | None, famil
 
 
 @cache
+def _fetched(path: str, revision: str | None, variant: str | None, family: str) -> Path:
+    return fetch_model(path, variant, revision, next(one for one in FORMATS if one.family == family))
+
+
 def _file_digest(file: Path) -> str:
+    """Read once, and again when the file has changed: a student may be distilled anew in a process that lives on."""
+    status = file.stat()
+    return _content_digest(file, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _content_digest(file: Path, size: int, modified: int) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=12)).hexdigest()

@@ -21,7 +21,7 @@ from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.samplers import sampler_of, sampler_problems
 from prdp.evaluation.settings import Drawing
 from prdp.rewards import check_reward
-from prdp.support.errors import UserError
+from prdp.support.errors import UserError, start_up_checks
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Key of the configuration -> name -> section with a `_target_`."""
@@ -50,6 +50,9 @@ def check_drawing(
     refuse(_problems(config, models if sampled else (), scored, here))
     for model in models if not sampled else ():
         family_of(model.model).check(model.model)
+    for model in models if sampled else ():
+        if model.kind == "cascade":
+            _check_cascade(model)
     environment = config.cluster.reward_environment
     if environment is not None:
         find_environment(environment)
@@ -69,6 +72,19 @@ def check_drawing(
         raise type(missing[0])("\n".join(map(str, missing)))
     for key, section in here.items():
         check_reward(key, section)
+
+
+def _check_cascade(model: EvaluatedModel) -> None:
+    """Refuse one whose student, teacher or threshold is missing or another than it was calibrated with."""
+    from prdp.collaboration.cascade_files import read_cascade
+    from prdp.evaluation.cascades import parts_of, threshold_of
+
+    assert model.path is not None
+    with start_up_checks(f"models: {model.name}"):
+        cascade = read_cascade(model.path)
+        for part in parts_of(cascade):
+            family_of(part.model).check(part.model)
+        threshold_of(model.path, cascade)
 
 
 def _problems(

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from prdp.cluster.base import SamplerFactory
+from prdp.collaboration.cascade_files import read_cascade
 from prdp.diffusion import family_of
 from prdp.diffusion.latent_space import vae_digest
+from prdp.evaluation.cascades import passes_of
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.samplers import network_passes, sampler_of
 from prdp.evaluation.store import FOLDER, RECORD, Chunk
@@ -68,13 +70,21 @@ def size_text(config: GenerateConfig, model: EvaluatedModel, prompts: Mapping[st
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(place).free
     nobody_draws = config.pictures is not None and not config.models
-    passes = "" if nobody_draws else f", {network_passes(sampler_of(config, model))} passes each"
+    passes = "" if nobody_draws else f", {_passes(config, model)} passes each"
     told = (
         f"{images:,} images = {count:,} prompts x {config.images_per_prompt:,} of {model.name}{passes}; on the disk up "
         f"to {_shown(pictures)} of pictures, before PNG packs them, and {_shown(latents)} of latents "
         f"({config.latents}); {_shown(free)} are free"
     )
     return f"{told}\nwarning: disk: there may not be room enough" if pictures + latents > free else told
+
+
+def _passes(config: GenerateConfig, model: EvaluatedModel) -> str:
+    """Of the network for an image."""
+    if model.kind != "cascade" or model.path is None:
+        return f"{network_passes(sampler_of(config, model))}"
+    least, most = passes_of(read_cascade(model.path))
+    return f"{least} or {most}"
 
 
 def _check_same(work: Work[GenerateConfig]) -> None:

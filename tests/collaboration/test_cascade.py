@@ -14,12 +14,12 @@ import pytest
 from prdp.calibration import Threshold, fit
 from prdp.cli import main
 from prdp.collaboration.cascade import CascadeSampler, Strategy, strategy_problems, strength_of, teacher_steps
-from prdp.collaboration.cascade_files import CASCADE_FILE, ESTIMATOR_FILE, read_cascade
+from prdp.collaboration.cascade_files import CASCADE_FILE, ESTIMATOR_FILE, THRESHOLD_FILE, read_cascade
 from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.rectified_flow import RectifiedFlow
 from prdp.diffusion.sampler import Redrawn
 from prdp.diffusion.variance_preserving import VariancePreserving
-from prdp.evaluation.cascades import parts_of, threshold_of
+from prdp.evaluation.cascades import parts_of, passes_of, threshold_of
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
 from prdp.evaluation.samplers import sampler_of
@@ -158,6 +158,7 @@ def test_a_cascade_is_one_model_for_evaluations(
     [model] = find_models([str(cascade)], base)
     found = read_cascade(cascade)
     assert model.kind == "cascade" and (found.teacher.sampler.steps, found.first) == (4, 2)
+    assert passes_of(found) == (1, 5)
     assert threshold_of(cascade, found).realised == 0.5
 
     def of(folder: Path, images: int) -> Rollout:
@@ -249,6 +250,8 @@ def test_what_a_cascade_cannot_be_made_of_is_named(
     assert "rewards: must be one" in refused("rewards=[redness,compressibility]")
     assert "strategy: give one of" in refused("strategy.rollback_variance=0.5")
     assert "its estimator must be a reward of this package" in refused("rewards=[test_cascade.Second]")
+    told = refused("strategy.rollback_strength=1e-6")
+    assert "sampler.steps=2 of refine are the last of a chain of 2000000: sampler: sampler.steps is 2000000" in told
     [model] = find_models([str(cascade)], ModelConfig(path=str(small_pipeline)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prdp.rewards.redness.Redness.version", "another")
@@ -260,8 +263,24 @@ def test_what_a_cascade_cannot_be_made_of_is_named(
     (another / CASCADE_FILE).write_text(json.dumps(document))
     with pytest.raises(StartError, match=r"threshold was calibrated with another sampler \("):
         threshold_of(another, read_cascade(another))
+    words = [f"models=[{another}]", f"model.path={small_pipeline}", "prompts=[shapes]", "rewards=[redness]"]
+    words += ["against=null", f"output_dir={tmp_path}/compare"]
+    assert main(["evaluate", *words]) == 2
+    assert "models: another: " in (told := capsys.readouterr().err) and "with another sampler (" in told
+    (another / THRESHOLD_FILE).unlink()
+    assert main(["evaluate", *words]) == 2
+    assert "there is no such file; a threshold has to be calibrated first" in capsys.readouterr().err
+    assert not (tmp_path / "compare").exists(), "before anything is drawn"
     document["reward"] = {"_target_": "os.system", "command": "true"}
     (another / CASCADE_FILE).write_text(json.dumps(document))
-    words = [f"models=[{another}]", f"model.path={small_pipeline}", "prompts=[shapes]", "rewards=[redness]"]
-    assert main(["evaluate", *words, "against=null", f"output_dir={tmp_path}/compare"]) == 2
+    assert main(["evaluate", *words]) == 2
     assert "imports and runs os.system" in capsys.readouterr().err
+
+
+def test_a_model_that_has_changed_is_another_in_the_process_that_knew_it(model_folder: Path) -> None:
+    [model] = find_models(["base"], ModelConfig(path=str(model_folder)))
+    before = model_digest(model)
+    assert model_digest(model) == before
+    file = model_folder / "unet" / "config.json"
+    file.write_text(file.read_text() + "\n")
+    assert model_digest(model) != before
