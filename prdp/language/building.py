@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,8 @@ def build_metric(name: str) -> Metric:
         scores = [float(one) for one in found(texts, answers)]
         if len(scores) != len(texts):
             raise StartError(f"metric={name}: gave {len(scores)} numbers for {len(texts)} texts")
+        if strange := [one for one in scores if not math.isfinite(one)]:
+            raise StartError(f"metric={name}: gave {strange[0]} for a text; it must give finite numbers")
         return scores
 
     return checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from prdp.checkpoints.run_folder import check_empty, check_writable
 from prdp.checkpoints.unfinished import Unfinished
 from prdp.language.building import build_assistant, check_server, identity
 from prdp.language.folder import folder_digest, write_manifest
-from prdp.language.models import DeferringModel, load_network, load_tokenizer
+from prdp.language.models import DeferringModel, length_limit_of, load_network, load_tokenizer
 from prdp.language.phases import Phase, run_phases, watch
-from prdp.language.records import read_records
+from prdp.language.records import Example, read_records
 from prdp.language.scores import Scores, score_files
 from prdp.language.settings import PretrainConfig, ScoreConfig, TrainConfig
 from prdp.language.tokenizers import tokenizer_digest
@@ -109,6 +109,7 @@ def train(config: TrainConfig) -> Path:
     if tokenizer_digest(tokenizer) != scores.tokenizer:
         raise StartError(_other_tokenizer(config.base, tokenizer, scores))
     data = scores.read()
+    _check_lengths(config.base, [one.example for one in data])
     mode, settings = config.training.mode, config.training
     learning = Learning(
         settings.steps, settings.batch_size, settings.learning_rate, settings.row_learning_rate, seed=config.seed
@@ -150,6 +151,17 @@ def train(config: TrainConfig) -> Path:
         unfinished.remove()
     print(f"{folder}  (prdp collm calibrate pair={folder} data=...)")
     return folder
+
+
+def _check_lengths(base: str, examples: Sequence[Example]) -> None:
+    """Refuse a base that does not read the longest record."""
+    limit = length_limit_of("base", base)
+    longest = max(len(one.prompt) + len(one.answer) for one in examples)
+    if limit is not None and longest > limit:
+        raise StartError(
+            f"base={base}: reads {limit} tokens, and the longest record of the scores has {longest}; score with "
+            f"max_length={limit} to find it"
+        )
 
 
 def _adapted(config: TrainConfig, tokenizer: Any, mode: str) -> DeferringModel:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prdp.config import ClusterConfig
+from prdp.configuration.preconditions import device_problems
 from prdp.rewards.weight_files import digest
 from prdp.support.errors import StartError
 
@@ -137,7 +139,7 @@ def load_tokenizer(key: str, path: str) -> Any:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise StartError(f"{key}={path}: holds no tokenizer: {error}") from error
+        raise StartError(f"{key}={path}: holds no tokenizer, such as tokenizer.json: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise StartError(f"{key}={path}: its tokenizer has no token that ends texts")
     return tokenizer
@@ -160,12 +162,18 @@ def load_network(key: str, path: str, device: str, dtype: str) -> Any:
             path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
         )
     except (OSError, ValueError) as error:
-        raise StartError(f"{key}={path}: holds no causal language model: {error}") from error
+        raise StartError(f"{key}={path}: holds no causal language model: {_first_line(error)}") from error
     return network.eval().to(chosen_device(device))
 
 
 def chosen_device(device: str) -> str:
-    """The device of a setting: auto is the GPU that there is, else the CPU."""
+    """The device of a setting: auto is the GPU that there is, else the CPU.
+
+    Raises:
+        StartError: it is not there.
+    """
+    if problems := device_problems("device", device, ClusterConfig(kind="inline"), 0.0, True):
+        raise StartError("\n".join(problems))
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
@@ -177,8 +185,31 @@ def folder_digest(path: str) -> str:
 
 def length_limit(network: Any) -> int | None:
     """Tokens that a model reads at most; None where its configuration tells none."""
-    limit = getattr(network.config, "max_position_embeddings", None)
+    return _limit_in(network.config)
+
+
+def length_limit_of(key: str, path: str) -> int | None:
+    """The same of the model in a folder, whose weights are not read.
+
+    Raises:
+        StartError: by key.
+    """
+    from transformers import AutoConfig
+
+    _check_folder(key, path)
+    try:
+        return _limit_in(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        raise StartError(f"{key}={path}: holds no causal language model: {_first_line(error)}") from error
+
+
+def _limit_in(config: Any) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None)
     return None if limit is None else int(limit)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_folder(key: str, path: str) -> None:

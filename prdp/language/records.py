@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prdp.support.errors import StartError
+from prdp.support.errors import StartError, start_up_checks
 from prdp.support.json_lines import read_json_lines
 
 
@@ -46,6 +46,8 @@ def read_records(file: Path, with_answers: bool = False) -> list[Record]:
     """
 
     def parse(value: Any) -> Record:
+        if not isinstance(value, dict):
+            raise ValueError("it is no object with a prompt and an answer")
         prompt, answer = value["prompt"], value["answer"] if with_answers else value.get("answer")
         if not isinstance(prompt, str) or not ((answer is None and not with_answers) or isinstance(answer, str)):
             raise ValueError("prompt and answer must be text")
@@ -91,14 +93,23 @@ def encode(tokenizer: Any, record: Record) -> Example:
     return Example(encode_prompt(tokenizer, record.prompt), (*answer, tokenizer.eos_token_id))
 
 
-def encode_all(tokenizer: Any, records: Sequence[Record], max_length: int) -> list[Example]:
+def encode_all(
+    tokenizer: Any, records: Sequence[Record], max_length: int | None, where: str = "data"
+) -> list[Example]:
     """Records in tokens.
 
+    Args:
+        max_length: tokens of a record at most; None for any number.
+        where: put before what is wrong, such as a key and a file.
+
     Raises:
-        StartError: one that is longer than `max_length`, by number.
+        StartError: one that has no token, or is longer than `max_length`, by number.
     """
-    examples = [encode(tokenizer, record) for record in records]
-    for number, one in enumerate(examples, start=1):
-        if (length := len(one.prompt) + len(one.answer)) > max_length:
-            raise StartError(f"record {number} has {length} tokens, more than the {max_length} that are read")
+    examples = []
+    for number, record in enumerate(records, start=1):
+        with start_up_checks(f"{where}: record {number}"):
+            one = encode(tokenizer, record)
+        if max_length is not None and (length := len(one.prompt) + len(one.answer)) > max_length:
+            raise StartError(f"{where}: record {number} has {length} tokens, more than the {max_length} that are read")
+        examples.append(one)
     return examples

@@ -121,7 +121,10 @@ def score_files(
     """
     if len({file.stem for file in data}) < len(data):
         raise StartError(f"data={[str(file) for file in data]}: two files have one name")
-    read = [(file, file_digest(file), encode_all(tokenizer, read_records(file, True), max_length)) for file in data]
+    read = [
+        (file, file_digest(file), encode_all(tokenizer, read_records(file, True), max_length, f"data={file}"))
+        for file in data
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     scores = Scores(folder, {**identity, "digest": assistant.digest}, tokenizer_digest, {})
     if (folder / MANIFEST).exists():

@@ -254,7 +254,7 @@ def check(config: Any) -> None:
         problems += assistant_problems(config.assistant)
         if config.assistant.url and not config.tokenizer:
             problems.append("tokenizer: must be given for assistant.url, such as the base's folder")
-    if isinstance(config, DecodeConfig) and bool(config.data) == bool(config.prompt):
+    if isinstance(config, DecodeConfig) and bool(config.data.strip()) == bool(config.prompt.strip()):
         problems.append("data, prompt: give a file of prompts or one prompt")
     if isinstance(config, DecodeConfig) and config.output and not config.output.endswith(".jsonl"):
         problems.append(f"output={config.output}: must be a file that ends on .jsonl")

@@ -16,6 +16,7 @@ from prdp.language.deferral import gold_log_probs, label_loss, mixture_loss, wea
 from prdp.language.models import DeferringModel
 from prdp.language.reading import right_padded
 from prdp.language.scores import ScoredExample
+from prdp.support.errors import ConfigError
 
 _GRADIENT_NORM = 1.0
 
@@ -209,7 +210,7 @@ def _learning(
 
     def take(loss: Tensor) -> dict[str, float]:
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {float(loss.detach())}; a smaller learning_rate may help")
+            raise ConfigError(f"the loss is {float(loss.detach())}; a smaller learning_rate may help")
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(learned, _GRADIENT_NORM)

@@ -13,7 +13,7 @@ from prdp.language.building import build_metric, check_server, decoding_of
 from prdp.language.calibrating import Point, best, curve, scores_of
 from prdp.language.choosing import SCORES, Above
 from prdp.language.comparison import Row, baselines, row, table
-from prdp.language.decoding import Answer, Pair, decode, stream
+from prdp.language.decoding import Answer, Pair, check_lengths, decode, stream
 from prdp.language.folder import BASELINES, THRESHOLD
 from prdp.language.opening import open_pair
 from prdp.language.page import page, pieces
@@ -23,9 +23,6 @@ from prdp.support.errors import start_up_checks
 from prdp.support.json_lines import json_line
 from prdp.support.printable import printable
 from prdp.support.storage import write_atomically
-
-_LENGTH = 1 << 20
-"""Tokens of a validation record at most: what the models read is checked before anything is decoded."""
 
 
 def calibrate(config: CalibrateConfig) -> Point:
@@ -39,10 +36,12 @@ def calibrate(config: CalibrateConfig) -> Point:
     records = read_records(data, with_answers=True)
     opened = open_pair(config, ("trained", "init", "fine_tuned"))
     folder, assistant, tokenizer, pairs = opened.folder, opened.assistant, opened.tokenizer, opened.pairs
-    examples = encode_all(tokenizer, records, _LENGTH)
-    check_server(assistant, tokenizer, records[0])
+    limits = [one for one in (pairs["trained"].limit, assistant.limit) if one is not None]
+    examples = encode_all(tokenizer, records, min(limits, default=None), f"data={data}")
     prompts, wanted = [one.prompt for one in examples], [record.answer or "" for record in records]
     how, size = decoding_of(config.writing), config.writing.batch_size
+    check_lengths(pairs["trained"], prompts, how.max_new_tokens)
+    check_server(assistant, tokenizer, records[0])
     values = {name: scores_of(pair.base, examples, size) for name, pair in pairs.items()}
     points = []
     print(f"{'share':>6}  {'eta':>8}  {config.metric:>8}  {'deferred':>8}  {'calls':>6}")
@@ -93,6 +92,7 @@ def write(config: DecodeConfig) -> list[Row]:
     rule = Above(SCORES["deferral"], eta)
     with start_up_checks("prompt"):
         prompts = [encode_prompt(tokenizer, record.prompt) for record in records]
+    check_lengths(pair, prompts, how.max_new_tokens)
     if config.prompt:
         return _stream(pair, prompts[0], rule, config)
     answers = list(decode(pair, prompts, lambda _: rule, how))

@@ -159,6 +159,21 @@ def test_what_cannot_work_is_refused_by_name(task: Path, tmp_path: Path, capsys:
     url = "assistant.url=http://127.0.0.1:9/v1"
     assert "tokenizer: must be given for assistant.url" in refusal(capsys, "score", data, url, "output_dir=x")
     assert "output_dir" in refusal(capsys, "pretrain", f"output_dir={task}")
+    long = tmp_path / "long.jsonl"
+    long.write_text(json_line({"prompt": "red", "answer": "blue " * 70}))
+    told = f"data={long}: record 1 has 73 tokens, more than the 64 that are read"
+    for words in (("score", f"assistant={task / 'assistant'}", f"output_dir={tmp_path / 'x'}"), ("calibrate", pair)):
+        assert told in refusal(capsys, *words, f"data={long}")
+    with patch("prdp.language.writing.scores_of", side_effect=AssertionError("nothing is computed before")):
+        told = refusal(capsys, "calibrate", pair, data, "writing.max_new_tokens=60")
+        assert "prompt 1 has" in told and "more than the 64 that both models read" in told
+    for text, problem in (("[1]", "is no object with a prompt and an answer"), ("{", "line 1 is damaged")):
+        long.write_text(text)
+        assert problem in refusal(capsys, "calibrate", pair, f"data={long}")
+    assert "metric=math.nan: is no function" in refusal(capsys, "calibrate", pair, data, "metric=math.nan")
+    assert "device=cuda:9: torch" in refusal(capsys, "decode", pair, data, "eta=0.5", "device=cuda:9")
+    told = refusal(capsys, "score", f"assistant={tmp_path}", data, f"output_dir={tmp_path / 'x'}")
+    assert f"assistant.path={tmp_path}: holds no tokenizer" in told and len(told.splitlines()) == 1
     assert "there is no scores.json" in refusal(capsys, "train", "base=b", f"scores={task}", "output_dir=x")
 
 
@@ -174,6 +189,16 @@ def test_a_base_whose_tokenizer_differs_is_refused_with_the_first_difference(
     told = refusal(capsys, "train", f"base={other}", f"scores={task / 'scores'}", f"output_dir={tmp_path / 'x'}")
     first = WORDS.index("red")
     assert f"its tokenizer is not that of the scores: token {first} is 'blue' here and 'red' there" in told
+
+
+def test_a_base_that_reads_less_than_the_records_is_refused(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = Path(shutil.copytree(task / "base", tmp_path / "short"))
+    content: Any = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**content, "max_position_embeddings": 20}))
+    told = refusal(capsys, "train", f"base={short}", f"scores={task / 'scores'}", f"output_dir={tmp_path / 'x'}")
+    assert f"base={short}: reads 20 tokens, and the longest record of the scores has" in told
 
 
 def test_a_base_that_has_changed_is_refused(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+from tokenizers.normalizers import Lowercase
 
 from prdp.language.tokenizers import check_same, difference, tokenizer_digest
 from prdp.support.errors import StartError
@@ -47,7 +48,12 @@ def test_more_words_other_ends_and_other_cuts_are_differences(tokenizer: Any) ->
     longer = changed(tokenizer, {**words, "teal": len(words)})
     assert difference(tokenizer, longer) == f"token {len(words)} is missing here and 'teal' there"
     plain = changed(tokenizer, words)  # begins texts with no token
-    assert difference(tokenizer, plain) is None
+    assert tokenizer_digest(tokenizer) != tokenizer_digest(plain)
+    lower = copy.deepcopy(tokenizer)
+    lower.backend_tokenizer.normalizer = Lowercase()
+    assert " is cut differently from token " in (difference(tokenizer, lower) or "")
+    assert (told := difference(tokenizer, plain)) is not None
+    assert told.startswith('"The quick ') and " is cut differently from token 0 on, [1, 3, 3, 3], [3, 3, " in told
     told = difference(tokenizer, plain, ["a red"])
     assert told is not None and told.startswith("'a red' is cut differently from token 0 on, [1, ")
     plain.eos_token = "<pad>"
