@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from prdp.config import MISSING, LearnerConfig, ModelConfig
 from prdp.configuration.bounds import adapter_problems, broken_rules
+from prdp.configuration.learner_bounds import frozen_problems
 from prdp.diffusion.precision import precision_problem
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Count, CountOrZero, Fraction, Positive, Rule, Text, one_of
@@ -100,6 +101,7 @@ def check_distill(config: DistillConfig) -> None:
         if value != expected:
             wanted = "null" if expected is None else expected
             problems.append(f"learner.{key}={value}: must be {wanted} for prdp distill")
+    problems += frozen_problems(config.model, learner)
     if learner.warmup_updates >= config.updates:
         problems.append(f"learner.warmup_updates={learner.warmup_updates}: must be below updates={config.updates}")
     if problems:

@@ -285,7 +285,7 @@ def _factors(
     """Layer -> its two factors, all of whose shapes fit the network."""
     import torch
 
-    from prdp.diffusion.lora_targets import ADAPTED
+    from prdp.diffusion.lora_targets import ADAPTED, weight_shape
 
     modules, found = dict(network.named_modules()), dict[str, dict[str, torch.Tensor]]()
     for name, value in state.items():
@@ -294,7 +294,10 @@ def _factors(
             raise StartError(f"{told}: adapters of text encoders are not computed, those of the {component} are")
         match = re.fullmatch(rf"{component}\.(.+)\.lora_([AB])\.weight", name)
         if match is None:
-            raise StartError(f"{told}: is no factor of a LoRA of the {component}")
+            other = name.partition(".")[0]
+            known = other in ("unet", "transformer") and other != component
+            of = f"; it is of a {other}, which other families have" if known else ""
+            raise StartError(f"{told}: is no factor of a LoRA of the {component}{of}")
         layer, part = match.groups()
         if not isinstance(modules.get(layer), ADAPTED):
             raise StartError(
@@ -312,7 +315,7 @@ def _factors(
                 f"{where}: {origin[f'{component}.{layer}.lora_{only}.weight']}: its other factor, {missing}, is missing"
             )
         module: Any = modules[layer]
-        rank, outside = int(parts["A"].shape[0]), tuple(module.weight.shape)
+        rank, outside = int(parts["A"].shape[0]), weight_shape(module)
         inside = (1,) * (len(outside) - 2)
         for part, expected in (("A", (rank, *outside[1:])), ("B", (outside[0], rank, *inside))):
             shape = tuple(parts[part].shape)

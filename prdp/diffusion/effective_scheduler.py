@@ -102,7 +102,7 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     for key, value in named.items():
         values = value if isinstance(value, list | tuple) else [value]
         if not all(isinstance(one, int | float) and 0 <= one < 1 for one in values):
-            return [f"{key}={str(value)[:80]}: must be numbers of at least 0 and below 1"]
+            return [f"{key}={value!r:.80}: must be numbers of at least 0 and below 1"]
     wanted: dict[str, tuple[Any, ...]] = {
         "beta_schedule": BETA_SCHEDULES if betas is None else (config.get("beta_schedule"),),
         "prediction_type": PREDICTIONS,

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from prdp.config import LearnerConfig
 
 ADAPTED = (torch.nn.Linear, torch.nn.Conv2d)
+
+
+def weight_shape(layer: torch.nn.Module) -> tuple[int, ...]:
+    """Of a linear layer, which may keep its weight in fewer bits, or of a convolution."""
+    if isinstance(layer, torch.nn.Linear):
+        return layer.out_features, layer.in_features
+    weight: Any = layer.weight
+    return tuple(weight.shape)
 
 
 def lora_target_problems(network: torch.nn.Module, targets: Sequence[str]) -> list[str]:

@@ -123,10 +123,14 @@ def flow_sigmas(
             raise ValueError("scheduler use_dynamic_shifting is true, and the number of image tokens is not known")
         mu = dynamic_shift(made.config, tokens)
     given = np.linspace(1.0, 1.0 / steps, steps) if grid == "linspace" else None
-    made.set_timesteps(steps, sigmas=given, mu=mu)
-    sigmas = made.sigmas.double().numpy()
+    try:
+        made.set_timesteps(steps, sigmas=given, mu=mu)
+        sigmas = made.sigmas.double().numpy()
+    except OverflowError:  # of exp(mu)
+        sigmas = np.full(steps + 1, np.nan)
     if not (np.diff(sigmas) < 0).all() or not 0 < sigmas[0] <= 1:
-        raise ValueError(f"the scheduler's sigmas are {sigmas}, expected to descend from at most 1 to 0")
+        large = "" if mu is None else f" for pictures of {tokens} image tokens (model.height, model.width)"
+        raise ValueError(f"the scheduler's sigmas are {sigmas}{large}, expected to descend from at most 1 to 0")
     return sigmas
 
 

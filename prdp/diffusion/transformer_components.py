@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,47 @@ def transformer_problems(
         for key, why in _OTHER_FLOWS.items()
         if scheduler.get(key) not in (None, False)
     ]
+    problems += _wrong_values(scheduler)
     return {"scheduler": problems, "transformer": _INPUTS[kind.pipeline](transformer, vae, texts)}
 
 
+def _wrong_values(scheduler: _Config) -> list[str]:
+    """Keys of a FlowMatchEulerDiscreteScheduler that it makes no noise levels of; absent ones have its defaults."""
+    dynamic = bool(scheduler.get("use_dynamic_shifting"))
+    whole = ("num_train_timesteps", *(("base_image_seq_len", "max_image_seq_len") if dynamic else ()))
+    problems = []
+    if not dynamic and "shift" in scheduler and not (_is_number(scheduler["shift"]) and scheduler["shift"] > 0):
+        problems.append(f"shift={scheduler['shift']!r}: must be a number above 0")
+    problems += [
+        f"{key}={scheduler[key]!r}: must be a number"
+        for key in (("base_shift", "max_shift") if dynamic else ())
+        if key in scheduler and not _is_number(scheduler[key])
+    ]
+    problems += [
+        f"{key}={scheduler[key]!r}: must be a whole number of at least 1"
+        for key in whole
+        if key in scheduler and not (type(scheduler[key]) is int and scheduler[key] >= 1)
+    ]
+    low, high = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    if dynamic and not problems and low >= high:
+        problems.append(f"base_image_seq_len={low}: must be below max_image_seq_len={high}")
+    kind, terminal = scheduler.get("time_shift_type", _SHIFTS[0]), scheduler.get("shift_terminal")
+    if kind not in _SHIFTS:
+        problems.append(f"time_shift_type={kind!r}: must be {' or '.join(_SHIFTS)}")
+    if terminal is not None and not (_is_number(terminal) and 0 < terminal < 1):
+        problems.append(f"shift_terminal={terminal!r}: must be null, or a number above 0 and below 1")
+    spaced = [key for key in _SPACED if scheduler.get(key)]
+    if len(spaced) > 1:
+        problems.append(f"{spaced[1]}=True: must be false where {spaced[0]} is true")
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_SHIFTS = ("exponential", "linear")
+_SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _OTHER_FLOWS = {
     "invert_sigmas": "the flow would run from data to noise",
     "stochastic_sampling": "sampler.kind says how noise is drawn",

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prdp.diffusion.lora_targets import ADAPTED
+from prdp.diffusion.lora_targets import ADAPTED, weight_shape
 from prdp.experts.lora_files import Expert
 from prdp.support.errors import StartError
 
@@ -242,7 +242,7 @@ def _by_layer(
             if of != component or not isinstance(plain, ADAPTED):
                 raise StartError(f"{told}: the {component} that is to be gated has no such layer")
             shape = (int(layer.up.shape[0]), *layer.down.shape[1:])
-            if tuple(plain.weight.shape) != shape or getattr(plain, "groups", 1) != 1:
-                raise StartError(f"{told}: is for a layer of shape {list(shape)}, not {list(plain.weight.shape)}")
+            if weight_shape(plain) != shape or getattr(plain, "groups", 1) != 1:
+                raise StartError(f"{told}: is for a layer of shape {list(shape)}, not {list(weight_shape(plain))}")
             found.setdefault(path, []).append((number, layer))
     return found

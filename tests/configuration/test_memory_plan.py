@@ -21,6 +21,7 @@ from prdp.configuration.preconditions import model_problems
 from prdp.configuration.typed import conf_folder
 from prdp.diffusion import dry_run, family_of, model_folder
 from prdp.diffusion.pipeline_checks import empty_network
+from prdp.diffusion.precision import repeated_blocks
 
 CARDS = {
     "sd15_lora": 24, "sdxl_lora": 24, "sd35_medium_lora": 24, "sd35_medium_8gpus": 80, "flux_dev_lora": 80,
@@ -119,6 +120,31 @@ def small_flow(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return ModelConfig(
         family="stable_diffusion_3", path=str(folder), height=32, width=32, max_sequence_length=5, device="cpu"
     )
+
+
+def test_fewer_bits_and_other_optimizers_are_counted(small_flow: ModelConfig) -> None:
+    config = compose("sampler=euler", "objective=prdp_denoising", "learner.lora_targets=[attn.to_q]", "output_dir=x")
+    config = dataclasses.replace(config, model=small_flow)
+
+    def held(optimizer: str = "adamw", quantization: str | None = None) -> dict[str, int]:
+        learner = dataclasses.replace(config.learner, optimizer=optimizer)
+        model = dataclasses.replace(small_flow, quantization=quantization)
+        [one] = device_plans(dataclasses.replace(config, learner=learner, model=model))
+        return dict(one.held)
+
+    plain, of_prodigy, of_8_bits = held(), held("prodigy"), held("adamw_8bit")
+    key = "adapters with gradients and moments"
+    weights = (of_prodigy[key] - plain[key]) / 8
+    assert plain[key] - of_8_bits[key] == pytest.approx((8 - 2 - 2 * 4 / 256) * weights, abs=1)
+    network: Any = family_of(small_flow)
+    linear = [
+        one
+        for block in repeated_blocks(empty_network(Path(small_flow.path), network.FORMAT))
+        for one in block.modules()
+        if isinstance(one, torch.nn.Linear)
+    ]
+    numbers, rows = sum(one.weight.numel() for one in linear), sum(one.out_features for one in linear)
+    assert plain["network"] - held(quantization="int8")["network"] == 3 * numbers - 4 * rows
 
 
 def test_a_plan_tells_processes_apart(small_flow: ModelConfig) -> None:

@@ -282,6 +282,11 @@ def no_lora(state: dict[str, torch.Tensor]) -> None:
     state["unet.conv_in.bias"] = torch.ones(8)
 
 
+def of_a_transformer(state: dict[str, torch.Tensor]) -> None:
+    state.clear()
+    state["transformer.blocks.0.attn.to_q.lora_A.weight"] = torch.ones(4, 8)
+
+
 def not_finite(state: dict[str, torch.Tensor]) -> None:
     state[next(iter(state))].fill_(float("nan"))
 
@@ -298,6 +303,7 @@ def dora(state: dict[str, torch.Tensor]) -> None:
         (half_a_layer, r"to_q\.lora_A\.weight: its other factor, up \(lora_B\), is missing"),
         (text_encoder, r"q_proj\.lora_A\.weight: adapters of text encoders are not computed"),
         (no_lora, r"unet\.conv_in\.bias: is no factor of a LoRA of the unet"),
+        (of_a_transformer, r"is no factor of a LoRA of the unet; it is of a transformer, which other families have"),
         (not_finite, r"lora_A\.weight: must hold finite numbers"),
         (dora, r"unet\.mid_block\.dora_scale: DoRA is not computed"),
     ],

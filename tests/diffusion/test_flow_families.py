@@ -233,6 +233,7 @@ def transformer(**changes: Any) -> Callable[[Path], None]:
 
 
 SD3, FLUX, Z_IMAGE = NARROW
+FLOW = "scheduler/scheduler_config.json"
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,13 @@ SD3, FLUX, Z_IMAGE = NARROW
         (SD3, transformer(in_channels=9), "transformer: in_channels=9: must be 4, the VAE's latent_channels; networks"),
         (SD3, transformer(pooled_projection_dim=8), "pooled_projection_dim=8: must be 24, the projection_dim of text"),
         (SD3, transformer(joint_attention_dim=16), "joint_attention_dim=16: must be 32, the d_model of text_encoder_3"),
+        (SD3, edit(FLOW, shift="3"), "scheduler: shift='3': must be a number above 0"),
+        (SD3, edit(FLOW, num_train_timesteps=0), "num_train_timesteps=0: must be a whole number of at least 1"),
+        (SD3, edit(FLOW, shift_terminal=1.5), "scheduler: shift_terminal=1.5: must be null, or a number above 0 and"),
+        (SD3, edit(FLOW, use_karras_sigmas=True, use_beta_sigmas=True), "scheduler: use_beta_sigmas=True: must be fal"),
+        (FLUX, edit(FLOW, time_shift_type="odd"), "scheduler: time_shift_type='odd': must be exponential or linear"),
+        (FLUX, edit(FLOW, max_shift=None), "scheduler: max_shift=None: must be a number"),
+        (FLUX, edit(FLOW, base_image_seq_len=64), "scheduler: base_image_seq_len=64: must be below max_image_seq_len"),
         (SD3, edit("vae/config.json", shift_factor=None), "vae: shift_factor=None: must be a number, which Stable"),
         (SD3, edit("vae/config.json", latents_mean=[0.1] * 4), "latents_mean=.*: must be null: StableDiffusion3Pip"),
         (SD3, without("text_encoder_3/model.safetensors", "encoder.final_layer_norm.weight"), "do not fit.*final_la"),

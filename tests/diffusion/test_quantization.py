@@ -148,13 +148,18 @@ def test_quantised_weights_are_fewer_bytes_and_shared_in_one_process(folders: di
         assert value.requires_grad or value.data_ptr() == theirs[name].data_ptr(), name
 
 
-def test_a_quantised_network_takes_no_sums(folders: dict[str, ModelConfig], tmp_path: Path) -> None:
+def test_a_quantised_network_takes_adapters_and_no_sums(folders: dict[str, ModelConfig], tmp_path: Path) -> None:
     model = dataclasses.replace(folders["stable_diffusion"], quantization="int8")
     policy: Any = build_policy(model, LearnerConfig(lora_rank=2), seed=0, keep_reference=False)
     with pytest.raises(ValueError, match=r"load the model with model.quantization=null"):
         policy.save_merged(tmp_path, "float32")
     policy.save(tmp_path)
-    assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    begun = LearnerConfig(lora_rank=2, init_adapter=str(file))
+    again: Any = build_policy(
+        dataclasses.replace(model, adapters=[str(file)]), begun, seed=0, keep_reference=True
+    )
+    assert again.weights.export(0).checksum == policy.weights.export(0).checksum
 
 
 @pytest.mark.parametrize(

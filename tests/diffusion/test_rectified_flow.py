@@ -173,3 +173,9 @@ def test_schedulers_of_another_process_are_refused() -> None:
         flow_sigmas({**STATIC, "stochastic_sampling": True}, 4)
     with pytest.raises(ValueError, match="number of image tokens is not known"):
         flow_sigmas(DYNAMIC, 4)
+
+
+def test_pictures_too_large_for_a_dynamic_shift_are_told_by_their_size() -> None:
+    for tokens in (10**6, 10**7):
+        with pytest.raises(ValueError, match=rf"for pictures of {tokens} image tokens \(model\.height, model\.width\)"):
+            flow_sigmas({"use_dynamic_shifting": True}, 4, tokens=tokens)
