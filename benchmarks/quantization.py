@@ -104,6 +104,8 @@ def exactly(model: ModelConfig, weights: Weights, rollout: Rollout) -> np.ndarra
     run = Run(model)
     run.policy.weights.bind(weights)
     conditions = run.policy.encode(rollout.image_prompts)
+    if run.policy.embeds_guidance:
+        conditions = run.policy._with_guidance(conditions, 1.0)
     conditions = conditions.map(lambda value: value.double() if value.is_floating_point() else value)
     widened(run.policy.network)
     found, table = [], run.table

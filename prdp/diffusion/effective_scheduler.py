@@ -121,6 +121,9 @@ def scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     ]
     if config.get("use_flow_sigmas"):
         problems.append("use_flow_sigmas=true: must be false: flow matching is another process")
+    offset = config.get("steps_offset")
+    if offset is not None and (type(offset) is not int or offset < 0):
+        problems.append(f"steps_offset={offset!r}: must be a whole number of at least 0")
     if name == CONSISTENCY:
         problems += _consistency_problems(config, total)
     if betas is not None and len(betas) != total:

@@ -153,6 +153,8 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
     ),
     "betas as text": (scheduler(beta_start="0.1"), ["beta_start=0.1: must be numbers"]),
     "negative betas": (scheduler(beta_start=-0.1), ["beta_start=-0.1: must be numbers"]),
+    "a negative offset": (scheduler(steps_offset=-5), ["steps_offset=-5: must be a whole number of at least 0"]),
+    "an offset of text": (scheduler(steps_offset="1"), ["steps_offset='1': must be a whole number of at least 0"]),
     "no timesteps": (scheduler(num_train_timesteps=0), ["num_train_timesteps=0: must be a whole number"]),
     "few betas": (scheduler(trained_betas=[0.1] * 5), ["trained_betas holds 5 numbers"]),
 }
