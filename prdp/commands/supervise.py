@@ -24,9 +24,8 @@ from prdp.support.errors import ConfigError, StartError
 from prdp.support.interruption import EXIT_CODE, LOST_EXIT_CODE
 from prdp.support.storage import append
 from prdp.tracking.status_file import is_alive, read_status
+from prdp.tracking.told_status import SUPERVISOR_LOG as LOG_FILE
 
-LOG_FILE = "supervise.log"
-"""In the run's folder: a line for every start after the first, and for the end."""
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
 _MISTAKE = 2
 """Exit code of a mistake in the command; once that command has worked, something around it has changed instead."""
@@ -260,15 +259,6 @@ def finished_epochs(run_dir: Path) -> int:
         if (match := re.fullmatch(r"epoch_(\d+)", path.name))
     ]
     return max([told if isinstance(told, int) else 0, *saved])
-
-
-def last_words(run_dir: Path) -> str:
-    """The last line of the supervisor's log; empty where there is none."""
-    try:
-        lines = (run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return lines[-1] if lines else ""
 
 
 def _worth_another(code: int) -> bool:
