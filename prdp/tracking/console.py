@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from prdp.support.printable import printable
 from prdp.support.storage import open_to_append
 from prdp.tracking.status_file import HEARTBEAT_SECONDS, read_status, update_status
+from prdp.tracking.warning_lines import WarningLines
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -91,6 +92,7 @@ class Progress:
         self._interactive = enabled and (self._stream.isatty() if interactive is None else interactive)
         self._path = run_dir / LOG_FILE if run_dir is not None else None
         self._file: TextIO | None = None
+        self._warnings = WarningLines(lambda text: self._record(printable(text, lines=True)))
         self._bars: Bars | None = None
         self._console: Console | None = None
         self._run_task: TaskID | None = None
@@ -109,6 +111,7 @@ class Progress:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open_to_append(self._path)
+            logging.getLogger("prdp").addHandler(self._warnings)
         if self._interactive:
             self._start_bars()
         self._last_end = time.monotonic()
@@ -131,6 +134,7 @@ class Progress:
             self._bars.stop()
             self._bars = None
         if self._file is not None:
+            logging.getLogger("prdp").removeHandler(self._warnings)
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None

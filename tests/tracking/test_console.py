@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -203,3 +205,22 @@ def test_the_file_is_no_link_that_is_followed(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_warnings_stay_in_the_log_and_on_standard_error(tmp_path: Path) -> None:
+    program = """
+import logging, sys
+from pathlib import Path
+from prdp.tracking.console import Progress
+with Progress(2, run_dir=Path(sys.argv[1]), enabled=False) as progress:
+    logging.getLogger("prdp.learners").warning("no gradient for %s", "a\\x1b[2Jb")
+    progress._file = open("/dev/full", "w", buffering=1)
+    logging.getLogger("prdp").warning("second")
+logging.getLogger("prdp").warning("third")
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    lines = (tmp_path / "progress.log").read_text().splitlines()
+    assert [line.split("  ", 1)[1] for line in lines] == ["WARNING no gradient for a\\x1b[2Jb"]
+    shown = [line for line in done.stderr.splitlines() if "progress.log could not be written" not in line]
+    assert [line.partition(" ")[0] for line in shown] == ["no", "second", "third"]
+    assert len(done.stderr.splitlines()) == 4
