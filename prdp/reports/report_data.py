@@ -123,7 +123,7 @@ def read_run(run_dir: Path) -> RunData:
         raise NotARunError(
             f"{run_dir} is not the folder of a run: it holds none of config.yaml, {METRICS_FILE} and evaluations/"
         )
-    config, text = _read_config(config_path) if config_path.is_file() else ({}, "")
+    config, text = read_config(config_path) if config_path.is_file() else ({}, "")
     rows = read_metrics(run_dir) if metrics_path.is_file() else []
     return RunData(
         run_dir=run_dir,
@@ -135,6 +135,21 @@ def read_run(run_dir: Path) -> RunData:
         evaluations=tuple(load_evaluation(run_dir, epoch) for epoch in epochs),
         status=read_status(run_dir),
     )
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """A run's config.yaml as plain containers, and as its text.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged; names it.
+    """
+    try:
+        config = load_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    text = path.read_text(encoding="utf-8")
+    return ({str(key): value for key, value in config.items()} if isinstance(config, dict) else {}), text
 
 
 def changes(first: Evaluation, second: Evaluation) -> tuple[Change | None, list[Change], list[Change]]:
@@ -246,12 +261,3 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[floa
 
 def _finite(values: list[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    try:
-        config = load_yaml(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    text = path.read_text(encoding="utf-8")
-    return ({str(key): value for key, value in config.items()} if isinstance(config, dict) else {}), text

@@ -99,16 +99,21 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no log.
         ValueError: a line other than the last is no JSON object with an 'epoch', with its number.
     """
+    return read_json_lines(Path(run_dir) / METRICS_FILE, parse_row, cut_off=True)
 
-    def parse(row: Any) -> dict[str, Any]:
-        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-            raise ValueError("not an object with an integer 'epoch'")
-        row = dict(from_strict_json(row))
-        if not isinstance(row.get("wall_seconds", 0.0), int | float):
-            raise ValueError(f"'wall_seconds' is {row['wall_seconds']!r:.80}, expected a number")
-        return row
 
-    return read_json_lines(Path(run_dir) / METRICS_FILE, parse, cut_off=True)
+def parse_row(row: Any) -> dict[str, Any]:
+    """A line of the log from its JSON value; NaN and infinities are floats again.
+
+    Raises:
+        ValueError: it is no object with an integer 'epoch'.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+        raise ValueError("not an object with an integer 'epoch'")
+    row = dict(from_strict_json(row))
+    if not isinstance(row.get("wall_seconds", 0.0), int | float):
+        raise ValueError(f"'wall_seconds' is {row['wall_seconds']!r:.80}, expected a number")
+    return row
 
 
 def choose_run_id(run_dir: Path, resumed_epoch: int | None) -> str:
