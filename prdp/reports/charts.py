@@ -11,7 +11,6 @@ from itertools import pairwise
 import numpy as np
 
 _LIMIT = 240
-"""Points drawn per series; longer ones are averaged in equal runs of epochs."""
 
 LIGHT = ("#2563a8", "#c2621b", "#2e8b6f", "#8a4fae", "#b3294e", "#7a6a00", "#0e7f92", "#5c5c5c", "#9c4a1f", "#1c2430")
 DARK = ("#6ea8e6", "#e8995c", "#5fc3a4", "#bd8fdc", "#f07f9e", "#cdbb46", "#5bc4d6", "#b0b0b0", "#d9a37c", "#e6eaf0")
@@ -66,6 +65,8 @@ def curve_svg(
     width: int = 640,
     height: int = 260,
     standalone: bool = False,
+    legend: bool = True,
+    points: int = _LIMIT,
 ) -> str:
     """Draw up to ten curves on common axes; hovering names the values.
 
@@ -75,23 +76,26 @@ def curve_svg(
         x_label: under the x-axis.
         width, height: of the coordinate system; the picture scales to its container.
         standalone: a file of its own with its colours, for a documentation page, instead of a part of the report.
+        legend: whether several curves are named in the picture.
+        points: drawn per series; longer ones are averaged in equal runs of epochs.
 
     Raises:
         ValueError: no curves, more than ten, or x and y of different lengths.
     """
     if not 1 <= len(series) <= len(LIGHT):
         raise ValueError(f"a chart takes 1 to {len(LIGHT)} series, got {len(series)}")
-    drawn = [(index, _clean(item)) for index, item in enumerate(series)]
+    drawn = [(index, _clean(item, points)) for index, item in enumerate(series)]
     drawn = [(index, arrays) for index, arrays in drawn if arrays.shape[1]]
     left, bottom, across = _LEFT, 36 if x_label else 22, width - _LEFT - _RIGHT
     widest = max(text_width(item.name) for item in series) + _KEY
     beside = sum(text_width(item.name) + _KEY for item in series) + (text_width(title, 13) if title.strip() else 0)
     columns = max(1, min(_IN_A_ROW, int(across / widest)))
-    below = len(series) > 1 and (len(series) > _BESIDE_TITLE or beside > across)
+    legend = legend and len(series) > 1
+    below = legend and (len(series) > _BESIDE_TITLE or beside > across)
     rows = math.ceil(len(series) / columns) if below else 0
     # The curves keep their height where long names take more rows.
     height += _ROW * max(0, rows - math.ceil(len(series) / _IN_A_ROW))
-    top = (34 if title or len(series) > 1 else 12) + _ROW * rows
+    top = (34 if title or legend else 12) + _ROW * rows
     frame = _Frame(drawn, left, top, across, height - top - bottom)
 
     parts = [_axes(frame, x_label, height)]
@@ -105,7 +109,7 @@ def curve_svg(
         parts.append(f'<text class="name" x="{left}" y="18">{escape(title)}</text>')
     if rows:
         parts.append(_legend_below(series, left, across / columns, columns))
-    elif len(series) > 1:
+    elif legend:
         parts.append(_legend(series, width - _RIGHT))
     name = escape(title or ", ".join(item.name for item in series), quote=True)
     head = f'class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{name}"'
@@ -174,8 +178,8 @@ class _Frame:
         return self.top + self.height * (1 - (value - self.y0) / (self.y1 - self.y0))
 
 
-def _clean(series: Series) -> np.ndarray:
-    """Finite points as float64 [4, m]: x, y, low, high (NaN without a band), at most _LIMIT of them."""
+def _clean(series: Series, points: int) -> np.ndarray:
+    """Finite points as float64 [4, m]: x, y, low, high (NaN without a band), at most so many of them."""
     columns = [series.x, series.y, *(series.y if edge is None else edge for edge in (series.low, series.high))]
     if len({len(column) for column in columns}) != 1:
         raise ValueError(f"series '{series.name}' has columns of {[len(column) for column in columns]} points")
@@ -184,8 +188,8 @@ def _clean(series: Series) -> np.ndarray:
         arrays[2:] = np.nan
     arrays = arrays[:, np.isfinite(arrays[0]) & np.isfinite(arrays[1])]
     arrays[2:][~np.isfinite(arrays[2:])] = np.nan
-    if arrays.shape[1] > _LIMIT:
-        edges = np.linspace(0, arrays.shape[1], _LIMIT + 1).astype(int)
+    if arrays.shape[1] > points:
+        edges = np.linspace(0, arrays.shape[1], points + 1).astype(int)
         arrays = np.stack([arrays[:, a:b].mean(axis=1) for a, b in pairwise(edges)], axis=1)
     return arrays
 

@@ -19,10 +19,21 @@ _INK, _MUTED, _LINE, _UP, _DOWN = (28, 36, 48), (93, 104, 120), (222, 226, 232),
 
 
 def data_uri(path: Path) -> tuple[str, int]:
-    """A picture as a PNG data URI with a longest side of at most SHOWN_SIZE, and its own width in pixels.
+    """A picture as `small_png` has it, as a data URI, and its own width in pixels.
 
     Raises:
         ValueError: the file is no whole picture.
+    """
+    content, width = small_png(path)
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width
+
+
+def small_png(path: Path) -> tuple[bytes, int]:
+    """A picture as PNG with a longest side of at most SHOWN_SIZE, and its own width in pixels.
+
+    Raises:
+        ValueError: the file is no whole picture.
+        FileNotFoundError: there is none.
     """
     from PIL import Image
 
@@ -35,7 +46,7 @@ def data_uri(path: Path) -> tuple[str, int]:
             buffer = io.BytesIO()
             small.save(buffer, format="PNG")
             content = buffer.getvalue()
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width
+    return content, width
 
 
 def grid_scores(evaluation: Evaluation, reward: str | None = None) -> dict[tuple[int, int], tuple[str, float]]:

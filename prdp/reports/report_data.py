@@ -14,7 +14,7 @@ from prdp.reports.charts import Series
 from prdp.support.plain_yaml import load_yaml
 from prdp.tracking.evaluations import Evaluation, common_images, image_keys, list_evaluations, load_evaluation
 from prdp.tracking.jsonl import METRICS_FILE, read_metrics
-from prdp.tracking.statistics import mean_interval, paired_difference_interval
+from prdp.tracking.statistics import half_width_of_groups, mean_interval, paired_difference_interval
 from prdp.tracking.status_file import read_status
 from prdp.types import Float64, Int64
 
@@ -205,6 +205,28 @@ def heldout_curves(
         if any(math.isfinite(value) for value in mean):
             curves[name] = Series(name, [epoch for epoch, _ in points], mean, low, high)
     return len({key[0] for key in keys}), curves
+
+
+def training_curve(run: RunData, name: str, label: str = "") -> Series | None:
+    """A logged metric as a curve, None when there is no finite value.
+
+    The mean reward has a 95% interval over an epoch's prompts, where the log has its spreads.
+    """
+    item = run.series(name, label)
+    if name != "reward/mean":
+        return item
+    prompts = run.config.get("prompts_per_epoch")
+    spreads = [dict(zip(*run.metrics.get(name, ([], [])), strict=True)) for name in ("reward/std", "reward/group_std")]
+    if item is None or not isinstance(prompts, int) or not all(spreads):
+        return item
+    std, group_std = spreads
+    halves = [
+        half_width_of_groups(std.get(int(epoch), math.nan), group_std.get(int(epoch), math.nan), prompts)
+        for epoch in item.x
+    ]
+    low = [value - half for value, half in zip(item.y, halves, strict=True)]
+    high = [value + half for value, half in zip(item.y, halves, strict=True)]
+    return Series(item.name, item.x, item.y, low, high)
 
 
 def takes_turns(run: RunData) -> bool:

@@ -19,7 +19,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _HINT = "This page loads nothing from elsewhere. Hover over a chart to read its values."
 
-_FACTS = (
+FACTS = (
     ("model.path", "model"),
     ("learner.mode", "weights"),
     ("learner.learning_rate", "learning rate"),
@@ -36,6 +36,7 @@ _FACTS = (
     ("cluster.kind", "cluster"),
     ("seed", "seed"),
 )
+"""Keys of the configuration that are told of first, and what they are called."""
 
 
 def page(run: RunData) -> str:
@@ -155,7 +156,7 @@ def _number(label: str, value: Interval, colour: str = "", style: Any = score) -
 
 
 def _facts(run: RunData) -> str:
-    found = [(label, lookup(run.config, key)) for key, label in _FACTS]
+    found = [(label, lookup(run.config, key)) for key, label in FACTS]
     items = [f"<div><dt>{escape(label)}</dt><dd>{escape(str(v))}</dd></div>" for label, v in found if v is not None]
     return f'<dl class="facts">{"".join(items)}</dl>' if items else ""
 

@@ -8,7 +8,7 @@ from html import escape
 
 from prdp.reports.charts import Series, curve_svg, short_number
 from prdp.reports.pictures import data_uri, grid_scores
-from prdp.reports.report_data import Change, RunData, heldout_curves, takes_turns, timings
+from prdp.reports.report_data import Change, RunData, heldout_curves, takes_turns, timings, training_curve
 from prdp.reports.report_text import interval, label, score, signed, tone
 from prdp.tracking.alarms import alarms
 from prdp.tracking.console import format_seconds
@@ -18,9 +18,12 @@ _PIXELS = 160
 """Pictures narrower than this are shown pixel by pixel instead of smoothed."""
 _STRIP_PROMPTS, _STRIP_COLUMNS = 4, 8
 
-# Chart title, what it tells, and (metric, legend) of its curves.
-_TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("Reward", "Mean reward of the images sampled for training.", (("reward/mean", "mean"),)),
+TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "Reward",
+        "Mean reward of the images sampled for training; the band is its 95% interval over prompts.",
+        (("reward/mean", "mean"),),
+    ),
     (
         "Reward spread",
         "Standard deviation over all images, and within a prompt's group, where learning takes its signal from.",
@@ -52,6 +55,7 @@ _TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "grad_norm"),)),
 )
+"""Title of a chart, what it tells, and (metric, legend) of its curves."""
 
 
 def pictures(run: RunData) -> str:
@@ -198,9 +202,9 @@ def skills(run: RunData, overall: Change | None, parts: Sequence[Change], catego
 def training(run: RunData) -> str:
     """Curves of the training metrics, and all others folded away."""
     boxes, used = [], {"weights_version"}
-    for title, note, names in _TRAINING:
+    for title, note, names in TRAINING:
         used.update(name for name, _ in names)
-        curves = [item for name, text in names if (item := run.series(name, text)) is not None]
+        curves = [item for name, text in names if (item := training_curve(run, name, text)) is not None]
         if curves:
             boxes.append(_box(title, note, curves))
     others = [

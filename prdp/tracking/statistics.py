@@ -91,6 +91,26 @@ def mean_of_means_interval(
     return mean, mean - half, mean + half
 
 
+def half_width_of_groups(std: float, group_std: float, groups: int, confidence: float = 0.95) -> float:
+    """Half of the t interval of a mean over groups of one size, from two spreads that a log keeps.
+
+    The variance of all values is that of the groups' means plus the mean variance within groups. A mean of standard
+    deviations is at most the root of the latter, so that this interval is never narrower than the exact one.
+
+    Args:
+        std: standard deviation of all values, as `numpy.std` has it.
+        group_std: mean of the groups' standard deviations, likewise.
+        groups: how many there are.
+
+    Returns:
+        NaN for fewer than two groups, or spreads that are not finite.
+    """
+    between = std * std - group_std * group_std
+    if groups < 2 or not math.isfinite(between):
+        return math.nan
+    return _student(confidence, groups) * math.sqrt(max(0.0, between) / (groups - 1))
+
+
 def paired_difference_interval(
     before: npt.ArrayLike, after: npt.ArrayLike, groups: _Groups = None, confidence: float = 0.95
 ) -> tuple[float, float, float]:
