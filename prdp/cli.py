@@ -43,6 +43,7 @@ COMMANDS = {
     "collm": ("prdp.commands.collm:main", "two language models that write together, a small one and its assistant"),
     "reward-server": ("prdp.commands.reward_server:main", "serve a reward over HTTP, for reward=remote"),
     "status": ("prdp.commands.status:main", "how jobs stand: epoch, rates, rewards, actors, the last fault"),
+    "watch": ("prdp.commands.watch:main", "a page about runs as they go on, live in a browser"),
     "supervise": ("prdp.commands.supervise:main", "run `train` and start it again when it is killed"),
     "report": ("prdp.commands.train:report", "write the report of a run anew"),
     "wandb-layout": ("prdp.tracking.wandb_layout:main", "lay a W&B project's panels out"),

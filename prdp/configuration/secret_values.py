@@ -49,6 +49,30 @@ def check_no_secrets(config: Mapping[str, Any], environment: Mapping[str, str] =
         )
 
 
+def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of whatever origin to be shown: what is called like a secret, or is a URL with a password, or
+    holds the content of a variable of this environment that is called like a secret, is '(hidden)'.
+    """
+    known = [
+        value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name) and len(value) >= _SHORTEST
+    ]
+
+    def shown(content: Any, secret: bool) -> Any:
+        if isinstance(content, Mapping):
+            return {
+                str(name): shown(value, secret or bool(_SECRET_KEY.fullmatch(str(name))))
+                for name, value in content.items()
+            }
+        if isinstance(content, list | tuple):
+            return [shown(value, secret) for value in content]
+        hidden = secret and content not in ("", None)
+        if isinstance(content, str):
+            hidden = hidden or _has_password(content) or any(value in content for value in known)
+        return "(hidden)" if hidden else content
+
+    return dict(shown(config, False))
+
+
 def _texts(content: Any, key: str) -> Iterator[tuple[str, str]]:
     """Every text with its dotted key."""
     if isinstance(content, Mapping):

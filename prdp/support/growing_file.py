@@ -15,7 +15,7 @@ class GrowingFile:
     """Gives the lines that are new since the last look. It costs one `stat` where nothing is.
 
     A last line without its end is left for the next look: it may be half written. A file that was replaced, cut or
-    written over is read from the start.
+    written over is read from the start. Of one that is gone what was given still counts, until there is another.
 
     Args:
         path: that need not be there yet.
@@ -32,7 +32,7 @@ class GrowingFile:
     def _forget(self) -> None:
         self.line, self.whole = 0, True
         self._stamp: tuple[int, int, int] | None = None
-        self._offset, self._tail = 0, b""
+        self._offset, self._tail, self._gone = 0, b"", False
 
     def poll(self) -> tuple[bool, list[bytes]]:
         """(whether what was given before counts no more, new lines without their ends).
@@ -43,16 +43,16 @@ class GrowingFile:
         try:
             found = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
-            was_there = self._stamp is not None
-            self._forget()
-            return was_there, []
+            self._gone = self._stamp is not None
+            return False, []
         stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
-        if stamp == self._stamp and self.whole:
+        if stamp == self._stamp and self.whole and not self._gone:
             return False, []
         if not self.path.is_file():
             raise OSError(f"{self.path} is no plain file")
         with self.path.open("rb") as file:
-            anew = self._stamp is not None and (self._stamp[0] != found.st_ino or not self._goes_on(file))
+            replaced = self._gone or (self._stamp is not None and self._stamp[0] != found.st_ino)
+            anew = replaced or not self._goes_on(file)
             if anew:
                 self._forget()
             file.seek(self._offset)

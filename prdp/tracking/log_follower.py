@@ -15,7 +15,7 @@ class LogFollower:
     """The numbers of a `metrics.jsonl` of which only what is new is read.
 
     A resume writes the log anew, and a run that starts over begins another: both are read from the start. A damaged
-    line is left out, and told of.
+    line is left out, and told of. Of a log that is gone the numbers stay, until there is another.
 
     Args:
         path: of the log, which need not be there yet.
@@ -24,10 +24,12 @@ class LogFollower:
         wall_seconds: time at work over all sessions.
         last_epoch: highest epoch with a line, None without any.
         damaged: numbers of the lines that were left out.
+        anew: how often the log turned out to be another one, or written anew.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = GrowingFile(path)
+        self.anew = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -50,6 +52,7 @@ class LogFollower:
         before = self._file.line
         anew, lines = self._file.poll()
         if anew:
+            self.anew += 1
             self._forget()
             before = 0
         for number, line in enumerate(lines, start=before + 1):
