@@ -35,7 +35,7 @@ STANDS_FOR = {"experiment=...": "experiment=shapes_demo", "<the same words>": "e
 """What a page leaves to its reader."""
 ELIDED = "..."
 """Further words, without which the line may miss values."""
-WORK_ON_FILES = {"export", "report", "status", "wandb-layout"}
+WORK_ON_FILES = {"export", "report", "status", "wandb-layout", "watch"}
 """Commands that have options instead of a configuration: they take the words, and find no such run."""
 
 

@@ -258,6 +258,15 @@ def test_pictures_are_beside_those_from_before_and_of_every_run(tmp_path: Path) 
     assert pictures({}, 3) == {"columns": [], "cards": []}
 
 
+def test_alarms_are_told_once_all_evaluations_are_read(tmp_path: Path) -> None:
+    run = WatchedRun(make_run(tmp_path, epochs=4, evaluations=((0, 0.0), (2, 0.3), (4, 0.1))), without_secrets)
+    run.poll(NOW, seconds=-1.0)
+    assert row(run)["alarms"] == []
+    run.poll(NOW, 60.0)
+    [alarm] = row(run)["alarms"]
+    assert alarm.startswith("The held-out score falls since epoch 2, by 0.")
+
+
 def test_worst_and_best_prompts(tmp_path: Path) -> None:
     run = watched(small_run(tmp_path))
     told = prompts(0, run, 99)

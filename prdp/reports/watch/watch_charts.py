@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from prdp.reports.charts import LIGHT, Series, curve_svg, short_number
 from prdp.reports.report_data import RunData, training_curve
 from prdp.reports.report_sections import TRAINING
 from prdp.reports.report_text import label
+from prdp.reports.watch.watched_evaluations import WatchedEvaluations
 from prdp.reports.watch.watched_run import WatchedRun
 from prdp.support.printable import printable
 
@@ -39,7 +40,14 @@ def charts(runs: Mapping[str, WatchedRun], more: bool, wide: bool = True) -> dic
         more: whether the metrics that no section names are drawn, too.
         wide: whether the held-out score is drawn for a screen that is wider than a phone's.
     """
-    found = {"heldout": _heldout(runs, wide), "parts": _parts(runs), "training": [], "speed": [], "more": []}
+    found = {
+        "heldout": _heldout(runs, wide),
+        "parts": _parts(runs, lambda item: item.curves()[1], "score"),
+        "looks": _parts(runs, lambda item: item.picture_curves(), "diversity"),
+        "training": [],
+        "speed": [],
+        "more": [],
+    }
     used = {"weights_version"}
     for title, note, metrics in TRAINING:
         used.update(name for name, _ in metrics)
@@ -48,7 +56,7 @@ def charts(runs: Mapping[str, WatchedRun], more: bool, wide: bool = True) -> dic
         found["speed"] += _drawn(runs, title, note, [(name, name.rpartition("/")[2]) for name in names])
     if more:
         others = {name for run in runs.values() for name in run.data.metrics} - used
-        skipped = ("time/", "images_per_second/", "eval/score")
+        skipped = ("time/", "images_per_second/", "eval/score", "eval/pictures/")
         for name in sorted(one for one in others if not one.startswith(skipped)):
             found["more"] += _drawn(runs, name, "", ((name, name),))
     return found
@@ -89,12 +97,15 @@ def _heldout(runs: Mapping[str, WatchedRun], wide: bool) -> list[dict[str, str]]
     return [box] if box else []
 
 
-def _parts(runs: Mapping[str, WatchedRun]) -> list[dict[str, str]]:
+def _parts(
+    runs: Mapping[str, WatchedRun], curves_of: Callable[[WatchedEvaluations], Mapping[str, Series]], without: str
+) -> list[dict[str, str]]:
+    """A chart for each of what evaluations know besides the score, below two evaluations none."""
     found: dict[str, dict[str, Series | None]] = {}
     for name, run in runs.items():
         if not run.evaluations.waiting:
-            for part, curve in run.evaluations.curves()[1].items():
-                if part != "score" and len(curve.x) > 1:
+            for part, curve in curves_of(run.evaluations).items():
+                if part != without and len(curve.x) > 1:
                     found.setdefault(part, dict.fromkeys(runs))[name] = curve
     return [box for part, curves in found.items() if (box := _box(label(part), "", curves))]
 

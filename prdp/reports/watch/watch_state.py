@@ -129,6 +129,7 @@ def _scores(run: WatchedRun) -> dict[str, Any]:
         "reward": {"score": score(rewards[1][-1]), "epoch": rewards[0][-1]} if rewards else None,
         "heldout": heldout,
         "change": change,
+        "alarms": [] if run.evaluations.waiting else run.evaluations.alarms(),
     }
 
 

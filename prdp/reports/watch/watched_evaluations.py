@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prdp.reports.charts import Series
 from prdp.reports.report_data import heldout_curves
+from prdp.tracking.alarms import alarms
 from prdp.tracking.evaluations import FOLDER, Evaluation, list_evaluations, load_evaluation
 
 _LIST_SECONDS = 5.0
@@ -34,6 +35,8 @@ class WatchedEvaluations:
         self._there: dict[int, _Stamps] = {}
         self._listed_at, self._folder_stamp = 0.0, (0, 0)
         self._curves: tuple[int, dict[str, Series]] | None = None
+        self._picture_curves: dict[str, Series] | None = None
+        self._alarms: list[str] | None = None
         self._forget = False
         self.problems: dict[int, str] = {}
 
@@ -62,6 +65,18 @@ class WatchedEvaluations:
         known = self._known.get(epoch)
         return f"{hash(known[0]) & 0xFFFFFFFF:08x}" if known else ""
 
+    def alarms(self) -> list[str]:
+        """As `prdp.tracking.alarms` has them, in sentences; computed once for the same evaluations."""
+        if self._alarms is None:
+            self._alarms = [f"{alarm.text[0].upper()}{alarm.text[1:]}" for alarm in alarms(self.loaded)]
+        return self._alarms
+
+    def picture_curves(self) -> dict[str, Series]:
+        """Statistics of the pictures over the epochs, likewise."""
+        if self._picture_curves is None:
+            self._picture_curves = heldout_curves(self.loaded, lambda item: item.pictures)[1]
+        return self._picture_curves
+
     def poll(self, now: float, seconds: float) -> bool:
         """Read what is new for so many seconds, one evaluation at least; whether anything has changed.
 
@@ -81,7 +96,7 @@ class WatchedEvaluations:
             if time.monotonic() > end:
                 break
         if changed:
-            self._curves = None
+            self._curves = self._picture_curves = self._alarms = None
         return changed
 
     def _to_read(self) -> list[int]:

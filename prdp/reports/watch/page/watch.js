@@ -85,9 +85,9 @@ function showRuns() {
   section.hidden = state.runs.length < 2;
   if (section.hidden) return;
   const focused = document.activeElement?.dataset?.key;
-  const content = state.runs.map((run) => [run.id, run.name, run.state, run.epochs, run.done, run.reward, run.heldout, run.change, run.fault, run.problems]);
+  const content = state.runs.map((run) => [run.id, run.name, run.state, run.epochs, run.done, run.reward, run.heldout, run.change, run.fault, run.problems, run.alarms]);
   fill("runs-table", JSON.stringify([content, shown, chosen]), () => {
-    const heads = ["", "run", "state", "epochs", "reward", "held-out", "change", "last fault"];
+    const heads = ["", "run", "state", "epochs", "reward", "held-out", "change", "faults, alarms"];
     const head = element("tr", {}, heads.map((text) => element("th", {scope: "col"}, [text])));
     return [element("thead", {}, [head]), element("tbody", {}, state.runs.map(runRow))];
   });
@@ -112,7 +112,7 @@ function runRow(run) {
     return element("td", full.length ? {"data-label": label} : {className: "void"}, [element("span", {}, full)]);
   };
   const heldout = run.heldout && element("span", {className: "num"}, [run.heldout.score, element("span", {className: "muted"}, [` ${run.heldout.interval}`])]);
-  const notes = [run.fault, ...run.problems].filter(Boolean).join("; ");
+  const notes = [run.fault, run.alarms.length && `alarms: ${run.alarms.length}`, ...run.problems].filter(Boolean).join("; ");
   return element("tr", {className: run.id === chosen ? "chosen" : ""}, [
     element("td", {className: "pick"}, [box, colour(run.id)]),
     element("td", {}, [name]),
@@ -121,7 +121,7 @@ function runRow(run) {
     cell("reward", run.reward ? element("span", {className: "num"}, [run.reward.score]) : null),
     cell("held-out", heldout),
     cell("change", run.change ? element("span", {className: `num ${run.change.tone}`}, [run.change.difference]) : null),
-    cell("last fault", notes),
+    cell("faults, alarms", notes),
   ]);
 }
 
@@ -129,7 +129,7 @@ function showHeadline() {
   const run = state.runs[chosen];
   document.title = `${run.state}: ${run.name} \u2013 prdp watch`;
   const details = state.details?.id === chosen ? state.details : null;
-  const facts = [run.name, run.state, run.style, run.epochs, run.done, run.reward, run.heldout, run.change, run.fault, run.problems, run.reading];
+  const facts = [run.name, run.state, run.style, run.epochs, run.done, run.reward, run.heldout, run.change, run.fault, run.problems, run.reading, run.alarms];
   fill("headline", JSON.stringify([facts, details?.now, details?.silent, details?.started, details?.worked]), () => {
     const number = (label, value, note, tone = "") => element("div", {}, [
       element("div", {className: "label"}, [label]),
@@ -165,6 +165,7 @@ function showHeadline() {
       ...(run.state === "gone" ? [notice("The folder is not there any more; below is what was read last.")] : []),
       ...(run.state === "not begun" ? [notice("No run has begun in this folder yet.", "calm")] : []),
       ...(run.fault ? [notice(`Last fault: ${run.fault}`)] : []),
+      ...run.alarms.map((text) => notice(`Look at it: ${text}.`)),
       ...(details?.silent ?? []).map((text) => notice(`Silent: ${text}`)),
       ...run.problems.map((text) => notice(text)),
       ...(run.reading ? [notice(run.reading, "calm")] : []),
@@ -221,7 +222,7 @@ async function refreshCharts() {
   document.body.classList.toggle("several", runs.length > 2);
   const found = await asked("charts", `charts?runs=${runs}&more=${byId("more-details").open ? 1 : 0}&wide=${wide.matches ? 1 : 0}`);
   if (!found) return;
-  for (const section of ["heldout", "parts", "training", "speed", "more"]) {
+  for (const section of ["heldout", "parts", "looks", "training", "speed", "more"]) {
     byId(section).hidden = section !== "more" && !found[section].length;
     showCharts(byId(section).querySelector(".charts, .lead-chart"), found[section]);
   }
