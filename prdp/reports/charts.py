@@ -67,6 +67,7 @@ def curve_svg(
     standalone: bool = False,
     legend: bool = True,
     points: int = _LIMIT,
+    name: str = "",
 ) -> str:
     """Draw up to ten curves on common axes; hovering names the values.
 
@@ -78,6 +79,7 @@ def curve_svg(
         standalone: a file of its own with its colours, for a documentation page, instead of a part of the report.
         legend: whether several curves are named in the picture.
         points: drawn per series; longer ones are averaged in equal runs of epochs.
+        name: for those who do not see the picture; the title, or else the names of the curves, when left out.
 
     Raises:
         ValueError: no curves, more than ten, or x and y of different lengths.
@@ -111,7 +113,7 @@ def curve_svg(
         parts.append(_legend_below(series, left, across / columns, columns))
     elif legend:
         parts.append(_legend(series, width - _RIGHT))
-    name = escape(title or ", ".join(item.name for item in series), quote=True)
+    name = escape(name or title or ", ".join(item.name for item in series), quote=True)
     head = f'class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{name}"'
     if not standalone:
         return f"<svg {head}>{''.join(parts)}</svg>"

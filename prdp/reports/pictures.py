@@ -39,6 +39,7 @@ def small_png(path: Path) -> tuple[bytes, int]:
 
     content = path.read_bytes()
     with opened_picture(path) as image:
+        image.load()
         width = image.width
         if max(image.size) > SHOWN_SIZE:
             small = image.convert("RGB")

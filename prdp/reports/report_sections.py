@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
 
 from prdp.reports.charts import Series, curve_svg, short_number
 from prdp.reports.pictures import data_uri, grid_scores
 from prdp.reports.report_data import Change, RunData, heldout_curves, takes_turns, timings, training_curve
-from prdp.reports.report_text import interval, label, score, signed, tone
+from prdp.reports.report_text import label, score, tone
+from prdp.reports.templates import render
 from prdp.tracking.alarms import alarms
 from prdp.tracking.console import format_seconds
 from prdp.tracking.evaluations import Evaluation
@@ -65,30 +69,20 @@ def pictures(run: RunData) -> str:
         return ""
     before, after = shown[0], shown[-1] if len(shown) > 1 else None
     old, new = grid_scores(before), grid_scores(after) if after is not None else {}
-    cards = []
-    large = False
+    cards: list[_Card] = []
     for prompt in sorted({key[0] for key in old}):
         keys = [key for key in sorted(old) if key[0] == prompt][:2]
         text = old[keys[0]][0]
-        shots = []
-        if after is not None:
-            shots.append(f'<div class="head">{when(before)}</div><div class="head">{when(after)}</div>')
+        shots: list[_Shot | None] = []
         for key in keys:
-            picture, wide = _shot(before, key, text, old[key][1], None)
-            large |= wide
-            shots.append(picture)
+            shots.append(_shot(before, key, text, old[key][1], None))
             if after is not None:
                 same = key in new and new[key][0] == text
-                shots.append(_shot(after, key, text, new[key][1], old[key][1])[0] if same else "<div></div>")
-        cards.append(
-            f'<figure class="panel card"><figcaption>{escape(text)}</figcaption>'
-            f'<div class="shots">{"".join(shots)}</div></figure>'
-        )
-    heading = "Before and after" if after is not None else "Held-out pictures"
-    noise = " Each pair starts from the same noise." if after is not None else ""
-    return (
-        f'<h2>{heading}</h2><p class="lead">The first {len(cards)} held-out prompts as they come, none picked, with '
-        f'the score of every image.{noise}</p><div class="cards{" large" if large else ""}">{"".join(cards)}</div>'
+                shots.append(_shot(after, key, text, new[key][1], old[key][1]) if same else None)
+        cards.append(_Card(text, shots))
+    large = any(shot is not None and shot.uri and not shot.pixels for card in cards for shot in card.shots)
+    return render(
+        "pictures.html", cards=cards, before=when(before), after="" if after is None else when(after), large=large
     )
 
 
@@ -106,20 +100,15 @@ def filmstrip(run: RunData) -> str:
         chosen = {round(i * (len(shown) - 1) / (_STRIP_COLUMNS - 1)) for i in range(_STRIP_COLUMNS)}
         shown = [item for i, item in enumerate(shown) if i in chosen]
     tables = [grid_scores(item) for item in shown]
-    keys = [key for key in sorted(tables[0]) if key[1] == 0][:_STRIP_PROMPTS]
-    head = "".join(f"<th>epoch {item.epoch}</th>" for item in shown)
     rows = []
-    for key in keys:
+    for key in [key for key in sorted(tables[0]) if key[1] == 0][:_STRIP_PROMPTS]:
         text = tables[0][key][0]
-        cells = []
-        for item, table in zip(shown, tables, strict=True):
-            same = key in table and table[key][0] == text
-            cells.append(f"<td>{_shot(item, key, text, table[key][1], None)[0] if same else ''}</td>")
-        rows.append(f"<tr><td>{escape(text)}</td>{''.join(cells)}</tr>")
-    return (
-        '<h2>On the way</h2><p class="lead">The same prompts and noise at the evaluations in between.</p>'
-        f'<div class="panel strip scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
-    )
+        shots = [
+            _shot(item, key, text, table[key][1], None) if key in table and table[key][0] == text else None
+            for item, table in zip(shown, tables, strict=True)
+        ]
+        rows.append((text, shots))
+    return render("filmstrip.html", epochs=[item.epoch for item in shown], rows=rows)
 
 
 def heldout_score(run: RunData) -> str:
@@ -128,75 +117,40 @@ def heldout_score(run: RunData) -> str:
     total = curves.get("score")
     if total is None or len(total.x) < 2:
         return ""
-    note = f"Held-out score with its 95% interval, over the {prompts} prompts that every evaluation has."
-    chart = curve_svg([total], width=440, height=190)
-    return f'<figure class="curvebox">{chart}<figcaption>{note}</figcaption></figure>'
+    return render("heldout_score.html", chart=Markup(curve_svg([total], width=440, height=190)), prompts=prompts)
 
 
 def sub_scores(run: RunData) -> str:
     """Held-out sub-scores over the epochs; nothing below two evaluations."""
     prompts, curves = heldout_curves(run.evaluations)
-    boxes = [
-        _box(label(name), "", [item], _from_to(item))
-        for name, item in curves.items()
-        if name != "score" and len(item.x) > 1
-    ]
-    if not boxes:
-        return ""
-    return (
-        '<h2>Held-out sub-scores</h2><p class="lead">What the score is made of, over the '
-        f"{prompts} prompts that every evaluation has; bands are 95% intervals.</p>"
-        f'<div class="charts">{"".join(boxes)}</div>'
-    )
+    lead = f"What the score is made of, over the {prompts} prompts that every evaluation has; bands are 95% intervals."
+    return _charts("Held-out sub-scores", lead, {name: item for name, item in curves.items() if name != "score"})
 
 
 def warnings(run: RunData) -> str:
     """What somebody should look at; nothing without an alarm."""
-    found = alarms(run.evaluations)
-    if not found:
-        return ""
-    items = "".join(f"<li>{escape(alarm.text[0].upper() + alarm.text[1:])}.</li>" for alarm in found)
-    return (
-        '<section class="panel warnings" aria-label="Look at it"><h2>Look at it</h2><p class="lead">Signs that '
-        "training exploits the reward, or goes too far: beside the start, over the same prompts and noise, by "
-        f"intervals of 95% for all comparisons together.</p><ul>{items}</ul></section>"
-    )
+    texts = [alarm.text[0].upper() + alarm.text[1:] for alarm in alarms(run.evaluations)]
+    return render("warnings.html", alarms=texts) if texts else ""
 
 
 def statistics(run: RunData) -> str:
     """Brightness, contrast and colour of the held-out pictures over the epochs; nothing below two evaluations."""
     prompts, curves = heldout_curves(run.evaluations, lambda item: item.pictures)
-    boxes = [
-        _box(label(name), "", [item], _from_to(item))
-        for name, item in curves.items()
-        if name != "diversity" and len(item.x) > 1
-    ]
-    if not boxes:
-        return ""
-    return (
-        '<h2>What the pictures look like</h2><p class="lead">Statistics of the held-out pictures of '
-        f"{prompts} prompts, which nothing is trained on. A reward that is exploited often shows here first.</p>"
-        f'<div class="charts">{"".join(boxes)}</div>'
+    lead = (
+        f"Statistics of the held-out pictures of {prompts} prompts, which nothing is trained on. A reward that is "
+        "exploited often shows here first."
     )
+    shown = {name: item for name, item in curves.items() if name != "diversity"}
+    return _charts("What the pictures look like", lead, shown)
 
 
 def skills(run: RunData, overall: Change | None, parts: Sequence[Change], categories: Sequence[Change]) -> str:
     """Table of before, after and difference; of the only evaluation's means when there is one."""
     if overall is None:
         return _single_skills(run)
-    rows = [_skill_row(overall, "total")]
-    if parts:
-        rows.append('<tr class="section"><td colspan="5">sub-scores</td></tr>')
-        rows += [_skill_row(change) for change in parts]
-    if categories:
-        rows.append('<tr class="section"><td colspan="5">score by category of prompt</td></tr>')
-        rows += [_skill_row(change) for change in categories]
-    return (
-        '<h2>Skill by skill</h2><p class="lead">Paired over the same prompts and noise. A difference is coloured when '
-        "its 95% interval leaves out zero. The line runs from before (ring) to after (dot).</p>"
-        '<div class="panel scroll"><table><tr><th>skill</th><th>before</th><th>after</th><th>difference</th>'
-        f"<th></th></tr>{''.join(rows)}</table></div>"
-    )
+    groups = (("sub-scores", parts), ("score by category of prompt", categories))
+    named = [(title, list(map(_skill, changes))) for title, changes in groups if changes]
+    return render("skills.html", overall=_skill(overall), groups=named)
 
 
 def training(run: RunData) -> str:
@@ -213,43 +167,29 @@ def training(run: RunData) -> str:
         if name not in used and not name.startswith(("time/", "images_per_second/", "eval/"))
         if (item := run.series(name)) is not None
     ]
-    if not boxes and not others:
-        return ""
-    more = (
-        f'<details class="panel" style="margin-top:16px"><summary>{len(others)} more metrics</summary>'
-        f'<div class="charts">{"".join(others)}</div></details>'
-        if others
-        else ""
-    )
-    return (
-        '<h2>Training</h2><p class="lead">What the learner saw, epoch by epoch.</p>'
-        f'<div class="charts">{"".join(boxes)}</div>{more}'
-    )
+    return render("training.html", boxes=boxes, others=others) if boxes or others else ""
 
 
 def timing(run: RunData) -> str:
     """Where the time went."""
-    rows = []
-    for item in timings(run):
-        rate = "\N{EN DASH}" if math.isnan(item.images_per_second) else f"{item.images_per_second:.1f}"
-        each = short_number(item.seconds / item.epochs)
-        bar = "" if math.isnan(item.share) else f'<span class="bar" style="width:{100 * item.share:.1f}%"></span>'
-        share = "\N{EN DASH}" if math.isnan(item.share) else f"{item.share:.0%}"
-        rows.append(
-            f'<tr><td>{escape(item.stage)}</td><td class="num">{_total(item.seconds)}</td>'
-            f'<td class="num">{item.epochs}</td><td class="num">{each} s</td><td class="num">{rate}</td>'
-            f'<td class="num">{share}</td><td><span class="track">{bar}</span></td></tr>'
-        )
+    rows = [
+        {
+            "stage": item.stage,
+            "total": _total(item.seconds),
+            "epochs": item.epochs,
+            "each": short_number(item.seconds / item.epochs),
+            "rate": "\N{EN DASH}" if math.isnan(item.images_per_second) else f"{item.images_per_second:.1f}",
+            "share": "\N{EN DASH}" if math.isnan(item.share) else f"{item.share:.0%}",
+            "width": None if math.isnan(item.share) else 100 * item.share,
+        }
+        for item in timings(run)
+    ]
     if not rows:
         return ""
     whole = run.metrics.get("images_per_second/epoch")
     finite = [value for value in whole[1] if math.isfinite(value)] if whole else []
-    pace = f" A whole epoch makes and learns from {sum(finite) / len(finite):.1f} images a second." if finite else ""
-    return (
-        f'<h2>Time</h2><p class="lead">{_how_stages_meet(run)}{pace}</p>'
-        '<div class="panel scroll"><table><tr><th>stage</th><th>total</th><th>times</th><th>each</th><th>images/s</th>'
-        f"<th>share</th><th></th></tr>{''.join(rows)}</table></div>"
-    )
+    pace = sum(finite) / len(finite) if finite else None
+    return render("timing.html", rows=rows, meeting=_how_stages_meet(run), pace=pace)
 
 
 def _how_stages_meet(run: RunData) -> str:
@@ -262,32 +202,49 @@ def _how_stages_meet(run: RunData) -> str:
     return f"Scoring goes on while sampling does; its time is summed over the reward actors.{ahead}"
 
 
-def _shot(
-    evaluation: Evaluation, key: tuple[int, int], text: str, value: float, before: float | None
-) -> tuple[str, bool]:
-    uri, width = data_uri(evaluation.image_path(*key))
+@dataclass(frozen=True)
+class _Shot:
+    """A picture with its score; without a `uri` where the file is damaged."""
+
+    uri: str | None
+    alt: str
+    value: float
+    style: str
+    pixels: bool
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A prompt with its pictures, in rows."""
+
+    text: str
+    shots: list[_Shot | None]
+
+
+def _shot(evaluation: Evaluation, key: tuple[int, int], text: str, value: float, before: float | None) -> _Shot:
     alike = before is None or score(value) == score(before)
     style = "" if before is None or alike else "up" if value > before else "down"
-    pixels = ' class="pixels"' if width < _PIXELS else ""
-    alt = escape(f"{text}, epoch {evaluation.epoch}, score {score(value)}", quote=True)
-    return (
-        f'<div class="shot"><img{pixels} src="{uri}" alt="{alt}"><span class="num {style}">{score(value)}</span></div>',
-        width >= _PIXELS,
-    )
+    alt = f"{text}, epoch {evaluation.epoch}, score {score(value)}"
+    try:
+        uri, width = data_uri(evaluation.image_path(*key))
+    except (ValueError, FileNotFoundError):
+        return _Shot(None, alt, value, style, False)
+    return _Shot(uri, alt, value, style, width < _PIXELS)
 
 
 def _total(seconds: float) -> str:
     return f"{seconds:.1f}s" if seconds < 10 else format_seconds(seconds)
 
 
-def _box(title: str, note: str, curves: list[Series], aside: str = "") -> str:
-    chart = curve_svg(curves, "" if len(curves) == 1 else " ", width=300, height=180)
-    chart = chart.replace('aria-label=" "', f'aria-label="{escape(title, quote=True)}"')
-    return (
-        f'<figure class="panel chartbox"><div class="top"><h3>{escape(title)}</h3>'
-        f'<span class="aside num">{aside}</span></div>'
-        f"{f'<figcaption>{escape(note)}</figcaption>' if note else ''}{chart}</figure>"
-    )
+def _charts(title: str, lead: str, curves: Mapping[str, Series]) -> str:
+    """A section of curves from evaluation to evaluation; nothing below two."""
+    boxes = [_box(label(name), "", [item], _from_to(item)) for name, item in curves.items() if len(item.x) > 1]
+    return render("charts.html", title=title, lead=lead, boxes=boxes) if boxes else ""
+
+
+def _box(title: str, note: str, curves: list[Series], aside: str = "") -> dict[str, str]:
+    chart = curve_svg(curves, "" if len(curves) == 1 else " ", width=300, height=180, name=title)
+    return {"title": title, "note": note, "chart": Markup(chart), "aside": aside}
 
 
 def _from_to(series: Series) -> str:
@@ -295,32 +252,15 @@ def _from_to(series: Series) -> str:
     return f"{score(values[0])} \N{RIGHTWARDS ARROW} {score(values[-1])}" if len(values) > 1 else ""
 
 
-def _skill_row(change: Change, kind: str = "") -> str:
-    style = tone(change.sign, change.difference[0])
-    cells = "".join(
-        f'<td class="num">{score(value[0])} <span class="ci">{interval(value)}</span></td>'
-        for value in (change.before, change.after)
-    )
-    chip = f'<span class="change num {style}">{signed(change.difference[0])}</span>'
-    return (
-        f'<tr class="{kind}"><td>{escape(label(change.name))}</td>{cells}'
-        f'<td class="num">{chip} <span class="ci">{interval(change.difference, signed)}</span></td>'
-        f"<td>{_dumbbell(change)}</td></tr>"
-    )
-
-
-def _dumbbell(change: Change) -> str:
+def _skill(change: Change) -> dict[str, Any]:
+    """A row of the table; the ends of its line in the coordinates of its picture, for values within 0 and 1."""
     before, after = change.before[0], change.after[0]
-    if math.isnan(before) or math.isnan(after) or not (0 <= before <= 1 and 0 <= after <= 1):
-        return ""
-    style = tone(change.sign, change.difference[0]) or "flat"
-    a, b = 7 + 146 * before, 7 + 146 * after
-    return (
-        '<svg class="dumbbell" viewBox="0 0 160 14" aria-hidden="true">'
-        '<line class="axis" x1="7" x2="153" y1="7" y2="7"/>'
-        f'<line class="{style}" x1="{a:.1f}" x2="{b:.1f}" y1="7" y2="7"/>'
-        f'<circle class="from" cx="{a:.1f}" cy="7" r="4"/><circle class="to {style}" cx="{b:.1f}" cy="7" r="5"/></svg>'
-    )
+    drawn = 0 <= before <= 1 and 0 <= after <= 1
+    return {
+        "change": change,
+        "style": tone(change.sign, change.difference[0]),
+        "ends": (7 + 146 * before, 7 + 146 * after) if drawn else None,
+    }
 
 
 def _single_skills(run: RunData) -> str:
@@ -328,14 +268,5 @@ def _single_skills(run: RunData) -> str:
         return ""
     summary = run.evaluations[-1].summary()
     # Pairs: a category may be called as a sub-score is.
-    named = [("score", summary["score"]), *summary["sub_scores"].items(), *summary["categories"].items()]
-    rows = "".join(
-        f'<tr class="{"" if place else "total"}"><td>{escape(label(name))}</td><td class="num">'
-        f'{score(part["mean"])} <span class="ci">{interval((part["mean"], part["low"], part["high"]))}</span></td>'
-        f'<td class="num">{part["images"]}</td></tr>'
-        for place, (name, part) in enumerate(named)
-    )
-    return (
-        '<h2>Skill by skill</h2><p class="lead">With 95% intervals.</p><div class="panel scroll"><table>'
-        f"<tr><th>skill</th><th>score</th><th>images</th></tr>{rows}</table></div>"
-    )
+    parts = [("score", summary["score"]), *summary["sub_scores"].items(), *summary["categories"].items()]
+    return render("single_skills.html", parts=parts)

@@ -49,6 +49,8 @@ margin:22px 0 0;padding:0 4px}
 .shot{display:block;min-width:0}
 .shot span{display:flex;justify-content:space-between;gap:6px;font-size:13px;margin-top:3px}
 img{display:block;width:100%;height:auto;border-radius:6px;background:var(--soft);box-shadow:0 0 0 1px var(--line)}
+.missing{aspect-ratio:1;display:grid;place-items:center;border-radius:6px;background:var(--soft);color:var(--muted);
+font-size:12px;text-align:center;padding:4px}
 img.pixels{image-rendering:pixelated}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
 .strip{padding:16px 18px}

@@ -150,7 +150,7 @@ def test_a_category_that_is_called_as_a_sub_score_has_a_row_of_its_own(tmp_path:
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     save_evaluation(tmp_path, 3, prompts, 1, np.array([0.125, 0.375]), {"color": np.array([0.75, 1.0])}, pictures)
     page = write_report(tmp_path).read_text()
-    rows = re.findall(r'<tr class="(\w*)"><td>(color|score)</td><td class="num">([\d.]+)', page)
+    rows = re.findall(r'<tr class="(\w*)"><td>(color|score)</td>\s*<td class="num">([\d.]+)', page)
     assert [(tone, name, float(value)) for tone, name, value in rows] == [
         ("total", "score", 0.25), ("", "color", 0.875), ("", "color", 0.125), ("", "score", 0.375),
     ]  # fmt: skip
@@ -266,6 +266,28 @@ def test_large_pictures_are_scaled_down_in_the_report(tmp_path: Path) -> None:
     make_run(tmp_path, evaluations=[(0, 0.0)], size=400)
     pictures = Page(write_report(tmp_path)).images
     assert {picture.size for picture in pictures} == {(256, 256)}
+
+
+def test_a_damaged_picture_is_told_and_the_report_is_written(tmp_path: Path) -> None:
+    make_run(tmp_path, epochs=4, evaluations=[(0, 0.0), (2, 0.1), (4, 0.2)])
+    grid = tmp_path / "evaluations" / "epoch_00004" / "grid"
+    (grid / "000_0.png").write_bytes((grid / "000_0.png").read_bytes()[:60])
+    page = Page(write_report(tmp_path))
+    assert page.text.count("damaged picture") == 2 and len(page.images) == 4 * 2 * 2 + 4 * 3 - 2
+
+
+def test_charts_and_tables_are_named_for_those_who_do_not_see_them(whole_run: Path) -> None:
+    page = Page(write_report(whole_run))
+    charts = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert {"Reward", "Reward spread", "Gradient norm", "presence"} <= set(charts) and " " not in charts
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("th", "scope")].count("col") > 10
+
+
+def test_prompts_are_counted_where_both_evaluations_have_the_same(tmp_path: Path) -> None:
+    make_run(tmp_path, epochs=4, evaluations=[(0, 0.0), (4, 0.2)])
+    path = tmp_path / "evaluations" / "epoch_00004" / "scores.jsonl"
+    path.write_text(path.read_text().replace("number 3 ", "number three "))
+    assert "22 images of 11 prompts" in Page(write_report(tmp_path)).text
 
 
 def test_comparison_picture_shows_pairs_in_order(whole_run: Path, tmp_path: Path) -> None:
