@@ -48,6 +48,7 @@ BUILD = {
     "commands/train.py": "what the command line composes",
     "commands/evaluate.py": "what the command line composes, runs having passed `prdp.evaluation.trust`",
     "evaluation/preconditions.py": "likewise",
+    "configuration/measured_time.py": "what the command line composes, for `prdp validate --measure`",
     "commands/generate.py": "what the command line composes; of runs it takes no sections",
     "commands/calibrate.py": "likewise",
     "language/building.py": "a metric that the command line names; pairs tell none",

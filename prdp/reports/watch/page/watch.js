@@ -11,7 +11,8 @@ const wide = matchMedia("(min-width: 641px)");
 
 let state = null; // what the last event said
 let chosen = 0; // the run that is told of in full
-let shown = null; // places of the runs that are compared
+let shown = []; // places of the runs that are compared
+let ticked = false; // whether a person chose them; the first ones until then
 let epochs = []; // with an evaluation, of all compared runs
 let epoch = null; // chosen by the slider; null follows the newest
 let source = null;
@@ -46,14 +47,14 @@ function show(next) {
   state = next;
   tellConnection("live", "live");
   const places = state.runs.map((run) => run.id);
-  shown = shown === null ? places.slice(0, FIRST_SHOWN) : shown.filter((place) => places.includes(place));
+  shown = ticked ? shown.filter((place) => places.includes(place)) : places.slice(0, FIRST_SHOWN);
   if (!places.includes(chosen)) choose(0);
   showRuns();
   showHeadline();
   if (state.details?.id === chosen) showDetails(state.details);
   fill("foot", state.version, () => [`prdp ${state.version}, from the run folders alone. Nothing is loaded from elsewhere.`]);
   announce();
-  const versions = JSON.stringify([compared(), state.runs.map((run) => [run.folder, run.version])]);
+  const versions = JSON.stringify([compared(), state.runs.map((run) => [run.name, run.version])]);
   if (versions !== drawn) {
     drawn = versions;
     soon("all", refresh, REFRESH, true);
@@ -99,6 +100,7 @@ function runRow(run) {
     type: "checkbox", checked: shown.includes(run.id), "aria-label": `compare ${run.name}`, "data-key": `box${run.id}`,
     disabled: !shown.includes(run.id) && shown.length >= state.most,
     onchange: (event) => {
+      ticked = true;
       shown = event.target.checked ? [...shown, run.id].sort((a, b) => a - b) : shown.filter((one) => one !== run.id);
       show(state);
     },
@@ -203,7 +205,7 @@ function showDetails(details) {
 
 function announce() {
   const run = state.runs[chosen];
-  const last = heard[run.folder ?? run.id];
+  const last = heard[run.id];
   const now = {state: run.state, epoch: run.heldout?.epoch};
   heard[run.id] = now;
   if (!last || (last.state === now.state && last.epoch === now.epoch)) return;
@@ -213,7 +215,7 @@ function announce() {
 
 async function refresh() {
   await refreshCharts();
-  await Promise.all([refreshPictures(), refreshPrompts()]);
+  await refreshPictures();
 }
 
 async function refreshCharts() {
