@@ -16,10 +16,13 @@ from prdp.diffusion.image_size import picture_size
 from prdp.diffusion.model_components import component_config
 from prdp.diffusion.model_folder import read_component
 from prdp.diffusion.pipeline_formats import PipelineFormat
-from prdp.diffusion.pipeline_loading import load_pipeline, pipeline_class, single_file
+from prdp.diffusion.pipeline_loading import device_of, load_pipeline, pipeline_class, single_file
 from prdp.diffusion.process import Process
 from prdp.diffusion.quantization import quantization_problems
 from prdp.support.errors import StartError
+
+ON_GPUS = ("_native_efficient", "flex", "xformers")
+"""Of `model.attention_backend`."""
 
 
 class FolderPolicy(DiffusersPolicy, ABC):
@@ -190,6 +193,12 @@ def _check_attention(model: ModelConfig, kind: PipelineFormat) -> None:
         )
     if name == "xformers" and find_spec("xformers") is None:
         raise StartError(f"model.attention_backend={name}: needs xformers, which is not installed: pip install {name}")
+    device = device_of(model)
+    if name in ON_GPUS and not device.startswith("cuda"):
+        raise StartError(
+            f"model.attention_backend={name}: needs a CUDA device, and the model is on {device}: torch does not "
+            "compute it there, or has no gradient of it"
+        )
 
 
 def _check_text_tokens(model: ModelConfig, kind: PipelineFormat) -> None:

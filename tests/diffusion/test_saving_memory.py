@@ -16,6 +16,8 @@ from narrow_xl import narrow_xl
 
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion import build_policy, family_of
+from prdp.diffusion.dry_run import DryPolicy
+from prdp.diffusion.pipeline_checks import empty_network
 from prdp.support.errors import StartError
 
 BUILD: dict[str, Callable[..., Any]] = {**NARROW, "stable_diffusion_xl": narrow_xl}
@@ -79,5 +81,13 @@ def test_an_attention_backend_is_taken_or_refused_by_its_key(model: ModelConfig)
     latents, times = torch.randn(2, *plain.latent_shape), torch.full((2,), 0.5)
     found, expected = (one.output(latents, times, one.encode(PROMPTS), 1.0) for one in (other, plain))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for name in ("flex", "_native_efficient"):
+        with pytest.raises(StartError, match=f"attention_backend={name}: needs a CUDA device, and the model is on cpu"):
+            family_of(model).check(dataclasses.replace(model, attention_backend=name))
+    kind: Any = family_of(model)
+    network = empty_network(Path(model.path), kind.FORMAT)
+    of_gpu = dataclasses.replace(model, attention_backend="flex", device="cuda")
+    learner = LearnerConfig(lora_rank=2, lora_targets=["to_q"])
+    assert DryPolicy(kind, of_gpu, learner, network, kind.condition_shapes(model)).with_gradient(1) > 0
     with pytest.raises(StartError, match="needs xformers"):
         family_of(model).check(dataclasses.replace(model, attention_backend="xformers"))
