@@ -1,8 +1,9 @@
-"""What a judge that is a language model has answered: JSON within text, whole or refused."""
+"""What a judge that is a language model has answered: JSON within text, or a line a criterion, whole or refused."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,11 +29,18 @@ def answer_object(answer: str) -> dict[str, Any]:
 
 
 def criteria_scores(answer: str, criteria: Sequence[str]) -> list[float]:
-    """The marks of all criteria, in their order.
+    """The marks of all criteria, in their order, out of a JSON object or of lines such as 'Alignment (1-5): 3.5'.
+
+    Judges that were trained on a format of their own, such as UnifiedReward, write lines whatever they are asked for.
 
     Raises:
-        ValueError: a criterion without a number, or a name that is none.
+        ValueError: a criterion without a number, or with several, or a name that is none.
     """
+    lines = {name: _line(name).findall(answer) for name in criteria}
+    if "{" not in answer and any(lines.values()):
+        if bad := [name for name, found in lines.items() if len(found) != 1]:
+            raise ValueError(f"has {len(lines[bad[0]]) or 'no'} lines with points for {bad[0]}, must have one")
+        return [float(lines[name][0]) for name in criteria]
     marks = answer_object(answer)
     if set(marks) != set(criteria):
         raise ValueError(f"has points for {', '.join(marks) or 'nothing'}, must be for {', '.join(criteria)}")
@@ -62,6 +70,12 @@ def winner(answer: str) -> list[float]:
     if not isinstance(word, str) or word.strip().lower() not in won:
         raise ValueError(f"says better: {word!r}, must be first, second or equal")
     return won[word.strip().lower()]
+
+
+def _line(name: str) -> re.Pattern[str]:
+    """A line that begins with a name, in any case, perhaps with words after it, and ends with a colon and a number."""
+    number = r"(-?\d+(?:\.\d+)?)"
+    return re.compile(rf"^\W*{re.escape(name)}(?!\w)[^:\n]*:[ *]*{number}[ *.]*$", re.IGNORECASE | re.MULTILINE)
 
 
 def _number(value: Any, what: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 from chat_judge import judge
 
 from prdp.rewards import build_reward
-from prdp.rewards.judge_answers import answer_object
+from prdp.rewards.judge_answers import answer_object, criteria_scores
 from prdp.rewards.scoring import RewardFaultError, RewardUnavailableError, scored
 from prdp.rewards.vlm_judge import VlmJudge, pairs_of
 from prdp.support.side_by_side import results_of
@@ -182,3 +182,16 @@ def test_no_call_begins_after_a_failure() -> None:
     with pytest.raises(OSError, match="away"):
         results_of(call, range(50), 1)
     assert max(begun) < 50 and begun[:2] == [0, 1]
+
+
+def test_a_line_for_each_criterion_is_an_answer_too() -> None:
+    lines = "A cat (animal): 1\nAlignment Score (1-5): 3.5\n**Coherence: 4**\nstyle score (1-5): 2.\n"
+    assert criteria_scores(lines, ["alignment", "coherence", "style"]) == [3.5, 4.0, 2.0]
+    for answer, message in [
+        (lines.replace("style score (1-5): 2.", "style score (1-5): "), "no lines with points for style"),
+        (lines + "Style: 3\n", "2 lines with points for style"),
+        (lines + '{"style": 3}', "has points for style, must be for alignment"),
+        ("Stylish: 3", "has no JSON objects"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            criteria_scores(answer, ["alignment", "coherence", "style"])
