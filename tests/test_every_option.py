@@ -16,6 +16,7 @@ import pytest
 from chat_judge import judge
 from http_rewards import serving
 from narrow_flow import narrow_pipeline
+from narrow_hpsv3 import write_narrow_hpsv3
 from other_reward_servers import answering, flow_grpo, unirl_service
 from PIL import Image
 from reference_models import imagereward_tensors
@@ -52,7 +53,7 @@ REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval", "safety"}, "c
 def _combined() -> list[dict[str, str]]:
     """Runs that have every option of the small groups between them, and those together that need each other."""
     judged = ["shapes_judge", "shapes_judge_and_compressibility", "shapes_aspects", "watched_redness", "sub_score"]
-    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval", "safety")
+    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval", "safety", "hpsv3")
     rewards = [name for name in OPTIONS["reward"] if name not in apart]
     prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures|quoted_text", name)]
     mixtures = {"reward": "quadratic_of_point", "model": "gaussian_mixtures", "learner": "full"}
@@ -60,6 +61,7 @@ def _combined() -> list[dict[str, str]]:
     pairs += [{"reward": name, "prompts": ("shapes", "shapes_small")[number % 2]} for number, name in enumerate(judged)]
     pairs += [{"reward": "vqa", "prompts": "dsg_1k"}, {"reward": "ocr", "prompts": "quoted_text"}]
     pairs += [{**mixtures, "prompts": name} for name in OPTIONS["prompts"] if name.startswith("gaussian_mixtures")]
+    pairs += [{"reward": "hpsv3", "prompts": "text_file"}]
     cycled = {group: OPTIONS[group] for group in ("tracking", "learner")}
     cycled["objective"] = [name for name in OPTIONS["objective"] if name != "fdfo"]
     cycled["sampler"] = [name for name in OPTIONS["sampler"] if name not in OF_FLOWS]
@@ -106,6 +108,7 @@ def files(
         (folder / f"{name}.csv").write_text("\n".join([f"{header},question_natural_language", *rows]))
     torch.save(head_tensors, folder / "head.pth")
     torch.save(imagereward_tensors(63), folder / "ImageReward.pt")
+    write_narrow_hpsv3(folder)
     function = "def bright(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n"
     (folder / "known").mkdir()
     Image.new("RGB", (8, 8), (200, 30, 60)).save(folder / "known" / "red.png")
@@ -186,6 +189,7 @@ def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:
         **dict.fromkeys(("hpsv2", "hpsv2_1"), (f"reward.path={files['hpsv2']}", tokenizer)),
         "pickscore_watched": (f"reward.terms.pickscore.{clip}", f"reward.terms.clipscore.{clip}"),
         "imagereward": ("reward.path=ImageReward.pt", f"reward.tokenizer={files['bert']}"),
+        "hpsv3": ("reward.path=qwen2_vl", "reward.weights=.", "reward.instruction=instruction.txt"),
         "originality": ("reward.folder=known",),
         "sub_score": ("reward.name=relation",),
         # Training prompts need questions too, where the reward asks them.

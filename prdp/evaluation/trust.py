@@ -36,6 +36,7 @@ REWARDS = frozenset(
         "compressibility.Incompressibility",
         "geneval.GenEval",
         "hpsv2.HPSv2",
+        "hpsv3.HPSv3",
         "image_quality.ImageQuality",
         "imagereward.ImageReward",
         "ocr.Ocr",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,57 @@ def long_side_pixels(
     below, right = size - height, size - width
     values = torch.nn.functional.pad(values, (right // 2, right - right // 2, below // 2, below - below // 2))
     return _normalised(values, mean, std)
+
+
+def qwen2_vl_size(height: int, width: int, area: int, factor: int = 28) -> tuple[int, int]:
+    """Height and width, multiples of `factor`, to which Qwen2-VL resizes an image that is to have about `area` pixels.
+
+    Of the multiples nearest to the image's own sides, those with `area` pixels stay; otherwise both sides are scaled
+    to that area, and rounded down where it was exceeded, up where it was not reached.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"a picture of {height} x {width} pixels: one side may be at most 200 times the other")
+    rows, columns = (max(1, round(side / factor)) for side in (height, width))
+    pixels = rows * columns * factor**2
+    if pixels > area:
+        shrink = math.sqrt(height * width / area)
+        rows, columns = (math.floor(side / shrink / factor) for side in (height, width))
+    elif pixels < area:
+        grow = math.sqrt(area / (height * width))
+        rows, columns = (math.ceil(side * grow / factor) for side in (height, width))
+    return rows * factor, columns * factor
+
+
+def qwen2_vl_patches(
+    images: UInt8, area: int, patch: int = 14, merge: int = 2, frames: int = 2
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Images as Qwen2-VL's vision tower takes them: resized by Pillow's bicubic filter, standardised, cut into patches.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        area: see `qwen2_vl_size`.
+        patch: side of a patch in pixels.
+        merge: the tower joins merge x merge neighbours into one token, so these follow each other.
+        frames: an image stands for a film of so many equal frames.
+
+    Returns:
+        float32 [B * rows * columns, 3 * frames * patch * patch], and (rows, columns) of an image's patches.
+    """
+    from PIL import Image
+
+    height, width = qwen2_vl_size(*images.shape[1:3], area, factor=patch * merge)
+    bicubic = Image.Resampling.BICUBIC
+    resized = np.stack([np.asarray(Image.fromarray(image).resize((width, height), bicubic)) for image in images])
+    values = _normalised(_unit_interval(resized), CLIP_MEAN, CLIP_STD)
+    rows, columns = height // patch, width // patch
+    # [B, 3, block row, row in block, y, block column, column in block, x]
+    cut = values.view(len(images), 3, rows // merge, merge, patch, columns // merge, merge, patch)
+    # [B, block row, block column, row in block, column in block, 3, frame, y, x]
+    ordered = cut.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, frames, -1, -1)
+    return ordered.reshape(len(images) * rows * columns, 3 * frames * patch**2), (rows, columns)
 
 
 def _unit_interval(images: UInt8) -> torch.Tensor:

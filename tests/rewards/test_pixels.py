@@ -7,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from prdp.rewards.pixels import CLIP_MEAN, CLIP_STD, check_batch, long_side_pixels, short_side_pixels
+from prdp.rewards.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    check_batch,
+    long_side_pixels,
+    qwen2_vl_patches,
+    qwen2_vl_size,
+    short_side_pixels,
+)
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -36,6 +44,28 @@ def test_the_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
     prepare = CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 20, "width": 20})
     expected = prepare(list(pictures), return_tensors="pt").pixel_values
     torch.testing.assert_close(short_side_pixels(pictures, 20, crop_rounds=False), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (90, 30), (301, 700), (28, 5600), (112, 56)])
+def test_patches_are_those_of_transformers(size: tuple[int, int]) -> None:
+    from transformers import Qwen2VLImageProcessorPil
+
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *size, 3)).astype(np.uint8)
+    area = 8 * 28 * 28 if size != (28, 5600) else 256 * 28 * 28
+    prepare = Qwen2VLImageProcessorPil(size={"shortest_edge": area, "longest_edge": area})
+    expected = prepare(list(pictures), return_tensors="pt")
+    patches, grid = qwen2_vl_patches(pictures, area)
+    assert expected.image_grid_thw.tolist() == [[1, *grid]] * 2
+    torch.testing.assert_close(patches, expected.pixel_values, rtol=0, atol=1e-6)
+
+
+def test_sides_are_multiples_near_the_area() -> None:
+    area = 256 * 28 * 28
+    assert [qwen2_vl_size(*size, area) for size in [(512, 512), (1024, 512), (64, 64), (448, 448)]] == [
+        (448, 448), (616, 308), (448, 448), (448, 448)
+    ]
+    with pytest.raises(ValueError, match="201 x 1 pixels"):
+        qwen2_vl_size(201, 1, area)
 
 
 def test_an_odd_excess_is_cropped_as_each_library_does(images: np.ndarray) -> None:
