@@ -118,7 +118,7 @@ class HPSv3:
         """Means and standard deviations, float64 [B] each, of uint8 images [B, H, W, 3] of any size."""
         check_batch(images, prompts, metadata)
         texts, which = distinct(prompts)
-        height, width = qwen2_vl_size(*images.shape[1:3], AREA)
+        height, width = qwen2_vl_size(images.shape[1], images.shape[2], AREA)
         ids, last = self._tokens(texts, image_tokens=(height // 28) * (width // 28))
         ids, last = ids[which], last[which]
         table = self._batches.map(lambda part: self._score_batch(images[part], ids[part], last[part]), len(images))

@@ -138,7 +138,7 @@ def qwen2_vl_patches(
     """
     from PIL import Image
 
-    height, width = qwen2_vl_size(*images.shape[1:3], area, factor=patch * merge)
+    height, width = qwen2_vl_size(images.shape[1], images.shape[2], area, factor=patch * merge)
     bicubic = Image.Resampling.BICUBIC
     resized = np.stack([np.asarray(Image.fromarray(image).resize((width, height), bicubic)) for image in images])
     values = _normalised(_unit_interval(resized), CLIP_MEAN, CLIP_STD)
