@@ -14,6 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from students_judges_table import judged_by_others
 from study_tables import interval, table
 
 from prdp.evaluation.store import FOLDER, read_scores
@@ -108,6 +109,8 @@ def report(folder: Path, out: Path) -> str:
     if routed:
         write_atomically(out / FIGURE, _figure(lines, routed).encode())
         parts.append(f"## Quality against passes\n\n![quality against passes]({FIGURE})\n\n{_rates(routed)}")
+    if others := judged_by_others(folder, places):
+        parts.append(others)
     wins = [one for place in places for one in _results(place).get("wins", [])]
     if wins:
         parts.append(f"## Where the student wins\n\n{_wins(wins)}")

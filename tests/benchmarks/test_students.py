@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
@@ -69,3 +70,30 @@ def test_every_step_is_named_once_and_uses_what_came_before(students: ModuleType
         assert used <= set(names[:number]), step.name
     named = {word.split(".")[1] for word in steps[-1].words if word.startswith("samplers.")}
     assert named == {*students.TEACHERS, *students.STUDENTS, students.STOCHASTIC}
+
+
+def test_what_routing_gains_over_chance_is_by_the_images_that_it_chooses() -> None:
+    """The lowest quarter by the router is one image; chance would replace a quarter of each."""
+    import students_judges_table
+
+    first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 2.0, 3.0, 0.0])
+    found = students_judges_table.over_chance(first, second, np.array([-1.0, 0.0, 1.0, 2.0]))
+    np.testing.assert_allclose(found, [5 - 2.0, 0.0, 0.0, 4 - 3.0])
+    assert found.mean() == pytest.approx(2.0 - 1.0)
+
+
+def test_the_network_that_judges_is_asked_for_all_that_a_prompt_tells() -> None:
+    import students_judges
+    import torch
+
+    reader = students_judges.Reader().eval()
+    pictures = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3)).astype(np.uint8)
+    told = students_judges.object_facts(students_judges.parse("a small hollow red star on a gray background"))
+    assert len(told) == len(set(told)) == 3
+    with torch.no_grad():
+        reader.head[-1].weight.zero_()
+        reader.head[-1].bias.fill_(-50.0)
+        reader.head[-1].bias[told] = 50.0
+    prompts = ["a small hollow red star on a gray background", "a large solid blue cross on a gray background"]
+    # Three facts, one count of three and one background of four.
+    np.testing.assert_allclose(reader.scores(pictures, prompts), [(3 + 1 / 3 + 1 / 4) / 5, (1 / 3 + 1 / 4) / 5])
