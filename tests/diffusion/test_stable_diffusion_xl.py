@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from narrow_xl import narrow_xl
 from policy_checks import FULL, PROMPTS, check_gradients, check_log_ratios, moved, scored
 from safetensors.torch import load_file, save_file
@@ -102,6 +102,33 @@ def test_pictures_equal_those_of_diffusers(
     assert np.abs(pictures.astype(int) - np.round(theirs * 255)).max() <= 1
     assert np.ptp(pictures) > 50
     assert np.mean((pictures > 0) & (pictures < 255)) > 0.2, "saturated pictures would be equal whatever is computed"
+
+
+def test_latent_consistency_models_are_told_the_guidance(tmp_path: Path) -> None:
+    """One pass a step, and the pictures of diffusers."""
+    pipeline = narrow_xl()
+    config = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
+    pipeline.unet = UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 16}).eval()
+    pipeline.unet.time_embedding.cond_proj.weight.data.mul_(5)
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = []
+    for scale in (8.0, 2.0):
+        sampler = SamplerConfig(kind="consistency", steps=3, guidance_scale=scale, microbatch=3)
+        rollout = build_sampler(model(tmp_path), FULL, sampler, seed=0).sample(PROMPTS, 1, seed=5, trajectory=False)
+        assert rollout.network_passes is not None and rollout.network_passes.tolist() == [3.0, 3.0]
+        noise = ImageNoise(5, 2, np.array([3, 4]), np.array([0, 0]), (4, 8, 8))
+        first = torch.from_numpy(noise.draw())
+        draw = "diffusers.schedulers.scheduling_lcm.randn_tensor"
+        with patch(draw, lambda *_, noise=noise, **__: torch.from_numpy(noise.draw())):
+            theirs = pipeline(
+                list(PROMPTS.texts), latents=first, num_inference_steps=3, guidance_scale=scale, output_type="np"
+            ).images
+        assert np.abs(rollout.images.astype(int) - np.round(theirs * 255)).max() <= 1
+        assert np.mean((rollout.images > 0) & (rollout.images < 255)) > 0.2, "saturated pictures are all equal"
+        drawn.append(rollout.images.astype(int))
+    assert np.abs(drawn[0] - drawn[1]).max() > 1
 
 
 def test_every_condition_matters(folder: Path, tmp_path: Path) -> None:
