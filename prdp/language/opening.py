@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prdp import calibration
+from prdp.diffusion.libraries import quiet
 from prdp.language.assistants import Assistant
 from prdp.language.building import assistant_of, build_assistant, pair_of
 from prdp.language.decoding import Pair
@@ -113,6 +114,7 @@ def open_pair(settings: PairSettings, variants: Sequence[str]) -> Opened:
     Raises:
         ConfigError, StartError: by key.
     """
+    quiet()
     folder = CollmFolder.open(Path(settings.pair).expanduser())
     there = folder.variants()
     if variants[0] not in there:

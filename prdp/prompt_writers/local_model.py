@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from prdp.diffusion.libraries import quiet
 from prdp.prompt_writers.base import Answer, Request, continued
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,6 +45,7 @@ class LocalModelWriter:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        quiet()
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False, padding_side="left"
