@@ -162,7 +162,8 @@ def test_rewards_are_called_by_their_options(
     ("section", "name"),
     [
         ({"_target_": "prdp.prompts.any_file.open_prompts", "path": "/data/my list.txt"}, "my_list"),
-        ({"_target_": "prdp.prompts.dsg.DsgPrompts", "path": "/data/dsg.csv"}, "dsg_1k"),
+        # Of two options, dsg_1k and dpg_bench, so its file tells.
+        ({"_target_": "prdp.prompts.dsg.DsgPrompts", "path": "/data/dsg.csv"}, "dsg"),
         (
             {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 1024, "seed": 0},
             "shapes",
