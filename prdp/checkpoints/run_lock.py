@@ -144,6 +144,14 @@ class RunLock:
             by = f"was taken over by {now}" if now else f"lost its {LOCK_FILE}"
             raise LockLostError(f"{self._path.parent} {by}: this process writes no more into it")
 
+    def is_held(self) -> bool:
+        """Whether it is still this process's."""
+        try:
+            self.check()
+        except LockLostError:
+            return False
+        return True
+
     def release(self) -> None:
         """Let go, and remove the lock file, and the folder if it was made for the lock and nothing else came; once."""
         if self._descriptor < 0:

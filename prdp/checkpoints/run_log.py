@@ -66,7 +66,9 @@ class RunLog:
         plain = dataclasses.asdict(config)
         self.trackers: Trackers = build_trackers(config.tracking, self._folder, plain, run_id, resumed, facts)
         logged = state.epoch - ("time/epoch" in state.unlogged)
-        self.progress = Progress(config.epochs, logged, self._folder, enabled=config.tracking.console)
+        self.progress = Progress(
+            config.epochs, logged, self._folder, enabled=config.tracking.console, is_ours=lock.is_held
+        )
 
     def begin_epoch(self) -> None:
         """The clock of the epoch starts."""

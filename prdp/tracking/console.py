@@ -76,6 +76,7 @@ class Progress:
         enabled: bool = True,
         stream: TextIO | None = None,
         interactive: bool | None = None,
+        is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
         """
         Args:
@@ -85,6 +86,7 @@ class Progress:
             enabled: False shows nothing and keeps only the file.
             stream: where to print; standard output by default.
             interactive: live bars or plain lines; by default, bars when the stream is a terminal.
+            is_ours: whether `run_dir` is still this process's; warnings are not kept in another's.
         """
         self.epochs, self.start_epoch, self._done = epochs, start_epoch, start_epoch
         self._enabled = enabled
@@ -92,7 +94,8 @@ class Progress:
         self._interactive = enabled and (self._stream.isatty() if interactive is None else interactive)
         self._path = run_dir / LOG_FILE if run_dir is not None else None
         self._file: TextIO | None = None
-        self._warnings = WarningLines(lambda text: self._record(printable(text, lines=True)))
+        self._is_ours = is_ours
+        self._warnings = WarningLines(self._keep_warning)
         self._bars: Bars | None = None
         self._console: Console | None = None
         self._run_task: TaskID | None = None
@@ -236,6 +239,10 @@ class Progress:
 
     def _left(self) -> str:
         return format_seconds(self.seconds_left())
+
+    def _keep_warning(self, text: str) -> None:
+        if self._is_ours():
+            self._record(printable(text, lines=True))
 
     def _record(self, text: str) -> None:
         if self._file is None:

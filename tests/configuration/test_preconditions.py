@@ -151,7 +151,7 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
         edit("text_encoder/config.json", _attn_implementation="kernels-community/flash-attn"),
         ["_attn_implementation=kernels-community/flash-attn: must be null"],
     ),
-    "betas as text": (scheduler(beta_start="0.1"), ["beta_start=0.1: must be numbers"]),
+    "betas as text": (scheduler(beta_start="0.1"), ["beta_start='0.1': must be numbers"]),
     "negative betas": (scheduler(beta_start=-0.1), ["beta_start=-0.1: must be numbers"]),
     "a negative offset": (scheduler(steps_offset=-5), ["steps_offset=-5: must be a whole number of at least 0"]),
     "an offset of text": (scheduler(steps_offset="1"), ["steps_offset='1': must be a whole number of at least 0"]),

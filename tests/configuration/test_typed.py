@@ -185,6 +185,9 @@ def test_every_option_of_every_group_is_valid() -> None:
         "callable": ["reward.path=my_module.my_reward"],
         "aesthetic": ["reward.path=head.pth"],
         "remote": ["reward.url=http://127.0.0.1:8080"],
+        "flow_grpo_server": ["reward.url=http://127.0.0.1:18085"],
+        "unirl_service": ["reward.url=http://127.0.0.1:8000", "reward.reward=pickscore"],
+        "originality": ["reward.folder=pictures"],
         "vlm_judge": ["reward.url=http://127.0.0.1:8000/v1"],
         "sub_score": ["reward.name=color"],
         "weighted_sum": ["reward.terms.aesthetic.reward.path=head.pth"],
@@ -194,7 +197,8 @@ def test_every_option_of_every_group_is_valid() -> None:
         "mixture": [f"prompts.{key}.path=a.txt" for key in ("train.first", "train.second", "heldout")],
     }
     two_files = ["prompts.train.path=a.txt", "prompts.heldout.path=b.txt"]
-    lists = ("drawbench", "dsg_1k", "file", "geneval", "hpdv2", "partiprompts", "t2i_compbench", "text_file")
+    lists = {"drawbench", "file", "geneval", "hpdv2", "partiprompts", "t2i_compbench", "text_file"}
+    lists |= {"dpg_bench", "dsg_1k"}
     available = groups([conf_folder()])
     assert available.pop("experiment")
     assert set(available) == {"model", "sampler", "reward", "prompts", "objective", "learner", "cluster", "tracking"}
