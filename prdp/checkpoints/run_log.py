@@ -16,13 +16,11 @@ from prdp.config import TrainConfig
 from prdp.prompts.stream import PromptSource
 from prdp.prompts.usage import PromptLog
 from prdp.support.interruption import uninterrupted
-from prdp.tracking.base import Trackers, build_trackers
+from prdp.tracking.base import LEAST_SIDE, Trackers, build_trackers
 from prdp.tracking.console import Progress
 from prdp.tracking.jsonl import choose_run_id
 from prdp.types import Rollout
 
-_LEAST_SIDE = 8
-"""Pixels; smaller pictures encode points."""
 Watcher = Callable[[str, Mapping[str, float], int], None]
 """Gets the run's name, the numbers of an epoch, and how many epochs are done."""
 
@@ -94,7 +92,7 @@ class RunLog:
         assert rollout.rewards is not None
         self.trackers.histogram("training/rewards", rollout.rewards, self.state.epoch)
         order = np.argsort(-rollout.rewards, kind="stable")
-        if not pictures or min(rollout.images.shape[1:3]) < _LEAST_SIDE:
+        if not pictures or min(rollout.images.shape[1:3]) < LEAST_SIDE:
             return
         for name, rows in (("training/best", order[:pictures]), ("training/worst", order[::-1][:pictures])):
             texts = [f"{rollout.rewards[row]:.3f}: {rollout.image_prompts[row]}" for row in rows]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from prdp.tracking.base import LEAST_SIDE
 from prdp.types import Float64, UInt8
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601."""
-_LEAST_SIDE = 8
 
 
 def picture_statistics(images: UInt8) -> dict[str, Float64]:
@@ -24,7 +24,7 @@ def picture_statistics(images: UInt8) -> dict[str, Float64]:
     Returns:
         float64 [n] for each name; nothing for pictures with a side below 8, which encode points.
     """
-    if min(images.shape[1:3]) < _LEAST_SIDE:
+    if min(images.shape[1:3]) < LEAST_SIDE:
         return {}
     rows = [_statistics(image.astype(np.float32) / 255) for image in images]
     return {name: np.array([row[name] for row in rows], np.float64) for name in rows[0]} if rows else {}

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEAST_SIDE = 8
+"""Pixels of a picture that is worth showing; smaller ones encode points."""
+
 
 class Tracker(Protocol):
     """Something that records a run."""
