@@ -17,6 +17,7 @@ from prdp.configuration.rank_problems import idle_rank_problems, rank_device_pro
 from prdp.objectives import build_objective, evidence_of, objective_label
 from prdp.support.errors import StartError, UserError
 from prdp.support.targets import TARGET
+from prdp.support.trial import why_not
 
 _OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 _RAY_OWN = ("CPU", "GPU", "memory", "object_store_memory")
@@ -188,10 +189,7 @@ def stepping_problems(learner: LearnerConfig, model: ModelConfig) -> list[str]:
     device = device_of(model)
     value = torch.nn.Parameter(torch.ones(64, 64, device=device))
     value.grad = torch.ones_like(value)
-    try:
-        build_optimizer(learner, {"tried": value}).step(1e-3)
-    except (RuntimeError, NotImplementedError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if (reason := why_not(lambda: build_optimizer(learner, {"tried": value}).step(1e-3))) is not None:
         return [f"learner.optimizer={learner.optimizer}: the device {device} does not compute it: {reason}; use adamw"]
     return []
 

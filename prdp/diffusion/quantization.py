@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from prdp.config import ModelConfig
 from prdp.diffusion.precision import repeated_blocks
+from prdp.support.trial import why_not
 
 NF4_BLOCK = 64
 """Numbers that share a scale, of QLoRA."""
@@ -127,14 +128,14 @@ def quantization_problems(model: ModelConfig, device: str | None) -> list[str]:
         return [f"{chosen}: needs bitsandbytes, which is not installed: pip install 'prdp[bitsandbytes]'"]
     if device is None:
         return []
-    try:
-        dtype = getattr(torch, model.dtype)
+    dtype, kind = getattr(torch, model.dtype), model.quantization
+
+    def pass_through_a_layer() -> None:
         plain = torch.nn.Linear(64, 64, device=device, dtype=dtype).requires_grad_(False)
-        layer = QuantizedLinear(plain, model.quantization)
         input = torch.ones(1, 64, device=device, dtype=dtype, requires_grad=True)
-        layer(input).sum().backward()
-    except (RuntimeError, NotImplementedError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        QuantizedLinear(plain, kind)(input).sum().backward()
+
+    if (reason := why_not(pass_through_a_layer)) is not None:
         return [f"{chosen}: the device {device} does not compute it: {reason}; use null"]
     return []
 
