@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from released_configs import write
 
 from prdp.config import LearnerConfig, ModelConfig
-from prdp.diffusion import family_of, model_folder
+from prdp.diffusion import family_of
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.effective_scheduler import effective_scheduler
 from prdp.diffusion.libraries import quiet
-from prdp.diffusion.model_folder import read_component
-from prdp.diffusion.pipeline_formats import PipelineFormat
+from prdp.diffusion.model_folder import read_component, weights_path
+from prdp.diffusion.pipeline_formats import FORMATS, PipelineFormat
 from prdp.diffusion.pipeline_loading import DTYPES, pipeline_class
 
 _NARROW_VAE = {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1}
@@ -121,10 +122,13 @@ class Place:
     @classmethod
     def of(cls, name: str, folder: Path, device: str, narrow: bool) -> Place:
         """Write the configurations of a layout."""
-        # There are configurations, and no files of weights.
-        model_folder._check_weights = lambda *_: None
         layout = LAYOUTS[name]
-        return cls(layout, write(folder / name, layout.hub, layout.narrow if narrow else {}), device, narrow)
+        written = write(folder / name, layout.hub, layout.narrow if narrow else {})
+        kind: PipelineFormat = next(one for one in FORMATS if one.family == layout.family)
+        for component in kind.components:
+            # A folder must have files of weights; these hold no tensor.
+            save_file({}, weights_path(written, component))
+        return cls(layout, written, device, narrow)
 
     def model(self, dtype: str, side: int | None = None) -> ModelConfig:
         """The section `model`; encoders would wait on the host."""

@@ -142,7 +142,7 @@ def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Pa
     """The safetensors files of a component, whole or in parts, that diffusers will read; empty when there are none."""
     base = _base(name)
     inserted = "" if variant is None else f".{variant}"
-    whole = folder / name / f"{base}{inserted}.safetensors"
+    whole = weights_path(folder, name, variant)
     if whole.is_file():
         return [whole]
     for index in (f"{base}.safetensors.index{inserted}.json", f"{base}{inserted}.safetensors.index.json"):
@@ -150,6 +150,11 @@ def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Pa
             parts = _read_json("model", folder / name / index).get("weight_map", {})
             return [folder / name / part for part in sorted(set(parts.values()))]
     return []
+
+
+def weights_path(folder: Path, name: str, variant: str | None = None) -> Path:
+    """Where a component's folder keeps weights that are in one file."""
+    return folder / name / f"{_base(name)}{'' if variant is None else f'.{variant}'}.safetensors"
 
 
 def config_file(name: str) -> str:
