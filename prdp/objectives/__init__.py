@@ -67,8 +67,9 @@ OBJECTIVES: dict[str, Method] = {
     "prdp": Method(
         prdp,
         also=_DENOISING,
+        linear=("kl_ref",),
         old_policy=OldPolicy(),
-        only_with={"log_ratio_old": "clip_range", **TERMS_APART},
+        only_with={"log_ratio_old": "clip_range", "kl_ref": "kl", **TERMS_APART},
         by_group=True,
     ),
     "ddpo": Method(ddpo, also=_DENOISING, only_with=TERMS_APART, by_group=True),

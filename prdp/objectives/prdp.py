@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prdp.objectives._advantages import Std, group_advantages
 from prdp.objectives._groups import Pairs, by_group, differences, mean_of_groups, paired
-from prdp.objectives._knobs import Positive
+from prdp.objectives._knobs import NotNegative, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def prdp(
     log_ratio: torch.Tensor,
     log_ratio_old: torch.Tensor | None,
+    kl_ref: torch.Tensor | None,
     rewards: torch.Tensor,
     group_ids: torch.Tensor,
     reward_terms: torch.Tensor | None,
@@ -27,6 +28,7 @@ def prdp(
     pairs: Pairs = "all",
     std: Std = "none",
     normalise_terms: bool = False,
+    kl: NotNegative = 0.0,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of predicting every reward difference within a prompt's group by the difference of log-ratios.
 
@@ -37,6 +39,8 @@ def prdp(
     Args:
         log_ratio: log pi_theta / pi_ref per image and step, [n, T].
         log_ratio_old: the same under the policy that sampled, [n, T]; None where there is no clip.
+        kl_ref: distance of outputs to the reference's, as the evidence defines it, [n, T]; None, and not computed,
+            where kl is 0.
         rewards: raw, [n].
         group_ids: int64 [n], equal for images of one prompt.
         reward_terms, reward_weights, normalise_terms: as in `grpo`.
@@ -46,6 +50,8 @@ def prdp(
         pairs: which images of a group are compared, see `paired`.
         std: what rewards are divided by, so that one beta suits rewards of any scale; nothing, as in the paper, or a
             spread, see `group_advantages`.
+        kl: weight of the mean of kl_ref, which is added; not in the paper. Differences of log-ratios say nothing of
+            what a group's log-ratios have in common, and this does.
 
     Returns:
         the loss, and {"groups_tied": number of prompts without a single untied pair, "clipfrac": share of log-ratios
@@ -70,6 +76,8 @@ def prdp(
     target = differences(r) / beta
     error, error_clipped = ((differences(values) - target) ** 2 for values in (s, c))
     loss, tied = mean_of_groups(error.maximum(error_clipped), better)
+    if kl_ref is not None:
+        loss = loss + kl * kl_ref.mean()
     predicted, true = (values[better].square().sum().item() for values in (differences(s), target))
     size = math.sqrt(predicted / true) if true else 0.0
     return loss, {"groups_tied": float(tied), "clipfrac": clipfrac, "prediction_size": size}

@@ -52,6 +52,7 @@ def full_autodiff(policy: StubPolicy, rollout: Rollout, beta: float, clip_range:
     loss, _ = prdp(
         torch.stack(columns, 1),
         torch.from_numpy(rollout.stored["log_ratio"]),
+        None,
         torch.from_numpy(rollout.rewards),
         torch.from_numpy(rollout.group_ids),
         None,

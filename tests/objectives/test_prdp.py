@@ -53,6 +53,21 @@ def test_one_pair_by_hand() -> None:
     np.testing.assert_allclose(clipped.table, [[0.0, 0.0], [0.0, 0.175]])
 
 
+def test_the_kl_is_added_and_tells_apart_what_differences_do_not() -> None:
+    log_ratio, old, rewards, groups = random_batch(3)
+    kl_ref = np.random.default_rng(4).random(log_ratio.shape)
+    data = {"log_ratio_old": old, "rewards": rewards, "group_ids": groups}
+    plain, held = (
+        build_objective({"name": "prdp", "beta": 0.5, "clip_range": None, "kl": kl}).coefficients(channels, data)
+        for kl, channels in ((0.0, {"log_ratio": log_ratio}), (0.3, {"log_ratio": log_ratio, "kl_ref": kl_ref}))
+    )
+    assert held.loss == pytest.approx(plain.loss + 0.3 * kl_ref.mean())
+    np.testing.assert_array_equal(held.tables["log_ratio"], plain.tables["log_ratio"])
+    np.testing.assert_allclose(held.tables["kl_ref"], np.full(log_ratio.shape, 0.3 / log_ratio.size))
+    for group in np.unique(groups):
+        assert abs(plain.tables["log_ratio"][groups == group].sum()) < 1e-12
+
+
 def test_without_clip_the_loss_is_twice_the_sample_variance_of_u() -> None:
     log_ratio, old, rewards, groups = random_batch(0)
     beta = 0.7
