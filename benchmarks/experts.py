@@ -5,7 +5,8 @@
     python benchmarks/experts.py report FOLDER docs/results
 
 Every step is a command of prdp in FOLDER/<seed>, whose words `plan` prints. Started again, `run` goes on where it was,
-inside a training as well. Two processes may run different seeds or parts at a time. `report` takes what is finished.
+inside a training as well. Two processes may run different seeds or parts at a time. `report` takes what is finished,
+and what OUT has of other seeds and parts.
 """
 
 from __future__ import annotations
@@ -250,21 +251,37 @@ def _told(lines: Sequence[dict[str, Any]], is_base: bool) -> str:
     return text if is_base or text.startswith("-") else f"+{text}"
 
 
-def costs(folder: Path) -> list[list[str]]:
+def collect_costs(folder: Path) -> list[dict[str, Any]]:
+    """A line for each step of finished parts: its CPU seconds."""
+    lines = []
+    for place in sorted(one for one in folder.iterdir() if one.name.isdigit()):
+        for part, steps in PARTS.items():
+            if (place / f"evaluation_{part}.done").exists():
+                for step in steps(int(place.name)):
+                    done = place / f"{step.name}.done"
+                    if done.exists():
+                        spent = json.loads(done.read_text())["cpu_seconds"]
+                        lines.append({"part": part, "seed": int(place.name), "step": step.name, "cpu_seconds": spent})
+    return lines
+
+
+def costs(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Median CPU seconds of each step over the seeds."""
     spent: dict[str, list[float]] = {}
-    for place in sorted(one for one in folder.iterdir() if one.name.isdigit()):
-        for part in PARTS.values():
-            for step in part(int(place.name)):
-                done = place / f"{step.name}.done"
-                if done.exists():
-                    spent.setdefault(step.name, []).append(json.loads(done.read_text())["cpu_seconds"])
+    for line in lines:
+        spent.setdefault(line["step"], []).append(line["cpu_seconds"])
     return [["step", "CPU seconds"], *([name, f"{statistics.median(all_):.0f}"] for name, all_ in spent.items())]
 
 
 def report(folder: Path, out: Path) -> str:
     """Write OUT/experts.jsonl and OUT/experts.md; the page."""
-    lines = collect(folder)
+    lines = collect(folder) + collect_costs(folder)
+    known = {(line["part"], line["seed"]) for line in lines}
+    if (out / RESULTS).exists():
+        before = [json.loads(line) for line in (out / RESULTS).read_text(encoding="utf-8").splitlines()]
+        lines += [line for line in before if (line["part"], line["seed"]) not in known]
+    lines.sort(key=lambda line: (list(PARTS).index(line["part"]), line["seed"]))
+    spent, lines = ([line for line in lines if ("step" in line) is told] for told in (True, False))
     seeds = {part: sorted({line["seed"] for line in lines if line["part"] == part}) for part in PARTS}
     aspects_told = [("shapes", "all"), *(("shapes", one) for one in (*ASPECTS, "size", "relation"))]
     skills_told = [(skill, "all") for skill in SKILLS]
@@ -275,9 +292,9 @@ def report(folder: Path, out: Path) -> str:
             page += [f"## {part.replace('_', ' ').capitalize()}", " ".join((PARTS[part].__doc__ or "").split())]
             page.append(f"Seeds {', '.join(map(str, seeds[part]))}.")
             page.append(table([["model", *names], *cells(lines, part, columns)]))
-    page += ["## What the steps cost", table(costs(folder))]
+    page += ["## What the steps cost", table(costs(spent))]
     text = "\n\n".join(page) + "\n"
-    write_atomically(out / RESULTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_atomically(out / RESULTS, "".join(json.dumps(line) + "\n" for line in (*lines, *spent)).encode())
     write_atomically(out / PAGE, text.encode())
     return text
 

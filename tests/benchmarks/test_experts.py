@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,10 @@ def test_two_seeds_have_intervals_over_prompts(experts: ModuleType, folder: Path
     ]
     assert (tmp_path / "experts.md").read_text() == told
     lines = [json.loads(line) for line in (tmp_path / "experts.jsonl").read_text().splitlines()]
+    assert lines[-2:] == [
+        {"part": "aspects", "seed": seed, "step": "evaluation_aspects", "cpu_seconds": 3} for seed in (0, 1)
+    ]
+    lines = [line for line in lines if "aspect" in line]
     assert [line["difference"] for line in lines if line["aspect"] == "color"] == [None, 0.10, None, 0.14]
     assert lines[3]["half_width"] == pytest.approx(0.03)
     assert {line["aspect"] for line in lines} == {"all", "color"}
@@ -72,6 +77,13 @@ def test_three_seeds_have_students_interval(experts: ModuleType, folder: Path, t
     (folder / "2" / "evaluation_aspects.done").write_text('{"cpu_seconds": 7}')
     # 4.303 * .02 / sqrt(3)
     assert rows_of(experts.report(folder, tmp_path))[2][2] == "+0.120 ± 0.050"
+
+
+def test_what_was_recorded_of_other_seeds_stays(experts: ModuleType, folder: Path, tmp_path: Path) -> None:
+    told, lines = experts.report(folder, tmp_path), (tmp_path / "experts.jsonl").read_text()
+    shutil.rmtree(folder / "0")
+    assert experts.report(folder, tmp_path) == told
+    assert (tmp_path / "experts.jsonl").read_text() == lines
 
 
 def test_every_step_is_named_once_and_uses_what_came_before(experts: ModuleType) -> None:
