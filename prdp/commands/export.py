@@ -16,6 +16,8 @@ from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from prdp.checkpoints.checkpoint import best_checkpoint
 from prdp.checkpoints.run_folder import check_empty
 from prdp.config import ModelConfig
+from prdp.diffusion.pipeline_formats import FLUX, STABLE_DIFFUSION_3, Z_IMAGE
+from prdp.diffusion.pipeline_formats import FORMATS as FORMATS_OF_FOLDERS
 from prdp.evaluation.models import EvaluatedModel, named_models
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run
 from prdp.support.errors import ConfigError, StartError
@@ -24,6 +26,16 @@ from prdp.support.suggest import did_you_mean
 FORMATS = ("diffusers", "kohya", "peft", "merged", "single_file")
 SINGLE_FILE = "model.safetensors"
 PROGRAM = "use_it.py"
+_FAMILIES = tuple(one.family for one in FORMATS_OF_FOLDERS)
+_WITH_T5 = (STABLE_DIFFUSION_3.family, FLUX.family)
+_EVALUATING = """\
+for part in pipeline.components.values():
+    if isinstance(part, torch.nn.Module):
+        part.eval()  # of one file diffusers leaves T5 as for training, and it drops states out"""
+_KOHYA_SD3 = (
+    "* ComfyUI and kohya's programs load this file. diffusers does not read kohya's names of Stable Diffusion 3: take "
+    "`prdp export --format diffusers` for it."
+)
 _PEFT = """\
 from peft import PeftModel
 pipeline.{network} = PeftModel.from_pretrained(pipeline.{network}, weights)"""
@@ -35,7 +47,7 @@ formats
   kohya       a LoRA file with the names of kohya's trainers
   peft        a folder for PeftModel.from_pretrained
   merged      a whole pipeline with the LoRA in its weights
-  single_file the same in one file, as its authors name the tensors: Stable Diffusion 1.x and XL
+  single_file the same in one file, as its authors name the tensors; not of Stable Diffusion 2.x
 """
 
 
@@ -84,10 +96,10 @@ def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", ou
     check_empty(folder)
     if trained.config.learner.mode == "full" and form in ("kohya", "peft"):
         raise ConfigError(f"--format {form}: {run} trained full weights, which are no LoRA; take diffusers")
-    if form == "single_file" and trained.config.model.family not in ("stable_diffusion", "stable_diffusion_xl"):
+    if form == "single_file" and trained.config.model.family not in _FAMILIES:
         raise ConfigError(
-            f"--format single_file: {run} is of model.family={trained.config.model.family}; only Stable Diffusion 1.x "
-            "and XL are written as one file; take merged"
+            f"--format single_file: {run} is of model.family={trained.config.model.family}; of {', '.join(_FAMILIES)} "
+            "whole models are written as one file; take merged"
         )
     if trained.config.model.adapters and form == "peft":
         raise ConfigError(
@@ -136,9 +148,11 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
     policy: Any = loaded_policy(model, "float32" if merged or form == "single_file" else config.model.dtype)
     usage: str = policy.usage(config.model, config.sampler, "full" if merged else mode, place, _prompt(run))
     if form == "single_file":
-        policy.save_single_file(place / SINGLE_FILE, config.model.dtype)
-        loads = f'.from_single_file(weights + "/{SINGLE_FILE}", config={_configurations(config.model)!r}'
-        usage = re.sub(r"\.from_pretrained\(weights", lambda _: loads, usage, count=1)
+        try:
+            policy.save_single_file(place / SINGLE_FILE, config.model.dtype)
+        except ValueError as error:
+            raise ConfigError(f"--format single_file: {run.folder}: {error}") from error
+        usage = _from_one_file(usage, config.model)
     elif merged:
         policy.save_merged(place, config.model.dtype)
     elif model.kind == "checkpoint" and form in ("diffusers", "merged"):
@@ -160,8 +174,36 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
         layers = {name: replace(one, up=one.up * one.scale, scale=1.0) for name, one in found.items()}
         if form == "peft":
             usage = usage.replace("pipeline.load_lora_weights(weights)", _PEFT.format(network=policy.NETWORK))
-        write_lora(place, layers, form, {"run": run.folder.name, "epoch": model.epoch})
+        family = config.model.family
+        write_lora(place, layers, form, {"run": run.folder.name, "epoch": model.epoch}, family)
+        usage = _KOHYA_SD3 if (form, family) == ("kohya", STABLE_DIFFUSION_3.family) else usage
         shutil.rmtree(place / "unconverted", ignore_errors=True)
+    return usage
+
+
+def _from_one_file(usage: str, model: ModelConfig) -> str:
+    """The program of a whole pipeline, with the one file in its place."""
+    folder, file = _configurations(model), f'weights + "/{SINGLE_FILE}"'
+    options = f"{file}, config={folder!r}"
+    if model.family == Z_IMAGE.family:
+        # diffusers takes the transformer alone from a file, and leaves the rest to be given.
+        usage = re.sub(
+            r"^(pipeline = )",
+            "from diffusers import AutoencoderKL\n"
+            f"from transformers import {Z_IMAGE.components['text_encoder']}\n\n\\1",
+            usage,
+            count=1,
+            flags=re.MULTILINE,
+        )
+        dtype = "" if model.dtype == "float32" else f", dtype=torch.{model.dtype}"
+        options += (
+            f", text_encoder={Z_IMAGE.components['text_encoder']}.from_pretrained({folder!r}, "
+            f'subfolder="text_encoder"{dtype}), '
+            f'vae=AutoencoderKL.from_single_file({file}, config={folder!r}, subfolder="vae"{dtype})'
+        )
+    usage = re.sub(r"\.from_pretrained\(weights", lambda _: f".from_single_file({options}", usage, count=1)
+    if model.family in _WITH_T5:
+        usage = re.sub(r"^(pipeline = .*)$", rf"\1\n{_EVALUATING}", usage, count=1, flags=re.MULTILINE)
     return usage
 
 

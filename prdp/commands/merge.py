@@ -70,7 +70,7 @@ def merge(config: MergeConfig) -> Path:
     found = find_experts(config.models)
     experts, notes = found.experts, list(found.notes)
     weights = normalised(config.weights, [expert.name for expert in experts])
-    check_format(dict.fromkeys(name for expert in experts for name in expert.layers), config.format)
+    check_format({name: one for expert in experts for name, one in expert.layers.items()}, config.format)
     for lacking, layers in absent_layers(experts).items():
         notes.append(f"{', '.join(lacking)}: zero in {len(layers)} layers that others adapt, such as {layers[0]}")
     for note in notes:

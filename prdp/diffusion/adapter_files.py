@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prdp.diffusion.fused_factors import is_of_stable_diffusion_3, split_factors
 from prdp.support.errors import StartError
 from prdp.support.json_lines import load_json
 
@@ -219,6 +220,8 @@ def _converted(
         settings["target_modules"] = list(dict.fromkeys(re.sub(r"\.lora_[AB]\.weight$", "", name) for name in inner))
         metadata = {f"{component}.{key}": value for key, value in settings.items()}
         state = {f"{component}.{name}": value for name, value in inner.items()}
+    elif is_of_stable_diffusion_3(raw):
+        return *_of_stable_diffusion_3(where, raw), {}, None
     else:
         options = lora_options(pipeline, network)
         try:
@@ -246,6 +249,22 @@ def _converted(
         if name not in origin.values() and not (alphas and name.endswith(".alpha")):
             raise StartError(f"{where}: {name}: diffusers leaves it out")
     return result, origin, alphas, metadata
+
+
+def _of_stable_diffusion_3(
+    where: str, raw: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Kohya's names, which diffusers does not read: tensors under peft's names with their scales, and those names ->
+    names in the file.
+    """
+    if text := next((name for name in raw if name.startswith("lora_te")), None):
+        raise StartError(f"{where}: {text}: adapters of text encoders are not computed, those of the transformer are")
+    state, origin = {}, {}
+    for layer, ((down, up), scale, first) in split_factors(where, raw).items():
+        for part, value in (("A", down.float()), ("B", up.float() * scale)):
+            name = f"transformer.{layer}.lora_{part}.weight"
+            state[name], origin[name] = value, first
+    return state, origin
 
 
 def _origins(where: str, raw: Mapping[str, torch.Tensor], pipeline: Any) -> dict[str, str]:

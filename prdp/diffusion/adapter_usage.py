@@ -10,8 +10,10 @@ from prdp.diffusion.adapter_files import (
     PEFT_PREFIX,
     adapter_file,
     model_adapters,
+    read_tensors,
 )
 from prdp.diffusion.adapters import frozen_name
+from prdp.diffusion.fused_factors import is_of_stable_diffusion_3
 
 _PEFT = '''
 def load_peft(folder, name):
@@ -54,11 +56,16 @@ def loading_lines(model: ModelConfig, mode: str, component: str) -> list[str]:
             keys=(*PEFT_KEYS, "target_modules"),
         ).split("\n")
     for file, name in zip(files, names, strict=False):
-        lines.append(
-            f"load_peft({str(file.parent)!r}, {name!r})"
-            if file.name == PEFT_FILE
-            else f"pipeline.load_lora_weights({str(file.parent)!r}, weight_name={file.name!r}, adapter_name={name!r})"
-        )
+        if file.name == PEFT_FILE:
+            lines.append(f"load_peft({str(file.parent)!r}, {name!r})")
+        elif is_of_stable_diffusion_3(read_tensors("model.adapters", file)):
+            lines += [
+                "from prdp.diffusion.fused_factors import diffusers_state  # diffusers does not read these names",
+                f"pipeline.load_lora_weights(diffusers_state({str(file)!r}), adapter_name={name!r})",
+            ]
+        else:
+            place = f"{str(file.parent)!r}, weight_name={file.name!r}"
+            lines.append(f"pipeline.load_lora_weights({place}, adapter_name={name!r})")
     return [
         *lines,
         "pipeline.load_lora_weights(weights, adapter_name='trained')",

@@ -72,7 +72,7 @@ def flow_usage_text(
         f"{key}={value!r}" for key in ("revision", "variant") if (value := getattr(model, key)) is not None
     ]  # fmt: skip
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
-    folder = weights if mode == "full" else Path(model_location(model.path))
+    folder = Path(model_location(model.path))  # pipelines that are exported have the same parts
     options += [f"{name}=None" for name in absent_parts(folder, kind)] if folder.is_dir() else []
     lines = [
         "import torch",

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from prdp.diffusion.original_layers import LAYOUTS, original_tensors
+from prdp.diffusion.pipeline_formats import FORMATS
+
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
     "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
@@ -24,26 +27,85 @@ _OPEN_CLIP = {
 }  # fmt: skip
 
 
+_BESIDE = {
+    "stable_diffusion_3": ("first_stage_model.", ("clip_l", "clip_g", "t5xxl")),
+    "flux": ("vae.", ("clip_l", "t5xxl")),
+    "z_image": ("vae.", ("qwen3_4b",)),
+}
+"""`model.family` of transformers -> how ComfyUI calls the VAE and the text encoders beside them in one file."""
+_FLUX_WIDTH = 3072
+
+
 def save_single_file(pipeline: Any, file: Path) -> Path:
-    """Write a Stable Diffusion 1 or XL as one file, which diffusers' `from_single_file` and ComfyUI read.
+    """Write a whole pipeline as one file, which diffusers' `from_single_file` and ComfyUI read.
 
     Raises:
-        ValueError: a text encoder of Stable Diffusion 2, which stands under other names there.
+        ValueError: a part that has no place in such a file, or that diffusers would read back otherwise.
     """
     from safetensors.torch import save_file
 
+    tensors = _of_unets(pipeline) if hasattr(pipeline, "unet") else _of_transformers(pipeline)
+    save_file(_each_its_own(tensors), file)
+    return file
+
+
+def _each_its_own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous, and copied where two share their memory, which the format does not know."""
+    found, seen = {}, set[int]()
+    for name, value in tensors.items():
+        value = value.contiguous()
+        found[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return found
+
+
+def _of_transformers(pipeline: Any) -> dict[str, torch.Tensor]:
+    family = next(one.family for one in FORMATS if one.pipeline == type(pipeline).__name__)
+    vae_prefix, names = _BESIDE[family]
+    _check_read_back(pipeline, family)
+    layout = LAYOUTS[family]
+    tensors = {
+        f"model.diffusion_model.{name}": value
+        for name, value in original_tensors(layout, pipeline.transformer.state_dict()).items()
+    }
+    tensors |= {f"{vae_prefix}{name}": value for name, value in _vae_tensors(pipeline.vae).items()}
+    for number, name in enumerate(names):
+        encoder = getattr(pipeline, f"text_encoder_{number + 1}" if number else "text_encoder")
+        for key, value in {} if encoder is None else encoder.state_dict().items():
+            tensors[f"text_encoders.{name}.transformer.{_of_text_encoder(name, key)}"] = value
+    return tensors
+
+
+def _check_read_back(pipeline: Any, family: str) -> None:
+    if family == "flux" and pipeline.transformer.inner_dim != _FLUX_WIDTH:
+        raise ValueError(
+            f"transformer: is {pipeline.transformer.inner_dim} wide: diffusers reads single files of FLUX.1 whose "
+            f"transformer is {_FLUX_WIDTH} wide; take merged"
+        )
+    if family == "stable_diffusion_3":
+        projection = pipeline.text_encoder.text_projection.weight
+        if not projection.equal(torch.eye(len(projection)).to(projection)):
+            raise ValueError(
+                "text_encoder: its text_projection is no identity: diffusers takes it for one in single files of "
+                "Stable Diffusion 3; take merged"
+            )
+
+
+def _of_text_encoder(name: str, key: str) -> str:
+    if name.startswith("clip") and not key.startswith("text_projection"):
+        return f"text_model.{key.removeprefix('text_model.')}"
+    return f"model.{key}" if name.startswith("qwen") else key
+
+
+def _of_unets(pipeline: Any) -> dict[str, torch.Tensor]:
     second = getattr(pipeline, "text_encoder_2", None)
     if second is None and pipeline.unet.config.use_linear_projection:
-        raise ValueError("single files of Stable Diffusion 2 are not written")
+        raise ValueError("single files of Stable Diffusion 2 are not written: its text encoder has other names there")
     tensors = {
         f"model.diffusion_model.{_of_unet(name, pipeline.unet.config.layers_per_block)}": value
         for name, value in pipeline.unet.state_dict().items()
     }
-    blocks = len(pipeline.vae.config.block_out_channels)
-    for name, value in pipeline.vae.state_dict().items():
-        tensors[f"first_stage_model.{_of_vae(name, blocks)}"] = (
-            value[..., None, None] if "attentions" in name and value.dim() == 2 else value
-        )
+    tensors |= {f"first_stage_model.{name}": value for name, value in _vae_tensors(pipeline.vae).items()}
     first = "cond_stage_model." if second is None else "conditioner.embedders.0."
     for name, value in pipeline.text_encoder.state_dict().items():
         tensors[f"{first}transformer.text_model.{name.removeprefix('text_model.')}"] = value
@@ -51,12 +113,18 @@ def save_single_file(pipeline: Any, file: Path) -> Path:
         tensors |= _open_clip(second.state_dict())
     # An upsampler stands behind the attention of its block, where there is one.
     attended = {name.split(".1.")[0] for name in tensors if re.search(r"output_blocks\.\d+\.1\.", name)}
-    tensors = {
+    return {
         name.replace(".UP.", ".2." if name.split(".UP.")[0] in attended else ".1."): value
         for name, value in tensors.items()
     }
-    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, file)
-    return file
+
+
+def _vae_tensors(vae: Any) -> dict[str, torch.Tensor]:
+    blocks = len(vae.config.block_out_channels)
+    return {
+        _of_vae(name, blocks): value[..., None, None] if "attentions" in name and value.dim() == 2 else value
+        for name, value in vae.state_dict().items()
+    }
 
 
 def _of_unet(name: str, layers: int) -> str:

@@ -1,16 +1,21 @@
 """Names of kohya's trainers, to and from diffusers': diffusers' own converters say what they mean.
 
 Kohya writes dots as underscores, so that only a list of what may stand in a name can undo it. For UNets and their
-text encoders diffusers converts name by name, and each tensor can be followed. For transformers it converts whole
-files, fuses and splits factors and takes their scales into them.
+text encoders diffusers converts name by name, and each tensor can be followed. For FLUX and Z-Image it converts whole
+files, fuses and splits factors and takes their scales into them. For Stable Diffusion 3 it has no converter, and
+`prdp/diffusion/fused_factors.py` reads the names.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from prdp.diffusion.adapter_files import AdaptedLayer
+from prdp.diffusion.fused_factors import joined_factors, split_factors
+from prdp.diffusion.original_layers import FLUX_LAYERS, STABLE_DIFFUSION_3_LAYERS, Layout
 from prdp.experts.names import diffusers_name
 from prdp.support.errors import ConfigError, StartError
 
@@ -28,6 +33,10 @@ _Z_IMAGE = (
     "unet_layers_", "noise_refiner", "context_refiner", "diffusion_model.layers.", "all_final_layer", "cap_embedder",
 )  # fmt: skip
 _SD3 = ("joint_blocks",)
+_TRANSFORMER = "transformer."
+_FLUX_WIDTH = 3072
+_SD3_WIDTHS = (1536, 2432)
+"""Of the released ones, medium and large."""
 _BLOCKS = SimpleNamespace(layers_per_block=2)
 """What diffusers asks of a UNet's configuration to number the blocks of Stability AI's names; 2 in all released."""
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError)
@@ -48,8 +57,15 @@ def from_kohya(
             f"{where}: {next(iter(raw))}: are names of kohya's trainers that diffusers has no converter for; it has "
             "those of the UNets of Stable Diffusion, of FLUX and of Z-Image. Give the file in the format of diffusers"
         )
+    if family == "stable_diffusion_3":
+        return _of_stable_diffusion_3(where, raw)
     if family != "unet":
         return _converted_whole(where, raw, family), {}
+    return _by_name(where, raw)
+
+
+def _by_name(where: str, raw: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Of UNets and text encoders."""
     state: dict[str, torch.Tensor] = {}
     origins: dict[str, str] = {}
     for name, value in raw.items():
@@ -80,15 +96,86 @@ def kohya_names(layers: Sequence[str]) -> dict[str, str]:
         if _found_again(name) != layer:
             raise ConfigError(
                 f"format=kohya: layer {layer} has no name of kohya's that diffusers reads back; UNets of Stable "
-                "Diffusion, their text encoders and Z-Image have. Take format=diffusers, which ComfyUI and others read"
+                "Diffusion, their text encoders, Stable Diffusion 3, FLUX.1 and Z-Image have. Take format=diffusers, "
+                "which ComfyUI and others read"
             )
         found[layer] = name
     return found
 
 
+def kohya_layout(layers: Mapping[str, AdaptedLayer], family: str | None = None) -> Layout | None:
+    """Of transformers in which queries, keys and values are one layer for kohya's trainers; None for other networks.
+
+    Args:
+        layers: name with its component -> factors.
+        family: `model.family`, where it is known: names of some layers are those of two families.
+
+    Raises:
+        ConfigError: format=kohya has no name for a layer, or nothing tells which family it is of; names it.
+    """
+    inner = {
+        name.removeprefix(_TRANSFORMER): one for name, one in layers.items() if name.startswith(_TRANSFORMER)
+    }
+    fused = {"stable_diffusion_3": STABLE_DIFFUSION_3_LAYERS, "flux": FLUX_LAYERS}
+    named = [one for one in fused.values() if all(one.original(name) is not None for name in inner)]
+    if family is not None:
+        named = [fused[family]] if family in fused and inner else []
+    if not inner or not named:
+        return None
+    width = next((one.down.shape[1] for name, one in inner.items() if re.search(r"to_|_proj$|\.linear$", name)), 0)
+    if len(named) == 1:
+        found = named[0]
+    elif width == _FLUX_WIDTH or width in _SD3_WIDTHS:
+        found = FLUX_LAYERS if width == _FLUX_WIDTH else STABLE_DIFFUSION_3_LAYERS
+    else:
+        raise ConfigError(
+            f"format=kohya: layer {_TRANSFORMER}{next(iter(inner))}, {width} wide, and the others are named alike in "
+            "Stable Diffusion 3 and in FLUX.1, and kohya has other names for each. Take format=diffusers"
+        )
+    for name in inner:
+        # Of FLUX diffusers reads kohya's names of layers in blocks alone.
+        if found.original(name) is None or (found is FLUX_LAYERS and name in found.ends.values()):
+            raise ConfigError(
+                f"format=kohya: layer {_TRANSFORMER}{name} has no name of kohya's that is read back. Take "
+                "format=diffusers, which ComfyUI and others read"
+            )
+        if found is FLUX_LAYERS and ".attn.to_" in name and name.startswith("single") and width != _FLUX_WIDTH:
+            raise ConfigError(
+                f"format=kohya: layer {_TRANSFORMER}{name} is {width} wide, and diffusers reads kohya's names of "
+                f"FLUX.1 of {_FLUX_WIDTH} alone. Take format=diffusers"
+            )
+    return found
+
+
+def fused_tensors(layout: Layout, layers: Mapping[str, AdaptedLayer]) -> dict[str, torch.Tensor]:
+    """Tensors of a transformer's layers, whose scale is 1, under kohya's names; alpha is the rank."""
+    import torch
+
+    tensors = {}
+    factors = {name.removeprefix(_TRANSFORMER): (one.down, one.up) for name, one in layers.items()}
+    for name, (down, up) in joined_factors(layout, factors).items():
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = down, up
+        tensors[f"{name}.alpha"] = torch.tensor(float(down.shape[0]))
+    return tensors
+
+
+def _of_stable_diffusion_3(
+    where: str, raw: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    import torch
+
+    state, origins = _by_name(where, {name: value for name, value in raw.items() if name.startswith("lora_te")})
+    for layer, ((down, up), scale, origin) in split_factors(where, raw).items():
+        name = f"{_TRANSFORMER}{layer}"
+        parts = {"lora_A.weight": down, "lora_B.weight": up, "alpha": torch.tensor(scale * down.shape[0])}
+        for part, value in parts.items():
+            state[f"{name}.{part}"], origins[f"{name}.{part}"] = value, origin
+    return state, origins
+
+
 def _family(names: Mapping[str, Any] | Sequence[str]) -> str | None:
-    """Whose names these are: 'unet', 'flux' or 'z_image'."""
-    marks = (("unet", _UNET), ("flux", _FLUX), ("z_image", _Z_IMAGE), (None, _SD3))
+    """Whose names these are: 'unet', 'flux', 'z_image' or 'stable_diffusion_3'."""
+    marks = (("unet", _UNET), ("flux", _FLUX), ("z_image", _Z_IMAGE), ("stable_diffusion_3", _SD3))
     for family, marks_of in marks:
         if any(mark in name for name in names for mark in marks_of if not name.startswith("lora_te")):
             return family

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, PEFT_PREFIX, AdaptedLayer
-from prdp.experts.kohya import kohya_names
+from prdp.experts.kohya import fused_tensors, kohya_layout, kohya_names
 from prdp.experts.lora_files import HEADER, read_layers
 from prdp.experts.names import is_of_text_encoder
 from prdp.support.errors import ConfigError
@@ -22,14 +22,18 @@ RECORD = "prdp_merge"
 """Key of the header under which a file tells what it was merged from."""
 
 
-def check_format(layers: Mapping[str, Any], form: str) -> None:
+def check_format(layers: Mapping[str, AdaptedLayer], form: str, family: str | None = None) -> None:
     """Refuse layers that a format has no name for.
+
+    Args:
+        family: `model.family`, where it is known.
 
     Raises:
         ConfigError: names the layer.
     """
     if form == "kohya":
-        kohya_names(list(layers))
+        layout = kohya_layout(layers, family)
+        kohya_names([name for name in layers if layout is None or is_of_text_encoder(name)])
     if form == "peft" and (other := next(filter(is_of_text_encoder, layers), None)):
         raise ConfigError(
             f"format=peft: {other}: a file of PEFT is of one network, and these experts adapt a text encoder too; take "
@@ -37,7 +41,13 @@ def check_format(layers: Mapping[str, Any], form: str) -> None:
         )
 
 
-def write_lora(folder: Path, layers: Mapping[str, AdaptedLayer], form: str, record: Mapping[str, Any]) -> Path:
+def write_lora(
+    folder: Path,
+    layers: Mapping[str, AdaptedLayer],
+    form: str,
+    record: Mapping[str, Any],
+    family: str | None = None,
+) -> Path:
     """Write a LoRA into a folder, and read it back; the file.
 
     Args:
@@ -45,6 +55,7 @@ def write_lora(folder: Path, layers: Mapping[str, AdaptedLayer], form: str, reco
         layers: name with its component -> factors whose scale is 1: alpha is the rank.
         form: diffusers, kohya or peft.
         record: goes into the header.
+        family: `model.family`, where it is known.
 
     Raises:
         ConfigError: see `check_format`.
@@ -52,11 +63,11 @@ def write_lora(folder: Path, layers: Mapping[str, AdaptedLayer], form: str, reco
     """
     from safetensors.torch import save_file
 
-    check_format(layers, form)
+    check_format(layers, form, family)
     header = {"format": "pt", RECORD: json.dumps(record)}
     tensors: dict[str, torch.Tensor] = {}
     if form == "kohya":
-        tensors = _kohya_tensors(layers)
+        tensors = _kohya_tensors(layers, family)
     elif form == "peft":
         for name, layer in layers.items():
             tensors |= _factors(f"{PEFT_PREFIX}{name.partition('.')[2]}", layer)
@@ -67,7 +78,10 @@ def write_lora(folder: Path, layers: Mapping[str, AdaptedLayer], form: str, reco
         header[HEADER] = json.dumps(_diffusers_header(layers), sort_keys=True)
     file = folder / (PEFT_FILE if form == "peft" else LORA_FILE)
     save_file(tensors, file, metadata=header)
-    _check_written(file, layers)
+    if form == "kohya" and kohya_layout(layers, family) is not None:
+        _check_fused(file, layers)
+    else:
+        _check_written(file, layers)
     return file
 
 
@@ -75,11 +89,16 @@ def _factors(name: str, layer: AdaptedLayer) -> dict[str, torch.Tensor]:
     return {f"{name}.lora_A.weight": layer.down, f"{name}.lora_B.weight": layer.up}
 
 
-def _kohya_tensors(layers: Mapping[str, AdaptedLayer]) -> dict[str, torch.Tensor]:
+def _kohya_tensors(layers: Mapping[str, AdaptedLayer], family: str | None) -> dict[str, torch.Tensor]:
     """UNets get one alpha for all layers, whatever their ranks: diffusers takes one for all layers of attention."""
     import torch
 
-    common, tensors = _settings(layers)["r"], {}
+    layout, tensors = kohya_layout(layers, family), dict[str, torch.Tensor]()
+    if layout is not None:
+        fused = {name: one for name, one in layers.items() if not is_of_text_encoder(name)}
+        tensors = fused_tensors(layout, fused)
+        layers = {name: one for name, one in layers.items() if name not in fused}
+    common = _settings(layers)["r"] if layers else 0
     for name, kohya in kohya_names(list(layers)).items():
         layer = layers[name]
         alpha = float(layer.rank if name.startswith("transformer.") else common)
@@ -133,3 +152,27 @@ def _check_written(file: Path, layers: Mapping[str, AdaptedLayer]) -> None:
             raise ValueError(f"{file}: layer {name} is not read back as it was written")
     if other := found.keys() - layers.keys():
         raise ValueError(f"{file}: layer {min(other)} is read back, and was not written")
+
+
+def _check_fused(file: Path, layers: Mapping[str, AdaptedLayer]) -> None:
+    """Ranks differ where layers were one in the file: what they do to a vector is compared, in float64."""
+    import torch
+
+    found = read_layers(str(file), file)
+    for name in layers.keys() | found.keys():
+        one, again = layers.get(name), found.get(name)
+        known = one or again
+        assert known is not None
+        vector = torch.randn(known.down[0].numel(), dtype=torch.float64)
+        expected, got = (_applied(each, vector) for each in (one, again))
+        if not torch.allclose(got, expected, rtol=1e-5, atol=1e-6 * float(torch.as_tensor(expected).abs().max())):
+            raise ValueError(f"{file}: layer {name} is not read back as it was written")
+
+
+def _applied(layer: AdaptedLayer | None, vector: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if layer is None:
+        return torch.zeros(1, dtype=torch.float64)
+    down, up = (one.flatten(1).double() for one in (layer.down, layer.up))
+    return layer.scale * up @ (down @ vector)

@@ -42,14 +42,15 @@ def write_card(run: RunData, folder: Path, origin: Origin, use: str, remarks: Se
         run: that the weights come from.
         origin: what its files do not tell.
         use: name of the program beside the card; '' where there is none.
-        remarks: what is to be known of the program.
+        remarks: what is to be known of the use of the weights.
     """
     epoch = origin.epoch
     evaluations = [one for one in run.evaluations if one.epoch <= epoch]
     _, curves = heldout_curves(tuple(evaluations))
     parts = [_front_matter(origin), f"# {run.run_dir.name}", _what(run, origin)]
-    if use:
-        parts += ["## Use", f"`python {use}` draws a picture as the run did.", *([_listed(remarks)] if remarks else [])]
+    if use or remarks:
+        parts += ["## Use", *([f"`python {use}` draws a picture as the run did."] if use else [])]
+        parts += [_listed(remarks)] if remarks else []
     if len(evaluations) > 1 and evaluations[-1].epoch == epoch:
         parts += ["## What held-out prompts say", _before_and_after(evaluations[0], evaluations[-1])]
         if "score" in curves:
@@ -67,7 +68,7 @@ def write_card(run: RunData, folder: Path, origin: Origin, use: str, remarks: Se
 
 
 def _front_matter(origin: Origin) -> str:
-    tags = ["text-to-image", "diffusers", "prdp", *(["lora"] if origin.form != "merged" else [])]
+    tags = ["text-to-image", "diffusers", "prdp", *(["lora"] if origin.form not in ("merged", "single_file") else [])]
     lines = ["library_name: diffusers", "pipeline_tag: text-to-image", "license: other # fill in"]
     lines += ["tags:", *(f"- {tag}" for tag in tags)]
     return "\n".join(["---", f"base_model: {origin.base}", *lines, "---"])

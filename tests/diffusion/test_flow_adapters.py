@@ -69,7 +69,7 @@ def of_kohya(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("family", "form"),
-    [*((name, form) for name in NARROW for form in ("diffusers", "peft")), ("z_image", "kohya"), ("flux", "kohya")],
+    [*((name, form) for name in NARROW for form in ("diffusers", "peft", "kohya"))],
 )
 def test_files_of_all_formats_are_loaded_whole(
     folders: Mapping[str, Path], tmp_path: Path, family: str, form: str

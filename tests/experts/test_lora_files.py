@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from prdp.diffusion.adapter_files import LORA_FILE, PEFT_CONFIG, PEFT_FILE, AdaptedLayer, read_adapter
+from prdp.diffusion.original_layers import STABLE_DIFFUSION_3_LAYERS, original_tensors
 from prdp.experts.lora_files import read_expert, read_layers
 from prdp.experts.writing import check_format, write_lora
 from prdp.support.errors import ConfigError, StartError
@@ -204,6 +205,83 @@ def test_flux_of_diffusers_and_of_kohya(tmp_path: Path) -> None:
         torch.testing.assert_close(layer.scale * layer.up @ layer.down, 0.5 * up[8 * number : 8 * number + 8] @ down)
 
 
+@pytest.mark.parametrize("ranks", [(2,), (1, 2, 3)])
+def test_kohyas_sd3_is_what_comfyui_adds_to_the_authors_weights(ranks: tuple[int, ...], tmp_path: Path) -> None:
+    """alpha / rank * up down on the authors' layers, which diffusers' own converter then reads as its own layers."""
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+    from narrow_transformers import narrow_sd3
+
+    network = narrow_sd3().transformer
+    layers = adapted_layers(network, ranks, lambda name: "proj_out" not in name and not name.endswith("attn.to_v"))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    file = write_lora(tmp_path, layers, "kohya", {})
+    kohya = load_file(file)
+    original = original_tensors(STABLE_DIFFUSION_3_LAYERS, state)
+    for name, value in original.items():
+        key = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+        if f"{key}.alpha" in kohya and name.endswith(".weight"):
+            down, up = (kohya.pop(f"{key}.lora_{part}.weight") for part in ("down", "up"))
+            delta = up.flatten(1) @ down.flatten(1)
+            value += kohya.pop(f"{key}.alpha") / down.shape[0] * delta.reshape(value.shape)
+    assert not kohya, "every matrix binds"
+    found = convert_sd3_transformer_checkpoint_to_diffusers(original)
+    for name, one in layers.items():
+        weight = f"{name.removeprefix('transformer.')}.weight"
+        state[weight] += (one.up.flatten(1) @ one.down.flatten(1)).reshape(state[weight].shape)
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+def test_kohyas_sd3_with_one_down_for_queries_keys_and_values(tmp_path: Path) -> None:
+    name, down, up = "lora_unet_joint_blocks_3_x_block_attn_qkv", torch.randn(2, 8), torch.randn(24, 2)
+    text = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    tensors = {f"{text}.lora_{part}.weight": torch.ones(2, 2) for part in ("down", "up")}
+    tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    found = read_layers("", tmp_path / "kohya.safetensors")
+    assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj" in found and len(found) == 4
+    for number, part in enumerate("qkv"):
+        layer = found[f"transformer.transformer_blocks.3.attn.to_{part}"]
+        assert layer.scale == 0.5 and layer.down.equal(down)
+        assert layer.up.equal(up[8 * number : 8 * number + 8])
+    plain = {key: AdaptedLayer(one.down, one.scale * one.up, 1.0) for key, one in found.items() if "attn" in key}
+    plain = {key: one for key, one in plain.items() if key.startswith("transformer.")}
+    again = load_file(write_lora(tmp_path, plain, "kohya", {}, "stable_diffusion_3"))
+    assert again[f"{name}.lora_down.weight"].equal(down), "the rank is that of the file"
+    with pytest.raises(ConfigError, match="8 wide, and the others are named alike in Stable Diffusion 3 and in FLUX"):
+        check_format(plain, "kohya")
+
+
+@pytest.mark.parametrize("ranks", [(2,), (1, 2, 3)])
+def test_kohyas_flux_is_read_back_by_diffusers(ranks: tuple[int, ...], tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = FluxTransformer2DModel(num_layers=1, num_single_layers=1)
+    layers = adapted_layers(network, ranks, lambda name: "blocks" in name and not name.endswith("proj_mlp"))
+    found = read_layers("", write_lora(tmp_path, layers, "kohya", {}))
+    for name, one in layers.items():
+        vector = torch.randn(one.down.shape[1])
+        expected = one.up @ (one.down @ vector)
+        got = found[name].scale * found[name].up @ (found[name].down @ vector)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    assert {name for name in found if name not in layers} == {"transformer.single_transformer_blocks.0.proj_mlp"}
+    with pytest.raises(ConfigError, match=r"transformer\.x_embedder has no name of kohya's that is read back"):
+        check_format({**layers, "transformer.x_embedder": next(iter(layers.values()))}, "kohya")
+
+
+def adapted_layers(network: Any, ranks: tuple[int, ...], chosen: Callable[[str], bool]) -> dict[str, AdaptedLayer]:
+    """Random factors of the linear layers and convolutions of a transformer."""
+    generator = torch.Generator().manual_seed(0)
+    layers = {}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and chosen(name):
+            rank, (rows, *columns) = ranks[len(layers) % len(ranks)], module.weight.shape
+            down = torch.randn(rank, *columns, generator=generator)
+            up = torch.randn(rows, rank, *(1 for _ in columns[1:]), generator=generator)
+            layers[f"transformer.{name}"] = AdaptedLayer(down, up, 1.0)
+    return layers
+
+
 Change = Callable[[dict[str, torch.Tensor]], Any]
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -241,7 +319,8 @@ def test_no_tensor_is_left_out(experts: list[Path], tmp_path: Path, change: Chan
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["lora_unet_joint_blocks_0_x_block_attn_qkv"], "diffusers has no converter for"),
+        (["lora_unet_joint_blocks_0_x_block_attn_qkv"], r"qkv\.lora_up\.weight: has shape \[1, 1\].* in 3 equal parts"),
+        (["lora_unet_joint_blocks_0_gone"], r"blocks_0_gone\.lora_\S+: is no tensor of a LoRA of Stable Diffusion 3's"),
         (["lora_unet_mid_block_attentions_0_proj_in", "unet.conv_in"], "is no tensor of a LoRA of kohya's"),
         (["lora_unet_double_blocks_0_gone"], "diffusers makes no LoRA of its tensors"),
         (["base_model.model.conv_in"], f"call it {PEFT_FILE}, with its {PEFT_CONFIG} beside it"),
