@@ -1,4 +1,4 @@
-"""A sampler, a reward and a prompt source that only wait, with trajectories of true size, for benchmarks."""
+"""For benchmarks: stages that only wait, with trajectories of true size, and a rank of a learner that only reads."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class WaitingSampler:
         return self._bound
 
     def sample(self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool = True) -> Rollout:
-        """Wait, and answer with ones."""
+        """Wait, and answer with zeros, whose pages take no memory until they are written to."""
         count = len(prompts) * images_per_prompt
         if len(self._arrays.get("latents", ())) != count:
             self._arrays = {
-                "latents": np.ones((count, self._steps + 1, *self._shape), np.float32),
-                "base_output": np.ones((count, self._steps, *self._shape), np.float32),
-                "log_ratio": np.ones((count, self._steps), np.float32),
+                "latents": np.zeros((count, self._steps + 1, *self._shape), np.float32),
+                "base_output": np.zeros((count, self._steps, *self._shape), np.float32),
+                "log_ratio": np.zeros((count, self._steps), np.float32),
                 "steps": np.tile(np.arange(self._steps), (count, 1)),
             }
-            self._images = np.ones((count, self._pixels, self._pixels, 3), np.uint8)
+            self._images = np.zeros((count, self._pixels, self._pixels, 3), np.uint8)
         time.sleep(seconds_of(self._seconds * len(prompts), self._jitter, prompts.epoch, prompts.offset))
         return Rollout(
             prompts=prompts,
@@ -80,6 +80,32 @@ class WaitingReward:
         """Wait, and answer with zeros."""
         time.sleep(self._seconds * len(set(prompts)))
         return np.zeros(len(images)), {}
+
+
+class ReadingRank:
+    """Reads the rows of its part of a rollout, a microbatch of cells at a time, as a rank that learns does."""
+
+    def __init__(self) -> None:
+        self._rollout: Rollout | None = None
+
+    def take(self, rollout: Rollout) -> None:
+        """Work on this part."""
+        self._rollout = rollout
+
+    def read(self, microbatch: int) -> int:
+        """Bytes that were read."""
+        assert self._rollout is not None
+        stored, total = self._rollout.stored, 0
+        images, columns = self._rollout.numbers("steps").shape
+        for first in range(0, images * columns, microbatch):
+            rows, steps = np.divmod(np.arange(first, min(first + microbatch, images * columns)), columns)
+            total += stored["latents"][rows, steps].nbytes + stored["latents"][rows, steps + 1].nbytes
+            total += stored["base_output"][rows, steps].nbytes
+        return total
+
+    def let_go(self) -> None:
+        """Hold nothing any more."""
+        self._rollout = None
 
 
 class Numbers:

@@ -92,7 +92,7 @@ class TrainedModel:
         The same prompts, seed and place in the list give the same noise to every model whose latents have one shape.
         """
         batch = PromptBatch(0, 0, tuple(prompts), tuple({} for _ in prompts))
-        return self.sampler.sample(batch, images_per_prompt, seed, trajectory=False).images
+        return np.asarray(self.sampler.sample(batch, images_per_prompt, seed, trajectory=False).images)
 
 
 def load_model(model: str | Path, *overrides: str, device: str = "cpu", dtype: str = "float32") -> TrainedModel:

@@ -212,11 +212,13 @@ class Run:
         metrics = self._publish()
         rollout = self._sample(metrics)
         for _ in range(self._updates_begun(), self.config.updates_per_epoch):
-            self._update(rollout, metrics)
+            rollout = self._update(rollout, metrics)
         if self._updates_begun():  # all were done before a restart
             self.log.count_epoch(rollout, metrics)
         if self.state.due(self.config.evaluation.every, self.config.epochs):
-            self.log.show(rollout, self.config.tracking.training_pictures)
+            pictures = self.config.tracking.training_pictures
+            rollout = self.workforce.reading(rollout, lambda whole: self.log.show(whole, pictures))
+        self.learner.let_go()
         self.workforce.release(rollout)
 
     def _publish(self) -> dict[str, float]:
@@ -230,12 +232,12 @@ class Run:
         with self.log.progress.stage("sample", config.prompts_per_epoch * config.images_per_prompt) as stage:
             rollout = self.rollouts.next(lambda chunk: stage.advance(len(chunk)))
         self.learner.check(rollout, config.sampler)
-        metrics |= rollout_metrics(rollout, waited_seconds=time.monotonic() - start)
+        metrics |= rollout_metrics(rollout, waited_seconds=time.monotonic() - start) | self.workforce.storage()
         metrics["staleness"] = self.state.epoch * config.updates_per_epoch - rollout.weights_version
         return rollout
 
-    def _update(self, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """One update into `metrics`; the last one of an epoch counts it, as one with its step."""
+    def _update(self, rollout: Rollout, metrics: dict[str, float]) -> Rollout:
+        """One update into `metrics`; the last one of an epoch counts it, as one with its step. Gives the rollout."""
         cells = math.prod(self.learner.cells(rollout))
         with self.log.progress.stage("learn", cells, unit="cells") as stage:
 
@@ -248,7 +250,10 @@ class Run:
                 if self._updates_begun() == self.config.updates_per_epoch:
                     self.log.count_epoch(rollout, metrics)
 
-            self.learner.update(rollout, advance, stepped)
+            def learn(whole: Rollout) -> None:
+                self.learner.update(whole, advance, stepped)
+
+            return self.workforce.reading(rollout, learn)
 
     def _updates_begun(self) -> int:
         return self.state.begun(self.learner.version, self.config.updates_per_epoch)

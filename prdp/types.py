@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from prdp.support.remote_rows import RemoteRows, RowArray
+
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -68,13 +70,17 @@ class PromptBatch:
 class Rollout:
     """Groups of images, and what is learned from them; n = prompts * images_per_prompt, prompt-major order.
 
+    Among actors, images, conditions and what is stored beyond numbers may lie elsewhere, as `RemoteRows`: these are
+    indexed as arrays are, and `numpy.asarray` fetches all of one.
+
     Attributes:
         prompts: the prompts that were sampled.
         images_per_prompt: B of the paper.
         images: uint8 [n, H, W, 3].
         weights_version, weights_checksum: of the policy that sampled.
         stored: name -> array [n, ...], what the evidence keeps of the sampler's chains; empty for images that are not
-            learned from. The class of the evidence, in prdp/evidence/, says what is in it.
+            learned from. The class of the evidence, in prdp/evidence/, says what is in it. Numbers of an image or of
+            its columns, [n] and [n, T], are always here.
         conditions: name -> array [prompts, ...], what the prompts became for the network; empty likewise.
         empty_conditions: name -> array [1, ...], what the empty prompt became; empty for a family without guidance.
         rewards: float64 [n], None until scored.
@@ -86,12 +92,12 @@ class Rollout:
 
     prompts: PromptBatch
     images_per_prompt: int
-    images: UInt8
+    images: UInt8 | RemoteRows
     weights_version: int
     weights_checksum: str
-    stored: Mapping[str, np.ndarray] = field(default_factory=dict)
-    conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
-    empty_conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    stored: Mapping[str, RowArray] = field(default_factory=dict)
+    conditions: Mapping[str, RowArray] = field(default_factory=dict)
+    empty_conditions: Mapping[str, RowArray] = field(default_factory=dict)
     rewards: Float64 | None = None
     sub_scores: Mapping[str, Float64] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -114,6 +120,10 @@ class Rollout:
     def image_metadata(self) -> list[Mapping[str, Any]]:
         """The metadata of each image's prompt, length n."""
         return [meta for meta in self.prompts.metadata for _ in range(self.images_per_prompt)]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """What is stored of each image or of each of its columns: a number, [n] or [n, T]."""
+        return np.asarray(self.stored[name])
 
     def storing(self, **arrays: np.ndarray) -> Rollout:
         """The same rollout with these arrays in `stored`, beside the others."""

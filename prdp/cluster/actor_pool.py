@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError, RuntimeEnvSetupError
 
 from prdp.cluster.base import ClusterSetupError, Identity
 from prdp.cluster.direct_weights import TransferError
@@ -32,6 +32,12 @@ class LostError(Exception):
     fate = "died"
     at_work = True
     """Whether the chunk that it had first may be the reason."""
+
+
+class GoneError(LostError):
+    """The object is gone, or what it was to be made from."""
+
+    fate = "lost what it had"
 
 
 class HungError(LostError):
@@ -201,9 +207,14 @@ def fetch_result(reference: Any) -> Any:
             raise CutOffError(str(cause)) from error
         if not isinstance(cause, RayError):
             raise cause from None
-        raise LostError(_first_lines(cause)) from error
+        raise _lost(cause) from error
     except RayError as error:
-        raise LostError(_first_lines(error)) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RayError) -> LostError:
+    kind = GoneError if isinstance(error, ObjectLostError) else LostError
+    return kind(_first_lines(error))
 
 
 def _tail(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import ray
 
-from prdp.cluster.actor_pool import ActorPool, HungError, LostError, Member, fetch_result, kill
+from prdp.cluster.actor_pool import ActorPool, GoneError, HungError, LostError, Member, fetch_result, kill
 from prdp.cluster.base import ClusterError, back_off, describe_chunk
 from prdp.cluster.event_loop import EventLoop
 from prdp.cluster.ray_session import free_resources
@@ -38,7 +38,7 @@ class Task:
         answer: the reference to wait for.
         begun: of 'sample' and 'score', the reference that is answered when it has its turn; of 'build', when there is a
             process.
-        products: of 'sample', references of the rollout and the images.
+        products: of 'sample', references of what was made; see `prdp.cluster.chunk_products.split`.
         rollout: of 'score', the one to be scored.
         started: when it was first seen to have its turn, by the supervisor's clock.
         warned: that it takes long was said.
@@ -50,7 +50,7 @@ class Task:
     job: RolloutJob | None = None
     index: int = -1
     begun: Any = None
-    products: tuple[Any, Any] | None = None
+    products: tuple[Any, ...] = ()
     rollout: Rollout | None = None
     started: float | None = None
     warned: bool = False
@@ -74,6 +74,10 @@ class TaskOwner(Protocol):
 
     def on_answer(self, task: Task, answer: Any) -> None:
         """A piece of work is done. May raise `LostError` when its products are gone."""
+        ...
+
+    def on_input_lost(self, task: Task, error: LostError) -> None:
+        """The actor is there, and what it was to work on is gone."""
         ...
 
     def on_error(self, task: Task, error: Exception) -> None:
@@ -229,7 +233,11 @@ class ActorSupervisor:
             else:
                 self._owner.on_answer(task, answer)
         except LostError as error:
-            self.lost(member, error)
+            if isinstance(error, GoneError) and task.kind == "score":
+                self._tasks[member].remove(task)
+                self._owner.on_input_lost(task, error)
+            else:
+                self.lost(member, error)
             return
         except Exception as error:  # noqa: BLE001 - what the work raised belongs to whoever waits for it
             self._tasks[member].remove(task)

@@ -15,6 +15,7 @@ from prdp.cluster import buffers
 from prdp.rewards.base import Reward, identity_of, waits_of
 from prdp.rewards.scoring import RewardUnavailableError, first_line, scored
 from prdp.support.errors import ResumableError, UserError
+from prdp.support.remote_rows import RowArray, RowsLostError
 from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 OnChunk = Callable[[Rollout], None]
@@ -137,7 +138,30 @@ class Workforce(ABC):
             ValueError: it was released already.
         """
         for array in arrays_of(rollout).values():
-            buffers.release(array)
+            if isinstance(array, np.ndarray):
+                buffers.release(array)
+
+    def storage(self) -> dict[str, float]:
+        """Metrics of where rollouts lie; nothing by default."""
+        return {}
+
+    def restore(self, rollout: Rollout, error: RowsLostError) -> Rollout:
+        """The rollout with what was lost of it made again, from the same noise under the same weights.
+
+        Raises:
+            RowsLostError: `error`, where nothing can be made again.
+            ClusterError: it is lost again and again.
+        """
+        raise error
+
+    def reading(self, rollout: Rollout, work: Callable[[Rollout], None]) -> Rollout:
+        """Do work that reads the arrays of a rollout, and again where some were lost; the rollout, whole."""
+        while True:
+            try:
+                work(rollout)
+                return rollout
+            except RowsLostError as error:
+                rollout = self.restore(rollout, error)
 
     @property
     @abstractmethod
@@ -253,15 +277,15 @@ PARTS = ("stored", "conditions")
 """Fields of a rollout that are mappings of arrays with a row an image, and with a row a prompt."""
 
 
-def arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
+def arrays_of(rollout: Rollout) -> dict[str, RowArray]:
     """What a sampler has made: 'images', and '<part>/<name>' -> array."""
-    parts = {f"{part}/{name}": value for part in PARTS for name, value in getattr(rollout, part).items()}
-    return {"images": rollout.images, **parts}
+    found: dict[str, RowArray] = {"images": rollout.images}
+    return found | {f"{part}/{name}": value for part in PARTS for name, value in getattr(rollout, part).items()}
 
 
-def with_arrays(rollout: Rollout, arrays: Mapping[str, np.ndarray]) -> Rollout:
+def with_arrays(rollout: Rollout, arrays: Mapping[str, RowArray]) -> Rollout:
     """The rollout with other arrays in the places of `arrays_of`."""
-    parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
+    parts: dict[str, dict[str, RowArray]] = {part: {} for part in PARTS}
     for key, value in arrays.items():
         part, _, name = key.partition("/")
         if name:

@@ -7,7 +7,6 @@ owns every piece of state; others reach it by its inbox alone.
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import logging
 from collections import deque
 from collections.abc import Mapping
@@ -18,10 +17,13 @@ import ray
 from prdp.cluster.actor_pool import ActorPool, LostError, Member, fetch_result, relay_warnings
 from prdp.cluster.actor_supervisor import ActorSupervisor, Task
 from prdp.cluster.base import ClusterError, acknowledged, check_rollout, describe_chunk
+from prdp.cluster.chunk_products import Summary, fetched, remote_rows
+from prdp.cluster.chunk_references import image_reference, is_lost, referring
 from prdp.cluster.event_loop import EventLoop
 from prdp.cluster.rollout_job import RolloutJob
 from prdp.cluster.time_limits import TimeLimit
 from prdp.cluster.weight_transport import WeightTransport
+from prdp.support.remote_rows import RowsLostError
 from prdp.types import Rollout
 
 IN_FLIGHT = 2
@@ -91,9 +93,16 @@ class Dispatcher:
         if task.kind == "bind":
             self._bound(task, answer)
         elif task.kind == "sample":
-            self._sampled(task)
+            self._sampled(task, answer)
         else:
             self._scored(task, answer)
+
+    def on_input_lost(self, task: Task, error: LostError) -> None:
+        """Have a chunk sampled again whose images are gone; see `TaskOwner`."""
+        assert task.rollout is not None
+        task.rollout = None if remote_rows(task.rollout) else task.rollout
+        self._put_back(task)
+        self._blame(task, error)
 
     def on_error(self, task: Task, error: Exception) -> None:
         """End the job whose work raised; see `TaskOwner`."""
@@ -148,7 +157,7 @@ class Dispatcher:
         """Fill the samplers evenly: nobody gets a second chunk before everybody has one, or waits for weights only."""
         while self._to_score and (reward := self._least_busy()) is not None:
             job, index, rollout = self._to_score.popleft()
-            self._score(reward, job, index, rollout.images, rollout)
+            self._score(reward, job, index, image_reference(rollout), rollout)
         for depth in range(IN_FLIGHT):
             without_weights = False
             for member in self._samplers:
@@ -171,10 +180,10 @@ class Dispatcher:
             self.supervisor.ask(Task("bind", member, self._transport.deliver(member, job.weights), job))
             member.bound = job.published
         begun = member.handle.begin.remote()
-        answer, *products = member.handle.sample.options(num_returns=3).remote(
+        answer, *products = member.handle.sample.options(num_returns=4).remote(
             job.chunks[index], job.images_per_prompt, job.seed, job.trajectory, begun
         )
-        self.supervisor.ask(Task("sample", member, answer, job, index, begun, (products[0], products[1])))
+        self.supervisor.ask(Task("sample", member, answer, job, index, begun, tuple(products)))
 
     def _bound(self, task: Task, answer: Any) -> None:
         assert task.job is not None
@@ -182,29 +191,37 @@ class Dispatcher:
         version, checksum, task.member.bind_seconds = answer
         acknowledged(task.job.published, task.member.name, (version, checksum))
 
-    def _sampled(self, task: Task) -> None:
-        """Have the images scored, and copy the trajectories out of the object store.
+    def _sampled(self, task: Task, summary: Summary) -> None:
+        """Have the images scored. Trajectories stay in the object store; without any, the images are what is asked for.
 
         Raises:
             LostError: they are gone with their node.
         """
         job, member = task.job, task.member
         assert job is not None
-        assert task.products is not None
         if job.failed:
             return
-        rollout = dataclasses.replace(fetch_result(task.products[0]), images=fetch_result(task.products[1]))
+        rollout = referring(summary, task.products, job.request)
         check_rollout(rollout, job.chunks[task.index], job.images_per_prompt, job.published)
+        images = image_reference(rollout)
+        if not job.trajectory:
+            try:
+                rollout = fetched(rollout)
+            except RowsLostError as error:
+                raise LostError(str(error)) from error
         if member.bind_seconds:
             rollout = rollout.took("bind", member.bind_seconds)
             member.bind_seconds = 0.0
         rollout = job.builder.add_chunk(task.index, rollout)
         job.sampled()
+        if not job.scores:
+            job.finish(rollout)
+            return
         reward = self._least_busy()
         if reward is None:
             self._to_score.append((job, task.index, rollout))
         else:
-            self._score(reward, job, task.index, task.products[1], rollout)
+            self._score(reward, job, task.index, images, rollout)
 
     def _score(self, member: Member, job: RolloutJob, index: int, images: Any, rollout: Rollout) -> None:
         begun = member.handle.begin.remote()
@@ -224,7 +241,7 @@ class Dispatcher:
         assert task.job is not None
         if task.job.failed:
             return
-        if task.rollout is not None:
+        if task.rollout is not None and not is_lost(task.rollout):
             self._to_score.appendleft((task.job, task.index, task.rollout))
             return
         if not task.job.todo:

@@ -8,6 +8,8 @@ import platform
 import time
 from typing import Any
 
+import numpy as np
+
 from prdp.cluster.base import (
     OnChunk,
     RewardFactory,
@@ -124,7 +126,8 @@ class InlineWorkforce(Workforce):
         """Score one chunk, and put its rewards where they belong."""
         where, start = describe_chunk(rollout.prompts), time.perf_counter()
         with self._watchdog.over("score", f"scoring {where}", len(rollout), waits_of_worker(reward)):
-            rewards, sub_scores = reward.score(rollout.images, rollout.image_prompts, rollout.image_metadata, where)
+            images = np.asarray(rollout.images)
+            rewards, sub_scores = reward.score(images, rollout.image_prompts, rollout.image_metadata, where)
         scored = builder.add_rewards(index, rollout.took("score", time.perf_counter() - start), rewards, sub_scores)
         self._chunks += 1
         if on_chunk is not None:

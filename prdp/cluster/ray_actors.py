@@ -9,14 +9,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray import cloudpickle
 
 from prdp.cluster.actor_process import errors_of, hold_torch_to, import_from
 from prdp.cluster.base import RewardLike, SamplerLike, describe_chunk, identity_of_worker, sampled, waits_of_worker
+from prdp.cluster.chunk_products import Arrays, Summary, split
 from prdp.cluster.direct_weights import Manifest, Receiver, Rendezvous
 from prdp.cluster.warning_collector import WarningCollector
-from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
+from prdp.types import Float64, PromptBatch, UInt8, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +79,15 @@ class SamplerActor:
 
     def sample(
         self, chunk: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool, begun: None
-    ) -> tuple[None, Rollout, UInt8]:
-        """Nothing, the rollout without its images, and the images.
+    ) -> tuple[Summary, np.ndarray, Arrays, Arrays]:
+        """See `prdp.cluster.chunk_products.split`: four objects, of which the driver takes the first.
 
         `begun` is the answer to `begin`: asked for by reference, it is with the driver before any work begins.
-        Three objects: the first says that the others are there, without moving them; scoring never moves trajectories.
         """
         assert self._sampler is not None
         with errors_of(f"{self._name}, {describe_chunk(chunk)}"):
             rollout = sampled(self._sampler, chunk, images_per_prompt, seed, trajectory)
-            return None, dataclasses.replace(rollout, images=rollout.images[:0]), rollout.images
+            return split(rollout, trajectory, ray.get_runtime_context().get_node_id())
 
 
 class RewardActor:

@@ -1,4 +1,5 @@
-"""What Ray has no public API for: where its ports are bound, its own processes, and where its workers import from.
+"""What Ray has no public API for: where its ports are bound, its own processes and object stores, and where its workers
+import from.
 
 tests/cluster/test_ray_internals.py fails when another version of Ray has these no more.
 """
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import internal_api, ray_constants, services
 from ray.job_config import JobConfig
 
 NETWORKED = ray_constants.ENABLE_RAY_CLUSTER
@@ -45,6 +46,18 @@ def own_processes() -> set[int]:
     if node is None:
         return set()
     return {one.process.pid for processes in list(node.all_processes.values()) for one in processes}
+
+
+def store_bytes() -> tuple[int, int, int] | None:
+    """Of the object stores of all nodes: bytes in use, their size, and bytes written to disk since they started.
+
+    None where no node answers within 10 seconds.
+    """
+    try:
+        stats = internal_api.get_memory_info_reply(ray._private.state.state, timeout_seconds=10.0).store_stats
+    except Exception:  # noqa: BLE001 - a number for the log is no reason to end a run
+        return None
+    return stats.object_store_bytes_used, stats.object_store_bytes_avail, stats.spilled_bytes_total
 
 
 def job_without_folders() -> JobConfig:

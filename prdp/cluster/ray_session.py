@@ -18,6 +18,7 @@ import ray
 
 from prdp.cluster import ray_internals
 from prdp.cluster.base import ClusterError, ClusterSetupError
+from prdp.cluster.object_store import planned_bytes
 from prdp.cluster.sockets import check_socket_paths
 from prdp.cluster.threads import usable_cores
 from prdp.support.interruption import always_last
@@ -29,9 +30,6 @@ _log = logging.getLogger(__name__)
 
 _KNOCK_SECONDS = 5.0
 _START_ATTEMPTS = 3
-_STORE_SHARE = 0.25
-_STORE_LIMIT = 8 * 2**30
-_STORE_MINIMUM = 128 * 2**20
 
 
 def connect(config: ClusterConfig) -> bool:
@@ -83,7 +81,7 @@ def _start(config: ClusterConfig) -> None:
             ray.init(
                 address="local",
                 num_cpus=usable_cores(),
-                object_store_memory=_store_bytes(),
+                object_store_memory=planned_bytes(config.object_store_gib),
                 include_dashboard=config.dashboard,
                 dashboard_host=config.host,
                 log_to_driver=False,
@@ -186,15 +184,6 @@ def _restore(handler: Any) -> None:
     custom = handler not in (signal.SIG_DFL, signal.SIG_IGN, None)
     if custom and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-
-
-def _store_bytes() -> int:
-    """Room for the chunks on their way and the weights; taken up only as far as used, the rest goes to disk."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, AttributeError):
-        return _STORE_MINIMUM
-    return max(_STORE_MINIMUM, min(_STORE_LIMIT, int(memory * _STORE_SHARE)))
 
 
 def _is_loopback(host: str) -> bool:

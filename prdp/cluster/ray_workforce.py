@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import ray
 
 from prdp.cluster.actor_pool import ActorPool
 from prdp.cluster.base import (
+    ClusterError,
     Identity,
     OnChunk,
     RewardFactory,
@@ -17,9 +20,12 @@ from prdp.cluster.base import (
     Workforce,
     check_images,
     check_request,
+    describe_chunk,
 )
+from prdp.cluster.chunk_references import digest_of, lost_chunks, replaced
 from prdp.cluster.dispatcher import Dispatcher
 from prdp.cluster.environment import find_environment
+from prdp.cluster.object_store import StoreReport
 from prdp.cluster.placement import PlacementReservation, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_actors import RewardActor, SamplerActor
 from prdp.cluster.ray_metrics import RayMetrics
@@ -29,7 +35,10 @@ from prdp.cluster.threads import planned_threads
 from prdp.cluster.time_limits import limits_of
 from prdp.cluster.weight_transport import build_transport
 from prdp.config import ClusterConfig
+from prdp.support.remote_rows import RowsLostError
 from prdp.types import PromptBatch, Rollout, UInt8, Weights
+
+_log = logging.getLogger(__name__)
 
 
 class RayWorkforce(Workforce):
@@ -72,10 +81,12 @@ class RayWorkforce(Workforce):
         self._published: Identity | None = None
         self._weights: Any = None
         self._metrics: RayMetrics | None = None
+        self._retries, self._restored = config.retries, Counter[str]()
         self._closed = False
         self._owns_ray = connect(config)
         self._reservation: PlacementReservation | None = None
         self._dispatcher: Dispatcher | None = None
+        self._store = StoreReport()
         try:
             pools = pools_of(config)
             self.plan = plan(config, pools, nodes_of_cluster())
@@ -125,6 +136,35 @@ class RayWorkforce(Workforce):
         job = RolloutJob(prompts, chunks, None, None, images_per_prompt, seed=0, trajectory=False, images=images)
         dispatcher.score(job)
         return job.result(on_chunk)
+
+    def storage(self) -> dict[str, float]:
+        return self._store.look()
+
+    def restore(self, rollout: Rollout, error: RowsLostError) -> Rollout:
+        dispatcher, lost = self._open(), lost_chunks(rollout, error.where)
+        if not lost:
+            raise error
+        names = [describe_chunk(origin.prompts) for origin in lost]
+        self._restored.update(names)
+        times = max(self._restored[name] for name in names)
+        if times > self._retries + 1:
+            raise ClusterError(f"{error}; it was made again {times - 1} times (cluster.retries={self._retries})")
+        _log.warning("%s; %d chunk(s) of this rollout are made again: %s", error, len(lost), "; ".join(names))
+        request, chunks = lost[0].request, [origin.prompts for origin in lost]
+        job = RolloutJob(
+            request.prompts, chunks, request.weights, request.published, request.images_per_prompt, request.seed,
+            trajectory=True, scores=False,
+        )
+        made: dict[str, Rollout] = {}
+        dispatcher.submit(job, urgent=True)
+        job.result(lambda chunk: made.update({describe_chunk(chunk.prompts): chunk}))
+        for origin, name in zip(lost, names, strict=True):
+            if digest_of(made[name]) != origin.digest:
+                _log.warning(
+                    "%s: made again, its arrays differ from those that are lost: their machines or threads are "
+                    "not of one kind", name,
+                )
+        return replaced(rollout, made)
 
     @property
     def reward_identity(self) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The rollout of a request, put together chunk by chunk in arrays of their final size: every byte is copied once."""
+"""The rollout of a request, put together chunk by chunk.
+
+Arrays that are here go into arrays of their final size: every byte is copied once. Of those elsewhere no byte moves.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 
 from prdp.cluster import buffers
 from prdp.cluster.base import arrays_of, describe_chunk, with_arrays
+from prdp.support.remote_rows import RemoteRows, RowArray
 from prdp.types import Float64, PromptBatch, Rollout, UInt8
 
 _FACTS = ("weights_version", "weights_checksum", "images_per_prompt")
@@ -28,6 +32,7 @@ class RolloutBuilder:
         self._prompts, self._chunks, self._images_per_prompt = prompts, chunks, images_per_prompt
         self._first: Rollout | None = None
         self._arrays: dict[str, np.ndarray] = {}
+        self._elsewhere: dict[str, dict[int, RemoteRows]] = {}
         self._rewards = np.empty(len(prompts) * images_per_prompt)
         self._sub_scores: dict[str, Float64] | None = None
         self._passes: Float64 | None = None
@@ -44,7 +49,7 @@ class RolloutBuilder:
         """
         builder = cls(prompts, chunks, images_per_prompt)
         whole = Rollout(prompts, images_per_prompt, images, 0, "")
-        builder._first, builder._arrays = whole, arrays_of(whole)
+        builder._first, builder._arrays = whole, {"images": images}
         return builder
 
     def chunk(self, index: int) -> Rollout:
@@ -53,7 +58,7 @@ class RolloutBuilder:
         return with_arrays(dataclasses.replace(self._first, prompts=self._chunks[index]), self._views(index))
 
     def add_chunk(self, index: int, rollout: Rollout) -> Rollout:
-        """Copy a sampled chunk to where it belongs; the same chunk, as views of the whole.
+        """Put a sampled chunk where it belongs; the same chunk, as views of the whole.
 
         Raises:
             ValueError: it was made by other weights than another chunk, or its arrays have another shape.
@@ -65,10 +70,15 @@ class RolloutBuilder:
             self._arrays = {
                 name: buffers.empty((whole[_of_prompts(name)].stop, *value.shape[1:]), value.dtype)
                 for name, value in arrays.items()
+                if isinstance(value, np.ndarray)
             }
+            self._elsewhere = {name: {} for name in arrays if name not in self._arrays}
         self._check_alike(index, rollout, arrays)
-        for name, view in self._views(index).items():
-            view[:] = arrays[name]
+        for name, value in arrays.items():
+            if isinstance(value, RemoteRows):
+                self._elsewhere[name][index] = value
+            else:
+                self._arrays[name][self._rows(self._place(index))[_of_prompts(name)]] = value
         if rollout.network_passes is not None:
             if self._passes is None:
                 self._passes = np.full(len(self._rewards), np.nan)
@@ -104,8 +114,9 @@ class RolloutBuilder:
             sampling_seconds: of these, those in which images were sampled; "sampling".
         """
         assert self._first is not None
+        elsewhere = {name: _joined(parts) for name, parts in self._elsewhere.items()}
         return dataclasses.replace(
-            with_arrays(self._first, self._arrays),
+            with_arrays(self._first, {**self._arrays, **elsewhere}),
             prompts=self._prompts,
             rewards=self._rewards,
             sub_scores=self._sub_scores or {},
@@ -113,9 +124,10 @@ class RolloutBuilder:
             network_passes=self._passes,
         )
 
-    def _views(self, index: int) -> dict[str, np.ndarray]:
+    def _views(self, index: int) -> dict[str, RowArray]:
         rows = self._rows(self._place(index))
-        return {name: whole[rows[_of_prompts(name)]] for name, whole in self._arrays.items()}
+        here: dict[str, RowArray] = {name: whole[rows[_of_prompts(name)]] for name, whole in self._arrays.items()}
+        return here | {name: parts[index] for name, parts in self._elsewhere.items()}
 
     def _place(self, index: int) -> slice:
         """The prompts of a chunk."""
@@ -128,7 +140,7 @@ class RolloutBuilder:
         size = self._images_per_prompt
         return {True: prompts, False: slice(prompts.start * size, prompts.stop * size)}
 
-    def _check_alike(self, index: int, rollout: Rollout, arrays: Mapping[str, np.ndarray]) -> None:
+    def _check_alike(self, index: int, rollout: Rollout, arrays: Mapping[str, RowArray]) -> None:
         assert self._first is not None
         where = describe_chunk(self._chunks[index])
         for name in _FACTS:
@@ -136,14 +148,20 @@ class RolloutBuilder:
                 raise ValueError(
                     f"{where}: {name} is {getattr(rollout, name)!r}, and {getattr(self._first, name)!r} in other chunks"
                 )
-        if arrays.keys() != self._arrays.keys():
-            raise ValueError(f"{where} holds {sorted(arrays)}, other chunks hold {sorted(self._arrays)}")
+        of_first = arrays_of(self._first)
+        if arrays.keys() != of_first.keys():
+            raise ValueError(f"{where} holds {sorted(arrays)}, other chunks hold {sorted(of_first)}")
         for name, value in arrays.items():
-            if value.shape[1:] != self._arrays[name].shape[1:] or value.dtype != self._arrays[name].dtype:
+            other = of_first[name]
+            if value.shape[1:] != other.shape[1:] or value.dtype != other.dtype:
                 raise ValueError(
-                    f"{where}: {name} is {value.dtype} {list(value.shape)}, and {self._arrays[name].dtype} "
-                    f"[n, {', '.join(map(str, self._arrays[name].shape[1:]))}] in other chunks"
+                    f"{where}: {name} is {value.dtype} {list(value.shape)}, and {other.dtype} "
+                    f"[n, {', '.join(map(str, other.shape[1:]))}] in other chunks"
                 )
+
+
+def _joined(parts: Mapping[int, RemoteRows]) -> RemoteRows:
+    return RemoteRows.joined([parts[index] for index in sorted(parts)])
 
 
 def _of_prompts(name: str) -> bool:

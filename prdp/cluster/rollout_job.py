@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from prdp.cluster.base import Identity, OnChunk
+from prdp.cluster.chunk_references import Request
 from prdp.cluster.rollout_builder import RolloutBuilder
 from prdp.types import PromptBatch, Rollout, UInt8
 
@@ -22,12 +23,14 @@ class RolloutJob:
         published: their version and checksum, which every rollout has to be made by.
         images_per_prompt, seed, trajectory: as for `Workforce.submit`.
         images: uint8 [n, H, W, 3] that are only to be scored, so that there is nothing `todo` for samplers.
+        scores: whether images are to be scored once they are sampled.
 
     Attributes:
         todo: chunks that nobody has, by index.
         deaths: actors that died on each chunk.
         failed: nothing of it is wanted any more.
         builder: puts the rollout together.
+        request: what its chunks follow from.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class RolloutJob:
         seed: int,
         trajectory: bool,
         images: UInt8 | None = None,
+        scores: bool = True,
     ) -> None:
         self.chunks, self.weights, self.published = chunks, weights, published
         self.images_per_prompt, self.seed, self.trajectory = images_per_prompt, seed, trajectory
+        self.scores, self.request = scores, Request(prompts, weights, published, images_per_prompt, seed)
         self.todo = deque(range(len(chunks)) if images is None else ())
         self.deaths = [0] * len(chunks)
         self.failed = False

@@ -139,7 +139,7 @@ class CascadeSampler:
     def _improved(self, drawn: Rollout, seed: int, trajectory: bool, pictures: UInt8 | None = None) -> Rollout:
         """The student's images, and in the place of those that are chosen what the strategy makes of them."""
         prompts, images_per_prompt = drawn.prompts, drawn.images_per_prompt
-        images, latents = drawn.images.copy(), drawn.stored[FINAL_LATENTS].copy()
+        images, latents = np.array(drawn.images), np.array(drawn.stored[FINAL_LATENTS])
         assert drawn.network_passes is not None
         passes = drawn.network_passes.copy()
         scores = self._scores(drawn, images, np.arange(len(drawn)))

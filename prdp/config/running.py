@@ -59,6 +59,9 @@ class ClusterConfig:
     null: 10 times the longest of the earlier ones, by images, and at least 60 s; 0: no limit."""
     reward_timeout_seconds: NotNegative | None = None
     """How long a reward actor may score one chunk; null and 0 as for sample_timeout_seconds."""
+    object_store_gib: Positive | None = None
+    """Memory of the object store of a private Ray, where rollouts lie; what is more goes to disk. null: 30% of the
+    machine's memory, as far as it is free."""
     weight_transport: Annotated[str, one_of("object_store", *DIRECT_TRANSPORTS)] = "object_store"
     """How weights get to the samplers: 'object_store', or straight from the learner by 'gloo' (CPU) or 'nccl' (GPU)."""
     weight_timeout_seconds: Positive = 120.0

@@ -246,8 +246,17 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
                 "the process of the trainer, in its environment, and cannot be ended alone"
             )
     if not any(key.startswith("cluster.") for key in wrong):
-        found += _transport_misfits(config.cluster) + _rank_misfits(config.cluster)
+        found += _store_misfits(config.cluster) + _transport_misfits(config.cluster) + _rank_misfits(config.cluster)
     return found
+
+
+def _store_misfits(cluster: ClusterConfig) -> list[str]:
+    if cluster.object_store_gib is None or (cluster.kind == "ray" and cluster.address == "local"):
+        return []
+    why = "with cluster=inline rollouts stay in the process"
+    if cluster.kind == "ray":
+        why = f"the nodes of cluster.address={cluster.address} have object stores of their own (ray start)"
+    return [f"cluster.object_store_gib={cluster.object_store_gib:g}: needs a private Ray (cluster=ray): {why}"]
 
 
 def _transport_misfits(cluster: ClusterConfig) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from prdp.cluster.object_store import planned_bytes
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import TrainConfig
 from prdp.configuration.memory_plan import device_plans, gib
@@ -81,17 +82,24 @@ def rollout_bytes(config: TrainConfig, latent_shape: tuple[int, ...], picture_si
 
 
 def rollouts_at_once(config: TrainConfig) -> int:
-    """Rollouts that this process holds at a time: actors work on those that are asked for ahead."""
+    """Rollouts that there are at a time: actors work on those that are asked for ahead."""
     return 1 + (min(config.cluster.max_staleness, config.epochs - 1) if config.cluster.kind == "ray" else 0)
 
 
 def memory_warning(config: TrainConfig, available: int | None = None) -> str:
     """What to change where the rollouts take more memory than there is; empty where they do not.
 
+    Among actors they lie in the object store of a private Ray, which takes to disk what is too much; what the nodes of
+    a Ray that is joined can hold is seen when it is.
+
     Args:
         available: bytes; None asks the machine.
     """
-    available = available_memory() if available is None else available
+    cluster = config.cluster
+    if cluster.kind == "ray" and cluster.address != "local":
+        return ""
+    if available is None:
+        available = available_memory() if cluster.kind == "inline" else planned_bytes(cluster.object_store_gib)
     size, count = sum(_parts(config).values()), rollouts_at_once(config)
     if size * count <= available:
         return ""
@@ -107,10 +115,11 @@ def memory_warning(config: TrainConfig, available: int | None = None) -> str:
             ", set sampler.window, or take an objective that stores no trajectories "
             f"({' or '.join(objectives_without_noise())})"
         )
-    return (
-        f"warning: memory: a rollout takes {gib(size)}{at_once}; {gib(available)} are available here, and the model "
-        f"needs some too. Lower {', '.join(keys)}{advice}"
-    )
+    there = f"{gib(available)} are available here, and the model needs some too. Lower"
+    if cluster.kind == "ray":
+        there = f"the object store holds {gib(available)}, and what is more goes to disk. "
+        there += "Raise cluster.object_store_gib, or lower"
+    return f"warning: memory: a rollout takes {gib(size)}{at_once}; {there} {', '.join(keys)}{advice}"
 
 
 def geometry_text(config: TrainConfig) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from prdp.support.remote_rows import RowArray
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -57,7 +59,7 @@ class Conditions:
 
     @classmethod
     def from_arrays(
-        cls, fields: Mapping[str, np.ndarray], empty: Mapping[str, np.ndarray], device: torch.device
+        cls, fields: Mapping[str, RowArray], empty: Mapping[str, RowArray], device: torch.device
     ) -> Conditions:
         """What `to_arrays` gave, on a device."""
         # A copy, because arrays that come through shared memory are read-only.

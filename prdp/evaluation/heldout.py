@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from prdp.checkpoints.run_log import RunLog
 from prdp.cluster.base import Workforce
 from prdp.config import TrainConfig
@@ -45,10 +47,10 @@ class HeldoutEvaluation:
         rollout = self._sample(prompts, weights)
         assert rollout.rewards is not None
         size, grid = self._config.images_per_prompt, min(self._config.grid_prompts, len(prompts))
-        shown = rollout.images[: grid * size]
-        pictures = picture_statistics(rollout.images)
+        images = np.asarray(rollout.images)
+        shown, pictures = images[: grid * size], picture_statistics(images)
         if size > 1:
-            pictures["diversity"] = group_diversity(rollout.images, size)
+            pictures["diversity"] = group_diversity(images, size)
         with uninterrupted():
             self._log.lock.check()
             scores = (rollout.rewards, rollout.sub_scores)

@@ -85,8 +85,8 @@ class Chunk:
         """Write images and record; scores of earlier images go."""
         from PIL import Image
 
-        measured = rollout.stored.get("log_ratio")
-        ratios = np.full(len(rollout), np.nan) if measured is None else measured.mean(axis=1)
+        measured = "log_ratio" in rollout.stored
+        ratios = rollout.numbers("log_ratio").mean(axis=1) if measured else np.full(len(rollout), np.nan)
         record = {
             "key": dict(self.key),
             "prompts": list(self.prompts.texts),
@@ -98,15 +98,15 @@ class Chunk:
             record["network_passes"] = [float(value) for value in rollout.network_passes]
         latents = None
         if self.key.get("latents"):
-            latents = rollout.stored[FINAL_LATENTS].astype(self.key["latents"])
-            record["digests"] = {"images": digests_of(rollout.images), "latents": digests_of(latents)}
+            latents = np.asarray(rollout.stored[FINAL_LATENTS]).astype(self.key["latents"])
+            record["digests"] = {"images": digests_of(np.asarray(rollout.images)), "latents": digests_of(latents)}
         with atomic_directory(self.folder) as temporary:
             for name, image in zip(self.names(), rollout.images, strict=True):
                 Image.fromarray(image).save(temporary / name)
             if latents is not None:
                 save_tensors(temporary / LATENTS, {FINAL_LATENTS: latents})
             if self.key.get("chains"):
-                chain = rollout.stored[CHAIN_LATENTS].astype(self.key["latents"])
+                chain = np.asarray(rollout.stored[CHAIN_LATENTS]).astype(self.key["latents"])
                 save_tensors(temporary / CHAINS, {CHAIN_LATENTS: chain})
             (temporary / RECORD).write_text(_dump(record), encoding="utf-8")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from prdp.config import SamplerConfig
 from prdp.evidence.base import Channels, Evidence, Pass
+from prdp.support.remote_rows import RowArray
 from prdp.types import Float64, Int64, Rollout
 
 if TYPE_CHECKING:
@@ -86,22 +87,22 @@ class Trajectory(Evidence):
         return latents | {f"outputs of {one}": size for one in whose}
 
     def shape(self, rollout: Rollout) -> tuple[int, int]:
-        images, columns = rollout.stored["steps"].shape
+        images, columns = rollout.numbers("steps").shape
         return images, columns
 
     def check(self, rollout: Rollout) -> None:
-        if not rollout.stored.get("steps", np.empty((0, 0))).size:
+        if "steps" not in rollout.stored or not rollout.numbers("steps").size:
             raise ValueError("the rollout has no trajectories: sample it with trajectory=True")
 
     def known(self, rollout: Rollout, transitions: Transitions) -> Channels:
-        steps, ratio = rollout.stored["steps"], rollout.stored.get("log_ratio")
+        steps, ratio = rollout.numbers("steps"), _ratios(rollout)
         found = {"step_size": transitions.step_size[steps], "noise_weight": transitions.noise_weight[steps]}
-        return found if ratio is None else found | {"log_ratio_old": ratio.astype(np.float64)}
+        return found if ratio is None else found | {"log_ratio_old": ratio}
 
     def stored(self, rollout: Rollout) -> Channels:
-        ratio = rollout.stored.get("log_ratio")
+        ratio = _ratios(rollout)
         found = {name: np.zeros(self.shape(rollout)) for name in self.sampled if name != "log_ratio"}
-        return found if ratio is None else found | {"log_ratio": ratio.astype(np.float64)}
+        return found if ratio is None else found | {"log_ratio": ratio}
 
     def weights(self, rollout: Rollout, transitions: Transitions) -> Float64 | None:
         if self.step_weighting == "uniform":
@@ -109,7 +110,7 @@ class Trajectory(Evidence):
         inverse = np.zeros(len(transitions))
         power = 0.5 if self.step_weighting == "inverse_root_sensitivity" else 1.0
         inverse[transitions.noisy] = 1.0 / transitions.sensitivity[transitions.noisy] ** power
-        weights: Float64 = (inverse / inverse[transitions.noisy].mean())[rollout.stored["steps"]]
+        weights: Float64 = (inverse / inverse[transitions.noisy].mean())[rollout.numbers("steps")]
         return weights
 
     def values(
@@ -137,7 +138,7 @@ class Trajectory(Evidence):
         times = put(of.transitions.times[steps]).to(latents.dtype)
         output = of.output(latents, times, conditions)
 
-        def relative_to(outputs: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        def relative_to(outputs: RowArray) -> tuple[torch.Tensor, torch.Tensor]:
             base = put(outputs[images, columns]).to(latents.dtype)
             return standardise(of.transitions, put(steps), latents, following, output, base)
 
@@ -247,6 +248,11 @@ class _Transitions:
         if self._policy_outputs is not None:
             kept["policy_output"] = self._policy_outputs
         return kept | ({"log_ratio": self._ratios} if self._recorder.needs_reference else {})
+
+
+def _ratios(rollout: Rollout) -> Float64 | None:
+    """The log-ratios of the policy that sampled, if they are kept."""
+    return rollout.numbers("log_ratio").astype(np.float64) if "log_ratio" in rollout.stored else None
 
 
 def stored_positions(steps: Int64) -> Int64:

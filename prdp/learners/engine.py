@@ -93,6 +93,9 @@ class Engine(ABC):
             ValueError: as `evidence`.
         """
 
+    def let_go(self) -> None:  # noqa: B027 - most engines hold nothing
+        """Hold nothing of a rollout any more."""
+
     @abstractmethod
     def use_as_reference(self, of: Of) -> None:
         """Let evidence of the reference be that of another policy that is kept."""

@@ -227,6 +227,10 @@ class Learner:
                 stepped(metrics)
         return metrics
 
+    def let_go(self) -> None:
+        """Hold nothing of a rollout any more."""
+        self.engine.let_go()
+
     def _used_cells(
         self, data: Mapping[str, np.ndarray], sampled: Mapping[str, Float64], shape: tuple[int, int]
     ) -> Int64:

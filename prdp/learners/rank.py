@@ -19,6 +19,7 @@ import prdp
 from prdp.evidence.base import Of
 from prdp.learners.device_engine import DeviceEngine, Seen, answered
 from prdp.learners.engine import Batch, Progress
+from prdp.support.remote_rows import part_of_rows
 from prdp.types import Float64, Int64, PromptBatch, Rollout, UInt8, tensors_checksum
 
 _VERSIONS = ("torch", "diffusers", "transformers", "peft", "jax", "numpy", "bitsandbytes", "prodigyopt")
@@ -110,12 +111,14 @@ class LearnerRank:
         return self.load_state(tensors, updates)
 
     def take(self, rollout: Rollout, first_image: int) -> None:
-        """Work on this part of a rollout, whole groups from `first_image` on."""
-        self.hold(self.engine.batch(rollout, 0), first_image)
+        """Work on this part of a rollout, whole groups from `first_image` on; its rows may be elsewhere."""
+        self._batch, self._first_image = self.engine.batch(rollout, 0), first_image
 
-    def hold(self, batch: Batch, first_image: int = 0) -> None:
-        """As `take`, of what is in this process already."""
-        self._batch, self._first_image = batch, first_image
+    def let_go(self) -> None:
+        """Hold nothing of a rollout any more."""
+        if self._passes is not None:
+            self._passes.close()
+        self._batch = self._passes = None
 
     def evidence(self, cells: Int64, update: int, factor: float, of: Of, channels: Sequence[str]) -> dict[str, Float64]:
         """Channels at cells, float64 [b] each; see `Engine.evidence`.
@@ -217,7 +220,7 @@ class LearnerRank:
 def part_of(rollout: Rollout, first: int, end: int) -> Rollout:
     """The groups of prompts `first` to `end - 1`: what evidence is computed from, without images and rewards."""
     prompts, size = rollout.prompts, rollout.images_per_prompt
-    some, rows = slice(first, end), slice(first * size, end * size)
+    some = slice(first, end)
     count = len(prompts.texts[some]) * size
     images: UInt8 = np.empty((count, 0, 0, 3), np.uint8)
     return dataclasses.replace(
@@ -226,8 +229,8 @@ def part_of(rollout: Rollout, first: int, end: int) -> Rollout:
             prompts.epoch, prompts.offset + first, prompts.texts[some], prompts.metadata[some], prompts.indices[some]
         ),
         images=images,
-        stored={name: value[rows] for name, value in rollout.stored.items()},
-        conditions={name: value[some] for name, value in rollout.conditions.items()},
+        stored={name: part_of_rows(value, first * size, end * size) for name, value in rollout.stored.items()},
+        conditions={name: part_of_rows(value, first, end) for name, value in rollout.conditions.items()},
         rewards=None,
         sub_scores={},
         network_passes=None,

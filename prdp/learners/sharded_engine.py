@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prdp.diffusion.conditions import Conditions
 from prdp.evidence.base import Channels, Of
 from prdp.learners.device_engine import DeviceEngine
 from prdp.learners.engine import Arrays, Batch, Engine, Progress, Tables, check_finite, microbatches
@@ -48,7 +49,12 @@ class ShardedEngine(Engine):
         self._held.pop(rank, None)
 
     def batch(self, rollout: Rollout, update: int) -> Batch:
-        return self._engine.batch(rollout, update)
+        """Without conditions: each rank has those of its part."""
+        return Batch(rollout, Conditions({}), update)
+
+    def let_go(self) -> None:
+        self._held.clear()
+        self._replicas.everywhere("let_go")
 
     def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:
         names = tuple(channels) or self._engine.channels
@@ -176,11 +182,10 @@ class ShardedEngine(Engine):
         shares = [np.concatenate(part) if part else np.empty(0, np.int64) for part in parts]
         size = batch.rollout.images_per_prompt
         group = self._engine.kind.shape(batch.rollout)[1] * size
-        self._replicas.own.hold(batch)
         calls: dict[int, Call] = {}
         for rank, share in enumerate(shares):
-            if rank and len(share):
-                first, end = int(share[0] // group), int(share[-1] // group) + 1
+            if len(share) or not rank:
+                first, end = (int(share[0] // group), int(share[-1] // group) + 1) if len(share) else (0, 0)
                 if not self._has(rank, batch.rollout, first, end):
                     calls[rank] = "take", (part_of(batch.rollout, first, end), first * size)
                     self._held[rank] = weakref.ref(batch.rollout), first, end

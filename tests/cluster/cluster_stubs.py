@@ -212,4 +212,4 @@ def differences(left: Rollout, right: Rollout) -> list[str]:
 
 def content(array: Any) -> tuple[str, tuple[int, ...], bytes]:
     """All there is to an array."""
-    return array.dtype.str, array.shape, array.tobytes()
+    return array.dtype.str, array.shape, np.asarray(array).tobytes()

@@ -147,7 +147,7 @@ def test_requests_overlap_and_each_keeps_its_weights(direct, tmp_path):
     finally:
         os.close(held_open)
     assert (earlier.weights_version, later.weights_version) == (5, 6)
-    assert (later.stored["latents"][: len(earlier)] == earlier.stored["latents"] * 4).all()
+    assert (later.stored["latents"][: len(earlier)] == earlier.stored["latents"][:] * 4).all()
 
 
 def test_wrong_binding_is_refused(direct, expected):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp.cluster import start_ranks
+from prdp.cluster import build_workforce, start_ranks
+from prdp.cluster.base import RewardWorker
 from prdp.cluster.rank_processes import RankProcesses
 from prdp.cluster.remote_ranks import RemoteRanks
 from prdp.config import ClusterConfig, TrainConfig
@@ -22,6 +23,7 @@ from prdp.diffusion import build_policy, build_sampler
 from prdp.learners import RankSettings, build_learner, build_rank
 from prdp.learners.learner import Learner
 from prdp.support.rank_errors import RankMismatchError
+from prdp.support.remote_rows import RemoteRows
 from prdp.train import main
 from prdp.types import PromptBatch, Rollout
 from tests.points_run import killed, points_run
@@ -145,3 +147,63 @@ def test_actors_of_ray_end_as_one_does_though_one_is_killed(
         alone.update(rollout)
         together.update(rollout)
     assert together.weights().checksum == alone.weights().checksum
+
+
+def test_rows_go_from_samplers_to_ranks_and_the_update_is_that_of_one_process(
+    tmp_path: Path,
+    started: Callable[..., RemoteRanks],
+    private_ray: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The driver fetches what rank 0 learns from, and no image; a chunk that is lost in between is made again."""
+    from prdp.cluster import chunk_references
+    from prdp.cluster.actor_pool import GoneError
+
+    points = typed(points_run(tmp_path, learner={"microbatch": 4}, objective={"clip_range": None}))
+    alone, texts = learner_of(points), tuple(f"mixture a{number} b7 c1 d9 e0 f4" for number in range(4))
+    prompts = PromptBatch(0, 0, texts, ({},) * 4)
+    together = learner_of(points, started(ClusterConfig(kind="ray", learners=2), settings_of(points)))
+    fetched: list[tuple[str, str]] = []
+    fetch, lost = chunk_references.StoredPiece.fetch, [False]
+
+    def noting(piece: Any, name: str) -> np.ndarray:
+        fetched.append((piece.where, name))
+        if name == "stored/latents" and not lost[0]:
+            lost[0] = True
+            monkeypatch.setattr(chunk_references, "fetch_result", gone)
+        array: np.ndarray = fetch(piece, name)
+        return array
+
+    def gone(reference: Any) -> Any:
+        monkeypatch.setattr(chunk_references, "fetch_result", fetch_result)
+        raise GoneError("its node is gone")
+
+    fetch_result = chunk_references.fetch_result
+    monkeypatch.setattr(chunk_references.StoredPiece, "fetch", noting)
+    rollouts = {}
+    for kind in ("inline", "ray"):
+        workforce = build_workforce(
+            ClusterConfig(kind=kind),
+            partial(build_sampler, points.model, points.learner, points.sampler, seed=3, recorder=alone.recorder),
+            partial(RewardWorker, points.reward),
+            1,
+        )
+        learner = {"inline": alone, "ray": together}[kind]
+        try:
+            workforce.publish(learner.weights())
+            rollout = workforce.sample(prompts, images_per_prompt=4, seed=3)
+            for _ in range(2):
+                rollout = workforce.reading(rollout, lambda whole, learner=learner: learner.update(whole) and None)
+            rollouts[kind] = rollout
+        finally:
+            workforce.close()
+    assert together.weights().checksum == alone.weights().checksum
+    latents = rollouts["ray"].stored["latents"]
+    assert isinstance(latents, RemoteRows) and latents.shape == rollouts["inline"].stored["latents"].shape
+    assert isinstance(rollouts["ray"].stored["log_ratio"], np.ndarray)
+    of_rank_0 = {f"epoch 0, prompts {at} to {at}" for at in (0, 1)}
+    assert {where for where, name in fetched if name.startswith("stored/")} == of_rank_0
+    assert {name.split("/")[0] for _, name in fetched} <= {"stored", "conditions", "empty_conditions"}
+    told = [line for line in caplog.text.splitlines() if "made again" in line]
+    assert len(told) == 1 and "epoch 0, prompts 0 to 0 is lost: its node is gone; 1 chunk(s)" in told[0]

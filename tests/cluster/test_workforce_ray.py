@@ -17,6 +17,7 @@ from prdp.cluster.base import ClusterError, ClusterSetupError, WeightsMismatchEr
 from prdp.config import ClusterConfig
 from prdp.rewards.scoring import RewardFaultError
 from prdp.support.errors import UnfinishedError
+from prdp.support.remote_rows import RemoteRows
 from prdp.types import Rollout, Weights
 
 pytest.importorskip("ray")
@@ -72,7 +73,10 @@ def test_two_actors_equal_inline_bit_for_bit(shared, expected):
     assert set(rollout.seconds) >= {"sample", "score", "rollout"}
     assert rollout.rewards is not None
     assert shared.reward_identity == {"name": "brightness", "version": "1"}
-    assert rollout.stored["latents"].flags.writeable
+    assert isinstance(rollout.stored["latents"], RemoteRows)
+    assert rollout.stored["log_ratio"].flags.writeable
+    assert shared.storage()["store_gib"] > 0.0
+    assert shared.storage()["store_spilled_gib"] == 0.0
     assert rollout.rewards.flags.writeable
 
 
@@ -93,7 +97,7 @@ def test_new_weights_reach_every_sampler(shared):
     shared.publish(weights(6, 2.0))
     second = shared.sample(prompts(9), images_per_prompt=2, seed=1)
     assert (first.weights_version, second.weights_version) == (5, 6)
-    assert (second.stored["latents"] == first.stored["latents"] * 4).all()
+    assert (second.stored["latents"][:] == first.stored["latents"][:] * 4).all()
 
 
 def test_scoring_goes_on_while_sampling_does(shared, expected, tmp_path):
@@ -121,6 +125,26 @@ def test_reward_actor_killed_within_a_chunk_is_replaced_with_equal_results(share
     rollout = run(shared, {2: {"reward": "kill", "once": str(tmp_path / "killed")}})
     assert (tmp_path / "killed").exists()
     assert not differences(rollout, expected)
+
+
+def test_images_lost_before_they_are_scored_are_sampled_again_and_nobody_is_replaced(shared, expected, monkeypatch):
+    from prdp.cluster import actor_supervisor
+    from prdp.cluster.actor_pool import GoneError
+
+    fetch, lost, before = actor_supervisor.fetch_result, [], dict(shared.process_ids)
+
+    def losing(reference: Any) -> Any:
+        answer = fetch(reference)
+        if isinstance(answer, tuple) and not lost:  # what a reward actor answers, or that its images are gone
+            lost.append(answer)
+            raise GoneError("the images are gone")
+        return answer
+
+    run(shared)  # so that nobody has weights to bind, which is answered by a tuple, too
+    monkeypatch.setattr(actor_supervisor, "fetch_result", losing)
+    assert not differences(run(shared), expected)
+    assert len(lost) == 1 and len(lost[0]) == 4
+    assert shared.process_ids == before
 
 
 @pytest.fixture
@@ -221,7 +245,7 @@ def test_requests_overlap_and_each_keeps_its_weights(shared, tmp_path):
     finally:
         os.close(held_open)
     assert (earlier.weights_version, later.weights_version) == (5, 6)
-    assert (later.stored["latents"][: len(earlier)] == earlier.stored["latents"] * 4).all()
+    assert (later.stored["latents"][: len(earlier)] == earlier.stored["latents"][:] * 4).all()
 
 
 def test_an_urgent_request_overtakes(shared, tmp_path):

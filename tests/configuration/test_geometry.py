@@ -89,6 +89,19 @@ def test_rollouts_that_are_sampled_ahead_are_held_too() -> None:
     assert of(kind="inline", max_staleness=2) == 1, "one process samples an epoch when it is asked for"
 
 
+def test_among_actors_the_object_store_is_what_a_rollout_has_to_fit_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "_parts", lambda config: {"latents around 50 noisy steps": 3 * GIB})
+
+    def told(**cluster: object) -> str:
+        return memory_warning(dataclasses.replace(LARGE, cluster=ClusterConfig(kind="ray", **cluster)))
+
+    assert told(object_store_gib=3.5) == ""
+    warning = told(object_store_gib=2.0)
+    assert "a rollout takes 3.00 GiB; the object store holds 2.00 GiB, and what is more goes to disk" in warning
+    assert "Raise cluster.object_store_gib, or lower prompts_per_epoch" in warning
+    assert told(address="auto") == "", "its nodes have stores of their own"
+
+
 @pytest.mark.slow
 def test_too_little_memory_is_told_with_the_keys_that_need_less(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

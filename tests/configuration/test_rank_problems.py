@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prdp.config import ClusterConfig, TrainConfig
-from prdp.configuration.bounds import _rank_misfits
+from prdp.configuration.bounds import _rank_misfits, _store_misfits
 from prdp.configuration.geometry import geometry_text
 from prdp.configuration.preconditions import gpu_problems
 from prdp.configuration.rank_problems import idle_rank_problems, rank_device_problems
@@ -66,6 +66,13 @@ def test_what_ray_has_to_keep_free(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_that_do_not_go_together() -> None:
     (problem,) = _rank_misfits(ClusterConfig(learner_timeout_seconds=3.0))
     assert problem.startswith("cluster.learner_timeout_seconds=3: has no effect with cluster.learners=1")
+    for cluster, why in (
+        (ClusterConfig(object_store_gib=2.0), "with cluster=inline rollouts stay in the process"),
+        (ClusterConfig(kind="ray", address="auto", object_store_gib=2.0), "the nodes of cluster.address=auto have"),
+    ):
+        (problem,) = _store_misfits(cluster)
+        assert problem.startswith("cluster.object_store_gib=2: needs a private Ray (cluster=ray): ") and why in problem
+    assert _store_misfits(ClusterConfig(kind="ray", object_store_gib=2.0)) == []
     (problem,) = _rank_misfits(ClusterConfig(kind="ray", learners=2, learner_gpus=0.5))
     assert problem.startswith("cluster.learner_gpus=0.5: must be a whole number with cluster.learners=2")
     assert _rank_misfits(ClusterConfig(kind="ray", learners=2, learner_gpus=1.0)) == []

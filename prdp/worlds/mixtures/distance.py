@@ -47,7 +47,7 @@ def distance_to_optimum(
     optimum, log_z = mixtures.tilted(rewards, kl_weight)
     points = _points(rollout)
     scores = rewards(points).mean(1)
-    path = DIMENSIONS * rollout.stored["log_ratio"].astype(np.float64).sum(1)
+    path = DIMENSIONS * rollout.numbers("log_ratio").astype(np.float64).sum(1)
     kl = path.reshape(points.shape[:2]).mean(1)
     gap = log_z - (scores / kl_weight - kl)
     rng = np.random.default_rng(seed)
@@ -108,4 +108,5 @@ def energy_distance(left: Float64, right: Float64) -> Float64:
 
 
 def _points(rollout: Rollout) -> Float64:
-    return decode_points(rollout.images).reshape(len(rollout.prompts), rollout.images_per_prompt, DIMENSIONS)
+    points = decode_points(np.asarray(rollout.images))
+    return points.reshape(len(rollout.prompts), rollout.images_per_prompt, DIMENSIONS)
