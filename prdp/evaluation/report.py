@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
+import itertools
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 import prdp
 from prdp.evaluation import report_pictures as pictures
 from prdp.evaluation.report_dots import dots_svg
 from prdp.evaluation.report_passes import passes_section, wins_section
+from prdp.evaluation.report_pictures import set_title
 from prdp.evaluation.results import ALL, CATEGORY_MEAN, Cell, Results
 from prdp.evaluation.samplers import sampler_of
 from prdp.evaluation.tables import (
@@ -23,7 +27,8 @@ from prdp.evaluation.tables import (
     trained,
 )
 from prdp.reports.report_html import document
-from prdp.reports.report_text import interval, label, score, signed, tone
+from prdp.reports.report_text import tone
+from prdp.reports.templates import render
 from prdp.support.storage import write_atomically
 
 REPORT_FILE = "report.html"
@@ -65,19 +70,18 @@ def page(results: Results) -> str:
         title = f"Evaluation of {len(results.models)} models"
     body = [
         _header(results, title),
-        *(f'<div class="panel alarm"><b>Alarm:</b> {escape(alarm)}.</div>' for alarm in alarms(results)),
         _facts(results),
-        _notes(results),
-        _paper_table(results),
+        render("evaluation/notes.html", notes=results.notes) if results.notes else "",
+        _mean_scores(results),
         _side_by_side(results),
         passes_section(results),
-        *(_comparison(results, reward) for reward in results.rewards),
+        *(_reward(results, reward) for reward in results.rewards),
         wins_section(results),
         _spread(results),
         pictures.grid(results),
         pictures.best_and_worst(results),
-        _models(results),
-        f"<footer>Made by prdp {escape(prdp.__version__)}. {escape(legend(results))}</footer>",
+        render("evaluation/models.html", models=[(model, trained(model)) for model in results.models]),
+        render("evaluation/footer.html", version=prdp.__version__, legend=legend(results)),
     ]
     return document(title, body, _STYLE)
 
@@ -85,16 +89,14 @@ def page(results: Results) -> str:
 def _header(results: Results, title: str) -> str:
     images = sum(map(len, results.images.values()))
     parts = [f"{len(results.models)} models", f"{images} images", f"{len(results.rewards)} rewards"]
-    spans = "".join(f"<span>{part}</span>" for part in parts)
-    return f'<header><h1>{escape(title)}</h1><div class="line">{spans}</div></header>'
+    return render("evaluation/header.html", title=title, parts=parts, alarms=alarms(results))
 
 
 def _facts(results: Results) -> str:
     config = results.work.config
     samplers = [sampler_of(config, model) for model in results.models]
-    sets = ", ".join(f"{name} ({len(batch)})" for name, batch in results.work.prompts.items())
     facts = {
-        "prompts": sets,
+        "prompts": ", ".join(f"{name} ({len(batch)})" for name, batch in results.work.prompts.items()),
         "images per prompt": config.images_per_prompt,
         "seeds": ", ".join(map(str, config.seeds)),
         "sampling steps": ", ".join(dict.fromkeys(str(one.steps) for one in samplers)),
@@ -103,39 +105,24 @@ def _facts(results: Results) -> str:
         "compared with": results.against or DASH,
         "features": results.features,
     }
-    items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items())
-    return f'<dl class="facts">{items}</dl>'
+    return render("facts.html", facts=facts.items())
 
 
-def _notes(results: Results) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in results.notes)
-    return f'<ul class="notes">{items}</ul>' if items else ""
-
-
-def _paper_table(results: Results) -> str:
+def _mean_scores(results: Results) -> str:
     header, rows = paper_table(results)
     best: dict[tuple[str, int], float] = {}
     for row in rows:
         for column, cell in enumerate(row[3:], start=3):
             if (value := _number(cell)) is not None:
                 best[row[0], column] = max(value, best.get((row[0], column), value))
-    lines = []
-    before = ""
-    for row in rows:
-        cells = []
-        for column, cell in enumerate(row[2:], start=2):
-            value = _number(cell)
-            kind = " best" if value is not None and value == best.get((row[0], column)) else ""
-            cells.append(f'<td class="num{kind}">{escape(cell)}</td>')
-        if row[0] != before:
-            lines.append(f'<tr class="section"><td colspan="{len(header) - 1}">{escape(row[0])}</td></tr>')
-        before = row[0]
-        lines.append(f"<tr><td>{escape(row[1])}</td>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{escape(name)}</th>" for name in header[1:])
-    return (
-        f'<h2>Mean scores</h2><p class="lead">The highest of each column is bold. {STAR} marks the reward that a model '
-        f'was trained on.</p><div class="panel scroll"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
-    )
+    groups = []
+    for reward, of_reward in itertools.groupby(rows, key=lambda row: row[0]):
+        told = []
+        for row in of_reward:
+            values = [(cell, _number(cell), best.get((reward, at))) for at, cell in enumerate(row[2:], start=2)]
+            told.append((row[1], [(cell, value is not None and value == most) for cell, value, most in values]))
+        groups.append((reward, told))
+    return render("evaluation/mean_scores.html", heads=header[1:], groups=groups, star=STAR)
 
 
 def _number(cell: str) -> float | None:
@@ -149,101 +136,51 @@ def _side_by_side(results: Results) -> str:
     """All rewards on one scale, the optimised and the watched: what a model gains here, does it lose there?"""
     if results.against is None or len(results.models) < 2:
         return ""
-    charts = []
-    for prompt_set in results.work.prompts:
-        chart = dots_svg(results, prompt_set)
-        if chart:
-            title = f"<h3>{escape(prompt_set)}</h3>" if len(results.work.prompts) > 1 else ""
-            charts.append(f'{title}<div class="panel strip">{chart}</div>')
-    if not charts:
-        return ""
-    base = escape(results.against)
-    return (
-        f'<h2>Rewards beside each other</h2><p class="lead">Paired difference from {base} in standard deviations of '
-        f"{base}'s images, so that rewards of any scale can be read together. A full dot is what a model was trained "
-        "on, a hollow one is not. A model that gains on the one and loses on the others has learned to please the "
-        f"scorer.</p>{''.join(charts)}"
-    )
+    charts = [(set_title(results, name), Markup(dots_svg(results, name))) for name in results.work.prompts]
+    charts = [(title, chart) for title, chart in charts if chart]
+    return render("evaluation/side_by_side.html", base=results.against, charts=charts) if charts else ""
 
 
-def _comparison(results: Results, reward: str) -> str:
+def _reward(results: Results, reward: str) -> str:
     """One reward: every prompt set and model, with categories and sub-scores folded away."""
-    watched = ", watched only" if results.watched(reward) else ""
-    version = results.identities[reward].get("version", "")
-    tables = []
-    for prompt_set in results.work.prompts:
-        title = f"<h3>{escape(prompt_set)}</h3>" if len(results.work.prompts) > 1 else ""
-        tables.append(f"{title}{_cells_table(results, reward, prompt_set)}")
-    return (
-        f'<h2>{escape(label(reward))}</h2><p class="lead">Version {escape(str(version))}{watched}. A difference is '
-        f"coloured when its interval leaves out zero.</p>{''.join(tables)}"
+    return render(
+        "evaluation/reward.html",
+        reward=reward,
+        version=results.identities[reward].get("version", ""),
+        watched=results.watched(reward),
+        against=results.against,
+        dash=DASH,
+        tables=[_cells(results, reward, prompt_set) for prompt_set in results.work.prompts],
     )
 
 
-def _cells_table(results: Results, reward: str, prompt_set: str) -> str:
-    head = "<tr><th>model</th><th>score</th>"
-    head += f"<th>against {escape(results.against)}</th><th>win rate</th>" if results.against else ""
-    main = [results.cell(model.name, prompt_set, reward, ALL) for model in results.models]
-    kinds = (CATEGORY_MEAN, "category: ", "sub-score: ")
-    parts = [part for kind in kinds for part in results.parts(prompt_set, kind)]
-    more = []
-    for part in parts:
+def _cells(results: Results, reward: str, prompt_set: str) -> dict[str, Any]:
+    def rows(part: str) -> list[dict[str, Any]]:
         cells = [results.cell(model.name, prompt_set, reward, part) for model in results.models]
-        if any(cell is not None for cell in cells):
-            more.append(f'<tr class="section"><td colspan="4">{escape(part)}</td></tr>')
-            more += [_cell_row(results, cell) for cell in cells if cell is not None]
-    folded = (
-        '<details class="panel" style="margin-top:12px"><summary>By category and sub-score</summary>'
-        f'<div class="scroll"><table>{head}</tr>{"".join(more)}</table></div></details>'
-        if more
-        else ""
-    )
-    rows = "".join(_cell_row(results, cell) for cell in main if cell is not None)
-    return f'<div class="panel scroll"><table>{head}</tr>{rows}</table></div>{folded}'
+        return [_cell(results, cell) for cell in cells if cell is not None]
+
+    kinds = (CATEGORY_MEAN, "category: ", "sub-score: ")
+    parts = [(part, rows(part)) for kind in kinds for part in results.parts(prompt_set, kind)]
+    shown = [(part, found) for part, found in parts if found]
+    return {"title": set_title(results, prompt_set), "rows": rows(ALL), "parts": shown}
 
 
-def _cell_row(results: Results, cell: Cell) -> str:
-    base = cell.model == results.against
-    style = tone(cell.sign, cell.difference[0])
-    change = (
-        f"<td>{DASH}</td><td>{DASH}</td>"
-        if base
-        else f'<td class="num"><span class="change num {style}">{signed(cell.difference[0])}</span> '
-        f'<span class="ci">{interval(cell.difference, signed)}</span></td>'
-        f'<td class="num">{percent(cell.win_rate[0])} <span class="ci">{percent_interval(cell)}</span></td>'
-    )
-    return (
-        f'<tr{" class=total" if base else ""}><td>{escape(cell.model)}</td><td class="num">{score(cell.score[0])} '
-        f'<span class="ci">{interval(cell.score)}</span></td>{change if results.against else ""}</tr>'
-    )
+def _cell(results: Results, cell: Cell) -> dict[str, Any]:
+    return {
+        "cell": cell,
+        "is_base": cell.model == results.against,
+        "style": tone(cell.sign, cell.difference[0]),
+        "win_rate": percent(cell.win_rate[0]),
+        "win_interval": percent_interval(cell),
+    }
 
 
 def _spread(results: Results) -> str:
     header, rows = spread_table(results)
     collapsed = {(one.prompts, one.model) for one in results.spreads if one.collapsed}
-    lines = []
+    told = []
     for row in rows:
-        tone = " down" if (row[0], row[1]) in collapsed else ""
-        tones = ("", tone, *[""] * len(row))
-        cells = "".join(f'<td class="num{tones[i]}">{escape(cell)}</td>' for i, cell in enumerate(row[2:]))
-        lines.append(f'<tr><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>{cells}</tr>')
-    heads = "".join(f"<th{' class=text' if name == 'model' else ''}>{escape(name)}</th>" for name in header)
-    return (
-        '<h2>Diversity, drift and time</h2><p class="lead">Diversity: mean distance of a prompt\'s images from each '
-        "other; a model that shows the same picture whatever the noise has none. Drift: mean distance from the image "
-        f"that {escape(results.against or 'the base')} makes of the same noise. Both in {escape(results.features)}.</p>"
-        f'<div class="panel scroll"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
-    )
-
-
-def _models(results: Results) -> str:
-    rows = "".join(
-        f'<tr><td>{escape(model.name)}</td><td class="text">{escape(model.kind)}</td>'
-        f'<td class="text">{escape(model.source)}</td><td class="text">{escape(model.model.path)}</td>'
-        f"<td>{escape(trained(model))}</td></tr>"
-        for model in results.models
-    )
-    return (
-        '<h2>Models</h2><div class="panel scroll"><table><tr><th>name</th><th class=text>kind</th>'
-        f"<th class=text>weights</th><th class=text>base</th><th>trained</th></tr>{rows}</table></div>"
-    )
+        fell = "down" if (row[0], row[1]) in collapsed else ""
+        told.append((row[0], row[1], [(cell, fell if at == 1 else "") for at, cell in enumerate(row[2:])]))
+    against = results.against or "the base"
+    return render("evaluation/spread.html", heads=header, rows=told, against=against, features=results.features)

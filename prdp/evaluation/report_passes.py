@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
 from prdp.collaboration.cascade_files import read_cascade
 from prdp.evaluation.models import EvaluatedModel, model_digest
@@ -14,7 +14,8 @@ from prdp.evaluation.results import ALL, Interval, Results
 from prdp.evaluation.routing import Routed
 from prdp.evaluation.samplers import sampler_of
 from prdp.reports.charts import Series, curve_svg
-from prdp.reports.report_text import interval, label, score, signed, tone
+from prdp.reports.report_text import label, tone
+from prdp.reports.templates import render
 
 _MOST = 10
 """Curves of a chart."""
@@ -35,20 +36,12 @@ def passes_section(results: Results) -> str:
     for prompt_set in results.work.prompts:
         for reward in results.rewards:
             series, left_out = curves(results, prompt_set, reward)
-            if series:
-                chart = curve_svg(series, f"{label(reward)}, {prompt_set}", "passes of the network for an image")
-                parts.append(f'<div class="panel strip">{chart}</div>')
-                if left_out:
-                    parts.append(f'<p class="lead">Not drawn: {escape(", ".join(left_out))}.</p>')
-            parts.append(_routed_table(results, prompt_set, reward))
-    if not any(parts):
-        return ""
-    return (
-        '<h2>Quality against passes</h2><p class="lead">A line joins what one model reaches in several numbers of '
-        "steps. Of a cascade that draws every image twice, every rate from 10% to 90% is known: routed by its "
-        "estimator, where that is among the rewards, and by chance; the bound is a router that knows this reward.</p>"
-        f"{''.join(parts)}"
-    )
+            title = f"{label(reward)}, {prompt_set}"
+            chart = curve_svg(series, title, "passes of the network for an image") if series else ""
+            routed = _routed(results, prompt_set, reward)
+            if chart or routed:
+                parts.append({"chart": Markup(chart), "left_out": left_out, "routed": routed, "reward": reward})
+    return render("evaluation/passes.html", parts=parts) if parts else ""
 
 
 def curves(results: Results, prompt_set: str, reward: str) -> tuple[list[Series], list[str]]:
@@ -77,22 +70,13 @@ def wins_section(results: Results) -> str:
     """A table for every model: how often it wins, and where."""
     if not results.wins:
         return ""
-    parts = []
+    tables = []
     for one in results.wins:
-        rows = "".join(
-            f'<tr><td>{what}</td><td class="num">{_change(getattr(one, name))}</td></tr>'
-            for what, name in _OBSERVATIONS
-        )
         title = f"{one.model} on {one.prompts} by {one.reward}: better {one.wins[0]:.0%}, worse {one.losses[0]:.0%}"
-        parts.append(
-            f'<details class="panel" style="margin-top:12px"><summary>{escape(title)}</summary><div class="scroll">'
-            f"<table>{rows}</table></div></details>"
-        )
-    return (
-        f'<h2>Where wins lie</h2><p class="lead">Against {escape(results.against or "")}, image by image of the same '
-        f"noise. Distance in {escape(results.features)}; complexity is the size of the picture's PNG file.</p>"
-        f"{''.join(parts)}"
-    )
+        rows = [(what, value, _tone(value)) for what, name in _OBSERVATIONS for value in (getattr(one, name),)]
+        tables.append((title, rows))
+    against = results.against or ""
+    return render("evaluation/wins.html", tables=tables, against=against, features=results.features)
 
 
 def _cascade_curves(results: Results, prompt_set: str, reward: str) -> list[tuple[list[str], Series]]:
@@ -139,30 +123,14 @@ def _point(results: Results, model: str, prompt_set: str, reward: str) -> tuple[
     return float(results.images[model, prompt_set].network_passes.mean()), cell.score[0]
 
 
-def _routed_table(results: Results, prompt_set: str, reward: str) -> str:
-    rows = [
-        one
+def _routed(results: Results, prompt_set: str, reward: str) -> list[tuple[Routed, str]]:
+    """What cascades reach at other rates by this reward, with the style of what routing gains over chance."""
+    return [
+        (one, _tone(one.over_chance))
         for one in results.routed
         if (one.prompts, one.reward, one.part) == (prompt_set, reward, ALL) and one.score[0] == one.score[0]
     ]
-    if not rows:
-        return ""
-    heads = ("cascade", "drawn again", "passes", label(reward), "above chance", "bound")
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    return f'<div class="panel scroll"><table><tr>{head}</tr>{"".join(map(_routed_row, rows))}</table></div>'
 
 
-def _routed_row(one: Routed) -> str:
-    return (
-        f'<tr><td>{escape(one.cascade)}</td><td class="num">{one.share:.0%}</td><td class="num">{one.passes:.3g}</td>'
-        f'<td class="num">{score(one.score[0])} <span class="ci">{interval(one.score)}</span></td>'
-        f'<td class="num">{_change(one.over_chance)}</td><td class="num">{score(one.oracle)}</td></tr>'
-    )
-
-
-def _change(value: Interval) -> str:
-    sign = 1 if value[1] > 0 else -1 if value[2] < 0 else 0
-    return (
-        f'<span class="change num {tone(sign, value[0])}">{signed(value[0])}</span> '
-        f'<span class="ci">{interval(value, signed)}</span>'
-    )
+def _tone(value: Interval) -> str:
+    return tone(1 if value[1] > 0 else -1 if value[2] < 0 else 0, value[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,9 +10,33 @@ from prdp.evaluation.results import Results, prompt_changes
 from prdp.evaluation.store import Chunk
 from prdp.reports.pictures import data_uri
 from prdp.reports.report_text import score, signed
+from prdp.reports.templates import render
 
 _PIXELS = 160
 """Pictures narrower than this are shown pixel by pixel instead of smoothed."""
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """A picture of a model with its score."""
+
+    model: str
+    uri: str
+    alt: str
+    value: float
+    style: str
+    pixels: bool
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A prompt with its pictures, one a model."""
+
+    text: str
+    shots: list[_Shot]
+
+
+_Section = tuple[str, list[_Card]]
 
 
 def grid(results: Results) -> str:
@@ -21,64 +45,60 @@ def grid(results: Results) -> str:
     if not count:
         return ""
     reward = results.rewards[0]
-    sections, large = [], False
+    sections: list[_Section] = []
     for prompt_set, batch in results.work.prompts.items():
-        cards = []
-        for prompt in range(min(count, len(batch))):
-            shots = []
-            for model in results.models:
-                picture, wide = _shot(results, model.name, prompt_set, prompt, reward)
-                large |= wide
-                shots.append(picture)
-            cards.append(_card(batch.texts[prompt], shots))
-        title = f"<h3>{escape(prompt_set)}</h3>" if len(results.work.prompts) > 1 else ""
-        sections.append(f'{title}<div class="{_cards(len(results.models), large)}">{"".join(cards)}</div>')
-    body = "".join(sections)
+        cards = [
+            _Card(
+                batch.texts[prompt],
+                [_shot(results, model.name, prompt_set, prompt, reward) for model in results.models],
+            )
+            for prompt in range(min(count, len(batch)))
+        ]
+        sections.append((set_title(results, prompt_set), cards))
     alike = all(model.shares_noise_with(results.models[0]) for model in results.models)
-    noise = "; every model starts from the same noise" if alike else ""
-    return (
-        f'<h2>Side by side</h2><p class="lead">The first prompts of each set as they come, none picked{noise}. '
-        f"Under each picture its {escape(reward)}.</p>{body}"
-    )
+    shown = _with_class(sections, len(results.models))
+    return render("evaluation/grid.html", sections=shown, alike=alike, reward=reward)
 
 
 def best_and_worst(results: Results) -> str:
     """For each model and optimised reward, the prompts with the largest gains and losses against the base."""
-    count = results.work.config.extremes
-    if results.against is None or not count:
+    if results.against is None or not results.work.config.extremes:
         return ""
-    sections, large = [], False
+    sections: list[_Section] = []
     for model in results.models:
         if model.name == results.against:
             continue
         own = [name for name in results.rewards if results.trained_on(model, name)]
         for reward in own or list(results.work.config.rewards):
-            for prompt_set, batch in results.work.prompts.items():
-                change = prompt_changes(results, model.name, prompt_set, reward)
-                order = np.argsort(-change, kind="stable").tolist()
-                half = min(count, len(order) // 2)
-                for title, chosen in (("Largest gains", order[:half]), ("Largest losses", order[::-1][:half])):
-                    cards = []
-                    for prompt in chosen:
-                        image = _telling(results, model.name, prompt_set, reward, prompt)
-                        shots = []
-                        for name in (results.against, model.name):
-                            picture, wide = _shot(results, name, prompt_set, prompt, reward, image)
-                            large |= wide
-                            shots.append(picture)
-                        cards.append(_card(f"{signed(change[prompt])}  {batch.texts[prompt]}", shots))
-                    if cards:
-                        where = f"{model.name}, {reward}" + (f", {prompt_set}" if len(results.work.prompts) > 1 else "")
-                        kind = _cards(2, large)
-                        sections.append(f'<h3>{title}: {escape(where)}</h3><div class="{kind}">{"".join(cards)}</div>')
-    body = "".join(sections)
-    if not body:
-        return ""
-    return (
-        '<h2>Best and worst prompts</h2><p class="lead">By the mean change of a prompt\'s images against '
-        f"{escape(results.against)}, on the reward that a model was trained on; the picture shown is the one that "
-        f"changed most in that direction.</p>{body}"
-    )
+            for prompt_set in results.work.prompts:
+                sections += _extremes(results, model.name, prompt_set, reward)
+    shown = _with_class(sections, 2)
+    return render("evaluation/extremes.html", sections=shown, against=results.against) if shown else ""
+
+
+def set_title(results: Results, prompt_set: str) -> str:
+    """The name of a prompt set where there are several."""
+    return prompt_set if len(results.work.prompts) > 1 else ""
+
+
+def _extremes(results: Results, model: str, prompt_set: str, reward: str) -> list[_Section]:
+    """The prompts of a set that gained most, and those that lost most; none where there are none."""
+    assert results.against is not None
+    texts = results.work.prompts[prompt_set].texts
+    change = prompt_changes(results, model, prompt_set, reward)
+    order = np.argsort(-change, kind="stable").tolist()
+    half = min(results.work.config.extremes, len(order) // 2)
+    where = f"{model}, {reward}" + (f", {prompt_set}" if set_title(results, prompt_set) else "")
+    found: list[_Section] = []
+    for title, chosen in (("Largest gains", order[:half]), ("Largest losses", order[::-1][:half])):
+        cards = []
+        for prompt in chosen:
+            image = _telling(results, model, prompt_set, reward, prompt)
+            both = [_shot(results, name, prompt_set, prompt, reward, image) for name in (results.against, model)]
+            cards.append(_Card(f"{signed(change[prompt])}  {texts[prompt]}", both))
+        if cards:
+            found.append((f"{title}: {where}", cards))
+    return found
 
 
 def _telling(results: Results, model: str, prompt_set: str, reward: str, prompt: int) -> int:
@@ -90,10 +110,8 @@ def _telling(results: Results, model: str, prompt_set: str, reward: str, prompt:
     return int(own[np.argmax(change * (np.sign(change.mean()) or 1.0))])
 
 
-def _shot(
-    results: Results, model: str, prompt_set: str, prompt: int, reward: str, place: int | None = None
-) -> tuple[str, bool]:
-    """A picture with its score, and whether it is a large one; `place` counts the model's images on the set."""
+def _shot(results: Results, model: str, prompt_set: str, prompt: int, reward: str, place: int | None = None) -> _Shot:
+    """A picture with its score; `place` counts the model's images on the set."""
     images = results.images[model, prompt_set]
     if place is None:
         place = int(np.flatnonzero(images.prompt == prompt)[0])
@@ -103,16 +121,11 @@ def _shot(
     uri, width = data_uri(chunk.folder / name)
     value = float(images.scores[reward][place])
     partner = results.images[results.against, prompt_set] if results.against not in (None, model) else None
-    tone = ""
+    style = ""
     if partner is not None and score(value) != score(float(partner.scores[reward][place])):
-        tone = "up" if value > partner.scores[reward][place] else "down"
-    pixels = ' class="pixels"' if width < _PIXELS else ""
-    alt = escape(f"{model}: {results.work.prompts[prompt_set].texts[prompt]}, {reward} {score(value)}", quote=True)
-    return (
-        f'<div class="shot"><div class="head">{escape(model)}</div><img{pixels} src="{uri}" alt="{alt}">'
-        f'<span class="num {tone}">{score(value)}</span></div>',
-        width >= _PIXELS,
-    )
+        style = "up" if value > partner.scores[reward][place] else "down"
+    alt = f"{model}: {results.work.prompts[prompt_set].texts[prompt]}, {reward} {score(value)}"
+    return _Shot(model, uri, alt, value, style, width < _PIXELS)
 
 
 def _chunk(results: Results, model: str, prompt_set: str, seed: int, prompt: int) -> Chunk:
@@ -120,11 +133,8 @@ def _chunk(results: Results, model: str, prompt_set: str, seed: int, prompt: int
     return chunks[prompt // results.work.config.sampler.prompts_per_chunk]
 
 
-def _cards(pictures: int, large: bool) -> str:
-    """Class of the cards' container: side by side while a card's pictures fit into a column."""
-    return "cards" + (" wide" if pictures > 3 else "") + (" large" if large else "")
-
-
-def _card(text: str, shots: list[str]) -> str:
-    row = f'<div class="row">{"".join(shots)}</div>'
-    return f'<figure class="panel card"><figcaption>{escape(text)}</figcaption>{row}</figure>'
+def _with_class(sections: list[_Section], pictures: int) -> list[tuple[str, list[_Card], str]]:
+    """Sections with the class of their cards' container: side by side while a card's pictures fit into a column."""
+    large = any(not shot.pixels for _, cards in sections for card in cards for shot in card.shots)
+    kind = "cards" + (" wide" if pictures > 3 else "") + (" large" if large else "")
+    return [(title, cards, kind) for title, cards in sections]

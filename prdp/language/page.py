@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import Any
 
 import prdp
@@ -12,6 +11,7 @@ from prdp.language.comparison import Row
 from prdp.language.decoding import Answer
 from prdp.language.records import Record
 from prdp.reports.report_html import document
+from prdp.reports.templates import render
 
 _STYLE = """
 .text{font:15px/2 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -39,15 +39,14 @@ def pieces(tokenizer: Any, answer: Answer) -> Iterator[tuple[str, bool, float]]:
         before = text
 
 
-def coloured(tokenizer: Any, answer: Answer) -> str:
-    """An answer as HTML: what the assistant wrote is marked; each part tells its deferral."""
+def coloured(tokenizer: Any, answer: Answer) -> list[tuple[str, bool, str]]:
+    """An answer in the parts that one model wrote: text, whether the assistant wrote it, and its deferrals as text."""
     parts = []
     for by_assistant, group in itertools.groupby(pieces(tokenizer, answer), key=lambda piece: piece[1]):
         told = list(group)
-        text = escape("".join(text for text, _, _ in told))
-        shown = ", ".join(f"{deferral:.2f}" for _, _, deferral in told)
-        parts.append(f'<span class="{"asked" if by_assistant else "own"}" title="{shown}">{text}</span>')
-    return f'<div class="text">{"".join(parts)}</div>'
+        deferrals = ", ".join(f"{deferral:.2f}" for _, _, deferral in told)
+        parts.append(("".join(text for text, _, _ in told), by_assistant, deferrals))
+    return parts
 
 
 def page(
@@ -65,35 +64,24 @@ def page(
         answers: to them.
         rows, metric: of a comparison, where one was made.
     """
-    lead = (
-        "The small model writes; what is marked was left to the assistant. Hover over a part to read the probability "
-        "of deferral at each of its tokens."
+    body = render(
+        "language/answers.html",
+        title=title,
+        rows=rows,
+        metric=metric,
+        records=[_record(tokenizer, record, answer) for record, answer in zip(records, answers, strict=True)],
+        version=prdp.__version__,
     )
-    body = [f"<header><h1>{escape(title)}</h1></header>", f'<p class="lead">{lead}</p>', _table(rows, metric)]
-    body += [_record(tokenizer, record, answer) for record, answer in zip(records, answers, strict=True)]
-    body.append(f"<footer>Made by prdp {escape(prdp.__version__)}. This page loads nothing from elsewhere.</footer>")
-    return document(title, body, _STYLE)
+    return document(title, [body], _STYLE)
 
 
-def _record(tokenizer: Any, record: Record, answer: Answer) -> str:
+def _record(tokenizer: Any, record: Record, answer: Answer) -> dict[str, Any]:
     wrong = record.answer is not None and answer.text.split() != record.answer.split()
-    wanted = f'<div class="wanted">wanted: {escape(record.answer or "")}</div>' if wrong else ""
-    facts = f"{len(answer.tokens)} tokens, {sum(answer.by_assistant)} of the assistant, in {answer.calls} calls"
-    return (
-        f'<section class="panel record"><div class="prompt">{escape(record.prompt)}</div>{coloured(tokenizer, answer)}'
-        f'{wanted}<div class="facts">{facts}</div></section>'
-    )
-
-
-def _table(rows: Sequence[Row], metric: str) -> str:
-    if not rows:
-        return ""
-    lines = "".join(
-        f"<tr><td>{escape(one.name)}</td><td>{one.metric:.3f} <span class='ci'>± {one.interval:.3f}</span></td>"
-        f"<td>{one.rate:.3f}</td><td>{one.calls:.1f}</td></tr>"
-        for one in rows
-    )
-    return (
-        f'<section class="panel scroll"><table><thead><tr><th></th><th>{escape(metric)}</th><th>deferred</th>'
-        f"<th>calls a text</th></tr></thead><tbody>{lines}</tbody></table></section>"
-    )
+    return {
+        "prompt": record.prompt,
+        "parts": coloured(tokenizer, answer),
+        "wanted": record.answer if wrong else None,
+        "tokens": len(answer.tokens),
+        "of_assistant": sum(answer.by_assistant),
+        "calls": answer.calls,
+    }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prdp.reports.charts import curve_svg
 from prdp.reports.pictures import comparison_picture, grid_scores
-from prdp.reports.report_data import Change, RunData, changes, heldout_curves
-from prdp.reports.report_text import interval, label, score, signed
+from prdp.reports.report_data import RunData, changes, heldout_curves
+from prdp.reports.templates import render
+from prdp.tracking.evaluations import Evaluation
 
+TEMPLATE = "model_card.md"
 CARD, CURVE, PICTURES = "README.md", "heldout_score.svg", "before_after.png"
+WHOLE = ("merged", "single_file")
+"""Forms of weights that hold the base as well."""
 _TOLD = ("seed", "epochs", "prompts_per_epoch", "images_per_prompt", "updates_per_epoch")
 
 
@@ -44,71 +48,56 @@ def write_card(run: RunData, folder: Path, origin: Origin, use: str, remarks: Se
         use: name of the program beside the card; '' where there is none.
         remarks: what is to be known of the use of the weights.
     """
-    epoch = origin.epoch
+    epoch, config = origin.epoch, run.config
     evaluations = [one for one in run.evaluations if one.epoch <= epoch]
-    _, curves = heldout_curves(tuple(evaluations))
-    parts = [_front_matter(origin), f"# {run.run_dir.name}", _what(run, origin)]
-    if use or remarks:
-        parts += ["## Use", *([f"`python {use}` draws a picture as the run did."] if use else [])]
-        parts += [_listed(remarks)] if remarks else []
+    values: dict[str, Any] = {"changes": [], "prompts": 0, "curve": "", "pictures": ""}
     if len(evaluations) > 1 and evaluations[-1].epoch == epoch:
-        parts += ["## What held-out prompts say", _before_and_after(evaluations[0], evaluations[-1])]
-        if "score" in curves:
-            (folder / CURVE).write_text(curve_svg([curves["score"]]), encoding="utf-8")
-            parts.append(f"![score of held-out prompts]({CURVE})")
-        if evaluations[-1] is run.evaluations[-1] and all(
-            grid_scores(one) for one in (evaluations[0], evaluations[-1])
-        ):
-            comparison_picture({f"epoch {epoch}": run.run_dir}, folder / PICTURES)
-            parts.append(
-                f"![held-out prompts before and after]({PICTURES})\n\nThe first held-out prompts, the same noise."
-            )
-    parts += ["## Training", _training(run.config, origin.rewards), f"```yaml\n{run.config_text.strip()}\n```"]
-    (folder / CARD).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _front_matter(origin: Origin) -> str:
-    tags = ["text-to-image", "diffusers", "prdp", *(["lora"] if origin.form not in ("merged", "single_file") else [])]
-    lines = ["library_name: diffusers", "pipeline_tag: text-to-image", "license: other # fill in"]
-    lines += ["tags:", *(f"- {tag}" for tag in tags)]
-    return "\n".join(["---", f"base_model: {origin.base}", *lines, "---"])
-
-
-def _what(run: RunData, origin: Origin) -> str:
-    objective = _section_name(run.config.get("objective"))
-    evidence = run.config.get("objective", {}).get("evidence")
-    objective = f"`{objective}`" + (f" on {evidence} evidence" if evidence else "")
-    return (
-        f"{origin.base}, fine-tuned on a reward by {objective} of prdp {origin.version}: the weights after epoch "
-        f"{origin.epoch} of {run.planned_epochs}, format `{origin.form}`. "
-        "License and intended use are for you to fill in."
+        values |= _held_out(run, evaluations, folder)
+    card = render(
+        TEMPLATE,
+        origin=origin,
+        tags=["text-to-image", "diffusers", "prdp", *(["lora"] if origin.form not in WHOLE else [])],
+        name=run.run_dir.name,
+        objective=_section_name(config.get("objective")),
+        evidence=config.get("objective", {}).get("evidence"),
+        epochs=run.planned_epochs,
+        use=use,
+        remarks=[remark.removeprefix("* ") for remark in remarks],
+        training=_training(config, origin.rewards),
+        configuration=run.config_text.strip(),
+        **values,
     )
+    (folder / CARD).write_text(card + "\n", encoding="utf-8")
 
 
-def _before_and_after(first: Any, last: Any) -> str:
+def _held_out(run: RunData, evaluations: Sequence[Evaluation], folder: Path) -> dict[str, Any]:
+    """What the card tells of held-out prompts; the curve and the pictures are written."""
+    first, last = evaluations[0], evaluations[-1]
     overall, skills, _ = changes(first, last)
-    rows = ["| | before | after | difference |", "|---|---|---|---|"]
-    told: list[Change] = [*([overall] if overall is not None else []), *skills]
-    for one in told:
-        values = (_told(one.before, score), _told(one.after, score), _told(one.difference, signed))
-        rows.append(f"| {label(one.name)} | {' | '.join(values)} |")
-    prompts = len(set(first.prompt_index.tolist()) & set(last.prompt_index.tolist()))
-    return "\n".join([*rows, "", f"{prompts} held-out prompts; brackets are 95% intervals over prompts."])
+    told: dict[str, Any] = {
+        "changes": [*([overall] if overall is not None else []), *skills],
+        "prompts": len(set(first.prompt_index.tolist()) & set(last.prompt_index.tolist())),
+    }
+    _, curves = heldout_curves(tuple(evaluations))
+    if "score" in curves:
+        (folder / CURVE).write_text(curve_svg([curves["score"]]), encoding="utf-8")
+        told["curve"] = CURVE
+    if last is run.evaluations[-1] and all(grid_scores(one) for one in (first, last)):
+        comparison_picture({f"epoch {last.epoch}": run.run_dir}, folder / PICTURES)
+        told["pictures"] = PICTURES
+    return told
 
 
-def _told(value: tuple[float, float, float], style: Callable[[float], str]) -> str:
-    return f"{style(value[0])} {interval(value, style)}"
-
-
-def _training(config: Mapping[str, Any], rewards: Sequence[str]) -> str:
+def _training(config: Mapping[str, Any], rewards: Sequence[str]) -> list[str]:
     prompts = config.get("prompts") or {}
-    lines = [f"reward: {'; '.join(rewards)}"]
-    lines += [
-        f"{which} prompts: {_section_name(prompts.get(key))}"
-        for key, which in (("train", "training"), ("heldout", "held-out"))
+    return [
+        f"reward: {'; '.join(rewards)}",
+        *(
+            f"{which} prompts: {_section_name(prompts.get(key))}"
+            for key, which in (("train", "training"), ("heldout", "held-out"))
+        ),
+        *(f"{key}: {config[key]}" for key in _TOLD if key in config),
     ]
-    lines += [f"{key}: {config[key]}" for key in _TOLD if key in config]
-    return _listed(lines)
 
 
 def _section_name(section: Any) -> str:
@@ -117,7 +106,3 @@ def _section_name(section: Any) -> str:
         return "unknown"
     name = str(section.get("name") or str(section.get("_target_", "unknown")).rpartition(".")[2])
     return f"{name}, {section['path']}" if section.get("path") else name
-
-
-def _listed(lines: Sequence[str]) -> str:
-    return "\n".join(line if line.startswith("* ") else f"* {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""The templates of pages: Jinja2's, in `templates/`. What is put into them is escaped, unless it is markup already."""
+"""The templates of pages: Jinja2's, in `templates/`. What is put into HTML is escaped, unless it is markup already."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def render(template: str, **values: Any) -> Markup:
 def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(FOLDER),
-        autoescape=True,
+        autoescape=lambda name: name is None or name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
