@@ -1,13 +1,12 @@
 """Every command line of the documentation is one that the programs take: its keys, options and values are composed.
 
-What a line asks for runs elsewhere: in tests of the guides, of the examples, and of each command.
+What a line asks for runs elsewhere: in tests/test_guides.py, and in tests of the examples and of each command.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from composing import compose
+from documented_blocks import PAGES, ROOT, blocks, words_of
 from omegaconf import OmegaConf
 
 from prdp.cli import COMMANDS
@@ -24,31 +24,22 @@ from prdp.configuration.compose import Composer
 from prdp.support.errors import ConfigError, UserError
 from prdp.support.interruption import interruptions_raised
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("prdp/*/README.md")]
-)
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-NAMED_BLOCK = re.compile(r"`([\w./]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-COMMENTED_BLOCK = re.compile(r"^```yaml\n(# (\S+\.yaml)\n.*?)^```$", re.DOTALL | re.MULTILINE)
 STANDS_FOR = {"experiment=...": "experiment=shapes_demo", "<the same words>": "experiment=shapes_demo"}
 """What a page leaves to its reader."""
 ELIDED = "..."
 """Further words, without which the line may miss values."""
 WORK_ON_FILES = {"export", "report", "status", "wandb-layout", "watch"}
 """Commands that have options instead of a configuration: they take the words, and find no such run."""
+READ_PROMPTS = [["inspect"], ["stats"], ["dedupe"], ["split"], ["leakage"], ["used"]]
+"""Likewise, of `prdp prompts`."""
 
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The words behind `prdp` of each line in a block of the page, continued lines joined and comments cut off."""
-    for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
-        if language not in ("", "sh", "bash"):
-            continue
-        for line in block.replace("\\\n", " ").splitlines():
-            found = re.match(r"(?:\$ )?prdp (.*)", line)
-            if found:
-                text = re.sub(r"<[^>]*>", lambda match: shlex.quote(match[0]), found[1])
-                yield [STANDS_FOR.get(word, word) for word in shlex.split(text, comments=True)]
+    for block in blocks(page):
+        for line in block.commands() if block.is_shell else ():
+            if line.startswith("prdp "):
+                yield [STANDS_FOR.get(word, word) for word in words_of(line)[1:]]
 
 
 LINES = [(page, words) for page in PAGES for words in commands(page)]
@@ -68,11 +59,10 @@ def run_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_files(page: Path, words: list[str], run_config: Path) -> None:
     """The files that the page shows, and a run in each folder that the words name as one."""
-    text = page.read_text(encoding="utf-8")
-    shown = [*NAMED_BLOCK.findall(text), *((name, content) for content, name in COMMENTED_BLOCK.findall(text))]
-    for name, content in shown:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(content, encoding="utf-8")
+    for block in blocks(page):
+        if block.file:
+            Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.file).write_text(block.text, encoding="utf-8")
     for folder in re.findall(r"\bruns/[\w/]+", " ".join(word for word in words if word.startswith("models="))):
         Path(folder, "weights").mkdir(parents=True, exist_ok=True)
         shutil.copy(run_config, Path(folder, "config.yaml"))
@@ -92,7 +82,7 @@ def test_a_documented_command_is_taken(
     make_files(page, words, run_config)
     name, *rest = words[1:] if words[0] == "supervise" else words
     module, _, function = COMMANDS[name][0].partition(":")
-    if name in WORK_ON_FILES:
+    if name in WORK_ON_FILES or rest[:1] in READ_PROMPTS:
         with contextlib.suppress(UserError):
             getattr(import_module(module), function)(rest)
         return
@@ -112,10 +102,10 @@ def test_a_documented_command_is_taken(
 def test_documented_programs_and_targets_are_there() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
-        for _, block in BLOCK.findall(page.read_text(encoding="utf-8")):
-            for program in re.findall(r"^python (benchmarks/\S+\.py)", block, re.MULTILINE):
+        for block in blocks(page):
+            for program in re.findall(r"^python (benchmarks/\S+\.py)", block.text, re.MULTILINE):
                 assert (ROOT / program).is_file(), f"{page.name}: {program}"
-            for target in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
+            for target in re.findall(r"^make ([\w-]+)", block.text, re.MULTILINE):
                 assert target in targets, f"{page.name}: make {target}"
 
 
