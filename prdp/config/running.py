@@ -93,6 +93,10 @@ class TrackingConfig:
     """Of its server or database; null takes MLFLOW_TRACKING_URI, else a database in the run's folder."""
     mlflow_experiment: AnyText | None = None
     """null takes MLFLOW_EXPERIMENT_NAME, else 'prdp'."""
+    trackio: bool = False
+    """Metrics and pictures for Trackio; needs the trackio extra."""
+    trackio_project: Text | None = None
+    """null takes 'prdp'."""
     training_pictures: CountOrZero = 4
     """How many of the best and of the worst images of an epoch the services are shown, whenever held-out prompts are
     judged; 0 for none."""

@@ -69,6 +69,8 @@ def package_problems(config: TrainConfig) -> list[str]:
         wanted.append(("tracking.tensorboard=true", ("tensorboard",), "prdp[tensorboard]"))
     if config.tracking.mlflow:
         wanted.append(("tracking.mlflow=true", ("mlflow",), "prdp[mlflow]"))
+    if config.tracking.trackio:
+        wanted.append(("tracking.trackio=true", ("trackio",), "prdp[trackio]"))
     if config.tracking.wandb != "disabled":
         wanted.append((f"tracking.wandb={config.tracking.wandb}", ("wandb",), "wandb"))
     if config.cluster.kind == "ray":

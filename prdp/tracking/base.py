@@ -125,13 +125,21 @@ def check_trackers(config: TrackingConfig) -> None:
         ValueError: an unknown W&B mode.
         ModuleNotFoundError: a tracker was asked for whose package is not installed.
     """
-    from prdp.tracking import mlflow_tracker, tensorboard_tracker, wandb_environment, wandb_tracker
+    from prdp.tracking import (
+        mlflow_tracker,
+        tensorboard_tracker,
+        trackio_tracker,
+        wandb_environment,
+        wandb_tracker,
+    )
 
     wandb_mode, _ = wandb_environment.chosen_mode(config.wandb)
     if config.tensorboard:
         tensorboard_tracker.check_installed()
     if config.mlflow:
         mlflow_tracker.check_installed()
+    if config.trackio:
+        trackio_tracker.check_installed()
     if wandb_mode != "disabled":
         wandb_tracker.check_installed()
 
@@ -149,7 +157,7 @@ def build_trackers(
     Args:
         config: the `tracking` group.
         run_dir: the run folder; made when missing.
-        run_config: the composed configuration as plain containers, shown by W&B, MLflow and TensorBoard.
+        run_config: the composed configuration as plain containers, shown by the services.
         run_id: stable name of the run; the same one on resume continues the same W&B run.
         resumed_epoch: finished epochs of the checkpoint that a run resumes from; what was logged or evaluated beyond
             it is dropped. None for a fresh run; an older log and evaluations in the folder are then kept aside.
@@ -166,6 +174,7 @@ def build_trackers(
         jsonl,
         mlflow_tracker,
         tensorboard_tracker,
+        trackio_tracker,
         wandb_environment,
         wandb_tracker,
     )
@@ -182,6 +191,8 @@ def build_trackers(
         makers["TensorBoard"] = lambda: tensorboard_tracker.TensorBoardTracker(run_dir, run_config, resumed_epoch)
     if config.mlflow:
         makers["MLflow"] = lambda: mlflow_tracker.MlflowTracker(config, run_dir, run_config, run_id)
+    if config.trackio:
+        makers["Trackio"] = lambda: trackio_tracker.TrackioTracker(config, run_dir, run_config, run_id)
     if wandb_mode != "disabled":
         makers["W&B"] = lambda: wandb_tracker.WandbTracker(config, run_dir, run_config, run_id, resumed_epoch)
     optional: dict[str, Tracker] = {}

@@ -1,8 +1,11 @@
-"""W&B and TensorBoard for real, without a network and without a person."""
+"""W&B, TensorBoard, MLflow and Trackio for real, without a network and without a person."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +224,35 @@ def test_mlflow_has_numbers_pictures_and_the_configuration_in_one_run_across_a_r
     captions = client.download_artifacts(run.info.run_id, "captions/training_best_00000.txt")
     assert Path(captions).read_text().splitlines()[0] == "1. first caption"
     assert [one.path for one in client.list_artifacts(run.info.run_id, "images")]
+
+
+def test_trackio_has_numbers_pictures_and_the_configuration_in_one_run_across_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    config, run_dir = TrackingConfig(trackio=True, trackio_project="mine"), tmp_path / "run"
+    with build_trackers(config, run_dir, {"seed": 13, "learner": {"mode": "lora"}}, "run42") as trackers:
+        assert trackers.active == ("Trackio",)
+        trackers.log({"eval/score": 0.5, "loss": float("nan")}, 0)
+        trackers.images("training/best", disc_images(3), ["first caption", "second", "third"], 0)
+        trackers.histogram("training/rewards", np.array([0.5, 1.0]), 0)
+    with build_trackers(config, run_dir, {"seed": 13, "learner": {"mode": "lora"}}, "run42", 0) as trackers:
+        trackers.log({"eval/score": 0.75}, 1)
+        assert trackers.active == ("Trackio",)
+    assert capsys.readouterr().out == "", "the terminal is the run's own"
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "mine.db")) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
+        [(known,)] = database.execute("select config from configs").fetchall()
+    assert {name for name, _, _ in rows} == {"run-run42"}
+    assert json.loads(known)["learner"] == {"mode": "lora"}
+    told = [(step, json.loads(metrics)) for _, step, metrics in rows]
+    assert [(step, row["eval/score"]) for step, row in told if "eval/score" in row] == [(0, 0.5), (1, 0.75)]
+    [shown] = [row["training/best"] for _, row in told if "training/best" in row]
+    assert shown["caption"].startswith("1. first caption")
+    assert [row for _, row in told if "training/rewards" in row]
+    assert list((tmp_path / "trackio").rglob("*.png"))
 
 
 def test_a_server_of_mlflow_that_is_away_costs_the_dashboard_and_not_the_run(
