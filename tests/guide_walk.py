@@ -39,7 +39,7 @@ CHECKED has a `train` validated instead, where the page trains on its like in an
 
 
 def walk(page: Path, changes: Changes = (), texts: Mapping[str, str] | None = None) -> int:
-    """Do in the current folder what a page says; how many lines were run.
+    """Do in the current folder what a page says; how many lines and programs were run.
 
     Args:
         texts: what the page has -> what is put in its place, such as the path of a model.
@@ -56,11 +56,18 @@ def walk(page: Path, changes: Changes = (), texts: Mapping[str, str] | None = No
             Path(block.file).write_text(block.text, encoding="utf-8")
         elif block.is_shell:
             for line in block.commands():
-                for old, new in (texts or {}).items():
-                    line = line.replace(old, new)
-                _run(block, line, changes)
+                _run(block, _replaced(line, texts or {}), changes)
                 done += 1
+        elif block.language == "python":
+            exec(compile(_replaced(block.text, texts or {}), block.where, "exec"), {"__name__": "__main__"})
+            done += 1
     return done
+
+
+def _replaced(text: str, texts: Mapping[str, str]) -> str:
+    for old, new in texts.items():
+        text = text.replace(old, new)
+    return text
 
 
 def smaller(words: Sequence[str], line: str, changes: Changes) -> list[str]:

@@ -29,6 +29,7 @@ from prdp.diffusion.original_names import save_single_file
 from prdp.tracking.jsonl import read_metrics
 
 DOCS = ROOT / "docs"
+SHAPES = ROOT / "prdp/worlds/shapes/README.md"
 OF_OBJECTIVES = "docs/objectives/"
 """Their commands are composed by tests/configuration/test_recipes.py; tests/test_every_option.py runs each."""
 FEW = ("prompts.train.size=4", "prompts.heldout.size=4")
@@ -59,8 +60,10 @@ def logged(run: str) -> set[str]:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    walked = {"README", "sdxl_lora", "sd35_guidance_free", "rewards", "prompts", "watching", "collaboration"}
-    walked |= {"evaluation", "image_sets", "experts", "collaborative_decoding"}
+    """docs/python.md is run by tests/test_examples.py, all others that are named here by the tests below."""
+    names = ("sdxl_lora", "sd35_guidance_free", "rewards", "prompts", "watching", "collaboration", "evaluation")
+    names += ("image_sets", "experts", "collaborative_decoding")
+    walked = {ROOT / "README.md", SHAPES, DOCS / "python.md", *(DOCS / f"{name}.md" for name in names)}
     silent, unknown = [], []
     for page in PAGES:
         if str(page.relative_to(ROOT)).startswith(OF_OBJECTIVES):
@@ -68,10 +71,15 @@ def test_every_block_is_run_or_says_why_not() -> None:
         for block in blocks(page):
             unknown += [f"{block.where}: {name}" for name in re.findall(r"tests/[\w/.]+", block.run_by + block.not_run)
                         if not (ROOT / name.rstrip(".")).exists()]  # fmt: skip
-            if block.is_shell and not (block.run_by or block.not_run or page.stem in walked):
+            runs = block.is_shell or (block.language == "python" and not block.file)
+            if runs and not (block.run_by or block.not_run or page in walked):
                 silent.append(block.where)
     assert silent == [], "say why in <!-- not run: ... -->, or by which test in <!-- run by: ... -->"
     assert unknown == []
+
+
+def test_the_shapes_world() -> None:
+    assert walk(SHAPES) == 1
 
 
 @pytest.mark.slow
@@ -133,7 +141,8 @@ def test_students_evaluations_sets_and_experts(
     ]
     with endpoint(three_prompts) as server:
         for page in ("collaboration", "evaluation", "image_sets", "experts"):
-            walk(DOCS / f"{page}.md", changes, {"http://127.0.0.1:8000/v1": server.url})
+            texts = {"http://127.0.0.1:8000/v1": server.url, "/models/base": str(EMBEDDED_FOLDERS["shapes"])}
+            walk(DOCS / f"{page}.md", changes, texts)
     judged = json.loads(Path("runs/figure/results.json").read_text())
     assert {row["model"] for row in judged["scores"]} == {"base", "four", "student", "refine_all"}
     assert list(Path("runs/selma_merged").glob("*.safetensors")) and Path("runs/gated/gate.json").is_file()
