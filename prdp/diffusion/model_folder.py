@@ -117,7 +117,7 @@ def fetch_model(
 def family_in(folder: Path) -> str | None:
     """The `model.family` of a pipeline's folder, by the class that its model_index.json names; None for others."""
     found = _read_json(str(folder), folder / INDEX).get("_class_name")
-    return next((one.family for one in FORMATS if one.pipeline == found), None)
+    return next((one.family for one in FORMATS if found in (one.pipeline, *one.others)), None)
 
 
 def family_on_hub(path: str) -> str | None:
@@ -193,8 +193,8 @@ def _is_there(entry: Any) -> bool:
 
 def _check_classes(where: str, file: Path, index: dict[str, Any], kind: PipelineFormat) -> None:
     found = index.get("_class_name")
-    if found is not None and found != kind.pipeline:
-        other = next((one for one in FORMATS if one.pipeline == found), None)
+    if found is not None and found not in (kind.pipeline, *kind.others):
+        other = next((one for one in FORMATS if found in (one.pipeline, *one.others)), None)
         others = ", ".join(one.pipeline for one in FORMATS if one is not kind)
         advice = f"; of other families: {others}" if other is None else f"; set model.family={other.family}"
         raise StartError(f"{where}: {file} is of a {found}; only {kind.pipeline} is computed: {kind.words}{advice}")

@@ -8,6 +8,8 @@ from typing import Any
 
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
+LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"
+"""Of models that are told the guidance, and drawn in few steps."""
 QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
@@ -16,7 +18,7 @@ class PipelineFormat:
     """The parts of a pipeline's folder.
 
     Attributes:
-        pipeline: class that model_index.json names.
+        pipeline: class that model_index.json names, and that folders are loaded and written as.
         family: `model.family` of such folders.
         words: what it is of, for messages.
         components: parts with weights, and the classes that are computed.
@@ -31,6 +33,7 @@ class PipelineFormat:
         chat: whether prompts go through the tokenizer's chat template.
         single_file: whether checkpoints in one file are taken.
         attention_backends: whether its network in diffusers takes another backend for its attention.
+        others: classes that model_index.json may name too, since `pipeline` draws the same pictures.
     """
 
     pipeline: str
@@ -47,6 +50,7 @@ class PipelineFormat:
     chat: bool = False
     single_file: bool = False
     attention_backends: bool = False
+    others: tuple[str, ...] = ()
 
     @property
     def network(self) -> str:
@@ -67,6 +71,7 @@ STABLE_DIFFUSION = PipelineFormat(
     tokenizers={"tokenizer": CLIP_TOKENIZERS},
     arguments={"safety_checker": None},
     single_file=True,
+    others=(LATENT_CONSISTENCY,),
 )
 STABLE_DIFFUSION_XL = PipelineFormat(
     pipeline="StableDiffusionXLPipeline",

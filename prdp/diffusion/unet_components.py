@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prdp.diffusion.effective_scheduler import CONSISTENCY, scheduler_problems
 from prdp.diffusion.model_folder import INDEX, read_component
-from prdp.diffusion.pipeline_formats import PipelineFormat
+from prdp.diffusion.pipeline_formats import LATENT_CONSISTENCY, PipelineFormat
 from prdp.support.json_lines import load_json
 
 _UNET_NEEDS = {
@@ -33,19 +34,41 @@ def unet_problems(
     Args:
         unet, vae, texts: configurations with defaults, the texts' by their component.
     """
-    from prdp.diffusion.effective_scheduler import scheduler_problems
 
     found = {"unet": _needs(unet, _UNET_NEEDS), "scheduler": scheduler_problems(read_component(folder, "scheduler"))}
     if kind.addition is None:
         found["unet"] += _needs(unet, {"addition_embed_type": _NO_ADDITION})
     elif unet.get("addition_embed_type") != kind.addition:
         found["unet"].append(f"addition_embed_type={unet.get('addition_embed_type')}: must be {kind.addition}")
+    if _index(folder).get("_class_name") == LATENT_CONSISTENCY:
+        found["unet"] += _untold(unet)
+        found["scheduler"] += _consistency_problems(read_component(folder, "scheduler"))
     if not found["unet"]:
         found["unet"] += _input_problems(unet, vae, texts)
         if kind.addition is not None:
             found["unet"] += _addition_problems(unet, texts)
             found[INDEX] = _index_problems(folder)
     return found
+
+
+def _index(folder: Path) -> Mapping[str, Any]:
+    index: Mapping[str, Any] = load_json((folder / INDEX).read_text(encoding="utf-8"))
+    return index
+
+
+def _untold(unet: Mapping[str, Any]) -> list[str]:
+    """A UNet that the pipeline of latent consistency models cannot tell the guidance."""
+    told = unet.get("time_cond_proj_dim") is not None
+    return [] if told else [f"time_cond_proj_dim=null: must be a number: {LATENT_CONSISTENCY} tells the guidance by it"]
+
+
+def _consistency_problems(scheduler: Mapping[str, Any]) -> list[str]:
+    """What that pipeline does with its scheduler, and the one that it is drawn by here does not."""
+    name = scheduler.get("_class_name")
+    if name != CONSISTENCY:
+        return [f"_class_name={name}: must be {CONSISTENCY}, which {LATENT_CONSISTENCY} alone draws by"]
+    clips = scheduler.get("clip_sample")
+    return [f"clip_sample={clips}: must be false: latents are never clipped here"] if clips else []
 
 
 def _needs(config: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
@@ -67,7 +90,7 @@ def _addition_problems(unet: Mapping[str, Any], texts: Mapping[str, Mapping[str,
 
 def _index_problems(folder: Path) -> list[str]:
     """Settings of Stable Diffusion XL's pipeline that stand in its model_index.json."""
-    index = load_json((folder / INDEX).read_text(encoding="utf-8"))
+    index = _index(folder)
     zeros = index.get("force_zeros_for_empty_prompt", True)
     problems = [] if isinstance(zeros, bool) else [f"force_zeros_for_empty_prompt={zeros}: must be true or false"]
     if index.get("requires_aesthetics_score"):

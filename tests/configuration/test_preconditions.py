@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
             "FluxPipeline",
             "StableDiffusionInpaintPipeline",
             "StableDiffusionImg2ImgPipeline",
-            "LatentConsistencyModelPipeline",
+            "LatentConsistencyModelImg2ImgPipeline",
         )
     },
     "another VAE": (edit("model_index.json", vae=["diffusers", "AutoencoderTiny"]), ["AutoencoderTiny: must be"]),
@@ -107,6 +107,7 @@ FAULTS: dict[str, tuple[Harm, list[str]]] = {
     "another width": (unet(cross_attention_dim=768), ["cross_attention_dim=768: must be 16"]),
     "widths": (unet(cross_attention_dim=[16, 32]), ["cross_attention_dim=", "must be 16"]),
     "unknown block": (unet(down_block_types=["NewBlock2D", "DownBlock2D"]), ["unet", "NewBlock2D"]),
+    "LCM untold": (of_class("LatentConsistencyModelPipeline"), ["time_cond_proj_dim=null: must be", "must be LCM"]),
     "no LCM": (unet(time_cond_proj_dim=32), ["unet: the weights do not fit", "time_embedding.cond_proj.weight"]),
     "LCM's width": (unet(time_cond_proj_dim=1), ["time_cond_proj_dim=1: must be null or a whole number of at least 4"]),
     "classes": (unet(class_embed_type="timestep"), ["class_embed_type=timestep: must be null"]),

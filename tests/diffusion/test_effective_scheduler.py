@@ -14,6 +14,7 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.effective_scheduler import distilled_warning, effective_scheduler
+from prdp.diffusion.model_folder import family_in
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.pipeline_checks import component_problems
 from prdp.diffusion.sampler import Sampler
@@ -157,16 +158,22 @@ def with_embedded_guidance(folder: Path) -> None:
     changed(folder, {"_class_name": "LCMScheduler", **BETAS, "original_inference_steps": 20}, index)
 
 
-def test_latent_consistency_models_are_told_the_guidance(model_folder: Path) -> None:
-    from diffusers import LCMScheduler, StableDiffusionPipeline
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "LatentConsistencyModelPipeline"])
+def test_latent_consistency_models_are_told_the_guidance(model_folder: Path, name: str) -> None:
+    import diffusers
+    from diffusers import LCMScheduler
 
     model = ModelConfig(path=str(model_folder))
     assert distilled_warning(model, SamplerConfig()) == ""
     with_embedded_guidance(model_folder)
+    index = model_folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": name}))
+    assert component_problems(model_folder) == [] and family_in(model_folder) == "stable_diffusion"
     assert "sampler.kind=ddim draws it as if it had not been" in distilled_warning(model, SamplerConfig())
     assert distilled_warning(model, SamplerConfig(kind="consistency")) == ""
     policy = build_policy(model, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
-    pipeline = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
+    pipeline = getattr(diffusers, name).from_pretrained(model_folder, safety_checker=None)
+    assert type(pipeline).__name__ == name
     assert isinstance(pipeline.scheduler, LCMScheduler)
     pipeline.set_progress_bar_config(disable=True)
     drawn = []
