@@ -5,6 +5,7 @@ refused by its name and the tensor's.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ _PEFT_STARTS = (True, False, None, "gaussian")
 """Values of init_lora_weights that leave the base's weights as they are."""
 _PARTS = r"\.(?:lora_(?:down|up|A|B)(?:\.default)?\.weight|lora\.(?:down|up)\.weight|alpha)$"
 """Of a layer, behind its name."""
+_LEAST_BYTES, _MATRIX = 2, 2
+"""Of a number and of dimensions of a factor."""
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, AssertionError)
 """What diffusers raises for names and shapes that it makes nothing of."""
 
@@ -126,10 +129,25 @@ def read_tensors(where: str, file: Path) -> dict[str, torch.Tensor]:
         raise StartError(f"{where}: cannot be read as safetensors: {error}") from error
     if not raw:
         raise StartError(f"{where}: holds no tensor")
+    for name, value in raw.items():
+        if problem := _tensor_problem(name, value):
+            raise StartError(f"{where}: {name}: {problem}")
     scaled = next((name for name in raw if "dora_scale" in name or "magnitude" in name), None)
     if scaled is not None:
         raise StartError(f"{where}: {scaled}: DoRA is not computed, plain LoRA is")
     return dict(raw)
+
+
+def _tensor_problem(name: str, value: torch.Tensor) -> str:
+    """What no factor and no alpha is like, which libraries fail at in many ways; empty where it may be one."""
+    if name.endswith(".alpha"):
+        return "" if value.numel() == 1 and math.isfinite(float(value)) else "must be one finite number"
+    if not re.search(_PARTS, name):
+        return ""
+    if not value.is_floating_point() or value.itemsize < _LEAST_BYTES:
+        told = str(value.dtype).removeprefix("torch.")
+        return f"must hold finite numbers of float32, bfloat16 or float16, and holds {told}"
+    return "" if value.ndim >= _MATRIX and value.numel() else f"has shape {list(value.shape)}, which no factor has"
 
 
 def read_peft_config(where: str, file: Path) -> dict[str, Any]:
@@ -179,6 +197,8 @@ def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: st
     state, origin, alphas, metadata = _converted(where, file, pipeline, component, network)
     empty = network_of_zeros(network)
     factors = _factors(where, empty, state, origin, component)
+    if not factors:
+        raise StartError(f"{where}: holds no factor of a LoRA of the {component}")
     try:
         with warnings.catch_warnings():
             # peft warns of layers without matrices; all are compared below.
@@ -220,6 +240,8 @@ def _converted(
         settings["target_modules"] = list(dict.fromkeys(re.sub(r"\.lora_[AB]\.weight$", "", name) for name in inner))
         metadata = {f"{component}.{key}": value for key, value in settings.items()}
         state = {f"{component}.{name}": value for name, value in inner.items()}
+    elif component == "transformer" and (text := next((name for name in raw if name.startswith("lora_te")), None)):
+        raise StartError(f"{where}: {text}: adapters of text encoders are not computed, those of the transformer are")
     elif is_of_stable_diffusion_3(raw):
         return *_of_stable_diffusion_3(where, raw), {}, None
     else:
@@ -238,7 +260,7 @@ def _converted(
             raise StartError(f"{where}: diffusers makes no LoRA of its tensors: {error}") from error
         alphas = dict(given[0] or {}) if given else {}
         if any(id(value) not in names for value in state.values()):
-            return state, _origins(where, raw, pipeline), alphas, metadata
+            return state, _origins(where, raw, state, pipeline), alphas, metadata
     result, origin = {}, {}
     for name, value in state.items():
         known = ".lora_A." in name or ".lora_B." in name
@@ -257,8 +279,6 @@ def _of_stable_diffusion_3(
     """Kohya's names, which diffusers does not read: tensors under peft's names with their scales, and those names ->
     names in the file.
     """
-    if text := next((name for name in raw if name.startswith("lora_te")), None):
-        raise StartError(f"{where}: {text}: adapters of text encoders are not computed, those of the transformer are")
     state, origin = {}, {}
     for layer, ((down, up), scale, first) in split_factors(where, raw).items():
         for part, value in (("A", down.float()), ("B", up.float() * scale)):
@@ -267,7 +287,9 @@ def _of_stable_diffusion_3(
     return state, origin
 
 
-def _origins(where: str, raw: Mapping[str, torch.Tensor], pipeline: Any) -> dict[str, str]:
+def _origins(
+    where: str, raw: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], pipeline: Any
+) -> dict[str, str]:
     """Names that diffusers makes -> those in the file, where it scales, splits or fuses the factors of a layer.
 
     Raises:
@@ -283,7 +305,7 @@ def _origins(where: str, raw: Mapping[str, torch.Tensor], pipeline: Any) -> dict
             made = pipeline.lora_state_dict(dict(tensors))
         except _UNREADABLE as error:
             raise StartError(f"{where}: {first}: diffusers makes no LoRA of it: {error}") from error
-        if not made:
+        if not made or made.keys() - state.keys():
             raise StartError(f"{where}: {first}: diffusers leaves it out")
         origin |= dict.fromkeys(made, first)
     return origin
@@ -308,7 +330,7 @@ def _factors(
 
     modules, found = dict(network.named_modules()), dict[str, dict[str, torch.Tensor]]()
     for name, value in state.items():
-        told = f"{where}: {origin[name]}"
+        told = f"{where}: {origin.get(name, name)}"
         if name.startswith("text_encoder"):
             raise StartError(f"{told}: adapters of text encoders are not computed, those of the {component} are")
         match = re.fullmatch(rf"{component}\.(.+)\.lora_([AB])\.weight", name)

@@ -60,10 +60,11 @@ def vae_problems(vae: Mapping[str, Any], kind: PipelineFormat) -> list[str]:
     channels = vae["latent_channels"]
     if kind.latent_statistics and any(vae.get(key) is not None for key in _STATISTICS):
         problems += [
-            f"{key}={vae.get(key)}: must be {channels} numbers, a channel of the latents each, or null with "
+            f"{key}={vae.get(key)}: must be {channels} numbers, a channel of the latents each"
+            f"{', above 0' if key == _STATISTICS[1] else ''}, or null with "
             f"{' and '.join(_STATISTICS)} alike"
             for key in _STATISTICS
-            if not _numbers(vae.get(key), channels)
+            if not _numbers(vae.get(key), channels) or (key == _STATISTICS[1] and min(vae[key]) <= 0)
         ]
     scale, shift = vae["scaling_factor"], vae.get("shift_factor")
     if not _is_number(scale) or not scale > 0:
@@ -140,6 +141,13 @@ def weight_problems(network: torch.nn.Module, files: Sequence[Path]) -> list[str
         f"{name} {list(value.shape)}" + (f", found {list(shapes[_plain(name)])}" if _plain(name) in shapes else "")
         for name, value in network.named_parameters()
         if not _RENAMED.search(name) and tuple(value.shape) not in [shapes.get(one) for one in names[id(value)]]
+    ]
+    # Of buffers those that are stored have to fit: some, which follow from the configuration, mostly are not.
+    stored = network.state_dict().keys()
+    wrong += [
+        f"{name} {list(value.shape)}, found {list(shapes[_plain(name)])}"
+        for name, value in network.named_buffers()
+        if name in stored and shapes.get(_plain(name), tuple(value.shape)) != tuple(value.shape)
     ]
     if not wrong:
         return []

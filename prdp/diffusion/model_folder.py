@@ -217,6 +217,9 @@ def _check_classes(where: str, file: Path, index: dict[str, Any], kind: Pipeline
                 f"{where}: {file} takes {name} from {' '.join(map(str, entry))}: must be a class of "
                 f"{', '.join((*_LIBRARIES, kind.module))}, since the code of a model's folder is never run"
             )
+    for encoder, tokenizer in zip(kind.text_encoders, kind.tokenizers, strict=True):
+        if _is_there(index.get(encoder)) and not _is_there(index.get(tokenizer)):
+            raise StartError(f"{where}: {file} names {encoder} and no {tokenizer}, without which it reads no prompts")
     if found is None:
         raise StartError(f"{where}: {file} has no _class_name: must be {kind.pipeline}")
     for name, allowed in kind.tokenizers.items():

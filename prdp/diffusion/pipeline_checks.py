@@ -118,5 +118,9 @@ def _empty_text_encoder(folder: Path, name: str, kind: PipelineFormat) -> torch.
 
 def _text_config(folder: Path, name: str, kind: PipelineFormat) -> Any:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
-    return getattr(transformers, kind.components[name]).config_class(**read_component(folder, name))
+    try:
+        return getattr(transformers, kind.components[name]).config_class(**read_component(folder, name))
+    except StrictDataclassError as error:  # which is none of Python's own kinds
+        raise ValueError(" ".join(str(error).split())) from error

@@ -38,8 +38,10 @@ def transformer_problems(
 def _wrong_values(scheduler: _Config) -> list[str]:
     """Keys of a FlowMatchEulerDiscreteScheduler that it makes no noise levels of; absent ones have its defaults."""
     dynamic = bool(scheduler.get("use_dynamic_shifting"))
-    whole = ("num_train_timesteps", *(("base_image_seq_len", "max_image_seq_len") if dynamic else ()))
-    problems = []
+    whole = ("base_image_seq_len", "max_image_seq_len") if dynamic else ()
+    problems, total = [], scheduler.get("num_train_timesteps", _TIMES)
+    if total != _TIMES:
+        problems.append(f"num_train_timesteps={total!r}: must be {_TIMES}, as networks of flows are told times")
     if not dynamic and "shift" in scheduler and not (_is_number(scheduler["shift"]) and scheduler["shift"] > 0):
         problems.append(f"shift={scheduler['shift']!r}: must be a number above 0")
     problems += [
@@ -70,6 +72,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+_TIMES = 1000
 _SHIFTS = ("exponential", "linear")
 _SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _OTHER_FLOWS = {

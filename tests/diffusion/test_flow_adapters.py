@@ -121,6 +121,44 @@ def test_files_of_others_are_refused(folders: Mapping[str, Path], tmp_path: Path
             family_of(chosen).check(chosen)
 
 
+TO_Q = "lora_unet_layers_0_attention_to_q"
+QKV = "lora_unet_double_blocks_0_img_attn_qkv"
+JOINT = "lora_unet_joint_blocks_0_x_block_attn_proj"
+TEXT = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("z_image", {f"{TO_Q}.lora_down.weight": (0, 32), f"{TO_Q}.lora_up.weight": (32, 0)}, "which no factor has"),
+        ("z_image", {f"{TEXT}.lora_down.weight": (2, 8), f"{TEXT}.lora_up.weight": (8, 2)}, r"lora_te1_\S+: adapters"),
+        ("flux", {"hello": (2, 2)}, "hello: diffusers leaves it out"),
+        ("flux", {f"{QKV}.lora_down.weight": None, f"{QKV}.lora_up.weight": None}, "holds no factor of a LoRA"),
+        ("flux", {f"{QKV}.lora_down.weight": ()}, r"lora_down\.weight: has shape \[\], which no factor has"),
+        ("stable_diffusion_3", {f"{JOINT}.alpha": (3,)}, r"attn_proj\.alpha: must be one finite number"),
+        ("stable_diffusion_3", {f"{JOINT}.lora_up.weight": None}, r"up \(lora_B\), is missing"),
+        ("stable_diffusion_3", {"hello": (2, 2)}, "hello: is no tensor of a LoRA of Stable Diffusion 3's transformer"),
+        ("stable_diffusion_3", {f"{TEXT}.lora_down.weight": (2, 8)}, "lora_te1_text.*: adapters of text encoders"),
+    ],
+)
+def test_no_tensor_is_left_out_or_fails_unnamed(
+    folders: Mapping[str, Path], tmp_path: Path, family: str, changes: dict[str, tuple[int, ...] | None], message: str
+) -> None:
+    sizes = {"z_image": (TO_Q, 32, 32), "flux": (QKV, 32, 96), "stable_diffusion_3": (JOINT, 16, 16)}
+    name, inside, outside = sizes[family]
+    tensors = {
+        f"{name}.lora_down.weight": torch.ones(2, inside), f"{name}.lora_up.weight": torch.ones(outside, 2),
+        f"{name}.alpha": torch.tensor(1.0),
+    }  # fmt: skip
+    for key, shape in changes.items():
+        tensors.pop(key, None)
+        tensors |= {} if shape is None else {key: torch.ones(shape)}
+    save_file(tensors, tmp_path / "harmed.safetensors")
+    chosen = model(family, folders[family], adapters=[str(tmp_path / "harmed.safetensors")])
+    with pytest.raises(StartError, match=message):
+        family_of(chosen).check(chosen)
+
+
 def test_one_that_goes_on_learning_has_to_be_described(folders: Mapping[str, Path]) -> None:
     for family, folder in folders.items():
         chosen, file = model(family, folder), str(folder / "weights")

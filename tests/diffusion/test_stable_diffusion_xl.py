@@ -334,6 +334,7 @@ def unet(**changes: Any) -> Callable[[Path], None]:
         (unet(in_channels=9), "in_channels=9: must be 4, the VAE's latent_channels"),
         (unet(cross_attention_dim=16), "cross_attention_dim=16: must be 24, the hidden_size of the text encoders tog"),
         (edit("vae/config.json", latents_mean=[0.0] * 4), r"vae: latents_std=None: must be 4 numbers.* or null with"),
+        (edit("vae/config.json", latents_mean=[0.0] * 4, latents_std=[1, 1, 1, 0]), "latents_std=.*: must be 4 num"),
         (edit("vae/config.json", shift_factor=0.1), "vae: shift_factor=0.1: must be null: StableDiffusionXLPipeline"),
         (edit("scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "_snr=True: must be false"),
         (edit("scheduler/scheduler_config.json", _class_name="EDMEulerScheduler"), "_class_name=EDMEulerScheduler"),
