@@ -96,6 +96,7 @@ def check_gradients(model: ModelConfig, settings: SamplerConfig, microbatches: S
     loss, _ = prdp(
         torch.stack(columns, 1),
         torch.from_numpy(rollout.stored["log_ratio"]).double(),
+        None,
         torch.from_numpy(rollout.rewards),
         torch.from_numpy(rollout.group_ids),
         None,

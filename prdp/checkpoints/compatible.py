@@ -28,6 +28,7 @@ FREE_KEYS = (
     "checkpoint",
     "model.device",
     "model.offload_encoders",
+    "model.offload_vae",
     "model.vae_slicing",
     "sampler.microbatch",
     "sampler.prompts_per_chunk",

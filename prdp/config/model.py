@@ -55,6 +55,8 @@ class ModelConfig:
     alone. 0 keeps none."""
     offload_encoders: bool = False
     """Keep text encoders on the host, and on the device only while they encode: for T5 beside a large network."""
+    offload_vae: bool = False
+    """Keep the VAE on the host, and on the device only while it makes pictures, or latents of them."""
     vae_slicing: bool = False
     """Let the VAE take one picture at a time: less memory for large pictures, and the same pictures."""
     vae_tiling: bool = False

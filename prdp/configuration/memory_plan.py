@@ -26,7 +26,7 @@ class DevicePlan:
         name: who works there.
         held: bytes that stay, by what they are.
         passing: bytes that come on top while something is done, by what it is; one at a time.
-        host: bytes of text encoders that wait on the host.
+        host: bytes of text encoders and a VAE that wait on the host.
     """
 
     name: str
@@ -44,7 +44,7 @@ class DevicePlan:
         """For people: what is held, and what comes on top."""
         held = ", ".join(f"{gib(size)} {what}" for what, size in self.held.items())
         passing = ", ".join(f"{gib(size)} while {what}" for what, size in self.passing.items())
-        waiting = f"; {gib(self.host)} of text encoders on the host" if self.host else ""
+        waiting = f"; {gib(self.host)} waiting on the host" if self.host else ""
         return [(f"memory, {self.name}", f"about {gib(self.peak)}: {held}{waiting}"), ("", f"on top of it {passing}")]
 
 
@@ -94,8 +94,9 @@ class _Sizes:
         self._vae: Any = parts["vae"].to(DTYPES[model.dtype])
         self._vae_bytes = _numbers(self._vae) * stored
         encoders = [_numbers(parts[name]) * stored for name in kind.text_encoders if name in parts]
-        self.host = sum(encoders) if model.offload_encoders else 0
-        self._encoders = 0 if model.offload_encoders else sum(encoders)
+        self._waiting = sum(encoders) if model.offload_encoders else 0
+        self._encoders = sum(encoders) - self._waiting
+        self.host = self._waiting + (self._vae_bytes if model.offload_vae else 0)
         network.to(DTYPES[model.dtype])
         if model.quantization is not None:
             quantize(network, model.quantization)
@@ -123,7 +124,8 @@ class _Sizes:
         held = {} if beside_learner and not self._full else {"network": self._network}
         if self._full and self._recorder.needs_reference:
             held["network"] *= 2
-        held["VAE"] = self._vae_bytes
+        if not self._config.model.offload_vae:
+            held["VAE"] = self._vae_bytes
         if self._encoders:
             held["text encoders"] = self._encoders
         if not self._full:
@@ -144,8 +146,9 @@ class _Sizes:
         groups = min(self._config.prompts_per_epoch, sampler.prompts_per_chunk)
         images = min(sampler.microbatch, groups * self._config.images_per_prompt)
         passes = self._dry.without_gradient(images * self._branches, float32=self._recorder.needs_float32)
-        found = {f"drawing {images} images": passes, "decoding them": self._decoding(images)}
-        return found | ({"encoding prompts": self.host} if model.offload_encoders else {})
+        brought = self._vae_bytes if model.offload_vae else 0
+        found = {f"drawing {images} images": passes, "decoding them": self._decoding(images) + brought}
+        return found | ({"encoding prompts": self._waiting} if model.offload_encoders else {})
 
     def _decoding(self, images: int) -> int:
         from prdp.diffusion.dry_run import decoding

@@ -238,8 +238,8 @@ class DiffusersPolicy(ABC):
             RuntimeError: the VAE was left out.
         """
         self._needs("vae")
-        vae = self.pipeline.vae
-        pixels = vae.decode(self._for_vae(latents.to(vae.dtype)), return_dict=False)[0].float()
+        with self._vae_at_hand() as vae:
+            pixels = vae.decode(self._for_vae(latents.to(vae.dtype)), return_dict=False)[0].float()
         levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -254,11 +254,17 @@ class DiffusersPolicy(ABC):
             RuntimeError: the VAE was left out.
         """
         self._needs("vae")
-        vae = self.pipeline.vae
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        with upcast(vae):
+        with self._vae_at_hand() as vae, upcast(vae):
             mean = vae.encode(pixels, return_dict=False)[0].mode()
         return self._from_vae(mean)
+
+    @contextmanager
+    def _vae_at_hand(self) -> Iterator[Any]:
+        """The VAE on the policy's device, brought from the host where it waits there."""
+        vae = self.pipeline.vae
+        with on_device([vae], self.device) if self._model.offload_vae else nullcontext():
+            yield vae
 
     def save(self, folder: Path) -> None:
         """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights.

@@ -91,9 +91,10 @@ def device_of(model: ModelConfig) -> str:
 
 
 def placed(pipeline: Any, model: ModelConfig) -> Any:
-    """The pipeline on its device; text encoders stay on the host where `model.offload_encoders` says so."""
+    """The pipeline on its device; text encoders and the VAE stay on the host where `model` says so."""
     device = device_of(model)
     for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and not (model.offload_encoders and name.startswith("text_encoder")):
+        waits = model.offload_vae if name == "vae" else model.offload_encoders and name.startswith("text_encoder")
+        if isinstance(part, torch.nn.Module) and not waits:
             part.to(device)
     return pipeline

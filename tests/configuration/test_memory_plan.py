@@ -156,7 +156,12 @@ def test_a_plan_tells_processes_apart(small_flow: ModelConfig) -> None:
     assert one.host > 0 and "encoding prompts" in one.passing and "text encoders" not in one.held
     assert one.peak == sum(one.held.values()) + max(one.passing.values())
     text = geometry_text(config)
-    assert "memory, one process" in text and "of text encoders on the host" in text
+    assert "memory, one process" in text and "waiting on the host" in text
+    away = dataclasses.replace(config, model=dataclasses.replace(config.model, offload_vae=True))
+    [other] = device_plans(away)
+    vae = one.held["VAE"]
+    assert "VAE" not in other.held and other.host == one.host + vae
+    assert other.passing["decoding them"] == one.passing["decoding them"] + vae
     ray = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, kind="ray"))
     learner, sampler = device_plans(ray)
     assert "VAE" not in learner.held and learner.held["network"] == sampler.held["network"] == one.held["network"]
