@@ -10,7 +10,7 @@ import re
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from PIL import Image
 from small_checkpoints import clip_folder, clip_tokenizer  # noqa: F401
 from stub_endpoint import Reply, chat, endpoint
 
+from prdp.diffusion import pipeline_checks
 from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
 from prdp.diffusion.original_names import save_single_file
 from prdp.tracking.jsonl import read_metrics
@@ -42,12 +43,25 @@ SD35 = ("model.height=32", "model.width=32", "model.max_sequence_length=5", "mod
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_pipeline: Path) -> Iterator[Path]:
-    """An empty folder to work in; the embedded model is a smaller one."""
+    """An empty folder to work in; the embedded model is a smaller one. Each model's folder is checked once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(pipeline_checks, "component_problems", once(pipeline_checks.component_problems))
     monkeypatch.setitem(EMBEDDED_FOLDERS, "shapes", small_pipeline)
     yield tmp_path
     forget_modules(tmp_path)
+
+
+def once(check: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """The check of a folder, made once for each; its other arguments follow from the folder here."""
+    known: dict[Path, list[str]] = {}
+
+    def checked(folder: Path, *more: Any) -> list[str]:
+        if folder not in known:
+            known[folder] = check(folder, *more)
+        return known[folder]
+
+    return checked
 
 
 def prompt_files() -> None:
@@ -189,7 +203,8 @@ def test_sdxl(here: Path, capsys: pytest.CaptureFixture[str], clip_folder: Path)
     prompt_files()
     assert walk(DOCS / "sdxl_lora.md", [("experiment=my_xl", ("model.dtype=float32",))]) == 6
     assert "memory, one process" in capsys.readouterr().out
-    assert Image.open("picture.png").size == (32, 32)
+    with Image.open("picture.png") as picture:
+        assert picture.size == (32, 32)
     assert {"eval/watch/clipscore", "eval/watch/incompressibility"} <= logged("runs/my_xl")
     lora, whole = Path("my_lora"), Path("my_model")
     assert list(lora.glob("*.safetensors")) and (lora / "README.md").is_file()
@@ -203,7 +218,8 @@ def test_sd35_without_guidance(here: Path, clip_folder: Path) -> None:  # noqa: 
     rewards_of(clip_folder)
     prompt_files()
     assert walk(DOCS / "sd35_guidance_free.md", [("experiment=my_sd35", SD35)]) == 5
-    assert Image.open("picture.png").size == (32, 32)
+    with Image.open("picture.png") as picture:
+        assert picture.size == (32, 32)
     judged = json.loads(Path("runs/my_sd35_judged/results.json").read_text())
     passes = {row["model"]: row["network_passes"] for row in judged["spread"]}
     assert passes["guided"] == 2 * passes["base"] == 2 * passes["my_sd35"]
