@@ -70,7 +70,8 @@ def merge(config: MergeConfig) -> Path:
     found = find_experts(config.models)
     experts, notes = found.experts, list(found.notes)
     weights = normalised(config.weights, [expert.name for expert in experts])
-    check_format({name: one for expert in experts for name, one in expert.layers.items()}, config.format)
+    family = None if found.base is None else found.base.family
+    check_format({name: one for expert in experts for name, one in expert.layers.items()}, config.format, family)
     for lacking, layers in absent_layers(experts).items():
         notes.append(f"{', '.join(lacking)}: zero in {len(layers)} layers that others adapt, such as {layers[0]}")
     for note in notes:
@@ -79,7 +80,8 @@ def merge(config: MergeConfig) -> Path:
     record = merged.record()
     ranks = sorted({one.layer.rank for one in merged.layers.values()})
     with atomic_directory(folder) as place:
-        file = write_lora(place, {name: one.layer for name, one in merged.layers.items()}, config.format, record)
+        factors = {name: one.layer for name, one in merged.layers.items()}
+        file = write_lora(place, factors, config.format, record, family)
         each = {
             name: {"rank": one.layer.rank, "relative_error": one.error} for name, one in merged.layers.items()
         }

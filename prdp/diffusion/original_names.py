@@ -131,6 +131,8 @@ def _of_unet(name: str, layers: int) -> str:
     for theirs, other in _ENDS.items():
         if name.startswith(f"{theirs}."):
             return name.replace(theirs, other)
+    if not re.match(r"(down|up)_blocks\.|mid_block\.", name):
+        raise ValueError(f"unet: {name} has no name in files of the model's authors; take merged")
     side, rest = name.split("_blocks.", 1) if not name.startswith("mid") else ("mid", name.removeprefix("mid_block."))
     if side == "mid":
         kind, number, inner = rest.split(".", 2)

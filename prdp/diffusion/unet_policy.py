@@ -15,6 +15,7 @@ from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.folder_policy import FolderPolicy, vae_config
 from prdp.diffusion.image_size import KEYS, check_side, vae_factor
+from prdp.diffusion.pipeline_loading import pipeline_class
 from prdp.diffusion.process import Process
 from prdp.diffusion.usage import usage_text
 from prdp.diffusion.variance_preserving import VariancePreserving
@@ -57,7 +58,9 @@ class UNetPolicy(FolderPolicy, ABC):
     def _with_guidance(self, conditions: Conditions, guidance_scale: float) -> Conditions:
         """With `guidance` [B, time_cond_proj_dim], the embedding of w - 1 by diffusers' pipeline."""
         scales = torch.full((len(conditions),), guidance_scale - 1.0)
-        embedded = self.pipeline.get_guidance_scale_embedding(scales, self.network.config.time_cond_proj_dim)
+        # Of the class: a plan of memory has no pipeline.
+        embedding = pipeline_class(self.FORMAT).get_guidance_scale_embedding
+        embedded = embedding(self.pipeline, scales, self.network.config.time_cond_proj_dim)
         return replace(conditions, fields={**conditions.fields, "guidance": embedded.to(self.device)})
 
     @classmethod

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.loaders import single_file_model, single_file_utils
 from narrow_transformers import NARROW, TEXT_TOKENS
+from narrow_xl import narrow_xl
 from PIL import Image
 from safetensors import safe_open
 from test_xl_runs import run
@@ -131,4 +132,9 @@ def test_flux_of_the_released_width_is_read_by_diffusers_as_it_stands() -> None:
 def test_what_diffusers_would_read_otherwise_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="text_encoder: its text_projection is no identity"):
         original_names.save_single_file(NARROW["stable_diffusion_3"](), tmp_path / "model.safetensors")
+    student = narrow_xl()
+    config = {key: value for key, value in student.unet.config.items() if not key.startswith("_")}
+    student.unet = UNet2DConditionModel(**{**config, "time_cond_proj_dim": 8})
+    with pytest.raises(ValueError, match=r"unet: time_embedding\.cond_proj\.weight has no name in files of"):
+        original_names.save_single_file(student, tmp_path / "model.safetensors")
     assert not (tmp_path / "model.safetensors").exists()

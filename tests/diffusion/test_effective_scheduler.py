@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from composing import compose
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.configuration.memory_plan import device_plans
 from prdp.diffusion import build_policy
 from prdp.diffusion.effective_scheduler import distilled_warning, effective_scheduler
 from prdp.diffusion.model_folder import family_in
@@ -169,6 +172,9 @@ def test_latent_consistency_models_are_told_the_guidance(model_folder: Path, nam
     index = model_folder / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": name}))
     assert component_problems(model_folder) == [] and family_in(model_folder) == "stable_diffusion"
+    config = compose("sampler=consistency", "objective=prdp_denoising", "output_dir=x")
+    [plan] = device_plans(dataclasses.replace(config, model=model))
+    assert plan.peak > 0
     assert "sampler.kind=ddim draws it as if it had not been" in distilled_warning(model, SamplerConfig())
     assert distilled_warning(model, SamplerConfig(kind="consistency")) == ""
     policy = build_policy(model, LearnerConfig(mode="frozen"), seed=0, keep_reference=False)
