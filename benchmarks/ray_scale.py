@@ -102,7 +102,9 @@ def measured(samplers: int, options: argparse.Namespace) -> dict[str, float]:
                 reading.append(time.perf_counter() - begun)
             working.append(time.process_time() - cpu)
             workforce.storage()
+            size, held = rollout_bytes(rollout), held_bytes(rollout)
             workforce.release(rollout)  # as the loop does: two at once would be twice the memory
+            del rollout
     later = float(np.mean(seconds[1:]))
     result = {
         "samplers": samplers,
@@ -112,8 +114,8 @@ def measured(samplers: int, options: argparse.Namespace) -> dict[str, float]:
         "overhead_percent": round(100 * (later / float(np.mean(ideal[1:])) - 1), 2),
         "first_overhead_percent": round(100 * (seconds[0] / ideal[0] - 1), 2),
         "driver_cpu_percent": round(100 * float(np.sum(working)) / float(np.sum(seconds + reading)), 1),
-        "rollout_gib": round(sum(rollout.stored[name].nbytes for name in ("latents", "base_output")) / 2**30, 2),
-        "driver_holds_mib": round(held_bytes(rollout) / 2**20, 2),
+        "rollout_gib": round(size / 2**30, 2),
+        "driver_holds_mib": round(held / 2**20, 2),
         "driver_peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "store_peak_gib": round(store.peak / 2**30, 2),
         "store_gib": round(store.size / 2**30, 2),
@@ -143,6 +145,11 @@ def read_by(ranks: RemoteRanks, rollout: Rollout) -> int:
     for answer in [ranks.ask(number, "let_go") for number in numbers]:
         answer.result()
     return total
+
+
+def rollout_bytes(rollout: Rollout) -> int:
+    """Of images and trajectories, wherever they are."""
+    return rollout.images.nbytes + sum(array.nbytes for array in rollout.stored.values())
 
 
 def held_bytes(rollout: Rollout) -> int:

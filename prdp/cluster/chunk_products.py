@@ -26,7 +26,7 @@ class Summary:
         rollout: without the arrays that stay behind.
         specs: shape and dtype of these, by the keys of `staying`.
         node: Ray's id of the node that they lie on.
-        digest: their checksum; empty where nothing is learned from them.
+        digest: their checksum.
     """
 
     rollout: Rollout
@@ -35,12 +35,12 @@ class Summary:
     digest: str
 
 
-def split(rollout: Rollout, trajectory: bool, node: str) -> tuple[Summary, np.ndarray, Arrays, Arrays]:
+def split(rollout: Rollout, node: str) -> tuple[Summary, np.ndarray, Arrays, Arrays]:
     """The summary, and three objects that different processes need: images, what is stored, and conditions."""
     arrays = {key: np.asarray(value) for key, value in staying(rollout).items()}
     stripped = with_staying(rollout, {})
     specs = {key: (value.shape, value.dtype.str) for key, value in arrays.items()}
-    summary = Summary(stripped, specs, node, tensors_checksum(arrays) if trajectory else "")
+    summary = Summary(stripped, specs, node, tensors_checksum(arrays))
     stored = {key: value for key, value in arrays.items() if key.startswith("stored/")}
     conditions = {key: value for key, value in arrays.items() if key != "images" and key not in stored}
     return summary, arrays["images"], stored, conditions
@@ -83,12 +83,3 @@ def with_staying(rollout: Rollout, arrays: Mapping[str, RowArray]) -> Rollout:
 def remote_rows(rollout: Rollout) -> dict[str, RemoteRows]:
     """Of `staying`, what is elsewhere."""
     return {key: value for key, value in staying(rollout).items() if isinstance(value, RemoteRows)}
-
-
-def fetched(rollout: Rollout) -> Rollout:
-    """The rollout with all of its arrays here.
-
-    Raises:
-        RowsLostError: some are gone.
-    """
-    return with_staying(rollout, {key: np.asarray(value) for key, value in staying(rollout).items()})

@@ -24,6 +24,7 @@ class Request:
         prompts: all.
         weights: as their transport wants them.
         published: version and checksum of these.
+        trajectory: whether samplers keep something to learn from.
     """
 
     prompts: PromptBatch
@@ -31,6 +32,7 @@ class Request:
     published: Identity | None
     images_per_prompt: int
     seed: int
+    trajectory: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,13 +17,12 @@ import ray
 from prdp.cluster.actor_pool import ActorPool, LostError, Member, fetch_result, relay_warnings
 from prdp.cluster.actor_supervisor import ActorSupervisor, Task
 from prdp.cluster.base import ClusterError, acknowledged, check_rollout, describe_chunk
-from prdp.cluster.chunk_products import Summary, fetched, remote_rows
+from prdp.cluster.chunk_products import Summary, remote_rows
 from prdp.cluster.chunk_references import image_reference, is_lost, referring
 from prdp.cluster.event_loop import EventLoop
 from prdp.cluster.rollout_job import RolloutJob
 from prdp.cluster.time_limits import TimeLimit
 from prdp.cluster.weight_transport import WeightTransport
-from prdp.support.remote_rows import RowsLostError
 from prdp.types import Rollout
 
 IN_FLIGHT = 2
@@ -157,7 +156,7 @@ class Dispatcher:
         """Fill the samplers evenly: nobody gets a second chunk before everybody has one, or waits for weights only."""
         while self._to_score and (reward := self._least_busy()) is not None:
             job, index, rollout = self._to_score.popleft()
-            self._score(reward, job, index, image_reference(rollout), rollout)
+            self._score(reward, job, index, rollout)
         for depth in range(IN_FLIGHT):
             without_weights = False
             for member in self._samplers:
@@ -192,23 +191,13 @@ class Dispatcher:
         acknowledged(task.job.published, task.member.name, (version, checksum))
 
     def _sampled(self, task: Task, summary: Summary) -> None:
-        """Have the images scored. Trajectories stay in the object store; without any, the images are what is asked for.
-
-        Raises:
-            LostError: they are gone with their node.
-        """
+        """Have the images scored, which stay in the object store as all arrays do."""
         job, member = task.job, task.member
         assert job is not None
         if job.failed:
             return
         rollout = referring(summary, task.products, job.request)
         check_rollout(rollout, job.chunks[task.index], job.images_per_prompt, job.published)
-        images = image_reference(rollout)
-        if not job.trajectory:
-            try:
-                rollout = fetched(rollout)
-            except RowsLostError as error:
-                raise LostError(str(error)) from error
         if member.bind_seconds:
             rollout = rollout.took("bind", member.bind_seconds)
             member.bind_seconds = 0.0
@@ -221,11 +210,11 @@ class Dispatcher:
         if reward is None:
             self._to_score.append((job, task.index, rollout))
         else:
-            self._score(reward, job, task.index, images, rollout)
+            self._score(reward, job, task.index, rollout)
 
-    def _score(self, member: Member, job: RolloutJob, index: int, images: Any, rollout: Rollout) -> None:
+    def _score(self, member: Member, job: RolloutJob, index: int, rollout: Rollout) -> None:
         begun = member.handle.begin.remote()
-        answer = member.handle.score.remote(images, job.chunks[index], job.images_per_prompt, begun)
+        answer = member.handle.score.remote(image_reference(rollout), job.chunks[index], job.images_per_prompt, begun)
         self.supervisor.ask(Task("score", member, answer, job, index, begun, rollout=rollout))
 
     def _scored(self, task: Task, answer: Any) -> None:

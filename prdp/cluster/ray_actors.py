@@ -87,7 +87,7 @@ class SamplerActor:
         assert self._sampler is not None
         with errors_of(f"{self._name}, {describe_chunk(chunk)}"):
             rollout = sampled(self._sampler, chunk, images_per_prompt, seed, trajectory)
-            return split(rollout, trajectory, ray.get_runtime_context().get_node_id())
+            return split(rollout, ray.get_runtime_context().get_node_id())
 
 
 class RewardActor:

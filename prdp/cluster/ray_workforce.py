@@ -153,7 +153,7 @@ class RayWorkforce(Workforce):
         request, chunks = lost[0].request, [origin.prompts for origin in lost]
         job = RolloutJob(
             request.prompts, chunks, request.weights, request.published, request.images_per_prompt, request.seed,
-            trajectory=True, scores=False,
+            request.trajectory, scores=False,
         )
         made: dict[str, Rollout] = {}
         dispatcher.submit(job, urgent=True)

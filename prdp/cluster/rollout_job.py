@@ -47,7 +47,9 @@ class RolloutJob:
     ) -> None:
         self.chunks, self.weights, self.published = chunks, weights, published
         self.images_per_prompt, self.seed, self.trajectory = images_per_prompt, seed, trajectory
-        self.scores, self.request = scores, Request(prompts, weights, published, images_per_prompt, seed)
+        self.scores, self.request = scores, Request(
+            prompts, weights, published, images_per_prompt, seed, trajectory
+        )
         self.todo = deque(range(len(chunks)) if images is None else ())
         self.deaths = [0] * len(chunks)
         self.failed = False

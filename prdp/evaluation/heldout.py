@@ -16,7 +16,7 @@ from prdp.evaluation.picture_statistics import picture_statistics
 from prdp.support.interruption import uninterrupted
 from prdp.tracking.alarms import alarms
 from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation, save_evaluation
-from prdp.types import PromptBatch, Rollout, Weights
+from prdp.types import Float64, PromptBatch, Rollout, UInt8, Weights
 
 
 class HeldoutEvaluation:
@@ -47,10 +47,7 @@ class HeldoutEvaluation:
         rollout = self._sample(prompts, weights)
         assert rollout.rewards is not None
         size, grid = self._config.images_per_prompt, min(self._config.grid_prompts, len(prompts))
-        images = np.asarray(rollout.images)
-        shown, pictures = images[: grid * size], picture_statistics(images)
-        if size > 1:
-            pictures["diversity"] = group_diversity(images, size)
+        shown, pictures = self._looked_at(rollout, grid)
         with uninterrupted():
             self._log.lock.check()
             scores = (rollout.rewards, rollout.sub_scores)
@@ -62,6 +59,23 @@ class HeldoutEvaluation:
             self._log.trackers.images("heldout", shown[::size], list(prompts.texts[:grid]), epoch)
         self._warn(epoch)
         self._workforce.release(rollout)
+
+    def _looked_at(self, rollout: Rollout, grid: int) -> tuple[UInt8, dict[str, Float64]]:
+        """The images of the first prompts, and statistics of all images, of which one group at a time is here."""
+        size, shown, rows = rollout.images_per_prompt, list[UInt8](), list[dict[str, Float64]]()
+
+        def look(whole: Rollout) -> None:
+            for group in range(len(rows), len(whole.prompts)):
+                images = whole.images[group * size : (group + 1) * size]
+                statistics = picture_statistics(images)
+                if size > 1:
+                    statistics["diversity"] = group_diversity(images, size)
+                rows.append(statistics)
+                if group < grid:
+                    shown.append(images)
+
+        self._workforce.reading(rollout, look)
+        return np.concatenate(shown), {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def _warn(self, epoch: int) -> None:
         """Tell of alarms that the evaluation before did not raise."""

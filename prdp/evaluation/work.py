@@ -230,9 +230,12 @@ def _sample(
             for group in _contiguous(chunks, _CHUNKS_AT_ONCE * config.cluster.samplers):
                 by_offset = {chunk.prompts.offset: chunk for chunk in group}
 
-                def save(rollout: Rollout, by_offset: Mapping[int, Chunk] = by_offset) -> None:
+                def keep(rollout: Rollout, by_offset: Mapping[int, Chunk] = by_offset) -> None:
                     kept = rollout if work.timed else dataclasses.replace(rollout, seconds={})
                     by_offset[rollout.prompts.offset].save(kept)
+
+                def save(rollout: Rollout, keep: Callable[[Rollout], None] = keep) -> None:
+                    workforce.reading(rollout, keep)
 
                 rollout = workforce.sample(
                     joined([chunk.prompts for chunk in group]),
