@@ -118,6 +118,10 @@ class ActorSupervisor:
         self.retries, self.limits = retries, limits
         self._clock, self._looked, self._now = clock, clock(), 0.0
         self._next_look = math.inf
+        self._touched: set[Member] = set()
+        self._due: dict[Member, float] = {}
+        """When a member is to be looked at next, where nothing is heard of it before."""
+        self._next_round = 0.0
         self._tasks: dict[Member, list[Task]] = {member: [] for pool in pools for member in pool.members}
         self._waiters: list[concurrent.futures.Future[None]] = []
         self.last_fault: dict[str, Any] | None = None
@@ -134,6 +138,7 @@ class ActorSupervisor:
     def ask(self, task: Task) -> None:
         """Wait for the answer to a task without holding anybody up."""
         self._tasks[task.member].append(task)
+        self._touched.add(task.member)
         task.answer.future().add_done_callback(lambda _: self._loop.call(lambda: self._on_done(task)))
 
     def load(self, member: Member) -> int:
@@ -147,7 +152,7 @@ class ActorSupervisor:
     def after_event(self) -> None:
         """What is to be done after every event: replace who hangs, tell who waits for everybody."""
         self._pass_time()
-        due = min((self._check_hung(member) for member in self._tasks), default=math.inf)
+        due = self._check_members()
         self._look_again(min(due, self._now + _LOOK_SECONDS) if self._at_work() else math.inf)
         if self._waiters and all(member.state == "ready" for member in self._tasks):
             self._tell_waiters(None)
@@ -172,6 +177,7 @@ class ActorSupervisor:
         self.last_fault = {"time": time.time(), "text": fault}
         held = [task for task in self._tasks[member] if task.kind in _WORK]
         self._tasks[member] = []
+        self._touched.add(member)
         self._owner.on_actor_lost(held, error)
         if member.failures > self.retries:
             cause = f"{member.name} {error.fate} {member.failures} times in a row (cluster.retries={self.retries}): "
@@ -226,6 +232,7 @@ class ActorSupervisor:
         if task not in self._tasks[task.member]:
             return  # The actor was given up in the meantime, and its work given to others.
         member = task.member
+        self._touched.add(member)
         try:
             answer = fetch_result(task.answer)
             if task.kind == "build":
@@ -277,6 +284,20 @@ class ActorSupervisor:
         if due < self._next_look:
             self._next_look = due
             self._loop.after(max(due - self._now, 0.0), lambda: None)
+
+    def _check_members(self) -> float:
+        """Look at those of whom something was heard, or whose time has come, now and then at all; when to look again.
+
+        An event is mostly about one of many: to look at all would cost more than all else that is done for a chunk.
+        """
+        if self._now >= self._next_round:
+            self._touched.update(self._tasks)
+            self._next_round = self._now + _LOOK_SECONDS
+        self._touched.update(member for member, due in self._due.items() if due <= self._now)
+        members, self._touched = self._touched, set()
+        for member in members:
+            self._due[member] = self._check_hung(member)
+        return min(self._due.values(), default=math.inf)
 
     def _check_hung(self, member: Member) -> float:
         """Say who has had its turn for long, and give up who had it for too long; when to look again."""

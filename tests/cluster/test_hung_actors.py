@@ -218,3 +218,15 @@ def test_an_actor_that_hangs_while_it_is_built_and_is_needed_ends_the_run(stage:
     assert str(error).startswith(
         "sampler 0 did not start within cluster.start_timeout_seconds=900; free in the cluster"
     )
+
+
+def test_an_event_about_one_has_nobody_else_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the work for each chunk would grow with the samplers."""
+    stage.start()
+    stage.ask("sample", member=1)
+    looked, check = [], stage.supervisor._check_hung
+    monkeypatch.setattr(stage.supervisor, "_check_hung", lambda member: looked.append(member) or check(member))
+    stage.finish("sample", 1.0)
+    assert set(looked) == {stage.members[0]}
+    stage.wait(5.0)
+    assert set(looked) == set(stage.members)
