@@ -15,6 +15,8 @@ _GIB = 2**30
 _SHARE = 0.3
 """Of the machine's memory, as Ray itself would take; taken up only as far as used."""
 _SHARE_OF_FREE = 0.6
+_FULL = 0.8
+"""Of a store: Ray writes to disk from here on."""
 _SHARED_MEMORY = Path("/dev/shm")
 _MINIMUM = 128 * 2**20
 
@@ -45,6 +47,11 @@ def planned_bytes(gib: float | None, shared_memory: Path = _SHARED_MEMORY) -> in
     return max(_MINIMUM, int(min(most)))
 
 
+def planned_room(gib: float | None) -> int:
+    """Bytes of the object store of a private Ray before it begins to write to disk; see `planned_bytes`."""
+    return int(_FULL * planned_bytes(gib))
+
+
 class StoreReport:
     """How full the object stores of all nodes are; tells the log of what went to disk."""
 
@@ -67,7 +74,7 @@ class StoreReport:
         if spilled > 2 * self._told:
             self._told = spilled
             _log.warning(
-                "the object store (%.2f GiB) has no room for all that lies in it: %.2f GiB of rollouts went to disk so "
+                "the object store (%.2f GiB) has too little room for all that lies in it: %.2f GiB went to disk so "
                 "far, and are read again when they are learned from. More room: cluster.object_store_gib, nodes with "
                 "more memory, or smaller rollouts",
                 size / _GIB, spilled / _GIB,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from prdp.cluster.object_store import planned_bytes
+from prdp.cluster.object_store import planned_room
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import TrainConfig
 from prdp.configuration.memory_plan import device_plans, gib
@@ -99,7 +99,7 @@ def memory_warning(config: TrainConfig, available: int | None = None) -> str:
     if cluster.kind == "ray" and cluster.address != "local":
         return ""
     if available is None:
-        available = available_memory() if cluster.kind == "inline" else planned_bytes(cluster.object_store_gib)
+        available = available_memory() if cluster.kind == "inline" else planned_room(cluster.object_store_gib)
     size, count = sum(_parts(config).values()), rollouts_at_once(config)
     if size * count <= available:
         return ""
@@ -117,7 +117,7 @@ def memory_warning(config: TrainConfig, available: int | None = None) -> str:
         )
     there = f"{gib(available)} are available here, and the model needs some too. Lower"
     if cluster.kind == "ray":
-        there = f"the object store holds {gib(available)}, and what is more goes to disk. "
+        there = f"the object store holds {gib(available)} before it writes to disk. "
         there += "Raise cluster.object_store_gib, or lower"
     return f"warning: memory: a rollout takes {gib(size)}{at_once}; {there} {', '.join(keys)}{advice}"
 

@@ -52,6 +52,6 @@ def test_what_goes_to_disk_is_told_when_it_begins_and_when_it_has_doubled(
         assert report.look() == {"store_gib": 0.5, "store_spilled_gib": more}
         told.append(caplog.text)
     assert [bool(text) for text in told] == [False, True, False, False, True]
-    assert "the object store (2.00 GiB) has no room for all that lies in it: 1.00 GiB of rollouts went to" in told[1]
+    assert "the object store (2.00 GiB) has too little room for all that lies in it: 1.00 GiB went to disk" in told[1]
     monkeypatch.setattr(ray_internals, "store_bytes", lambda: None)
     assert report.look() == {}
