@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import math
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prdp.checkpoints.export import export_weights
+from prdp.checkpoints.restarts import Restarts
 from prdp.checkpoints.run_folder import words_for_the_silent
 from prdp.checkpoints.run_log import RunLog
 from prdp.checkpoints.run_state import RunState
@@ -22,17 +24,17 @@ from prdp.cluster.remote_ranks import RemoteRanks
 from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import FAMILIES, ModelConfig, TrainConfig
 from prdp.configuration.typed import write_config
-from prdp.diffusion import build_policy
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.weights import TrainableWeights
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.image_sets.source import rollout_source
-from prdp.learners import RankSettings, build_rank, learner_of
+from prdp.learners import RankSettings, build_rank, learner_of, learner_policy
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.reports.report import write_report
 from prdp.support.errors import start_up_checks
 from prdp.support.interruption import interruptions_raised
+from prdp.support.rank_errors import ShardLostError
 from prdp.support.silent_end import told_when_silent
 from prdp.tracking.base import check_trackers
 from prdp.tracking.rollout_metrics import add_update, rollout_metrics
@@ -42,14 +44,29 @@ _log = logging.getLogger(__name__)
 
 
 def main(config: TrainConfig) -> Path:
-    """Run or resume a training run; returns its folder with logs, checkpoints, weights and report."""
+    """Run or resume a training run; returns its folder with logs, checkpoints, weights and report.
+
+    When a process is lost that held a part of the network (`cluster.fsdp_size`), the run goes on from its last
+    checkpoint.
+    """
     with interruptions_raised(), told_when_silent(words_for_the_silent(config)):
-        with start_up_checks():
-            run = Run(config)
-        try:
-            return run.train()
-        finally:
-            run.close()
+        restarts, folder = Restarts(config), None
+        while folder is None:
+            try:
+                folder = _trained(restarts.config)
+            except ShardLostError as error:
+                restarts.lost(error)
+            gc.collect()  # the memory of a run that is over
+        return folder
+
+
+def _trained(config: TrainConfig) -> Path:
+    with start_up_checks():
+        run = Run(config)
+    try:
+        return run.train()
+    finally:
+        run.close()
 
 
 class Run:
@@ -125,7 +142,7 @@ class Run:
             self._held.callback(gpu.close)
             model = dataclasses.replace(model, device=gpu.device)
         self.ranks = self._start_ranks(RankSettings.of(config))
-        self.policy = build_policy(model, config.learner, seed=config.seed, keep_reference=False, only_network=True)
+        self.policy = learner_policy(model, config.learner, config.seed, config.cluster.fsdp_size)
         self.learner = learner_of(config, self.policy, self.ranks)
         return model
 
@@ -261,8 +278,11 @@ class Run:
     def _export(self) -> None:
         """Write the evaluation weights in diffusers format, for `StableDiffusionPipeline` to load."""
         self.store.lock.check()
-        weights = self.learner.evaluation_weights()
-        usage = export_weights(self.config, self.policy, weights, self.prompts.judged.texts[0])
+        weights, policy = self.learner.evaluation_weights(), self.policy
+        if self.config.cluster.fsdp_size > 1:  # of its network only some rows are here
+            on_host = dataclasses.replace(self.config.model, device="cpu")
+            policy = learner_policy(on_host, self.config.learner, self.config.seed)
+        usage = export_weights(self.config, policy, weights, self.prompts.judged.texts[0])
         if usage:
             self.log.progress.message(usage)
 

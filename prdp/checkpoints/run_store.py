@@ -29,6 +29,7 @@ from prdp.checkpoints.run_state import RunState
 from prdp.config import TrainConfig
 from prdp.prompts.stream import PromptSource, fingerprint
 from prdp.support.interruption import uninterrupted
+from prdp.support.rank_errors import ShardLostError
 
 _log = logging.getLogger(__name__)
 _Tensors = Mapping[str, np.ndarray]
@@ -175,5 +176,5 @@ class RunStore:
                     log.write()
             if learner.version > self._saved_version:
                 self.save(log.state, learner, rollouts)
-        except (OSError, LockLostError) as second:
+        except (OSError, LockLostError, ShardLostError) as second:
             _log.warning("epoch %d could not be saved: %s", log.state.epoch, second)

@@ -123,12 +123,8 @@ def join(rendezvous: Rendezvous, rank: int, host: str, size: int = 2) -> Any:
     Raises:
         RuntimeError: an other end did not come in time.
     """
-    from torch.distributed import PrefixStore, TCPStore
-
     timeout = timedelta(seconds=rendezvous.timeout)
-    # A connection of its own: one that waits would hold up all others.
-    store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout, wait_for_workers=False)
-    named = PrefixStore(rendezvous.key, store)
+    store = store_of(rendezvous)
     if rendezvous.backend == "nccl":
         from torch.distributed import ProcessGroupNCCL
 
@@ -138,12 +134,27 @@ def join(rendezvous: Rendezvous, rank: int, host: str, size: int = 2) -> Any:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
         options = ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return ProcessGroupNCCL(named, rank, size, options)
+        return ProcessGroupNCCL(store, rank, size, options)
+    return gloo_group(store, rank, size, timeout, host)
+
+
+def store_of(rendezvous: Rendezvous) -> Any:
+    """What an end meets the others by."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    timeout = timedelta(seconds=rendezvous.timeout)
+    # A connection of its own: one that waits would hold up all others.
+    store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout, wait_for_workers=False)
+    return PrefixStore(rendezvous.key, store)
+
+
+def gloo_group(store: Any, rank: int, size: int, timeout: timedelta, host: str) -> Any:
+    """A group that listens on `host` alone."""
     from torch.distributed import ProcessGroupGloo
 
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices, options._threads, options._timeout = [_listener(host)], 1, timeout
-    return ProcessGroupGloo(named, rank, size, options)
+    return ProcessGroupGloo(store, rank, size, options)
 
 
 def send(

@@ -32,7 +32,7 @@ class GradientGroup:
         try:
             self._group: Any = join(rendezvous, rank, host, size)
         except RuntimeError as error:
-            raise ReductionError(f"the learner's ranks did not meet: {_first_line(error)}") from error
+            raise ReductionError(f"the learner's ranks did not meet: {first_line(error)}") from error
 
     def total(self, tensors: list[torch.Tensor]) -> None:
         """Replace tensors, in place, by their sums over all processes, the same bits in each.
@@ -49,7 +49,7 @@ class GradientGroup:
                 for piece, value in zip(pieces, summed.split([len(one) for one in pieces]), strict=True):
                     piece.copy_(value)
         except RuntimeError as error:
-            raise ReductionError(f"gradients were not summed: {_first_line(error)}") from error
+            raise ReductionError(f"gradients were not summed: {first_line(error)}") from error
 
 
 def _buckets(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
@@ -70,5 +70,6 @@ def _buckets(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.
         yield bucket
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of a library's message, which goes on with what its authors want to know."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

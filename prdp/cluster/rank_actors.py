@@ -77,6 +77,7 @@ class RankActors(RemoteRanks):
             ray.kill(self._handles[number], no_restart=True)
 
     def close(self) -> None:
+        self.leave()
         if ray.is_initialized():
             for number in self._handles:
                 self.kill(number)

@@ -11,7 +11,7 @@ from typing import Any
 
 from prdp.cluster.actor_process import errors_of, hold_torch_to, import_from
 from prdp.cluster.direct_weights import Rendezvous
-from prdp.cluster.gradient_group import GradientGroup
+from prdp.cluster.shard_group import join_ranks
 from prdp.cluster.warning_collector import WarningCollector
 
 
@@ -38,7 +38,11 @@ class RankHost:
             if method == "meet":
                 return self.meet(*arguments)
             assert self._rank is not None, "build comes first"
-            return getattr(self._rank, method)(*arguments)
+            try:
+                return getattr(self._rank, method)(*arguments)
+            except BaseException:
+                self._rank.leave()  # those that make the same passes would wait for it
+                raise
 
     def build(self, factory: bytes, paths: Sequence[str]) -> tuple[int, str, tuple[str, ...]]:
         """Build the rank from its pickled factory, which may import from the folders `paths` too.
@@ -52,6 +56,6 @@ class RankHost:
             hold_torch_to(self._threads)
         return os.getpid(), platform.node(), messages.texts
 
-    def meet(self, rendezvous: Rendezvous, number: int, size: int) -> None:
-        """Join the group of all ranks, which waits for the others."""
-        self._rank.join(GradientGroup(rendezvous, number, size, self._host))
+    def meet(self, rendezvous: Rendezvous, number: int, size: int, shards: int) -> None:
+        """Join the group of all ranks, which waits for the others; see `join_ranks`."""
+        self._rank.join(join_ranks(rendezvous, number, size, shards, self._host))

@@ -47,6 +47,7 @@ class RankProcesses(RemoteRanks):
             process.kill()
 
     def close(self) -> None:
+        self.leave()
         for process in self._processes.values():
             process.let_go()
         for process in self._processes.values():

@@ -14,6 +14,7 @@ from prdp.cluster.base import ClusterError, back_off
 from prdp.cluster.direct_weights import Rendezvous, open_store
 from prdp.cluster.environment import import_paths
 from prdp.cluster.gradient_group import GradientGroup
+from prdp.cluster.shard_group import ShardGroup, join_ranks
 from prdp.cluster.threads import planned_threads
 from prdp.cluster.time_limits import TimeLimit, WorkStatus
 from prdp.config import ClusterConfig
@@ -96,6 +97,7 @@ class RemoteRanks(ABC):
         self.last_fault: dict[str, Any] | None = None
         self._store: Any = None
         self._meetings = 0
+        self._group: GradientGroup | ShardGroup | None = None
 
     def start_all(self) -> None:
         """Start every rank without waiting for any."""
@@ -124,7 +126,7 @@ class RemoteRanks(ABC):
                 _log.warning("%s: %s", self.name(answer.number), text)
         return self._wait(answer)
 
-    def connect(self) -> GradientGroup:
+    def connect(self) -> GradientGroup | ShardGroup:
         """Have all ranks meet in a new group.
 
         Raises:
@@ -136,11 +138,18 @@ class RemoteRanks(ABC):
             self._store = open_store(self._host, self._config.start_timeout_seconds)
         self._meetings += 1
         rendezvous = Rendezvous(self._host, self._store[1], f"ranks {self._meetings}", self._backend, seconds)
-        answers = [self.ask(number, "meet", rendezvous, number, self.count) for number in range(1, self.count)]
-        group = GradientGroup(rendezvous, 0, self.count, self._host)
+        sizes = self.count, self._config.fsdp_size
+        answers = [self.ask(number, "meet", rendezvous, number, *sizes) for number in range(1, self.count)]
+        self._group = join_ranks(rendezvous, 0, *sizes, self._host)
         for answer in answers:
             answer.result()
-        return group
+        return self._group
+
+    def leave(self) -> None:
+        """Have rank 0 leave what `connect` made, where that holds anything of the process."""
+        if isinstance(self._group, ShardGroup):
+            self._group.close()
+        self._group = None
 
     def replace(self, number: int, error: RankLostError) -> None:
         """Start a lost rank again, after a pause that doubles when it is lost again before the next step.

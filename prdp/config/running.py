@@ -29,6 +29,9 @@ class ClusterConfig:
     """GPUs of each reward actor; 0 hides them from it."""
     learners: Count = 1
     """Processes that learn together, this one included; the update is that of one."""
+    fsdp_size: Count = 1
+    """Of these processes, how many hold one network together: each has so much of weights, gradients and optimizer, and
+    gathers the rest a block at a time. For learner.mode=full; must divide learners. 1: each holds all of it."""
     learner_gpus: NotNegative = 0.0
     """GPUs of each of them that Ray keeps free, for this process on its own node; 0 claims none."""
     learner_timeout_seconds: NotNegative | None = None

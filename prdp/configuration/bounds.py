@@ -17,6 +17,7 @@ from prdp.configuration.learner_bounds import (
     keep_best_problems,
     optimizer_problems,
     schedule_problems,
+    sharding_problems,
 )
 from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
@@ -247,6 +248,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
             )
     if not any(key.startswith("cluster.") for key in wrong):
         found += _store_misfits(config.cluster) + _transport_misfits(config.cluster) + _rank_misfits(config.cluster)
+        found += sharding_problems(config)
     return found
 
 

@@ -6,6 +6,8 @@ from prdp.checkpoints.compatible import CHANGEABLE, may_change
 from prdp.config import CheckpointConfig, LearnerConfig, ModelConfig, TrainConfig
 from prdp.support.suggest import did_you_mean
 
+_BY_ENTRY = ("adamw", "adamw_fused")
+"""Optimizers whose step of an entry takes that entry alone."""
 _PRODIGY_LEAST = 0.01
 """Rates below are meant for optimizers whose step size they are."""
 
@@ -29,6 +31,30 @@ def optimizer_problems(learner: LearnerConfig) -> list[str]:
             value, unset = getattr(learner, name), getattr(plain, name)
             if value != unset:
                 found.append(f"learner.{name}={value:g}: has no effect with {chosen}; leave it at {unset:g}")
+    return found
+
+
+def sharding_problems(config: TrainConfig) -> list[str]:
+    """Processes that cannot hold a network together."""
+    cluster, learner = config.cluster, config.learner
+    size = cluster.fsdp_size
+    if size == 1:
+        return []
+    chosen = f"cluster.fsdp_size={size}"
+    found = []
+    if cluster.learners % size:
+        found.append(f"{chosen}: must divide cluster.learners={cluster.learners}, the processes that learn")
+    if learner.mode != "full":
+        found.append(
+            f"{chosen}: needs learner.mode=full: of mode={learner.mode} each process has all; set cluster.fsdp_size=1"
+        )
+    if learner.framework != "torch":
+        found.append(f"{chosen}: needs learner.framework=torch, not {learner.framework}")
+    elif learner.optimizer not in _BY_ENTRY:
+        found.append(
+            f"{chosen}: needs learner.optimizer={' or '.join(_BY_ENTRY)}: a step of {learner.optimizer} takes whole "
+            "tensors"
+        )
     return found
 
 

@@ -81,6 +81,7 @@ class _Sizes:
         from prdp.diffusion.model_folder import absent_parts
         from prdp.diffusion.pipeline_checks import empty_part
         from prdp.diffusion.pipeline_loading import DTYPES
+        from prdp.diffusion.precision import repeated_blocks
         from prdp.diffusion.quantization import quantize
 
         quiet()
@@ -102,6 +103,8 @@ class _Sizes:
             quantize(network, model.quantization)
         held = sum(value.numel() * value.element_size() for value in network.parameters())
         self._network = 4 * _numbers(network) if self._full else held
+        self._blocks = [_numbers(block) for block in repeated_blocks(network)]
+        self._outside = _numbers(network) - sum(self._blocks)
         self._dry = DryPolicy(family, model, config.learner, network, family.condition_shapes(model))
         self._branches = family.branches_of(model, config.sampler.guidance_scale)
         objective = build_objective(config.objective)
@@ -112,11 +115,13 @@ class _Sizes:
         self._reference = "reference" in asked
 
     def learner_holds(self) -> dict[str, int]:
-        learned = self._dry.learning
+        learned, shards = self._dry.learning, self._config.cluster.fsdp_size
         kept = _MOMENTS[self._config.learner.optimizer] + 4 * (self._kept + bool(self._config.learner.ema_decay))
         if self._full:
             frozen = self._network if self._reference else 0
-            return {"network": self._network + frozen, "gradients and moments": int(learned * (_STATES - 4 + kept))}
+            held = {"network": self._network + frozen, "gradients and moments": int(learned * (_STATES - 4 + kept))}
+            part = "" if shards == 1 else f"1/{shards} of "
+            return {f"{part}{what}": -(-size // shards) for what, size in held.items()}
         return {"network": self._network, "adapters with gradients and moments": int(learned * (_STATES + kept))}
 
     def sampler_holds(self, beside_learner: bool = False) -> dict[str, int]:
@@ -136,10 +141,21 @@ class _Sizes:
         config = self._config
         cells = config.learner.microbatch
         at_once = min(cells, config.prompts_per_epoch * config.images_per_prompt * self._columns()) * self._branches
-        found = {f"learning {cells} cells": self._dry.with_gradient(at_once)}
+        found = {f"learning {cells} cells": self._gathered(True) + self._dry.with_gradient(at_once)}
         if self._evidence:
-            found["computing evidence"] = self._dry.without_gradient(at_once, float32=True)
+            found["computing evidence"] = self._gathered(False) + self._dry.without_gradient(at_once, float32=True)
         return found
+
+    def _gathered(self, learning: bool) -> int:
+        """Bytes of whole tensors that a pass of a divided network has for a time.
+
+        Those outside of repeated blocks, and two blocks, one of which comes while the other computes, beside the buffer
+        that it comes in. While learning, the gradients of the larger of these, in float32 and float64.
+        """
+        if self._config.cluster.fsdp_size == 1:
+            return 0
+        outside, block = self._outside, max(self._blocks, default=0)
+        return 4 * (outside + max(outside, 3 * block)) + (4 + 8) * max(outside, block) * learning
 
     def drawing(self) -> dict[str, int]:
         sampler, model = self._config.sampler, self._config.model

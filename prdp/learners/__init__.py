@@ -29,11 +29,13 @@ class RankSettings:
     sampler: SamplerConfig
     objective: Mapping[str, Any]
     seed: int
+    shards: int = 1
 
     @classmethod
     def of(cls, config: TrainConfig) -> RankSettings:
         """Those of a run."""
-        return cls(config.model, config.learner, config.sampler, config.objective, config.seed)
+        shards = config.cluster.fsdp_size
+        return cls(config.model, config.learner, config.sampler, config.objective, config.seed, shards)
 
     def on_gpu(self, number: int) -> RankSettings:
         """The same on the GPU that is so many after the one that the model names, or after the first."""
@@ -53,12 +55,11 @@ def build_rank(settings: RankSettings) -> LearnerRank:
     Raises:
         ValueError: as `build_learner` and `prdp.diffusion.build_policy`.
     """
-    from prdp.diffusion import build_policy
     from prdp.learners.rank import LearnerRank
     from prdp.objectives import build_objective
 
-    model, sampler = settings.model, settings.sampler
-    policy = build_policy(model, settings.learner, seed=settings.seed, keep_reference=False, only_network=True)
+    sampler = settings.sampler
+    policy = learner_policy(settings.model, settings.learner, settings.seed, settings.shards)
     engine = _engine(
         policy,
         policy.process.transitions(sampler),
@@ -66,8 +67,37 @@ def build_rank(settings: RankSettings) -> LearnerRank:
         settings.learner,
         build_objective(settings.objective),
         settings.seed,
+        settings.shards,
     )
     return LearnerRank(engine, settings.digest)
+
+
+def learner_policy(model: ModelConfig, learner: LearnerConfig, seed: int, shards: int = 1) -> Policy:
+    """The policy of a learner, with the network alone.
+
+    Args:
+        model, learner: sections of the configuration.
+        seed: of the run.
+        shards: processes that its network is to be divided among. A network of diffusers is then loaded on the host,
+            and only parts of it go to the policy's device.
+
+    Raises:
+        ValueError: as `prdp.diffusion.build_policy`.
+    """
+    from prdp.diffusion import build_policy, family_of
+    from prdp.diffusion.folder_policy import FolderPolicy
+
+    family: Any = family_of(model)
+    on_host = shards > 1 and isinstance(family, type) and issubclass(family, FolderPolicy)
+    loaded = dataclasses.replace(model, device="cpu") if on_host else model
+    policy = build_policy(loaded, learner, seed=seed, keep_reference=False, only_network=True)
+    if on_host:
+        import torch
+
+        from prdp.diffusion.pipeline_loading import device_of
+
+        policy.device = torch.device(device_of(model))
+    return policy
 
 
 def learner_of(config: TrainConfig, policy: Policy, ranks: Ranks | None = None) -> Learner:
@@ -94,6 +124,7 @@ def learner_of(config: TrainConfig, policy: Policy, ranks: Ranks | None = None) 
         optimised_terms(config.reward),
         ranks,
         RankSettings.of(config).digest,
+        config.cluster.fsdp_size,
     )
 
 
@@ -108,6 +139,7 @@ def build_learner(
     reward_terms: Mapping[str, float] | None = None,
     ranks: Ranks | None = None,
     configuration: str = "",
+    shards: int = 1,
 ) -> Learner:
     """The learner on the engine that `config.framework` names; only 'jax' imports JAX.
 
@@ -121,6 +153,7 @@ def build_learner(
         reward_terms: name -> weight of the terms of a weighted sum; for an objective that takes them apart.
         ranks: processes that share the work with this one, see `build_rank`; None for none.
         configuration: the digest that they have.
+        shards: of all these processes, how many hold one network together.
 
     Raises:
         RankMismatchError: a rank is not what this process is.
@@ -131,7 +164,7 @@ def build_learner(
     from prdp.objectives import build_objective
 
     built = build_objective(objective)
-    engine = _engine(policy, transitions, guidance_scale, config, built, seed)
+    engine = _engine(policy, transitions, guidance_scale, config, built, seed, shards)
     if ranks is None:
         return Learner(engine, built, config, updates_per_epoch, reward_terms)
     from prdp.learners.sharded_engine import ShardedEngine
@@ -146,8 +179,13 @@ def _engine(
     config: LearnerConfig,
     objective: Objective,
     seed: int,
+    shards: int,
 ) -> DeviceEngine:
     settings = (policy, transitions, guidance_scale, objective.evidence, objective.channels, config, seed)
+    if shards > 1:
+        from prdp.learners.fsdp_engine import FsdpEngine
+
+        return FsdpEngine(*settings, shards)
     if config.framework == "torch":
         from prdp.learners.torch_engine import TorchEngine
 

@@ -6,7 +6,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,10 @@ class DeviceEngine(Engine):
 
     Attributes:
         checks_evidence: whether evidence that is not finite is refused here, rather than by who asks.
+        shards: processes that each learning tensor is divided among; they make all passes together.
     """
+
+    shards: int = 1
 
     def __init__(
         self,
@@ -88,11 +91,15 @@ class DeviceEngine(Engine):
         found = self._unknown(batch, names)
         self._find_alike()
         with self._float32(), self._resolved(of) as network:
-            for images, columns in self._microbatches(batch, cells):
+            parts = list(self._microbatches(batch, cells))
+            idle = self._idle(parts)
+            for images, columns in parts:
                 values = self._values(batch, images, columns, names, network)
                 for name in names:
                     found[name][images, columns] = row = values[name].cpu().numpy()
                     self._check_finite(batch, images, columns, name, row)
+            for images, columns in idle:
+                self._values(batch, images, columns, names, network)
         return found
 
     def accumulate(
@@ -133,7 +140,8 @@ class DeviceEngine(Engine):
     def passes(self, batch: Batch, cells: Int64, whole_groups: bool = False) -> Generator[Seen, Float64, None]:
         """The pass with gradient: gives every microbatch after its forward, and takes coefficients, [channels, b].
 
-        The gradient is gathered from zero, and is `settle`d when the last microbatch is through.
+        The gradient is gathered from zero, and is `settle`d when the last microbatch is through. A pass that is made
+        for other processes alone gives no cells.
 
         Args:
             whole_groups: as for `accumulate` with a function.
@@ -142,17 +150,24 @@ class DeviceEngine(Engine):
         self._find_alike()
         with self._gathering(), self._network_of("policy") as network:
             parts, learned = list(self._microbatches(batch, cells, whole_groups)), False
-            for number, (images, columns) in enumerate(parts, start=1):
+            for number, (images, columns) in enumerate([*parts, *self._idle(parts)], start=1):
                 values = self._values(batch, images, columns, self.channels, network)
                 stacked = torch.stack([values[name] for name in self.channels])
+                if number > len(parts):
+                    yield Seen(images[:0], columns[:0], {})
+                    (0.0 * stacked).sum().backward()
+                    continue
                 evidence = dict(zip(self.channels, stacked.detach().cpu().numpy(), strict=True))
                 for name, row in evidence.items():
                     self._check_finite(batch, images, columns, name, row)
                 weights = yield Seen(images, columns, evidence)
-                if not weights.any() and (learned or number < len(parts)):
+                if not weights.any() and self.shards == 1 and (learned or number < len(parts)):
                     continue  # a gradient of 0, which is computed only where it is all there is
                 learned = True
                 (torch.from_numpy(weights).to(stacked.device, stacked.dtype) * stacked).sum().backward()
+
+    def join(self, group: Any) -> None:
+        """Take a place among the processes that `shards` tells of; the engine of one process has none to take."""
 
     @abstractmethod
     def settle(self, total: Total | None = None) -> None:
@@ -161,6 +176,14 @@ class DeviceEngine(Engine):
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
         """The learning tensors as they are now, on their device; not to be written to."""
+
+    def _idle(self, parts: Sequence[tuple[Int64, Int64]]) -> list[tuple[Int64, Int64]]:
+        """Images and columns of further passes, whose results nobody needs: for processes that make them together.
+
+        Args:
+            parts: of the passes that are needed here.
+        """
+        return []
 
     def _gathering(self) -> AbstractContextManager[None]:
         """What a framework needs around the pass with gradient."""

@@ -18,7 +18,7 @@ import torch
 import prdp
 from prdp.evidence.base import Of
 from prdp.learners.device_engine import DeviceEngine, Seen, answered
-from prdp.learners.engine import Batch, Progress
+from prdp.learners.engine import Arrays, Batch, Progress
 from prdp.support.remote_rows import part_of_rows
 from prdp.types import Float64, Int64, PromptBatch, Rollout, UInt8, tensors_checksum
 
@@ -100,6 +100,13 @@ class LearnerRank:
     def join(self, group: Group) -> None:
         """Sum over this group from now on."""
         self._group = group
+        self.engine.join(group)
+
+    def leave(self) -> None:
+        """Let the others find out at once that this rank takes part no more."""
+        close = getattr(self._group, "close", None)
+        if close is not None:
+            close()
 
     def adopt(self, setting: Setting, tensors: Mapping[str, np.ndarray], updates: int) -> str:
         """Become what the other ranks are, from the start on; the fingerprint of the weights."""
@@ -205,6 +212,15 @@ class LearnerRank:
         """As `Engine.load_state`; the fingerprint of the weights."""
         self.engine.load_state(tensors, updates)
         return self.fingerprint()
+
+    def rows(self, what: str) -> Arrays | None:
+        """See `prdp.learners.fsdp_engine.FsdpEngine.rows`."""
+        rows: Arrays | None = self.engine.rows(what)  # type: ignore[attr-defined]
+        return rows
+
+    def unmoved(self, of: Of) -> bool:
+        """See `Engine.unmoved`."""
+        return self.engine.unmoved(of)
 
     def fingerprint(self) -> str:
         """Of the weights as they are now."""

@@ -1,7 +1,7 @@
 """The ranks of a learner as replicas: asked together, watched for drift, and started again when they are lost.
 
 Rank 0 is in this process. All ranks hold the same weights, so a lost one is replaced by a copy of rank 0, and the pass
-that it was in is made again.
+that it was in is made again. Where some hold one network together, what a lost one held is in a checkpoint alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,19 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from prdp.learners.device_engine import DeviceEngine
+from prdp.learners.engine import Arrays
 from prdp.learners.rank import Group, LearnerRank, Setting
-from prdp.support.rank_errors import RankDriftError, RankLostError, RankMismatchError, ReductionError
+from prdp.learners.rows import joined, rows_of
+from prdp.support.rank_errors import (
+    RankDriftError,
+    RankLostError,
+    RankMismatchError,
+    ReductionError,
+    ShardLostError,
+)
 from prdp.types import Int64
 
 _log = logging.getLogger(__name__)
@@ -118,6 +128,20 @@ class Replicas:
         self.check_weights(fingerprints)
         self._ranks.progressed()
 
+    def whole(self, what: str) -> Arrays | None:
+        """What the ranks of the first copy of the network hold, put together; see `FsdpEngine.rows`."""
+        parts = self.on_ranks(dict.fromkeys(range(self._engine.shards), ("rows", (what,))))
+        return None if parts[0] is None else joined([parts[rank] for rank in sorted(parts)])
+
+    def load_rows(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
+        """Have every rank take its part of a whole state."""
+        self.updates, shards = updates, self._engine.shards
+        parts = [rows_of(tensors, part, shards) for part in range(shards)]
+        calls: dict[int, Call] = {
+            rank: ("load_state", (parts[rank % shards], updates)) for rank in range(self._ranks.count)
+        }
+        self.check_weights(self.on_ranks(calls))
+
     def everywhere(self, method: str, *arguments: Any) -> dict[int, Any]:
         """What the ranks that are there answer; one that is lost on the way is started again before the next pass."""
         there = [rank for rank in range(self._ranks.count) if rank not in self._missing]
@@ -131,6 +155,7 @@ class Replicas:
 
         Raises:
             PassLostError: ranks were lost, or lost each other; has the answers of the rest.
+            ShardLostError: likewise, where a rank holds what no other does.
             Exception: what a rank raised, this process first.
         """
         sizes = {rank: len(some) for rank, some in (cells or {}).items()}
@@ -156,11 +181,22 @@ class Replicas:
                 lost = lost or error
             except Exception as error:  # noqa: BLE001 - the others have to be waited for
                 failed = failed or error
+                self._release(rank)
+            except BaseException:
+                self._release(rank)
+                raise
         if failed is not None:
             raise failed
         if lost is not None:
+            if self._engine.shards > 1:
+                raise ShardLostError(f"{lost}; what it held of the network is in the last checkpoint") from lost
             raise PassLostError(answers, lost)
         return answers
+
+    def _release(self, rank: int) -> None:
+        """Where this process breaks off, ranks that make the same passes would wait for it."""
+        if rank == 0 and self._engine.shards > 1:
+            self.own.leave()
 
     def retried(self, attempt: Callable[[], _Result]) -> _Result:
         """A pass, made again as often as ranks are lost in it."""
@@ -201,14 +237,16 @@ class Replicas:
         }
 
     def check_weights(self, fingerprints: Mapping[int, str]) -> None:
-        """Raise RankDriftError unless all ranks have the weights of rank 0."""
+        """Raise RankDriftError unless all ranks that hold the same have the same weights."""
         self.check_same(fingerprints, f"has other weights after update {self.updates}: fingerprint {{}}")
 
     def check_same(self, answers: Mapping[int, Any], told: str) -> None:
-        """Raise RankDriftError unless all ranks answer as rank 0, in words with a place for the answer."""
+        """Raise RankDriftError unless ranks that hold the same answer alike, in words with a place for the answer."""
         for rank, answer in answers.items():
-            if answer != answers[0]:
-                raise RankDriftError(f"{self._ranks.name(rank)} {told.format(answer)}, and rank 0 {answers[0]}")
+            first = rank % self._engine.shards
+            if answer != answers[first]:
+                who = self._ranks.name(rank)
+                raise RankDriftError(f"{who} {told.format(answer)}, and rank {first} {answers[first]}")
 
     def _check_identity(self, number: int, identity: Mapping[str, str]) -> None:
         for what, own in self._identity.items():

@@ -1,7 +1,8 @@
 """An engine of many: cells are dealt out to ranks, the gradient is summed once, and all ranks take the same step.
 
 The rank in this process is number 0. The others are replicas of it in processes of their own, so that one that dies or
-hangs is started again as a copy of this one, and the pass that it was in is made again.
+hangs is started again as a copy of this one, and the pass that it was in is made again. Or, with an `FsdpEngine`, some
+of them hold one network together: they make all passes at the same time, and their rows are put together here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from prdp.diffusion.conditions import Conditions
 from prdp.evidence.base import Channels, Of
 from prdp.learners.device_engine import DeviceEngine
-from prdp.learners.engine import Arrays, Batch, Engine, Progress, Tables, check_finite, microbatches
+from prdp.learners.engine import Arrays, Batch, Engine, Progress, Tables, check_finite, microbatches, section
 from prdp.learners.rank import part_of
 from prdp.learners.replicas import Call, Ranks, Replicas
 from prdp.types import Float64, Int64, Rollout, Weights
@@ -78,10 +79,15 @@ class ShardedEngine(Engine):
         return self._replicas.retried(attempt)
 
     def weights(self, of: Of, version: int) -> Weights:
-        return self._engine.weights(of, version)
+        if self._engine.shards == 1:
+            return self._engine.weights(of, version)
+        return Weights.of(version, self._replicas.whole(of) or {})
 
     def average(self, version: int) -> Weights | None:
-        return self._engine.average(version)
+        if self._engine.shards == 1:
+            return self._engine.average(version)
+        found = self._replicas.whole("average")
+        return None if found is None else Weights.of(version, found)
 
     def keep_reference(self) -> None:
         self._replicas.change("keep_reference", keeps_reference=True)
@@ -94,7 +100,9 @@ class ShardedEngine(Engine):
         self._replicas.change("use_as_reference", of, reference=of)
 
     def unmoved(self, of: Of) -> bool:
-        return self._engine.unmoved(of)
+        if self._engine.shards == 1:
+            return self._engine.unmoved(of)
+        return bool(self._replicas.everywhere("unmoved", of)[0])
 
     def move(self, of: Of, decay: float) -> None:
         self._replicas.everywhere("move", of, decay)
@@ -116,9 +124,15 @@ class ShardedEngine(Engine):
         return metrics
 
     def state(self) -> Arrays:
-        return self._engine.state()
+        if self._engine.shards == 1:
+            return self._engine.state()
+        return self._replicas.whole("state") or {}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
+        if self._engine.shards > 1:
+            self._engine.policy.weights.check(section(tensors, "weights/"))
+            self._replicas.load_rows(tensors, updates)
+            return
         self._replicas.updates = updates
         self._replicas.check_weights(self._replicas.everywhere("load_state", tensors, updates))
 
@@ -153,11 +167,17 @@ class ShardedEngine(Engine):
         found = {name: np.zeros(self._engine.kind.shape(batch.rollout)) for name in names}
         seen = self._on_shares(shares, lambda rank, share: ("begin", (share, batch.update)))
         done = 0
+        nothing, together = np.empty(0, np.int64), self._engine.shards > 1
         for turn in range(max(map(len, parts))):
-            at_hand = {rank: part[turn] for rank, part in enumerate(parts) if turn < len(part)}
+            at_hand = {
+                rank: part[turn] if turn < len(part) else nothing
+                for rank, part in enumerate(parts)
+                if together or turn < len(part)
+            }
             for rank, some in at_hand.items():
-                self._check(batch, some, seen[rank])
-                _fill(found, some, seen[rank])
+                if len(some):
+                    self._check(batch, some, seen[rank])
+                    _fill(found, some, seen[rank])
             known = tables(found)
             flat = np.stack([known[name].ravel() for name in names])
             seen = self._replicas.on_ranks(
@@ -184,8 +204,11 @@ class ShardedEngine(Engine):
         group = self._engine.kind.shape(batch.rollout)[1] * size
         calls: dict[int, Call] = {}
         for rank, share in enumerate(shares):
-            if len(share) or not rank:
-                first, end = (int(share[0] // group), int(share[-1] // group) + 1) if len(share) else (0, 0)
+            if len(share) or not rank or self._engine.shards > 1:
+                # One of several that go in step makes passes for the others on whatever it has.
+                first, end = 0, int(self._engine.shards > 1)
+                if len(share):
+                    first, end = int(share[0] // group), int(share[-1] // group) + 1
                 if not self._has(rank, batch.rollout, first, end):
                     calls[rank] = "take", (part_of(batch.rollout, first, end), first * size)
                     self._held[rank] = weakref.ref(batch.rollout), first, end

@@ -80,18 +80,15 @@ class TorchEngine(DeviceEngine):
     def unscale(self, scale: float) -> bool:
         gradients = [value.grad for value in self._parameters.values() if value.grad is not None]
         torch._foreach_mul_(gradients, 1.0 / scale)
-        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        _, squares = self._sizes()
+        return bool(squares.float().isfinite())
 
     def apply(self, learning_rate: float, ema_decay: float, update: int) -> dict[str, float]:
-        largest = {
-            name: None if value.grad is None else torch.linalg.vector_norm(value.grad, math.inf).item()
-            for name, value in self._parameters.items()
-        }
-        without = unlearned(largest, first=update == 0)
-        gradients = {name: value.grad for name, value in self._parameters.items() if value.grad is not None}
-        norm = torch.nn.utils.get_total_norm(gradients.values())
-        if not torch.isfinite(norm):
-            raise gradient_error(update, {name: value for name, value in largest.items() if value is not None})
+        largest, squares = self._sizes()
+        without = unlearned({name: largest.get(name) for name in self._parameters}, first=update == 0)
+        if not torch.isfinite(squares.float()):
+            raise gradient_error(update, largest)
+        norm = squares.sqrt().float()
         torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_grad_norm, norm)
         self._optimizer.step(learning_rate)
         if self._average is not None:
@@ -104,17 +101,17 @@ class TorchEngine(DeviceEngine):
         tensors = {f"weights/{name}": value for name, value in self._parameters.items()}
         tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.state().items()}
         tensors |= {f"ema/{name}": value for name, value in (self._average or {}).items()}
-        for of, kept in self._kept.items():
+        for of, kept in self._saved().items():
             tensors |= {f"{of}/{name}": value for name, value in kept.items()}
         return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
-        self.policy.weights.bind(Weights.of(updates, section(tensors, "weights/")))
+        self._bind(section(tensors, "weights/"), updates)
         if updates:
             self._optimizer.load(section(tensors, "optimizer/"))
         if self._average is not None:
             self._average = self._read(tensors, "ema/")
-        for of in self._kept:
+        for of in self._saved():
             self._kept[of] = self._read(tensors, f"{of}/")
 
     @contextmanager
@@ -179,6 +176,24 @@ class TorchEngine(DeviceEngine):
             self._sums[name] = value.grad.to(self._sum_dtype, copy=True)
         value.grad = None
 
+    def _sizes(self) -> tuple[dict[str, float], torch.Tensor]:
+        """Largest absolute entry of each tensor's gradient, and the sum of all squares, on the host.
+
+        Squares are summed in float64, so that their sum in float32 does not depend on how tensors are divided.
+        """
+        gradients = {name: value.grad for name, value in self._parameters.items() if value.grad is not None}
+        table = torch.zeros(2, len(gradients), dtype=self._sum_dtype, device=self.policy.device)
+        for column, gradient in enumerate(gradients.values()):
+            if gradient.numel():
+                table[0, column] = torch.linalg.vector_norm(gradient, math.inf)
+                table[1, column] = torch.linalg.vector_norm(gradient, dtype=self._sum_dtype).square()
+        largest, squares = self._of_whole_tensors(table).cpu()
+        return dict(zip(gradients, largest.tolist(), strict=True)), squares.sum()
+
+    def _of_whole_tensors(self, table: torch.Tensor) -> torch.Tensor:
+        """Largest entries and sums of squares, [2, tensors], of whole tensors where only rows of them are here."""
+        return table
+
     def _zero_gradient(self) -> None:
         self._sums = {}
         for value in self._parameters.values():
@@ -186,6 +201,10 @@ class TorchEngine(DeviceEngine):
 
     def _copy(self) -> Tensors:
         return {name: value.detach().clone() for name, value in self._parameters.items()}
+
+    def _saved(self) -> dict[str, Tensors]:
+        """Kept policies that change, and so belong into a state."""
+        return {of: kept for of, kept in self._kept.items() if of != "reference"}
 
     def _of(self, of: Of) -> Tensors:
         assert of in self._kept, f"the policy '{of}' is not kept: call keep first"
@@ -196,9 +215,15 @@ class TorchEngine(DeviceEngine):
         for name, value in self._parameters.items():
             value.data, others[name] = others[name], value.data
 
+    def _bind(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
+        self.policy.weights.bind(Weights.of(updates, tensors))
+
+    def _check(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.policy.weights.check(tensors)
+
     def _read(self, tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
         kept = section(tensors, prefix)
-        self.policy.weights.check(kept)
+        self._check(kept)
         return {
             name: torch.from_numpy(np.array(kept[name])).to(value.device) for name, value in self._parameters.items()
         }

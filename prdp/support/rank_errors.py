@@ -18,7 +18,11 @@ class RankLostError(ResumableError, RuntimeError):
 
 
 class ReductionError(ResumableError, RuntimeError):
-    """Gradients could not be summed: the processes lost each other on the way."""
+    """Gradients could not be summed, or weights not gathered: the processes lost each other on the way."""
+
+
+class ShardLostError(ResumableError, RuntimeError):
+    """A rank was lost whose part of the weights nobody else has; a checkpoint has it."""
 
 
 class RankMismatchError(UserError, RuntimeError):

@@ -168,3 +168,11 @@ def test_a_plan_tells_processes_apart(small_flow: ModelConfig) -> None:
     full = dataclasses.replace(config, learner=dataclasses.replace(config.learner, mode="full"))
     [both] = device_plans(full)
     assert both.held["network"] >= 2 * one.held["network"], "two networks learn apart, in float32"
+    sizes = [dataclasses.replace(config.cluster, kind="ray", learners=4, fsdp_size=size) for size in (1, 4)]
+    whole, part = (device_plans(dataclasses.replace(full, cluster=one))[0] for one in sizes)
+    assert set(part.held) == {f"1/4 of {what}" for what in whole.held}
+    for what, size in whole.held.items():
+        assert part.held[f"1/4 of {what}"] == pytest.approx(size / 4, abs=1)
+    for what, size in whole.passing.items():
+        # What is gathered: at most two whole networks, since this one has few blocks, and their gradients.
+        assert 0 < part.passing[what] - size < 4 * whole.held["network"] + 3 * whole.held["network"]

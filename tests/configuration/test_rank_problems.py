@@ -14,6 +14,7 @@ from prdp.configuration.geometry import geometry_text
 from prdp.configuration.preconditions import gpu_problems
 from prdp.configuration.rank_problems import idle_rank_problems, rank_device_problems
 from prdp.configuration.typed import typed
+from prdp.support.errors import ConfigError
 from tests.points_run import points_run
 
 
@@ -61,6 +62,26 @@ def test_what_ray_has_to_keep_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     (problem,) = gpu_problems(ClusterConfig(kind="ray", learners=3, learner_gpus=1.0))
     assert "asks for 3 GPUs: learners=3 x learner_gpus=1" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cluster": {"learners": 6, "fsdp_size": 4}}, "must divide cluster.learners=6, the processes that learn"),
+        ({"cluster": {"fsdp_size": 2}}, "must divide cluster.learners=1"),
+        ({"learner": {"mode": "lora"}}, "needs learner.mode=full"),
+        ({"learner": {"mode": "full", "framework": "jax"}}, "needs learner.framework=torch, not jax"),
+        ({"learner": {"mode": "full", "optimizer": "adamw_8bit"}}, "needs learner.optimizer=adamw or adamw_fused"),
+        ({}, ""),
+    ],
+)
+def test_what_a_network_that_is_held_together_asks_for(changes: dict[str, Any], says: str) -> None:
+    settings = {"cluster": {"learners": 4, "fsdp_size": 2}, **changes}
+    if not says:
+        assert configured(**settings).cluster.fsdp_size == 2
+        return
+    with pytest.raises(ConfigError, match=rf"^cluster\.fsdp_size=\d: {says}"):
+        configured(**settings)
 
 
 def test_keys_that_do_not_go_together() -> None:
