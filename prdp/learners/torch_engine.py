@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from prdp.config import LearnerConfig
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.evidence.base import Evidence, Of
+from prdp.learners.block_inputs import added_inside_first
 from prdp.learners.device_engine import DeviceEngine, Total
 from prdp.learners.engine import Arrays, section
 from prdp.learners.guards import gradient_error, unlearned
@@ -49,6 +50,7 @@ class TorchEngine(DeviceEngine):
         super().__init__(policy, transitions, guidance_scale, evidence, channels, config.microbatch, seed)
         self._parameters = policy.weights.parameters
         self._max_grad_norm = config.max_grad_norm
+        self._divisible = config.mode == "full"  # an `FsdpEngine` may go on from here
         self._optimizer = build_optimizer(config, self._parameters)
         self._average = self._copy() if config.ema_decay else None
         self._kept: dict[str, Tensors] = {}
@@ -162,8 +164,10 @@ class TorchEngine(DeviceEngine):
             value.register_post_accumulate_grad_hook(partial(self._add, name))
             for name, value in self._parameters.items()
         ]
+        order = added_inside_first(self.policy.weights.network) if self._divisible else nullcontext()
         try:
-            yield
+            with order:
+                yield
         finally:
             for hook in hooks:
                 hook.remove()

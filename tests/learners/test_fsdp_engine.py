@@ -6,7 +6,7 @@ import functools
 import os
 import pickle
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ from test_every_objective import KNOBS, ON_DENOISING
 
 from prdp.cluster.environment import import_paths
 from prdp.cluster.rank_processes import RankProcesses
-from prdp.config import ClusterConfig, LearnerConfig
+from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig
 from prdp.configuration.typed import typed
+from prdp.diffusion import build_sampler
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.variance_preserving import build_transitions
-from prdp.learners import build_learner
+from prdp.learners import RankSettings, build_learner, build_rank, learner_policy
 from prdp.learners.learner import Learner
 from prdp.learners.rank import LearnerRank
 from prdp.learners.rows import joined, rows_of
 from prdp.train import main
-from prdp.types import Rollout
+from prdp.types import PromptBatch, Rollout
 from tests.points_run import points_run
 
 STEPS, SEED = 4, 11
@@ -47,7 +48,10 @@ class Block(torch.nn.Module):
 
 
 class BlockNetwork(torch.nn.Module):
-    """Widths that two and four do not divide, and tensors of fewer rows than there are processes."""
+    """Widths that two and four do not divide, and tensors of fewer rows than there are processes.
+
+    What the first block is given, which that block uses twice, is added to the end, as UNets do.
+    """
 
     _repeated_blocks = ("Block",)
 
@@ -58,11 +62,11 @@ class BlockNetwork(torch.nn.Module):
         self.last = torch.nn.Linear(13, 8)
 
     def forward(self, flat: torch.Tensor) -> torch.Tensor:
-        value = self.first(flat)
+        value = start = self.first(flat)
         for block in self.blocks:
             # As networks of diffusers compute blocks again in a backward pass.
             value = torch.utils.checkpoint.checkpoint(block, value, use_reentrant=False)
-        return self.last(value)  # type: ignore[no-any-return]
+        return self.last(value + start)  # type: ignore[no-any-return]
 
 
 class BlockPolicy(StubPolicy):
@@ -115,13 +119,15 @@ class Processes(RankProcesses):
         self._all = count
 
     def learner(self, count: int, shards: int, *what: Any) -> Learner:
+        self.build(count, shards, functools.partial(rank_of, *what, shards))
+        return built(*what, shards, self)
+
+    def build(self, count: int, shards: int, factory: Callable[[], LearnerRank]) -> None:
         self.forget()
         self.count = count
         self._config = ClusterConfig(learners=count, fsdp_size=shards, learner_timeout_seconds=20.0)
-        factory = pickle.dumps(functools.partial(rank_of, *what, shards))
         for number in range(1, count):
-            self._building[number] = self.ask(number, "build", factory, import_paths(None))
-        return built(*what, shards, self)
+            self._building[number] = self.ask(number, "build", pickle.dumps(factory), import_paths(None))
 
     def forget(self) -> None:
         """Have all ranks of the last learner leave each other."""
@@ -212,6 +218,31 @@ def test_it_goes_on_with_another_number_of_processes_and_an_interruption_keeps_w
         state = learner.state()
     assert learner.weights().checksum == straight.weights().checksum
     assert learner.evaluation_weights().checksum == straight.evaluation_weights().checksum
+
+
+def test_a_unet_learns_as_one_process_has_it(processes: Processes, narrow_pipeline: Path) -> None:
+    """Of the layout of Stable Diffusion, in bfloat16, with activations that are computed again."""
+    model, sampling = ModelConfig(path=str(narrow_pipeline)), SamplerConfig(steps=2, microbatch=4)
+    learner = LearnerConfig(
+        mode="full", autocast="bfloat16", gradient_checkpointing=True, microbatch=2, learning_rate=1e-3
+    )
+    objective = {"name": "prdp", "beta": 0.5, "clip_range": 0.5}
+    settings = RankSettings(model, learner, sampling, objective, SEED, shards=2)
+
+    def of(shards: int, **others: Any) -> Learner:
+        policy = learner_policy(model, learner, SEED, shards)
+        table = policy.process.transitions(sampling)
+        return build_learner(policy, table, 5.0, learner, objective, SEED, shards=shards, **others)
+
+    processes.build(2, 2, functools.partial(build_rank, settings))
+    one, two = of(1), of(2, ranks=processes, configuration=settings.digest)
+    sampler = build_sampler(model, learner, sampling, seed=SEED, recorder=one.recorder)
+    prompts = PromptBatch(0, 0, ("red circle", "blue square"), ({}, {}))
+    rollout = sampler.sample(prompts, 2, SEED).scored(np.arange(4.0), {})
+    assert timeless(one.update(rollout)) == timeless(two.update(rollout))
+    expected, found = one.state()[0], two.state()[0]
+    assert expected.keys() == found.keys()
+    assert [name for name, value in expected.items() if not np.array_equal(value, found[name])] == []
 
 
 def test_rows_are_those_of_torch() -> None:
