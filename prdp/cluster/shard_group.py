@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prdp.cluster.direct_weights import Rendezvous, gloo_group, join, store_of
 from prdp.cluster.gradient_group import GradientGroup, first_line
+from prdp.support.errors import StartError
 from prdp.support.rank_errors import ReductionError
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class ShardGroup:
         import torch.distributed as dist
         from torch.distributed.device_mesh import init_device_mesh
 
+        if dist.is_initialized():
+            raise StartError(
+                f"cluster.fsdp_size={shards}: this process has joined a group of torch.distributed already, and has to "
+                "leave it first"
+            )
         copies, timeout = size // shards, timedelta(seconds=rendezvous.timeout)
         copy, shard = divmod(rank, shards)
         self._count = shards

@@ -6,12 +6,11 @@ has its gradient added in another order than without, and the last bits differ. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from prdp.diffusion.precision import repeated_blocks
 
@@ -33,14 +32,23 @@ def added_inside_first(network: torch.nn.Module) -> Iterator[None]:
 def _through_a_node(block: torch.nn.Module, arguments: Any, named: Any) -> Any:
     if not torch.is_grad_enabled():
         return None
-    leaves, structure = tree_flatten((arguments, named))
-    places = [place for place, value in enumerate(leaves) if isinstance(value, torch.Tensor) and value.requires_grad]
-    if not places:
+    inputs: list[torch.Tensor] = []
+    _mapped((arguments, named), inputs.append)
+    if not inputs:
         return None
-    given: Any = _Node.apply(*(leaves[place] for place in places))
-    for place, value in zip(places, given, strict=True):
-        leaves[place] = value
-    return tree_unflatten(leaves, structure)
+    given = iter(_Node.apply(*inputs))  # type: ignore[no-untyped-call]
+    return _mapped((arguments, named), lambda _: next(given))
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """The same with tensors that have a gradient changed, in tuples, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        return change(value) if value.requires_grad else value
+    if isinstance(value, dict):
+        return {name: _mapped(one, change) for name, one in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(one, change) for one in value)
+    return value
 
 
 class _Node(torch.autograd.Function):

@@ -137,10 +137,16 @@ class Processes(RankProcesses):
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
+def started() -> Iterator[Processes]:
     ranks = Processes(4)
     yield ranks
     ranks.close()
+
+
+@pytest.fixture
+def processes(started: Processes) -> Iterator[Processes]:
+    yield started
+    started.forget()
 
 
 @pytest.fixture(scope="module")
