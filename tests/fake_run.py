@@ -46,6 +46,9 @@ class FakeLearner:
     def __init__(self, *_: Any) -> None:
         self.version, self.value = 0, np.zeros(1, np.float32)
 
+    def let_go(self) -> None:
+        pass
+
     def cells(self, rollout: Rollout) -> tuple[int, int]:
         return len(rollout), 1
 
@@ -94,6 +97,13 @@ class FakeWorkforce:
     def release(self, rollout: Rollout) -> None:
         rollout.images[:] = 0
 
+    def reading(self, rollout: Rollout, work: Callable[[Rollout], None]) -> Rollout:
+        work(rollout)
+        return rollout
+
+    def storage(self) -> dict[str, float]:
+        return {}
+
     def publish(self, weights: Weights) -> None:
         self.published = weights
 
@@ -119,7 +129,7 @@ class FakeWorkforce:
 
 def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `Run` be built of these."""
-    monkeypatch.setattr(train, "build_policy", lambda *_, **__: FakePolicy())
+    monkeypatch.setattr(train, "learner_policy", lambda *_, **__: FakePolicy())
     monkeypatch.setattr(train, "learner_of", FakeLearner)
     monkeypatch.setattr(train, "build_workforce", FakeWorkforce)
     monkeypatch.setattr(train, "cut_prompts_report", lambda *_: "")

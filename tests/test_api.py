@@ -49,7 +49,8 @@ def test_a_run_is_loaded_with_its_own_sampler_and_draws_what_it_was_judged_by(ru
     images = model.draw(heldout.texts, config.evaluation.images_per_prompt, config.evaluation.seed)
     scores, parts = api.score(api.load_reward("shapes_judge"), images, heldout.texts, heldout.metadata)
     last = [row["eval/score"] for row in read_metrics(run) if "eval/score" in row][-1]
-    assert scores.mean() == pytest.approx(last, abs=1e-9)
+    # A pixel that lies between two levels may be rounded to the other one.
+    assert scores.mean() == pytest.approx(last, abs=1e-5)
     assert "colour" in parts or "color" in parts
 
 

@@ -127,12 +127,12 @@ def test_a_run_goes_on_within_an_epoch_of_a_set(
     assert [line["staleness"] for line in read_metrics(straight)[1:]] == [0, 2]
     expected, update, updates = list(seen), Run._update, []
 
-    def ending(self: Run, rollout: Rollout, metrics: dict[str, float]) -> None:
+    def ending(self: Run, rollout: Rollout, metrics: dict[str, float]) -> Rollout:
         if len(updates) == 3:
             updates.append(0)
             raise KeyboardInterrupt
         updates.append(1)
-        update(self, rollout, metrics)
+        return update(self, rollout, metrics)
 
     monkeypatch.setattr(Run, "_update", ending)
     folder = tmp_path / "broken"
