@@ -81,14 +81,27 @@ def check_family(model: ModelConfig, place: Path) -> None:
         )
 
 
-@cache
 def read_trained_run(folder: Path) -> TrainedRun:
-    """Read a run's folder.
+    """Read a run's folder; once, and again when it has changed, as a run that goes on does.
 
     Raises:
         ConfigError: its configuration is not one that this version takes.
         ValueError: its log is damaged.
     """
+    return _trained_run(folder, folder.absolute(), *(_state(folder / name) for name in (CONFIG_FILE, METRICS_FILE)))
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """What changes with a file's content: its size and when it was written; None where there is no file."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _trained_run(folder: Path, place: Path, *states: tuple[int, int] | None) -> TrainedRun:
     config = read_config(folder / CONFIG_FILE)
     check_family(config.model, folder)
     rows = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,21 @@ def test_runs_that_differ_are_told(tmp_path: Path, run: Path) -> None:
     notes = read_command_line([f"models=[{run},{other}]"], [conf_folder()]).notes
     assert any("other was trained with another sampler" in note for note in notes)
     assert any("other was trained from /models/other, not from base" in note for note in notes)
+
+
+def test_a_run_is_read_again_when_it_has_changed_or_lies_elsewhere(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    first = read_trained_run(Path(run.name))
+    assert read_trained_run(Path(run.name)) is first
+    (run / "metrics.jsonl").write_text('{"epoch": 41, "wall_seconds": 2.0}\n')
+    assert read_trained_run(Path(run.name)).epoch == 41
+    other = tmp_path / "elsewhere" / run.name
+    shutil.copytree(run, other)
+    (other / "metrics.jsonl").write_text('{"epoch": 7, "wall_seconds": 2.0}\n')
+    monkeypatch.chdir(other.parent)
+    assert read_trained_run(Path(run.name)).epoch == 7
 
 
 def test_section_names() -> None:

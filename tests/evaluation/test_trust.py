@@ -15,7 +15,6 @@ from prdp.cli import main
 from prdp.configuration.typed import conf_folder, read_config
 from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.models import find_models
-from prdp.evaluation.runs import read_trained_run
 from prdp.evaluation.trust import CALLABLE, ORIGINALITY, PROMPTS, REMOTE, REWARDS, SERVERS, VLM_JUDGE
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import load_yaml
@@ -45,7 +44,6 @@ def rewrite(run: Path, **sections: Any) -> None:
         else:
             content[name] = section
     (run / "config.yaml").write_text(yaml.safe_dump(content))
-    read_trained_run.cache_clear()
 
 
 def names(*words: str) -> dict[str, Any]:
@@ -191,7 +189,6 @@ def test_yaml_tags_of_a_run_build_nothing(stranger: Path) -> None:
     ran = stranger.parent / "ran"
     text = (stranger / "config.yaml").read_text()
     (stranger / "config.yaml").write_text(text + f"\nnew: !!python/object/apply:os.mkdir ['{ran}']\n")
-    read_trained_run.cache_clear()
     with pytest.raises(ConfigError, match="is not YAML: could not determine a constructor"):
         read_command_line([f"models=[{stranger}]"], [conf_folder()])
     assert not ran.exists()
@@ -223,7 +220,6 @@ def test_what_a_pattern_or_a_folder_yields_is_looked_at(stranger: Path, tmp_path
     rewrite(stranger, heldout={TARGET: TEXT, "path": str(stranger / "own*.txt")})
     names(f"models=[{stranger}]")
     (stranger / "own_too.txt").symlink_to(secret)
-    read_trained_run.cache_clear()
     with pytest.raises(ConfigError, match="reads a file outside of the current folder"):
         composed(f"models=[{stranger}]")
     dataset = stranger / "dataset"
