@@ -90,9 +90,17 @@ class TrainedModel:
         """Images of prompts, uint8 [prompts * images_per_prompt, H, W, 3], the images of a prompt side by side.
 
         The same prompts, seed and place in the list give the same noise to every model whose latents have one shape.
+        They are drawn `prompts_per_chunk` at a time, as a run does, so that pictures are a run's to the bit.
+
+        Raises:
+            ValueError: there are no prompts.
         """
+        if not prompts:
+            raise ValueError("prompts is empty: draw takes at least one")
         batch = PromptBatch(0, 0, tuple(prompts), tuple({} for _ in prompts))
-        return np.asarray(self.sampler.sample(batch, images_per_prompt, seed, trajectory=False).images)
+        chunks = batch.chunks(self.settings.prompts_per_chunk)
+        drawn = [self.sampler.sample(chunk, images_per_prompt, seed, trajectory=False).images for chunk in chunks]
+        return np.concatenate([np.asarray(images) for images in drawn])
 
 
 def load_model(model: str | Path, *overrides: str, device: str = "cpu", dtype: str = "float32") -> TrainedModel:
