@@ -74,10 +74,13 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     beside_passes = {of: branches if one is None else branches_of(config.model, one) for of, one in beside.items()}
     not_at_first = sum(count for of, count in beside_passes.items() if of in alike and beside[of] in (None, scale))
 
-    known_first = at_once or channels <= linear | set(evidence.sampled) | set(objective.known_beside(own))
-    known_later = at_once or channels <= linear - guard
-    of_policy = (not known_first) + (updates - 1) * (not known_later)
-    of_others = updates * len(further) - len(own)
+    known_first = channels <= linear | set(evidence.sampled) | set(objective.known_beside(own))
+    known_later = channels <= linear - guard
+    of_policy = 0 if at_once else (not known_first) + (updates - 1) * (not known_later)
+    found = set(objective.found_beside) if at_once else set()
+    """Data that takes no pass in updates whose coefficients are found in the pass with gradient."""
+    of_others = len(further.keys() - set(own) - (set() if known_first else found))
+    of_others += (updates - 1) * len(further.keys() - (set() if known_later else found))
     beside_all = updates * sum(beside_passes.values()) - not_at_first
     drawn = config.rollouts.source == "sample"
     reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)

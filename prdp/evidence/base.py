@@ -91,6 +91,7 @@ class Evidence(ABC):
         passes: of `data`, what takes passes over the cells: name -> (channel, whose).
         derived: what a loss may take besides, differences: name -> (channel or data, channel or data to subtract).
         others: channels whose values take the output of another network as well: name -> whose.
+        beside: of `passes`, what that output tells, too, where it is guided as the sampler is: name -> whose.
         keeps_steps: whether its columns are steps of the sampler, whose latents are kept.
         needs_noise: whether these have to be steps that draw noise.
         keeps: names in `Rollout.stored` of what it is computed from, which its recorder keeps.
@@ -104,6 +105,7 @@ class Evidence(ABC):
     passes: ClassVar[Mapping[str, tuple[str, Of]]] = {}
     derived: ClassVar[Mapping[str, tuple[str, str]]] = {}
     others: ClassVar[Mapping[str, Of]] = {}
+    beside: ClassVar[Mapping[str, Of]] = {}
     keeps_steps: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = ()
@@ -178,6 +180,11 @@ class Evidence(ABC):
         """The guidance scale of an output that `others` names; None for the sampler's."""
         return None
 
+    def found_beside(self, channels: Collection[str]) -> tuple[str, ...]:
+        """Those of `passes` that take no pass of their own where these channels are computed, see `beside`."""
+        asked = {of for name, of in self.others.items() if name in channels and self.guidance_of(of) is None}
+        return tuple(name for name, of in self.beside.items() if of in asked)
+
     def weights(self, rollout: Rollout, transitions: Transitions) -> Float64 | None:
         """[n, T], what the evidence of each cell is multiplied by before the objective sees it; None for all ones."""
         return None
@@ -200,7 +207,7 @@ class Evidence(ABC):
         Args:
             conditions: b rows.
             images, columns: int64 [b].
-            names: the channels asked for.
+            names: the channels asked for; and of `beside`, what follows from the same outputs, without gradient.
         """
 
     def describe(self, now: Channels, known: Mapping[str, np.ndarray], cells: Int64) -> dict[str, float]:

@@ -64,6 +64,7 @@ class Denoising(Evidence):
         "log_ratio_old_policy": ("denoising", "denoising_old"),
     }
     others: ClassVar[Mapping[str, Of]] = {"kl_ref": "reference", "kl_old_policy": "old"}
+    beside: ClassVar[Mapping[str, Of]] = {"denoising_ref": "reference", "denoising_old": "old"}
     keeps: ClassVar[tuple[str, ...]] = ("final_latents",)
     skips_unused: ClassVar[bool] = True
 
@@ -101,7 +102,7 @@ class Denoising(Evidence):
 
         noised = self.noised(of, rollout, images, columns)
         times = torch.from_numpy(noised.times).to(noised.latents)
-        asked = dict.fromkeys(whose for name, whose in self.others.items() if name in names)
+        asked = dict.fromkeys(whose for name, whose in {**self.others, **self.beside}.items() if name in names)
         alike = {
             whose for whose in asked if whose in of.alike and self.guidance_of(whose) in (None, of.guidance_scale)
         }
@@ -121,13 +122,15 @@ class Denoising(Evidence):
 
         Args:
             output: of the network, [b, C, h, w].
-            others: of the networks that `others` names.
+            others: of the networks that `others` and `beside` name.
             noised: what they are outputs for.
         """
         from prdp.diffusion.process import denoising_error, squared_distance
 
         if name == "denoising":
             return -denoising_error(output, noised.target, self.adaptive_weight)
+        if name in self.beside:
+            return -denoising_error(others[self.beside[name]], noised.target, self.adaptive_weight)
         return squared_distance(output, others[self.others[name]])
 
     def noised(self, of: Pass, rollout: Rollout, images: Int64, columns: Int64) -> Noised:

@@ -27,7 +27,7 @@ class Seen(NamedTuple):
 
     Attributes:
         images, columns: int64 [b], its cells.
-        evidence: channel -> float [b].
+        evidence: channel, or what is found beside them -> float [b].
     """
 
     images: Int64
@@ -51,6 +51,7 @@ class DeviceEngine(Engine):
         seed: of the run; denoising evidence draws its noise from it.
 
     Attributes:
+        beside: data that is found where these channels are computed, see `Evidence.found_beside`.
         checks_evidence: whether evidence that is not finite is refused here, rather than by who asks.
         shards: processes that each learning tensor is divided among; they make all passes together.
     """
@@ -72,6 +73,7 @@ class DeviceEngine(Engine):
         self.guidance_scale = guidance_scale
         self.kind = evidence
         self.channels = tuple(channels)
+        self.beside = evidence.found_beside(channels)
         self.microbatch = microbatch
         self.seed = seed
         self.checks_evidence = True
@@ -121,7 +123,7 @@ class DeviceEngine(Engine):
         progress: Progress | None = None,
     ) -> Channels:
         """As `accumulate`, but for `settle`, which has to follow."""
-        found = self._unknown(batch, self.channels)
+        found = self._unknown(batch, (*self.channels, *self.beside))
         done = 0
         with contextlib.closing(self.passes(batch, cells, whole_groups=callable(tables))) as passes:
             seen = next(passes, None)
@@ -151,13 +153,14 @@ class DeviceEngine(Engine):
         with self._gathering(), self._network_of("policy") as network:
             parts, learned = list(self._microbatches(batch, cells, whole_groups)), False
             for number, (images, columns) in enumerate([*parts, *self._idle(parts)], start=1):
-                values = self._values(batch, images, columns, self.channels, network)
+                values = self._values(batch, images, columns, (*self.channels, *self.beside), network)
                 stacked = torch.stack([values[name] for name in self.channels])
                 if number > len(parts):
                     yield Seen(images[:0], columns[:0], {})
                     (0.0 * stacked).sum().backward()
                     continue
                 evidence = dict(zip(self.channels, stacked.detach().cpu().numpy(), strict=True))
+                evidence |= {name: values[name].cpu().numpy() for name in self.beside}
                 for name, row in evidence.items():
                     self._check_finite(batch, images, columns, name, row)
                 weights = yield Seen(images, columns, evidence)
@@ -232,7 +235,7 @@ class DeviceEngine(Engine):
                     f"{label} returned '{name}' of shape {tuple(values[name].shape)}, expected {images.shape}, a value "
                     "a cell"
                 )
-            if torch.is_grad_enabled() and not values[name].requires_grad:
+            if torch.is_grad_enabled() and name not in self.beside and not values[name].requires_grad:
                 raise ValueError(f"{label} returned '{name}' without a gradient; nothing could be learned from it")
         return values
 

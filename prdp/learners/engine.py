@@ -82,7 +82,7 @@ class Engine(ABC):
         tables: Tables | Callable[[Channels], Tables],
         progress: Progress | None = None,
     ) -> Channels:
-        """Gradient of sum(table * evidence) over channels and cells; the evidence seen on the way.
+        """Gradient of sum(table * evidence) over channels and cells; the evidence seen, and found beside, on the way.
 
         Args:
             tables: of all cells; or a function of the evidence seen so far, of which only the cells of the microbatches

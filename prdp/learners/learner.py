@@ -171,10 +171,6 @@ class Learner:
         if first and self._keeps_sampled:
             engine.keep("sampled")
         own = self._own_passes(first)
-        for name, (channel, of) in self._further_passes.items():
-            if name not in own:
-                data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
-
         half, linear = engine.precision != "float32", objective.linear + objective.known_beside(own)
         checked: dict[str, float] = {}
         if half and guard is not None:
@@ -186,13 +182,19 @@ class Learner:
             linear = tuple(name for name in linear if name != guard)
         known = all(name in stored or name in linear for name in objective.channels)
         group = rollout.images_per_prompt * shape[1]
+        at_once = not known and objective.found_with_gradient(group, self._config.microbatch, engine.precision)
+        beside = objective.found_beside if at_once else ()
+        for name, (channel, of) in self._further_passes.items():
+            if name not in own and name not in beside:
+                data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
 
         def coefficients_of(found: Channels) -> Coefficients:
+            data.update({name: found[name] for name in beside})
             data.update({name: found[self._further_passes[name][0]] for name in own})
             return self._coefficients(found, data, weights)
 
         known_at, left_out = cells, 0.0
-        if not known and objective.found_with_gradient(group, self._config.microbatch, engine.precision):
+        if at_once:
             recomputed = engine.accumulate(batch, cells, lambda seen: coefficients_of(seen).tables, progress)
             stored, scale = {}, 1.0
         else:

@@ -144,6 +144,7 @@ class ShardedEngine(Engine):
 
     def _accumulate(self, batch: Batch, cells: Int64, tables: Tables, progress: Progress | None) -> Channels:
         shares, names = self._deal(batch, self._shares(batch, cells)), self._engine.channels
+        found = (*names, *self._engine.beside)
         flat = np.stack([tables[name].ravel() for name in names])
 
         def of_all(done: int) -> None:
@@ -155,7 +156,7 @@ class ShardedEngine(Engine):
             own = (of_all,) if rank == 0 else ()
             return "accumulate", (share, flat[:, share], batch.update, *own)
 
-        return self._joined(batch, shares, self._on_shares(shares, call), names)
+        return self._joined(batch, shares, self._on_shares(shares, call), found)
 
     def _accumulate_in_step(
         self, batch: Batch, cells: Int64, tables: Callable[[Channels], Tables], progress: Progress | None
@@ -164,7 +165,8 @@ class ShardedEngine(Engine):
         names = self._engine.channels
         parts = self._shares(batch, cells, whole_groups=True)
         shares = self._deal(batch, parts)
-        found = {name: np.zeros(self._engine.kind.shape(batch.rollout)) for name in names}
+        shape = self._engine.kind.shape(batch.rollout)
+        found = {name: np.zeros(shape) for name in (*names, *self._engine.beside)}
         seen = self._on_shares(shares, lambda rank, share: ("begin", (share, batch.update)))
         done = 0
         nothing, together = np.empty(0, np.int64), self._engine.shards > 1

@@ -78,6 +78,11 @@ class Objective:
         return frozenset(passes | {of for name, of in self.evidence.others.items() if name in self.arrays})
 
     @cached_property
+    def found_beside(self) -> tuple[str, ...]:
+        """Data of the evidence's passes that takes none where the channels are computed."""
+        return tuple(name for name in self.evidence.found_beside(self.channels) if name in self.arrays)
+
+    @cached_property
     def linear(self) -> tuple[str, ...]:
         """Channels whose coefficients do not depend on any channel's values."""
         bent = {name for name in self.takes if name not in self.method.linear}

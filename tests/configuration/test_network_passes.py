@@ -31,6 +31,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("awm", STILL),
     ("dgpo", {**STILL, "old_is_reference": True}),
     ("prdp", {"evidence": "denoising", "old_is_reference": True}),
+    ("prdp", {"evidence": "denoising", "kl": 0.2}),
+    ("prdp", {"evidence": "denoising", "kl": 0.2, "old_is_reference": True}),
 ]  # fmt: skip
 
 

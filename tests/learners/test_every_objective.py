@@ -328,8 +328,11 @@ def test_no_pass_that_is_not_needed(
         ("prdp", {}, 1, 16, (48, 48)),
         ("prdp", ON_DENOISING, 0, 11, (108, 36)),
         ("prdp", ON_DENOISING, 0, 12, (72, 36)),  # reference, policy with gradient
+        ("prdp", {**ON_DENOISING, "kl": 1.0}, 0, 11, (144, 36)),  # reference twice, policy, policy with gradient
+        ("prdp", {**ON_DENOISING, "kl": 1.0}, 0, 12, (72, 36)),  # the reference's output tells its error, too
         ("diffusion_dpo", {}, 0, 12, (36, 18)),
-        ("dgpo", {}, 0, 12, (144, 36)),
+        ("dgpo", {}, 0, 12, (108, 36)),  # old policy, reference, policy with gradient
+        ("dgpo", {"kl_guidance": 4.5}, 0, 12, (144, 36)),  # the reference once more, with guidance, for the KL
     ],
 )
 def test_coefficients_of_groups_that_fit_into_a_microbatch_take_no_pass_of_their_own(
@@ -377,6 +380,24 @@ def test_the_gradient_is_the_same_without_the_passes_of_an_old_policy_that_has_n
         found.append([value.grad for value in policy.weights.parameters.values()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["prdp", "dgpo"])
+def test_the_gradient_is_the_same_where_the_reference_s_error_is_found_beside_its_output(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = {**ON_DENOISING, "kl": 1.0} if name == "prdp" else {}
+    found = []
+    for beside in (Denoising.beside, {}):
+        monkeypatch.setattr(Denoising, "beside", beside)
+        policy = StubPolicy()
+        learner, rollout = build(policy, name, knobs, microbatch=12), stub_rollout(policy, TRANSITIONS)
+        moved(policy)
+        metrics = learner.update(dataclasses.replace(rollout, weights_version=1))
+        found.append([value.grad for value in policy.weights.parameters.values()])
+        assert metrics["kl_ref"] > 0
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
 
 
 def test_what_the_rollout_must_hold() -> None:
