@@ -116,7 +116,7 @@ def test_a_reward_of_ones_own(here: Path) -> None:
 
 @pytest.mark.slow
 def test_prompts_of_ones_own(here: Path) -> None:
-    assert walk(DOCS / "prompts.md", [("write", ("count=3",))]) == 12
+    assert walk(DOCS / "prompts.md", [("write", ("count=3",))]) == 13
     dropped = [json.loads(line)["prompt"] for line in Path("dropped.jsonl").read_text().splitlines()]
     assert dropped == ["A red fox, in the snow"]
 

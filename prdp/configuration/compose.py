@@ -59,6 +59,7 @@ class Composer:
         self._additions = tuple(additions)
         self._folders = (conf_folder(), *(folder.resolve() for folder in folders))
         self._stack = contextlib.ExitStack()
+        self._made: dict[tuple[str, ...], str] = {}
 
     def __enter__(self) -> Composer:
         from hydra import initialize_config_dir
@@ -193,17 +194,30 @@ class Composer:
         key, known = override.key_or_group, schema_keys(self._root.schema)
         available = groups(self._folders, self._root)
         if key in available and not isinstance(override.value(), dict | list):
-            chosen = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
-            for option in chosen:
+            for option in _values(override):
                 if option is None:
                     raise ConfigError(f"{key}=null: leave it out, or name one of {', '.join(available[key])}")
-                if str(option) not in available[key]:
+                if str(option) not in available[key] and not self._is_made(key, str(option)):
                     raise ConfigError(
                         f"{key}={option}: there is no such {key}; available: {', '.join(available[key])}"
                         f"{did_you_mean(str(option), available[key])}"
                     )
         elif key not in available and key not in known and not self._is_argument(key):
             raise ConfigError(f"{override.input_line}: {unknown_key(key, available, self._root)}")
+
+    def _is_made(self, group: str, name: str) -> bool:
+        """Whether a name makes an option of a group, which Hydra then knows."""
+        from hydra.core.config_store import ConfigStore
+
+        made = self._root.made.get(group, lambda _: None)(name)
+        if made is None:
+            return False
+        *folders, last = filter(None, f"{group}/{name}".split("/"))
+        if self._made.setdefault((*folders, last), name) != name:
+            first = self._made[(*folders, last)]
+            raise ConfigError(f"{group}={first},{name}: Hydra takes one for the other; begin the relative one with ./")
+        ConfigStore.instance().store(name=last, group="/".join(folders), package=group, node=made)
+        return True
 
     def _combinations(self) -> list[list[str]]:
         """The overrides of each job of the sweep, by Hydra's own rules, those of Hydra itself included."""
@@ -284,6 +298,15 @@ class _Run:
         except OSError as error:
             error.of_a_job = True  # type: ignore[attr-defined]
             raise
+
+
+def _values(override: Any) -> list[Any]:
+    """The values that an override names, without quotes."""
+    from hydra.core.override_parser.types import Transformer
+
+    if not override.is_sweep_override():
+        return [override.value()]
+    return [getattr(value, "text", value) for value in override.sweep_iterator(transformer=Transformer.identity)]
 
 
 def _one_of(override: Any) -> str:

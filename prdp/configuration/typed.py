@@ -13,6 +13,7 @@ from typing import Any, get_origin, get_type_hints
 
 from prdp.config import TrainConfig
 from prdp.configuration.bounds import check_bounds
+from prdp.configuration.prompt_files import of_prompt_files
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import dump_yaml, literal, load_yaml
 from prdp.support.suggest import did_you_mean
@@ -45,6 +46,7 @@ class Root:
         check: raises ConfigError for values out of bounds.
         prepare: changes the composed configuration, as plain containers, before it meets the schema.
         nodes: name -> content, further configurations that the YAML takes in by name.
+        made: group -> what makes an option of a name that no file of the group has; None for a name of no option.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Root:
     check: Callable[[Any], None]
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda plain: plain
     nodes: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Callable[[str], Mapping[str, Any] | None]] = field(default_factory=dict)
 
     @property
     def open_sections(self) -> tuple[str, ...]:
@@ -65,6 +68,7 @@ TRAIN = Root(
     schema=TrainConfig,
     groups=("cluster", "experiment", "learner", "model", "objective", "prompts", "reward", "sampler", "tracking"),
     check=check_bounds,
+    made={"prompts": of_prompt_files},
 )
 
 
