@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stub_learners import KNOBS, ON_DENOISING, SEED, STEPS, TERMS, TRANSITIONS, build, moved
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
 
 from prdp.config import LearnerConfig, SamplerConfig
@@ -21,29 +22,7 @@ from prdp.learners.learner import Learner
 from prdp.objectives import OBJECTIVES, build_objective
 from prdp.types import PromptBatch, Rollout
 
-STEPS, DRAWS, SEED = 4, 3, 11
-TRANSITIONS = build_transitions(SCHEDULER, steps=STEPS)
 SAMPLER = SamplerConfig(steps=STEPS, guidance_scale=1.0, microbatch=1000)
-KNOBS: dict[str, dict[str, Any]] = {
-    "prdp": {"beta": 0.5, "clip_range": 1e-2},
-    "ddpo": {"clip_range": 1e-2, "min_count": 3},
-    "reinforce": {"min_count": 3},
-    "grpo": {"clip_range": 1e-2, "beta": 2.0},
-    "tempflow_grpo": {"clip_range": 1e-2, "beta": 2.0},
-    "grpo_guard": {"clip_range": 5e-3, "beta": 2.0},
-    "flow_dppo": {"kl_threshold": 1e-3, "beta": 2.0},
-    "rebel": {},
-    "reward_weighted_regression": {"draws": DRAWS, "temperature": 0.02},
-    "best_of_n": {"draws": DRAWS, "top": 2},
-    "denoising": {"draws": DRAWS},
-    "diffusion_dpo": {"draws": DRAWS, "beta": 3.0},
-    "crd": {"draws": DRAWS, "beta": 2.0, "kl": 2.0, "kl_least": 0.5},
-    "nft": {"draws": DRAWS, "kl": 2.0, "advantage_clip": 1.0},
-    "fdfo": {},
-    "awm": {"draws": DRAWS, "beta": 2.0, "clip_range": 1e-2},
-    "dgpo": {"draws": DRAWS, "beta": 3.0, "kl": 2.0, "clip_range": 1e-2},
-}
-ON_DENOISING: dict[str, Any] = {"evidence": "denoising", "draws": DRAWS}
 VARIANTS = [
     *((name, {}) for name in KNOBS),
     ("grpo", {"step_weighting": "inverse_sensitivity"}),
@@ -60,22 +39,6 @@ VARIANTS = [
     ("dgpo", {"frozen_reference": False, "clip_range": None, "drop_tied": True}),
     ("awm", {"weighting": "t_squared", "times": "stratified", "normalise_terms": True, "adaptive_weight": True}),
 ]
-TERMS = {"first": 2.0, "second": -0.5}
-
-
-def build(policy: StubPolicy, name: str, knobs: dict[str, Any] | None = None, **learner: Any) -> Learner:
-    settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": float("inf"), "microbatch": 5, **learner}
-    config = LearnerConfig(mode="full", **settings)
-    objective = {"name": name, **KNOBS[name], **(knobs or {})}
-    return build_learner(policy, TRANSITIONS, 1.0, config, objective, SEED, reward_terms=TERMS)
-
-
-def moved(policy: StubPolicy) -> StubPolicy:
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for value in policy.weights.parameters.values():
-            value.add_(0.05 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
-    return policy
 
 
 def trajectory_channels(policy: StubPolicy, rollout: Rollout) -> dict[str, torch.Tensor]:
@@ -248,156 +211,6 @@ def test_the_gradient_equals_full_autodiff(name: str, knobs: dict[str, Any], mic
         assert value.grad is not None
         assert gradient.abs().max() > 0
         assert (value.grad - gradient).abs().max() / gradient.abs().max() < 1e-9
-
-
-def passes(
-    policy: StubPolicy,
-    name: str,
-    knobs: dict[str, Any],
-    rollout: Rollout,
-    monkeypatch: pytest.MonkeyPatch,
-    still: bool = False,
-    **learner_settings: Any,
-) -> tuple[int, int]:
-    """Cells that go through the network for one update, and how many of those with gradient.
-
-    Args:
-        still: whether the old policy has the weights that learn.
-    """
-    counts = [0, 0]
-    learner, output = build(policy, name, knobs, **learner_settings), policy.output
-    if "old" in learner.objective.others and not still:
-        moved(policy)
-
-    def counting(latents: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        counts[0] += len(latents)
-        counts[1] += len(latents) * torch.is_grad_enabled()
-        return output(latents, *arguments)
-
-    monkeypatch.setattr(policy, "output", counting)
-    learner.update(rollout)
-    return counts[0], counts[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "knobs", "version", "expected"),
-    [
-        ("prdp", {}, 0, (48, 48)),  # 12 images, 4 steps: the sampler has stored the log-ratios
-        ("prdp", {}, 1, (96, 48)),
-        ("grpo", {}, 0, (48, 48)),  # the KL is not stored, but its coefficient is known
-        ("grpo", {}, 1, (96, 48)),
-        ("grpo_guard", {}, 0, (48, 48)),
-        ("flow_dppo", {}, 0, (48, 48)),
-        ("flow_dppo", {}, 1, (96, 48)),
-        ("reinforce", {}, 1, (48, 48)),
-        ("reward_weighted_regression", {}, 0, (36, 36)),  # 12 images, 3 draws
-        ("best_of_n", {}, 0, (18, 18)),  # the best 2 of 4 images
-        ("denoising", {}, 0, (36, 36)),
-        ("diffusion_dpo", {}, 0, (54, 18)),  # the best and the worst: reference, policy, policy with gradient
-        ("prdp", ON_DENOISING, 0, (108, 36)),  # reference, policy, policy with gradient
-        ("ddpo", ON_DENOISING, 1, (36, 36)),  # its ratios are 1 at the first update, whoever has sampled
-        ("rebel", ON_DENOISING, 0, (36, 36)),
-        ("reinforce", ON_DENOISING, 0, (36, 36)),
-        ("grpo", ON_DENOISING, 0, (72, 36)),  # the reference's output for the KL
-        ("grpo", {**ON_DENOISING, "beta": 0.0}, 0, (36, 36)),
-        ("crd", {}, 0, (144, 36)),  # the old policy, the policy, the reference, the policy with gradient
-        ("nft", {}, 0, (108, 36)),  # the old policy's output once, the reference's, and the policy's with gradient
-        ("nft", {"kl": 0.0}, 0, (72, 36)),
-        ("fdfo", {}, 0, (48, 48)),  # scores of the policy that sampled are 0
-        ("fdfo", {}, 1, (96, 48)),
-        ("fdfo", {"kl": 1.0}, 0, (96, 48)),
-        ("awm", {}, 0, (108, 36)),  # outputs of the reference and of the old policy
-        ("awm", {"beta": 0.0, "beta_old": 0.0}, 0, (36, 36)),
-        ("dgpo", {}, 0, (180, 36)),  # old policy, reference twice, policy, policy with gradient
-        ("dgpo", {"frozen_reference": False, "kl": 0.0, "clip_range": None}, 0, (108, 36)),
-        ("dgpo", {"frozen_reference": False, "kl": 0.0}, 0, (92, 20)),  # 16 are beyond the trust region
-    ],
-)
-def test_no_pass_that_is_not_needed(
-    name: str, knobs: dict[str, Any], version: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = StubPolicy()
-    rollout = dataclasses.replace(stub_rollout(policy, TRANSITIONS), weights_version=version)
-    assert passes(policy, name, knobs, rollout, monkeypatch) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "knobs", "version", "microbatch", "expected"),
-    [
-        ("prdp", {}, 1, 15, (96, 48)),  # 4 images, 4 steps
-        ("prdp", {}, 1, 16, (48, 48)),
-        ("prdp", ON_DENOISING, 0, 11, (108, 36)),
-        ("prdp", ON_DENOISING, 0, 12, (72, 36)),  # reference, policy with gradient
-        ("prdp", {**ON_DENOISING, "kl": 1.0}, 0, 11, (144, 36)),  # reference twice, policy, policy with gradient
-        ("prdp", {**ON_DENOISING, "kl": 1.0}, 0, 12, (72, 36)),  # the reference's output tells its error, too
-        ("diffusion_dpo", {}, 0, 12, (36, 18)),
-        ("dgpo", {}, 0, 12, (108, 36)),  # old policy, reference, policy with gradient
-        ("dgpo", {"kl_guidance": 4.5}, 0, 12, (144, 36)),  # the reference once more, with guidance, for the KL
-    ],
-)
-def test_coefficients_of_groups_that_fit_into_a_microbatch_take_no_pass_of_their_own(
-    name: str,
-    knobs: dict[str, Any],
-    version: int,
-    microbatch: int,
-    expected: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    policy = StubPolicy()
-    rollout = dataclasses.replace(stub_rollout(policy, TRANSITIONS), weights_version=version)
-    assert passes(policy, name, knobs, rollout, monkeypatch, microbatch=microbatch) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "knobs", "expected"),
-    [
-        ("crd", {}, (72, 36)),  # the reference, the policy with gradient
-        ("nft", {}, (72, 36)),
-        ("nft", {"kl": 0.0}, (36, 36)),
-        ("awm", {}, (72, 36)),
-        ("dgpo", {}, (144, 36)),  # reference twice, policy, policy with gradient
-        ("prdp", {**ON_DENOISING, "old_is_reference": True}, (36, 36)),
-    ],
-)
-def test_an_old_policy_with_the_weights_that_learn_takes_no_pass(
-    name: str, knobs: dict[str, Any], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = StubPolicy()
-    rollout = stub_rollout(policy, TRANSITIONS)
-    assert passes(policy, name, knobs, rollout, monkeypatch, still=True) == expected
-
-
-@pytest.mark.parametrize("name", ["crd", "nft", "awm", "dgpo"])
-def test_the_gradient_is_the_same_without_the_passes_of_an_old_policy_that_has_not_moved(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = []
-    for still in (True, False):
-        policy = StubPolicy()
-        if not still:
-            monkeypatch.setattr("prdp.learners.torch_engine.TorchEngine.unmoved", lambda self, of: False)
-        build(policy, name).update(stub_rollout(policy, TRANSITIONS))
-        found.append([value.grad for value in policy.weights.parameters.values()])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["prdp", "dgpo"])
-def test_the_gradient_is_the_same_where_the_reference_s_error_is_found_beside_its_output(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    knobs = {**ON_DENOISING, "kl": 1.0} if name == "prdp" else {}
-    found = []
-    for beside in (Denoising.beside, {}):
-        monkeypatch.setattr(Denoising, "beside", beside)
-        policy = StubPolicy()
-        learner, rollout = build(policy, name, knobs, microbatch=12), stub_rollout(policy, TRANSITIONS)
-        moved(policy)
-        metrics = learner.update(dataclasses.replace(rollout, weights_version=1))
-        found.append([value.grad for value in policy.weights.parameters.values()])
-        assert metrics["kl_ref"] > 0
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
 
 
 def test_what_the_rollout_must_hold() -> None:

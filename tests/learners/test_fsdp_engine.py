@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stub_learners import KNOBS, ON_DENOISING
 from stub_policy import SCHEDULER, StubPolicy, StubWeights, stub_rollout
-from test_every_objective import KNOBS, ON_DENOISING
 
 from prdp.cluster.environment import import_paths
 from prdp.cluster.rank_processes import RankProcesses

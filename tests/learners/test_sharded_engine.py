@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stub_learners import KNOBS, ON_DENOISING
 from stub_policy import SCHEDULER, StubPolicy, stub_rollout
-from test_every_objective import KNOBS, ON_DENOISING
 from thread_ranks import ThreadRanks
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
