@@ -5,7 +5,8 @@
 For every study with results in RESULTS_FOLDER/results.jsonl: OUT/<study>.md, its figures as OUT/<study>_*.svg,
 held-out pictures before and after as OUT/<study>_*.png, and the results themselves as OUT/<study>.jsonl. From the
 studies at small and large scale: OUT/small_and_large.svg with PRDP beside DDPO, and OUT/method_<objective>.svg with
-each objective beside PRDP. Without RESULTS_FOLDER the pages are made again from the results in OUT, beside the
+each objective beside PRDP. From the studies of pictures: OUT/pictures_<objective>.svg with each objective beside PRDP
+on denoising errors. Without RESULTS_FOLDER the pages are made again from the results in OUT, beside the
 pictures that are there. Only what is there is reported: a method without finished final runs has no row.
 """
 
@@ -42,6 +43,7 @@ from prdp.support.storage import write_atomically
 _BETA_TABLE, _REWARDS_TABLE, _LONG_TABLE = "beta", "rewards", "long"
 _WITH_PICTURES = (MAIN_TABLE, _BETA_TABLE, _REWARDS_TABLE, _LONG_TABLE)
 _SCALES = ("mixtures_small", "mixtures_large")
+_PICTURE_MODELS = {"shapes_large": "noise-predicting model", "shapes_flow": "flow model"}
 STUDIES = Path(__file__).parent / "studies"
 _TITLES = {
     MAIN_TABLE: "Methods",
@@ -220,6 +222,20 @@ def both_scales(found: Mapping[str, Sequence[Line]], out: Path) -> None:
             write_atomically(out / file, side_by_side(panels).encode())
 
 
+def on_pictures(found: Mapping[str, Sequence[Line]], out: Path) -> None:
+    """The figure of each method on pictures, beside PRDP on denoising errors, a panel a model that it was run on."""
+    beside = "prdp_denoising"
+    ran = {model: _methods(found.get(model, ())) for model in _PICTURE_MODELS}
+    for name in sorted(OBJECTIVES):
+        panels = [
+            (f"held-out score, {title}", held_out(found[model], [beside, name])[0])
+            for model, title in _PICTURE_MODELS.items()
+            if {beside, name} <= ran[model]
+        ]
+        if panels:
+            write_atomically(out / f"pictures_{name}.svg", side_by_side(panels).encode())
+
+
 def _methods(lines: Sequence[Line]) -> set[str]:
     return {line["method"] for line in lines}
 
@@ -247,6 +263,7 @@ def main() -> None:
         print(asked.out / f"{study.name}.md")
         finals[study.name] = [line for line in counted if line["phase"] == "final"]
     both_scales(finals, asked.out)
+    on_pictures(finals, asked.out)
 
 
 if __name__ == "__main__":
