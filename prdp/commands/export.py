@@ -47,7 +47,7 @@ formats
   kohya       a LoRA file with the names of kohya's trainers
   peft        a folder for PeftModel.from_pretrained
   merged      a whole pipeline with the LoRA in its weights
-  single_file the same in one file, as its authors name the tensors; not of Stable Diffusion 2.x
+  single_file the same in one file, as its authors name the tensors
 """
 
 
@@ -209,9 +209,9 @@ def _from_one_file(usage: str, model: ModelConfig) -> str:
 
 def _configurations(model: ModelConfig) -> str:
     """Where a program finds what one file lacks: configurations, scheduler and tokenizers."""
-    from prdp.diffusion.model_folder import model_location
+    from prdp.diffusion.model_folder import found_from_anywhere
 
-    return model.config or model_location(model.path)
+    return found_from_anywhere(model.config or model.path)
 
 
 def _prompt(run: TrainedRun) -> str:

@@ -59,7 +59,7 @@ def flow_usage_text(
         kind: of the pipeline.
         guidance: arguments of its call for the guidance of `sampler`.
     """
-    from prdp.diffusion.model_folder import EMBEDDED_FOLDERS, absent_parts, model_location
+    from prdp.diffusion.model_folder import EMBEDDED_FOLDERS, absent_parts, found_from_anywhere, model_location
 
     with_noise = np.full(1, sampler.window == "all")
     rows = [
@@ -67,7 +67,7 @@ def flow_usage_text(
         for step, time in enumerate(table.times)
     ]
     embedded = model.path in EMBEDDED_FOLDERS and mode == "lora"
-    base = "weights" if mode == "full" else "EMBEDDED" if embedded else repr(model.path)
+    base = "weights" if mode == "full" else "EMBEDDED" if embedded else repr(found_from_anywhere(model.path))
     options = [] if mode == "full" else [
         f"{key}={value!r}" for key in ("revision", "variant") if (value := getattr(model, key)) is not None
     ]  # fmt: skip

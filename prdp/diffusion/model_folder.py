@@ -32,6 +32,13 @@ def model_location(path: str) -> str:
     return str(EMBEDDED_FOLDERS[path]) if path in EMBEDDED_FOLDERS else os.path.expanduser(path)
 
 
+def found_from_anywhere(path: str) -> str:
+    """What names the same model in a program that is run in another folder: files and folders absolute, hub ids as
+    they are."""
+    place = model_location(path)
+    return os.path.abspath(place) if os.path.exists(place) else place
+
+
 def check_model(
     path: str,
     variant: str | None = None,
@@ -65,6 +72,8 @@ def check_model(
                 "model of the same architecture, for its configurations, scheduler and tokenizers; see docs/models.md"
             )
         return _located(f"model.config={config}", config, None, revision, kind, weights=False)
+    if Path(path).suffix == ".safetensors" and not Path(model_location(path)).exists():
+        raise StartError(f"{where}: there is no such file{_hint(Path(model_location(path)))}")
     if config is not None:
         raise StartError(f"model.config={config}: must be null: {where} is no file, and has configurations of its own")
     return _located(where, path, variant, revision, kind)
@@ -129,8 +138,11 @@ def family_on_hub(path: str) -> str | None:
 
 
 def absent_parts(folder: Path, kind: PipelineFormat) -> list[str]:
-    """Optional parts that a pipeline's folder lacks; diffusers' `from_pretrained` wants to be told of them."""
-    return [name for name in kind.optional if not (folder / name).is_dir()]
+    """Optional parts that a pipeline's folder lacks, and those that are not needed here and that `INDEX` names in vain;
+    diffusers' `from_pretrained` wants to be told of them."""
+    index = _read_json("model", folder / INDEX)
+    named = [name for name in _NOT_NEEDED if _is_there(index.get(name)) and name not in kind.arguments]
+    return [name for name in (*kind.optional, *named) if not (folder / name).is_dir()]
 
 
 def read_component(folder: Path, name: str) -> dict[str, Any]:
@@ -295,7 +307,8 @@ def _found_instead(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file() or list(folder.glob("*lora*.safetensors")):
         return ", and this one has a LoRA, which model.adapters takes"
     if not (folder / "config.json").is_file():
-        return ""
+        file = next(iter(sorted(folder.glob("*.safetensors"))), None)
+        return "" if file is None else f"; of {file.name} in it the path would be {file}"
     config = _read_json(str(folder), folder / "config.json")
     name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     return "" if name is None else f" of a whole pipeline, and this one has a {name} alone"
@@ -335,9 +348,11 @@ def _check_hub(
 
 
 def _hint(location: Path) -> str:
-    """The end of a sentence about a path that does not exist, from what stands beside it."""
+    """The end of a sentence about a path that does not exist, from the folders, or files of its kind, beside it."""
+    kind = location.suffix if location.suffix == ".safetensors" else None
     try:
-        beside = sorted(entry.name for entry in location.parent.iterdir() if entry.is_dir())
+        there = location.parent.iterdir()
+        beside = sorted(one.name for one in there if (one.is_dir() if kind is None else one.suffix == kind))
     except OSError:
         return ""
     near = nearest(location.name, beside)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prdp.diffusion.original_layers import LAYOUTS, original_tensors
-from prdp.diffusion.pipeline_formats import FORMATS
+from prdp.diffusion.pipeline_formats import FORMATS, V_PREDICTION, ZERO_SNR
 
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -34,6 +35,8 @@ _BESIDE = {
 }
 """`model.family` of transformers -> how ComfyUI calls the VAE and the text encoders beside them in one file."""
 _FLUX_WIDTH = 3072
+NETWORK = "model.diffusion_model."
+"""Begins the names of the network that learns."""
 
 
 def save_single_file(pipeline: Any, file: Path) -> Path:
@@ -65,7 +68,7 @@ def _of_transformers(pipeline: Any) -> dict[str, torch.Tensor]:
     _check_read_back(pipeline, family)
     layout = LAYOUTS[family]
     tensors = {
-        f"model.diffusion_model.{name}": value
+        f"{NETWORK}{name}": value
         for name, value in original_tensors(layout, pipeline.transformer.state_dict()).items()
     }
     tensors |= {f"{vae_prefix}{name}": value for name, value in _vae_tensors(pipeline.vae).items()}
@@ -99,24 +102,43 @@ def _of_text_encoder(name: str, key: str) -> str:
 
 def _of_unets(pipeline: Any) -> dict[str, torch.Tensor]:
     second = getattr(pipeline, "text_encoder_2", None)
-    if second is None and pipeline.unet.config.use_linear_projection:
-        raise ValueError("single files of Stable Diffusion 2 are not written: its text encoder has other names there")
-    tensors = {
-        f"model.diffusion_model.{_of_unet(name, pipeline.unet.config.layers_per_block)}": value
-        for name, value in pipeline.unet.state_dict().items()
-    }
+    tensors = _of_unet(pipeline.unet)
     tensors |= {f"first_stage_model.{name}": value for name, value in _vae_tensors(pipeline.vae).items()}
-    first = "cond_stage_model." if second is None else "conditioner.embedders.0."
-    for name, value in pipeline.text_encoder.state_dict().items():
-        tensors[f"{first}transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    texts = pipeline.text_encoder.state_dict()
+    if second is None and pipeline.unet.config.use_linear_projection:  # Stable Diffusion 2.x
+        tensors |= _open_clip("cond_stage_model.model.", texts)
+    else:
+        first = "cond_stage_model." if second is None else "conditioner.embedders.0."
+        for name, value in texts.items():
+            tensors[f"{first}transformer.text_model.{name.removeprefix('text_model.')}"] = value
     if second is not None:
-        tensors |= _open_clip(second.state_dict())
+        tensors |= _open_clip("conditioner.embedders.1.model.", second.state_dict())
+        tensors |= dict.fromkeys(_marks(pipeline.scheduler.config), torch.zeros(0))
+    return tensors
+
+
+def unet_names(unet: Any) -> set[str]:
+    """Of all tensors of a UNet in a file of its authors."""
+    return set(_of_unet(unet))
+
+
+def _of_unet(unet: Any) -> dict[str, torch.Tensor]:
+    tensors = {
+        f"{NETWORK}{_of_tensor(name, unet.config.layers_per_block)}": value for name, value in unet.state_dict().items()
+    }
     # An upsampler stands behind the attention of its block, where there is one.
     attended = {name.split(".1.")[0] for name in tensors if re.search(r"output_blocks\.\d+\.1\.", name)}
     return {
         name.replace(".UP.", ".2." if name.split(".UP.")[0] in attended else ".1."): value
         for name, value in tensors.items()
     }
+
+
+def _marks(scheduler: Mapping[str, Any]) -> list[str]:
+    """Tensors by which ComfyUI tells what a network of Stable Diffusion XL predicts: without them, noise."""
+    if scheduler.get("prediction_type") != "v_prediction":
+        return []
+    return [V_PREDICTION, *([ZERO_SNR] if scheduler.get("rescale_betas_zero_snr") else [])]
 
 
 def _vae_tensors(vae: Any) -> dict[str, torch.Tensor]:
@@ -127,7 +149,7 @@ def _vae_tensors(vae: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _of_unet(name: str, layers: int) -> str:
+def _of_tensor(name: str, layers: int) -> str:
     for theirs, other in _ENDS.items():
         if name.startswith(f"{theirs}."):
             return name.replace(theirs, other)
@@ -169,16 +191,21 @@ def _of_vae(name: str, blocks: int) -> str:
     return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
 
 
-def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    prefix = "conditioner.embedders.1.model."
+def _open_clip(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A text encoder under OpenCLIP's names.
+
+    That of Stable Diffusion 2.x computes neither OpenCLIP's last layer nor its projection: folders of diffusers lack
+    both, and so do files that are made of them.
+    """
     state = {name.removeprefix("text_model."): value for name, value in state.items()}
     found = {
         "positional_embedding": state["embeddings.position_embedding.weight"],
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "ln_final.weight": state["final_layer_norm.weight"],
         "ln_final.bias": state["final_layer_norm.bias"],
-        "text_projection": state["text_projection.weight"].T,
     }
+    if "text_projection.weight" in state:
+        found["text_projection"] = state["text_projection.weight"].T
     for name, value in state.items():
         match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
         if match is None or re.search(r"[kv]_proj", name):

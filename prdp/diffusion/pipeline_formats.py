@@ -10,6 +10,9 @@ CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
 LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"
 """Of models that are told the guidance, and drawn in few steps."""
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+"""Tensors by which a file of Stable Diffusion XL says that its network predicts v, and that the last level is noise
+alone."""
 QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 

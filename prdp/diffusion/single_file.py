@@ -6,10 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from prdp.diffusion.model_components import UNFIT
-from prdp.diffusion.model_folder import PICKLED, check_safetensors
-from prdp.diffusion.pipeline_formats import PipelineFormat
+from prdp.diffusion.model_folder import PICKLED, SCHEDULER_FILE, check_safetensors, read_component
+from prdp.diffusion.pipeline_formats import V_PREDICTION, ZERO_SNR, PipelineFormat
 from prdp.support.errors import StartError
 
+_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+_OTHER_KINDS = {
+    "control_model.": "a ControlNet, which is not computed",
+    "lora_": "a LoRA, which model.adapters takes",
+    "unet.": "a LoRA, which model.adapters takes",
+    "encoder.": "a VAE alone",
+}
+"""How names of tensors begin -> what has them."""
+_OTHER_PROCESS = ("edm_mean", "edm_vpred.sigma_max")
+_TOLD = "modelspec.prediction_type"
+_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 _SHOWN = 3
 _WITHOUT_WEIGHTS = "Cannot copy out of meta tensor"
 """What torch says where diffusers moves a network that got no weights."""
@@ -69,20 +80,82 @@ def pipeline_of_file(file: Path, folder: Path, kind: PipelineFormat, **options: 
         if value.device.type == "meta"
     ]
     if missing:
-        rest = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise ValueError(f"{file} lacks {_some(missing)}, which the configurations of {folder} ask for")
+    if surplus := _surplus(file, pipeline):
         raise ValueError(
-            f"{file} lacks {', '.join(missing[:_SHOWN])}{rest}, which the configurations of {folder} ask for"
+            f"{file} has {_some(surplus)}, which the network of the configurations of {folder} has not: they are of "
+            "another architecture"
         )
     return pipeline
+
+
+def _surplus(file: Path, pipeline: Any) -> list[str]:
+    """Tensors of a file's UNet that diffusers would leave out, in silence."""
+    from safetensors import safe_open
+
+    from prdp.diffusion.original_names import NETWORK, unet_names
+
+    with safe_open(file, framework="numpy") as content:
+        there = {name for name in content.keys() if name.startswith(NETWORK)}  # noqa: SIM118
+    return sorted(there - unet_names(pipeline.unet))
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{rest}"
 
 
 def file_problems(file: Path, folder: Path, kind: PipelineFormat) -> list[str]:
     """Why a file and a folder make no pipeline; tensors are mapped from the disk, and few are read."""
     import torch
 
+    if problems := content_problems(file, folder):
+        return problems
     try:
         with torch.no_grad():
             pipeline_of_file(file, folder, kind, **kind.arguments)
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def content_problems(file: Path, folder: Path) -> list[str]:
+    """A file of another kind, by its header; or that says of its network another process, or another prediction, than
+    the folder's scheduler does.
+
+    ComfyUI and trainers mark files so, by tensors without content (`comfy/supported_models.py`, `SDXL.model_type`) or
+    in the metadata of the model specification, https://github.com/Stability-AI/ModelSpec.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as content:
+        names, told = set(content.keys()), (content.metadata() or {}).get(_TOLD)
+        channels = content.get_slice(_FIRST).get_shape()[1] if _FIRST in names else None
+    kind = next((kind for start, kind in _OTHER_KINDS.items() if any(name.startswith(start) for name in names)), None)
+    if kind is not None and channels is None:
+        return [f"{file}: is {kind}; must be a whole checkpoint"]
+    expected = read_component(folder, "unet").get("in_channels", 4)
+    if channels not in (None, expected):
+        return [
+            f"{file}: {_FIRST} takes {channels} channels: must be {expected}, as the configurations of {folder} say; "
+            "networks that also take a masked image, a depth map or an image to change are not computed"
+        ]
+    if other := sorted(names & set(_OTHER_PROCESS)):
+        return [f"{file}: {other[0]}: is of a network of EDM's process, which is not computed"]
+    scheduler, where = read_component(folder, "scheduler"), folder / "scheduler" / SCHEDULER_FILE
+    found = scheduler.get("prediction_type", "epsilon")
+    by_tensor = V_PREDICTION in names
+    marked = f"the tensor {V_PREDICTION}" if by_tensor else f"{_TOLD}={told}"
+    prediction = _PREDICTIONS.get("v" if by_tensor else told, found)
+    problems = []
+    if prediction != found:
+        problems.append(
+            f"{where}: prediction_type={found}: must be {prediction}, as {file} has {marked}; set model.config to a "
+            "copy of the folder with that scheduler"
+        )
+    if ZERO_SNR in names and not scheduler.get("rescale_betas_zero_snr"):
+        problems.append(
+            f"{where}: rescale_betas_zero_snr={scheduler.get('rescale_betas_zero_snr')}: must be true, as {file} has "
+            f"the tensor {ZERO_SNR}; set model.config to a copy of the folder with that scheduler"
+        )
+    return problems

@@ -10,6 +10,7 @@ from typing import Any
 from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.adapter_usage import loading_lines
 from prdp.diffusion.guidance import guided
+from prdp.diffusion.model_folder import absent_parts, found_from_anywhere, model_location
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 
 USAGE_FILE = "README.md"
@@ -92,11 +93,13 @@ def _program(
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
     embedded = model.path == "shapes" and mode == "lora"
     maker = "from_pretrained" if mode == "full" or model.config is None else "from_single_file"
-    options += [] if maker == "from_pretrained" else [f"config={model.config!r}"]
+    options += [] if maker == "from_pretrained" else [f"config={found_from_anywhere(model.config)!r}"]
+    folder = Path(model_location(model.config or model.path))  # pipelines that are exported have the same parts
+    options += [f"{name}=None" for name in absent_parts(folder, kind)] if folder.is_dir() else []
     if mode == "full":
         base = "weights"
     else:
-        base = "pipeline_folder()" if embedded else repr(model.path)
+        base = "pipeline_folder()" if embedded else repr(found_from_anywhere(model.path))
         options += [f"{key}={value!r}" for key in ("revision", "variant") if (value := getattr(model, key)) is not None]
     steps_without_noise = sampler.deterministic_final_steps if sampler.kind == "ddim" else 0
     lines = [

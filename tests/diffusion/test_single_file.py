@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from prdp.diffusion import build_policy, build_sampler, family_of
 from prdp.diffusion.latent_space import vae_digest
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.original_names import save_single_file
+from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION
 from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.single_file import content_problems, pipeline_of_file
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import find_models, model_digest
 from prdp.support.errors import StartError
@@ -106,6 +110,60 @@ def test_a_lora_goes_out_in_one_file(models: tuple[ModelConfig, ModelConfig], tm
     assert (output(base) - expected).abs().max() > 1e-3
 
 
+def test_the_text_encoder_of_stable_diffusion_2_has_the_names_of_open_clip(tmp_path: Path) -> None:
+    """Read back by diffusers: every tensor of every part is as it was, those of the VAE's attention too."""
+    pipeline = deep_pipeline()
+    unet, vae = ({key: value for key, value in part.config.items() if not key.startswith("_")} for part in
+                 (pipeline.unet, pipeline.vae))  # fmt: skip
+    unet |= {"use_linear_projection": True, "attention_head_dim": [1, 2, 2, 2]}
+    vae |= {"mid_block_add_attention": True}
+    pipeline.register_modules(unet=type(pipeline.unet)(**unet), vae=type(pipeline.vae)(**vae))
+    pipeline.save_pretrained(tmp_path / "whole")
+    file = save_single_file(pipeline, tmp_path / "model.safetensors")
+    names = load_file(file).keys()
+    assert "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight" in names
+    assert not any("text_model" in name for name in names)
+    again = pipeline_of_file(file, tmp_path / "whole", STABLE_DIFFUSION, safety_checker=None)
+    for part in STABLE_DIFFUSION.components:
+        for name, value in getattr(pipeline, part).state_dict().items():
+            assert getattr(again, part).state_dict()[name].equal(value), f"{part}: {name}"
+
+
+V, ZERO = {"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "marks", "metadata", "message"),
+    [
+        ({}, ("edm_vpred.sigma_max",), {}, r"edm_vpred\.sigma_max: is of a network of EDM's process"),
+        ({}, ("v_pred",), {}, r"prediction_type=epsilon: must be v_prediction, as .* has the tensor v_pred"),
+        (V, ("v_pred", "ztsnr"), {}, r"rescale_betas_zero_snr=None: must be true, as .* has the tensor ztsnr"),
+        ({}, (), {"modelspec.prediction_type": "v"}, r"must be v_prediction, as .* has modelspec\.prediction_type=v"),
+        (V, (), {"modelspec.prediction_type": "epsilon"}, r"prediction_type=v_prediction: must be epsilon"),
+        (V | ZERO, ("v_pred", "ztsnr"), {"modelspec.prediction_type": "v"}, None),
+        (V, (), {}, None),
+        ({}, (), {"modelspec.prediction_type": "unknown"}, None),
+    ],
+)
+def test_a_file_that_says_what_it_predicts_is_believed(
+    tmp_path: Path, scheduler: dict[str, Any], marks: tuple[str, ...], metadata: dict[str, str], message: str | None
+) -> None:
+    for part, name, content in (("scheduler", "scheduler_config.json", scheduler), ("unet", "config.json", {})):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / name).write_text(json.dumps(content))
+    file = tmp_path / "x.safetensors"
+    save_file({**{mark: torch.zeros(0) for mark in marks}, "x": torch.zeros(1)}, file, metadata=metadata)
+    problems = content_problems(file, tmp_path)
+    assert not problems if message is None else re.search(message, problems[0]), problems
+
+
+def test_a_file_that_is_written_says_that_its_network_predicts_v(tmp_path: Path) -> None:
+    """As ComfyUI looks for it."""
+    file = save_single_file(narrow_xl({**V, **ZERO}), tmp_path / "v.safetensors")
+    assert load_file(file)["v_pred"].numel() == load_file(file)["ztsnr"].numel() == 0
+    assert "v_pred" not in load_file(save_single_file(narrow_xl(), tmp_path / "epsilon.safetensors"))
+
+
 def test_evaluations_and_sets_know_it_by_its_weights(models: tuple[ModelConfig, ModelConfig], tmp_path: Path) -> None:
     _, file = models
     tensors = load_file(file.path)
@@ -124,9 +182,10 @@ def test_what_makes_no_pipeline_is_refused(models: tuple[ModelConfig, ModelConfi
     wide = {**tensors, first: tensors[first].repeat(1, 3, 1, 1)[:, :9].contiguous()}
     lacking = {name: value for name, value in tensors.items() if "first_stage_model.decoder.mid" not in name}
     for content, message in (
-        (wide, r"broken\.safetensors with the configurations of .*conv_in\.weight|size mismatch|expected shape"),
+        (wide, r"input_blocks\.0\.0\.weight takes 9 channels: must be 4, as the configurations of"),
+        (tensors | {"model.diffusion_model.input_blocks.99.0.op.bias": torch.ones(1)}, "are of another architecture"),
         (lacking, r"broken\.safetensors with the configurations of .*: it lacks weights of a network"),
-        ({"lora_unet_x.lora_down.weight": tensors[first]}, r"diffusers makes no StableDiffusion.*: Failed to load"),
+        ({"lora_unet_x.lora_down.weight": tensors[first]}, "is a LoRA, which model.adapters takes"),
     ):
         save_file(content, tmp_path / "broken.safetensors")
         broken = dataclasses.replace(file, path=str(tmp_path / "broken.safetensors"))
@@ -140,6 +199,9 @@ def test_what_makes_no_pipeline_is_refused(models: tuple[ModelConfig, ModelConfi
         ({"config": str(tmp_path)}, r"model\.config=.*model_index\.json is missing"),
         ({"path": str(tmp_path / "old.ckpt")}, r"is pickled and never read here.*P\.from_single_file\('.*old\.ckpt'"),
         ({"path": str(tmp_path / "half.safetensors")}, "is not a whole safetensors file"),
+        ({"path": str(tmp_path / "hal.safetensors")}, r"hal\S+: there is no such file\. Did you mean .*/half\."),
+        ({"path": str(tmp_path)}, r"model\.config=.*: must be null"),
+        ({"path": str(tmp_path), "config": None}, r"model_index\.json is missing.*broken\.safetensors in it the path"),
         ({"path": folder.path}, r"model\.config=.*: must be null"),
     ):
         chosen = dataclasses.replace(file, **changes)  # type: ignore[arg-type]

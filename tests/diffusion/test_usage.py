@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from usage_program import program, run_program
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
-from prdp.diffusion import build_policy
+from prdp.diffusion import build_policy, family_of
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
 from prdp.diffusion.usage import USAGE_FILE, usage_text
@@ -69,6 +70,25 @@ def test_the_program_makes_the_pictures_of_the_sampler(
     assert ("no guidance" in text) == (settings.guidance_scale <= 1)
     assert ("in a window of steps alone; the program draws none" in text) == windowed
     assert "t - num_train_timesteps // steps" not in text
+
+
+def test_the_program_runs_in_any_folder_and_without_parts_that_are_not_there(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are shared without what filters or reads pictures, and name it all the same."""
+    index = json.loads((model_folder / "model_index.json").read_text())
+    for part, kind in (("image_encoder", "CLIPVisionModelWithProjection"), ("feature_extractor", "CLIPImageProcessor")):
+        index[part] = ["transformers", kind]
+    (model_folder / "model_index.json").write_text(json.dumps(index))
+    monkeypatch.chdir(model_folder.parent)
+    model = ModelConfig(path=model_folder.name)
+    family_of(model).check(model)
+    policy: Any = build_policy(model, LearnerConfig(lora_rank=2), seed=0, keep_reference=False)
+    policy.save(tmp_path / "weights")
+    text = policy.usage(model, SAMPLER, "lora", tmp_path / "weights", PROMPT)
+    noise = ImageNoise(SEED, 0, np.array([0]), np.array([0]), policy.latent_shape)
+    (tmp_path / "elsewhere").mkdir()
+    assert run_program(text, tmp_path / "elsewhere", monkeypatch, noise).ndim == 3
 
 
 def test_the_embedded_pipeline_is_named_by_its_function() -> None:
