@@ -146,7 +146,7 @@ def content_problems(file: Path, folder: Path) -> list[str]:
     found = scheduler.get("prediction_type", "epsilon")
     by_tensor = V_PREDICTION in names
     marked = f"the tensor {V_PREDICTION}" if by_tensor else f"{_TOLD}={told}"
-    prediction = _PREDICTIONS.get("v" if by_tensor else told, found)
+    prediction = _PREDICTIONS.get("v" if by_tensor else str(told), found)
     problems = []
     if prediction != found:
         problems.append(

@@ -93,7 +93,7 @@ def _program(
     options += [] if model.dtype == "float32" else [f"dtype=torch.{model.dtype}"]
     embedded = model.path == "shapes" and mode == "lora"
     maker = "from_pretrained" if mode == "full" or model.config is None else "from_single_file"
-    options += [] if maker == "from_pretrained" else [f"config={found_from_anywhere(model.config)!r}"]
+    options += [] if maker == "from_pretrained" else [f"config={found_from_anywhere(str(model.config))!r}"]
     folder = Path(model_location(model.config or model.path))  # pipelines that are exported have the same parts
     options += [f"{name}=None" for name in absent_parts(folder, kind)] if folder.is_dir() else []
     if mode == "full":
