@@ -95,6 +95,7 @@ class Run:
                 self.log.write()
                 if state.due(config.checkpoint.every, config.epochs):
                     self.store.save(state, self.learner, self.rollouts)
+            self.store.settle()
             self._export()
         if config.tracking.report:
             self._report()

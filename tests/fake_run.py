@@ -16,6 +16,7 @@ from prdp import train
 from prdp.config import SamplerConfig, TrainConfig
 from prdp.configuration.typed import typed
 from prdp.support.interruption import uninterrupted
+from prdp.support.staged import StagedWhole
 from prdp.train import Run
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -62,6 +63,10 @@ class FakeLearner:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return {"weights/w": self.value.copy()}, {"updates": self.version}
+
+    def stage(self) -> tuple[StagedWhole, dict[str, np.ndarray], dict[str, Any]]:
+        tensors, scalars = self.state()
+        return StagedWhole(tensors), {}, scalars
 
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
         self.value, self.version = tensors["weights/w"].copy(), int(scalars["updates"])

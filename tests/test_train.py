@@ -41,7 +41,7 @@ def plain(small_pipeline: Path, output_dir: Path, **changes: Any) -> dict[str, A
             "train": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "train", "size": 7},
             "heldout": {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 4},
         },
-        "learner": {"lora_rank": 4, "learning_rate": 1e-2, "ema_decay": 0.5},
+        "learner": {"lora_rank": 4, "learning_rate": 1e-2, "ema_decay": 0.5, "microbatch": 6},
         "evaluation": {"every": 2, "prompts": 2, "images_per_prompt": 2, "final_prompts": 2, "grid_prompts": 1},
         "tracking": {"console": False, "report": False},
         "checkpoint": {"every": 1, "keep": 10},
@@ -157,7 +157,9 @@ def test_terminated_run_saves_what_is_finished_and_resumes(
     assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 2, 3]
 
 
-def test_run_terminated_while_it_samples_resumes(small_pipeline: Path, straight: Path, tmp_path: Path) -> None:
+def test_run_terminated_while_it_samples_resumes_on_two_processes(
+    small_pipeline: Path, straight: Path, tmp_path: Path
+) -> None:
     config = plain(small_pipeline, tmp_path / "run", checkpoint={"every": 10})
     run = Run(typed(config))
     real, calls = run.rollouts.next, []
@@ -173,7 +175,7 @@ def test_run_terminated_while_it_samples_resumes(small_pipeline: Path, straight:
         run.train()
     run.close()
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "epoch_00002").epoch == 2
-    main(configured(small_pipeline, tmp_path / "run", checkpoint={"resume": "auto"}))
+    main(configured(small_pipeline, tmp_path / "run", cluster={"learners": 2}, checkpoint={"resume": "auto"}))
     assert_same(final_state(tmp_path / "run"), final_state(straight))
 
 
@@ -300,7 +302,7 @@ def test_a_full_disk_keeps_the_older_checkpoints(
         kept.append(Path(path))
         return real(path, tensors)
 
-    monkeypatch.setattr("prdp.checkpoints.checkpoint.save_tensors", full)
+    monkeypatch.setattr("prdp.support.staged.save_tensors", full)
     with pytest.raises(OSError, match="epoch_00002"):
         run.train()
     run.close()

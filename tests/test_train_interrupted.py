@@ -226,7 +226,7 @@ def test_a_start_that_is_refused_lets_go_of_the_folder(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("where", ["next", "export"])
 def test_a_run_that_lost_its_folder_writes_no_more(tmp_path: Path, where: str) -> None:
     folder = tmp_path / "run"
-    run = fake_run(folder, checkpoint={"every": 1})
+    run = fake_run(folder, checkpoint={"every": 1, "background": False})
     before: dict[Path, bytes] = {}
 
     def take_over() -> None:

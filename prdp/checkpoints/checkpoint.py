@@ -1,7 +1,10 @@
 """Checkpoints: a folder each, whole or absent, verified before anything is taken from it.
 
-run_dir/checkpoints/epoch_00010/learner.safetensors    every tensor of the learner
+run_dir/checkpoints/epoch_00010/learner.safetensors    every tensor of the learner; or its rows, by process:
+run_dir/checkpoints/epoch_00010/learner-00001-of-00004.safetensors, ...
 run_dir/checkpoints/epoch_00010/state.json             everything else, size and checksum of all other files, its own
+
+Any number of processes reads either. `prdp.checkpoints.saving` writes them.
 
 state.json begins with "checksum": the BLAKE2b, as 32 hex digits, of its bytes with zeros in the place of these digits.
 """
@@ -12,9 +15,8 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,12 @@ import numpy as np
 
 from prdp.checkpoints.best import best_epoch
 from prdp.support.errors import UserError
-from prdp.support.storage import atomic_directory, load_tensors, remove_leftovers, save_tensors, write_atomically
+from prdp.support.tensor_parts import WHOLE_FILE, StoredTensors, fingerprint_file, tensor_files
 
-FORMAT_VERSION = 2
-_FORMATS = (1, 2)
-"""Those that are read; state.json of 1 has no checksum of its own."""
+_FORMATS = (1, 2, 3)
+"""Those that are read; state.json of 1 has no checksum of its own, and 3 has tensors in parts."""
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
-TENSOR_FILE = "learner.safetensors"
 
 _SEAL = b'{\n "checksum": "'
 _BLANK = b"0" * 32
@@ -47,63 +47,15 @@ class Checkpoint:
 
     Attributes:
         epoch: the epoch to continue at: this many are done.
-        tensors: name -> array, writable, as saved.
+        tensors: name -> array, writable, as saved; each is read from the folder when it is asked for.
         state: what was saved besides; tuples come back as lists.
         path: the folder it was read from.
     """
 
     epoch: int
-    tensors: dict[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray]
     state: dict[str, Any]
     path: Path
-
-
-def save_checkpoint(
-    run_dir: Path | str,
-    epoch: int,
-    tensors: Mapping[str, np.ndarray],
-    state: Mapping[str, Any],
-    keep: int,
-    attachments: Mapping[str, bytes] | None = None,
-    best: str | None = None,
-) -> Path:
-    """Write the checkpoint to continue at `epoch`, then remove the oldest beyond `keep`; the folder written.
-
-    Args:
-        run_dir: the run's folder; it has this process as its only writer.
-        epoch: number of epochs done.
-        tensors: name -> array, any numeric dtype and shape.
-        state: JSON-able: mappings with text keys, lists, text, numbers (numpy scalars too), booleans, None.
-        keep: how many checkpoints stay, the new one included; at least 1.
-        attachments: further files by name, verified with the checkpoint from then on.
-        best: metric of held-out prompts by which the best checkpoint stays as well; None keeps no such one.
-
-    Raises:
-        StorageError: a full disk, for instance; the older checkpoints stay as they were.
-        TypeError: a value of `state` that JSON cannot hold, by key.
-    """
-    if keep < 1:
-        raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
-    folder = Path(run_dir) / FOLDER
-    target = folder / f"epoch_{epoch:05d}"
-    plain = jsonable(state, "state")
-    remove_leftovers(folder)
-    sequence = 1 + max((number for number, _ in _numbered(folder)), default=0)
-    with atomic_directory(target) as temporary:
-        save_tensors(temporary / TENSOR_FILE, tensors)
-        for name, content in (attachments or {}).items():
-            (temporary / name).write_bytes(content)
-        document = {
-            "format": "prdp checkpoint",
-            "format_version": FORMAT_VERSION,
-            "epoch": epoch,
-            "sequence": sequence,
-            "files": {name: _fingerprint_file(temporary / name) for name in (TENSOR_FILE, *(attachments or {}))},
-            "state": plain,
-        }
-        write_atomically(temporary / STATE_FILE, sealed(document))
-    _prune(folder, keep, None if best is None else best_checkpoint(run_dir, best))
-    return target
 
 
 def best_checkpoint(run_dir: Path | str, metric: str) -> Path | None:
@@ -113,7 +65,7 @@ def best_checkpoint(run_dir: Path | str, metric: str) -> Path | None:
         ValueError: the log is damaged.
     """
     folder = Path(run_dir) / FOLDER
-    named = ((re.fullmatch(r"epoch_(\d+)", path.name), path) for _, path in _numbered(folder))
+    named = ((re.fullmatch(r"epoch_(\d+)", path.name), path) for _, path in numbered(folder))
     there = {int(match[1]): path for match, path in named if match is not None}
     epoch = best_epoch(Path(run_dir), metric, there)
     return None if epoch is None else there[epoch]
@@ -128,8 +80,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     folder = Path(path)
     document = verified(folder)
     try:
-        tensors = load_tensors(folder / TENSOR_FILE)
-    except ValueError as error:
+        tensors = StoredTensors(tensor_paths(folder, document))
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
     if document["format_version"] == 1:
         file = folder / STATE_FILE
@@ -170,7 +122,7 @@ def resolve_resume(resume: str, run_dir: Path | str) -> Path | None:
 def _search(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint of a folder saved last that is whole, and what is wrong with those that were passed over."""
     faults = []
-    for _, path in sorted(_numbered(folder, unreadable=sys.maxsize), reverse=True):
+    for _, path in sorted(numbered(folder, unreadable=sys.maxsize), reverse=True):
         try:
             verified(path)
         except CheckpointError as error:
@@ -204,7 +156,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         if not folder.exists():
             raise CheckpointError(f"there is no checkpoint {folder}")
         if not folder.is_dir():
-            raise CheckpointError(f"{folder} is a file; a checkpoint is a folder with {STATE_FILE} and {TENSOR_FILE}")
+            raise CheckpointError(f"{folder} is a file; a checkpoint is a folder with {STATE_FILE} and {WHOLE_FILE}")
         if not file.is_file():
             raise CheckpointError(f"{folder} is not a checkpoint: {STATE_FILE} is missing")
         content = file.read_bytes()
@@ -249,9 +201,25 @@ def parse_state(content: bytes, file: str) -> dict[str, Any]:
             raise CheckpointError(f"{file} is damaged: it lacks {key}")
         if not sound(document[key]):
             raise CheckpointError(f"{file} is damaged: {key} is {str(document[key])[:80]}")
-    if TENSOR_FILE not in document["files"]:
-        raise CheckpointError(f"{file} is damaged: it lacks the entry of {TENSOR_FILE}")
+    try:
+        tensor_files(list(document["files"]))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: it lacks the entry of {error}") from None
     return document
+
+
+def tensor_paths(folder: Path, document: Mapping[str, Any]) -> list[Path]:
+    """The files of a checkpoint that hold its tensors, in order.
+
+    Args:
+        document: its state.json, as `parse_state` gives it.
+    """
+    return [folder / name for name in tensor_files(list(document["files"]))]
+
+
+def format_version(files: Collection[str]) -> int:
+    """Of a checkpoint with these files: the lowest one, so that earlier versions of prdp read what they can."""
+    return 2 if WHOLE_FILE in files else 3
 
 
 def sealed(document: Mapping[str, Any]) -> bytes:
@@ -295,20 +263,14 @@ def _check_file(file: Path, expected: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"{file} holds {size:,} bytes instead of {expected['bytes']:,}: truncated or replaced"
             )
-        found = _fingerprint_file(file)["blake2b"]
+        found = fingerprint_file(file)["blake2b"]
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if found != expected["blake2b"]:
         raise CheckpointError(f"{file} is damaged: checksum {found} instead of {expected['blake2b']}")
 
 
-def _fingerprint_file(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
-
-
-def _numbered(folder: Path, unreadable: int = 0) -> list[tuple[int, Path]]:
+def numbered(folder: Path, unreadable: int = 0) -> list[tuple[int, Path]]:
     """Checkpoint folders with their place in the order of saving, `unreadable` where it cannot be read."""
     found = []
     for path in folder.glob("epoch_*") if folder.is_dir() else ():
@@ -318,17 +280,6 @@ def _numbered(folder: Path, unreadable: int = 0) -> list[tuple[int, Path]]:
             sequence = unreadable
         found.append((sequence, path))
     return found
-
-
-def _prune(folder: Path, keep: int, best: Path | None) -> None:
-    """Remove all but the last `keep` and the best; a checkpoint that cannot be removed costs disk, not the run."""
-    for _, path in sorted(_numbered(folder))[:-keep]:
-        if path == best:
-            continue
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            _log.warning("could not remove the old checkpoint %s: %s", path, error)
 
 
 def jsonable(value: Any, where: str) -> Any:

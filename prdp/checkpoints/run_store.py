@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from prdp.checkpoints.checkpoint import Checkpoint, load_checkpoint, resolve_resume, save_checkpoint
+from prdp.checkpoints.checkpoint import Checkpoint, load_checkpoint, resolve_resume
 from prdp.checkpoints.compatible import (
     check_compatible,
     check_length,
@@ -26,10 +26,12 @@ from prdp.checkpoints.run_folder import check_unused, last_words, sweep
 from prdp.checkpoints.run_lock import LockLostError, hold
 from prdp.checkpoints.run_log import RunLog
 from prdp.checkpoints.run_state import RunState
+from prdp.checkpoints.saving import CheckpointWriter
 from prdp.config import TrainConfig
 from prdp.prompts.stream import PromptSource, fingerprint
 from prdp.support.interruption import uninterrupted
 from prdp.support.rank_errors import ShardLostError
+from prdp.support.staged import Staged
 
 _log = logging.getLogger(__name__)
 _Tensors = Mapping[str, np.ndarray]
@@ -43,8 +45,8 @@ class SavedLearner(Protocol):
         """Updates done."""
         ...
 
-    def state(self) -> tuple[_Tensors, Mapping[str, Any]]:
-        """Tensors by name, and what else there is to it."""
+    def stage(self) -> tuple[Staged, _Tensors, Mapping[str, Any]]:
+        """Its tensors, copied to the host; further tensors by name, and what else there is to it."""
         ...
 
 
@@ -52,7 +54,7 @@ class SavedRollouts(Protocol):
     """What a checkpoint asks of the queue of rollouts."""
 
     def state(self, epoch: int, begun: bool = False) -> tuple[_Tensors, Mapping[str, Any]]:
-        """As of the learner, to go on in `epoch`, of which some updates are done when it is `begun`."""
+        """Tensors by name and what else there is, to go on in `epoch`, some updates of which are done when `begun`."""
         ...
 
 
@@ -75,11 +77,15 @@ class RunStore:
         """What `checkpoint.change` let differ from the checkpoint that `find` found, a line each."""
         self._saved_epoch: int | None = None
         self._saved_version = 0
+        self._writing: tuple[CheckpointWriter, int, int] | None = None
+        """A checkpoint on its way to the disk, its epoch and its updates."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._writing is not None:  # its learner is gone
+            self._writing[0].give_up()
         self.lock.release()
 
     def check_free(self) -> None:
@@ -136,26 +142,54 @@ class RunStore:
             check_logs(self.folder)
 
     def save(self, state: RunState, learner: SavedLearner, rollouts: SavedRollouts) -> None:
-        """Write a checkpoint, and copy it to the mirror.
+        """Write a checkpoint and copy it to the mirror, while learning goes on where `checkpoint.background` says so.
+
+        An earlier one is waited for. What goes wrong in the background is raised by the next `save` or `settle`.
 
         Raises:
             StorageError: a full disk, for instance; older checkpoints stay as they were.
             LockLostError: the folder or the mirror is another's by now.
+            ShardLostError: a process is lost that has a part to write.
         """
+        self.settle()
         self.lock.check()
         begun = state.begun(learner.version, self._config.updates_per_epoch) > 0
-        tensors, scalars = learner.state()
+        staged, tensors, scalars = learner.stage()
         published, queue = rollouts.state(state.epoch, begun=begun)
         content: dict[str, Any] = {"learner": scalars, **queue, **self._facts, **state.saved()}
         keep, logs = self._config.checkpoint.keep, {}
         if self._mirror is not None:
             content["evaluations"] = evaluation_names(self.folder)
             logs[LOGS_FILE] = pack_logs(self.folder)
-        best = self._config.checkpoint.keep_best
-        saved = save_checkpoint(self.folder, state.epoch, {**tensors, **published}, content, keep, logs, best)
-        self._saved_epoch, self._saved_version = state.epoch, learner.version
+        best, all_tensors = self._config.checkpoint.keep_best, {**tensors, **published}
+        with uninterrupted():  # nobody else knows of its thread
+            writer = CheckpointWriter(
+                self.folder, state.epoch, staged, all_tensors, content, keep, logs, best, self.lock.check, self._copied
+            )
+            self._writing = writer, state.epoch, learner.version
+        if not self._config.checkpoint.background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that is being written is there.
+
+        Raises:
+            StorageError, LockLostError, ShardLostError: see `save`.
+        """
+        if self._writing is None:
+            return
+        writer, epoch, version = self._writing
+        try:
+            writer.result()
+        finally:
+            if writer.is_done():  # not so when an interruption ended the waiting
+                self._writing = None
+            if writer.path is not None:
+                self._saved_epoch, self._saved_version = epoch, version
+
+    def _copied(self, saved: Path) -> None:
         if self._mirror is not None:
-            push(saved, self._mirror, keep, self.lock.owner)
+            push(saved, self._mirror, self._config.checkpoint.keep, self.lock.owner)
 
     @contextlib.contextmanager
     def finished_epochs_kept(self, log: RunLog, learner: SavedLearner, rollouts: SavedRollouts) -> Iterator[None]:
@@ -174,7 +208,12 @@ class RunStore:
             if log.state.unlogged:
                 with contextlib.suppress(OSError):  # a checkpoint keeps the line
                     log.write()
+            try:
+                self.settle()
+            except OSError as first:
+                _log.warning("the last checkpoint is not whole: %s", first)
             if learner.version > self._saved_version:
                 self.save(log.state, learner, rollouts)
+                self.settle()
         except (OSError, LockLostError, ShardLostError) as second:
             _log.warning("epoch %d could not be saved: %s", log.state.epoch, second)

@@ -34,6 +34,8 @@ _DOING = {
     **dict.fromkeys(("accumulate", "begin", "go_on"), "computing gradients"),
     "meet": "meeting the other ranks",
     "reduce": "summing gradients",
+    **dict.fromkeys(("stage", "write_part", "part_written", "staged_rows"), "writing its part of a checkpoint"),
+    "load_part": "reading its part of a checkpoint",
 }
 
 

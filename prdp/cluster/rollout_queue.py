@@ -112,7 +112,7 @@ class RolloutQueue:
         self._stream.cursor = int(scalars["prompt_cursor"])
         for made, version in (scalars.get("published") or {}).items():
             prefix = f"{_TENSORS}{made}/"
-            arrays = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
+            arrays = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
             self._published[int(made)] = Weights.of(version, arrays)
 
     def _forget(self, epoch: int) -> None:

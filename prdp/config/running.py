@@ -121,6 +121,8 @@ class CheckpointConfig:
     """never, auto (newest whole checkpoint in output_dir, or in the mirror), or the path of a checkpoint."""
     mirror: Text | None = None
     """URL that each checkpoint is copied to, such as s3://bucket/run or file:///shared/run; of this run alone."""
+    background: bool = True
+    """Whether learning goes on while a checkpoint is written and copied."""
     change: list[Text] = field(default_factory=list)
     """Keys of learner and objective that a resumed run may have other values of, such as [learner.learning_rate]: the
     curve goes on from there as another one."""

@@ -114,7 +114,7 @@ def _checkpoint_weights(folder: Path) -> Weights:
     """The weights that training would evaluate: the moving average where one was kept."""
     tensors = load_checkpoint(folder).tensors
     for prefix in ("ema/", "weights/"):
-        chosen = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        chosen = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
         if chosen:
             return Weights.of(0, chosen)
     raise ValueError(f"checkpoint {folder} holds no weights")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
-from prdp.checkpoints.checkpoint import STATE_FILE, TENSOR_FILE, read_state
+from prdp.checkpoints.checkpoint import STATE_FILE, read_state, tensor_paths
 from prdp.collaboration.cascade_files import CASCADE_FILE, THRESHOLD_FILE, is_cascade, read_cascade
 from prdp.collaboration.student_files import is_student, read_student
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
@@ -207,7 +207,8 @@ def model_digest(model: EvaluatedModel) -> str:
         digest.update("|".join(model_digest(one) for one in parts_of(read_cascade(model.path))).encode())
     elif model.kind == "checkpoint":
         assert model.path is not None and model.learner is not None
-        digest.update(_file_digest(model.path / TENSOR_FILE).encode())
+        for file in tensor_paths(model.path, read_state(model.path)):
+            digest.update(_file_digest(file).encode())
     return digest.hexdigest()
 
 
@@ -315,8 +316,9 @@ def _of_checkpoint(name: str | None, folder: Path) -> EvaluatedModel:
         epoch = document["epoch"]
     except (ValueError, KeyError, TypeError) as error:
         raise StartError(f"models: {folder / STATE_FILE} is not the state of a checkpoint: {error}") from error
-    if not (folder / TENSOR_FILE).is_file():
-        raise StartError(f"models: {folder} is not whole: {TENSOR_FILE} is missing")
+    for file in tensor_paths(folder, document):
+        if not file.is_file():
+            raise StartError(f"models: {folder} is not whole: {file.name} is missing")
     check_family(config.model, folder)
     run = _run_around(folder)
     if name is None:

@@ -12,6 +12,7 @@ from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.evidence.base import Channels, Evidence, Of
+from prdp.support.staged import Staged, StagedWhole
 from prdp.types import Int64, Rollout, Weights
 
 Progress = Callable[[int], None]
@@ -148,6 +149,12 @@ class Engine(ABC):
             "sampled/<name>": array}
         """
 
+    def stage(self) -> Staged:
+        """A copy of `state` on the host, or of its parts on the hosts that have them, to be written while learning goes
+        on.
+        """
+        return StagedWhole(self.state())
+
     @abstractmethod
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
         """Take back `state` as it was after so many updates.
@@ -196,4 +203,4 @@ def check_finite(
 
 def section(tensors: Mapping[str, np.ndarray], prefix: str) -> Arrays:
     """The tensors of a checkpoint under a prefix, without it."""
-    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key[len(prefix) :]: tensors[key] for key in tensors if key.startswith(prefix)}

@@ -84,6 +84,11 @@ class FsdpEngine(TorchEngine):
             tensors = self._of(what)  # type: ignore[arg-type]
         return None if tensors is None else {name: _host(value) for name, value in tensors.items()}
 
+    def lengths(self) -> dict[str, int]:
+        """Rows of the whole learning tensors, by name."""
+        assert self._network is not None, "join comes first"
+        return {name: len(value) for name, value in self._network.parameters.items()}
+
     def keep_reference(self) -> None:
         self.keep("reference")
 

@@ -20,6 +20,7 @@ from prdp.learners.schedule import learning_rate
 from prdp.learners.used_cells import filled, mentioned, strongest
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
+from prdp.support.staged import Staged
 from prdp.types import Float64, Int64, Rollout, Weights
 
 Stepped = Callable[[dict[str, float]], None]
@@ -104,6 +105,13 @@ class Learner:
         """
         tensors, scalars = self._history.state() if self._history is not None else ({}, {})
         return self.engine.state() | tensors, {"updates": self._updates, **scalars}
+
+    def stage(self) -> tuple[Staged, dict[str, np.ndarray], dict[str, Any]]:
+        """As `state`, for a checkpoint that is written while learning goes on: what the engine holds is copied to the
+        hosts of the processes that hold it, and gathered by none; the other tensors and scalars.
+        """
+        tensors, scalars = self._history.state() if self._history is not None else ({}, {})
+        return self.engine.stage(), tensors, {"updates": self._updates, **scalars}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
         """Continue where `state` was taken, by this framework or another.

@@ -19,7 +19,9 @@ import prdp
 from prdp.evidence.base import Of
 from prdp.learners.device_engine import DeviceEngine, Seen, answered
 from prdp.learners.engine import Arrays, Batch, Progress
+from prdp.learners.part_writer import PartWriter
 from prdp.support.remote_rows import part_of_rows
+from prdp.support.tensor_parts import StoredTensors
 from prdp.types import Float64, Int64, PromptBatch, Rollout, UInt8, tensors_checksum
 
 _VERSIONS = ("torch", "diffusers", "transformers", "peft", "jax", "numpy", "bitsandbytes", "prodigyopt")
@@ -71,6 +73,7 @@ class LearnerRank:
         self._batch: Batch | None = None
         self._first_image = 0
         self._passes: Generator[Seen, Float64, None] | None = None
+        self._writer = PartWriter()
 
     def identity(self) -> dict[str, str]:
         """What has to be the same on all ranks, by what it is called in messages."""
@@ -217,6 +220,27 @@ class LearnerRank:
         """See `prdp.learners.fsdp_engine.FsdpEngine.rows`."""
         rows: Arrays | None = self.engine.rows(what)  # type: ignore[attr-defined]
         return rows
+
+    def stage(self) -> None:
+        """Copy the rows that are here, for `write_part`."""
+        self._writer.stage(self.rows("state") or {})
+
+    def write_part(self, folder: str, part: int, parts: int, others: Mapping[str, np.ndarray]) -> bool:
+        """Begin to write what was staged; see `PartWriter.begin`."""
+        lengths: Mapping[str, int] = self.engine.lengths()  # type: ignore[attr-defined]
+        return self._writer.begin(folder, part, parts, lengths, others)
+
+    def part_written(self, seconds: float) -> str | None:
+        """See `PartWriter.written`."""
+        return self._writer.written(seconds)
+
+    def staged_rows(self) -> Arrays:
+        """What was staged and could not be written from here."""
+        return self._writer.staged()
+
+    def load_part(self, tensors: StoredTensors, part: int, parts: int, updates: int) -> str | None:
+        """As `load_state`, of this part of a checkpoint; None where its files are not seen from here."""
+        return self.load_state(tensors.part(part, parts), updates) if tensors.reachable() else None
 
     def unmoved(self, of: Of) -> bool:
         """See `Engine.unmoved`."""

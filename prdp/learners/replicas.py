@@ -15,6 +15,7 @@ import numpy as np
 
 from prdp.learners.device_engine import DeviceEngine
 from prdp.learners.engine import Arrays
+from prdp.learners.part_writer import StagedParts
 from prdp.learners.rank import Group, LearnerRank, Setting
 from prdp.learners.rows import joined, rows_of
 from prdp.support.rank_errors import (
@@ -24,6 +25,7 @@ from prdp.support.rank_errors import (
     ReductionError,
     ShardLostError,
 )
+from prdp.support.tensor_parts import StoredTensors
 from prdp.types import Int64
 
 _log = logging.getLogger(__name__)
@@ -134,13 +136,24 @@ class Replicas:
         return None if parts[0] is None else joined([parts[rank] for rank in sorted(parts)])
 
     def load_rows(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
-        """Have every rank take its part of a whole state."""
+        """Have every rank take its part of a whole state; of files, each reads its own where it sees them."""
         self.updates, shards = updates, self._engine.shards
-        parts = [rows_of(tensors, part, shards) for part in range(shards)]
-        calls: dict[int, Call] = {
-            rank: ("load_state", (parts[rank % shards], updates)) for rank in range(self._ranks.count)
-        }
-        self.check_weights(self.on_ranks(calls))
+        answers: dict[int, Any] = dict.fromkeys(range(self._ranks.count))
+        stored = tensors if isinstance(tensors, StoredTensors) else None
+        if stored is not None:
+            answers = self.on_ranks({rank: ("load_part", (stored, rank % shards, shards, updates)) for rank in answers})
+        for rank, told in answers.items():
+            if told is None:
+                part = rank % shards
+                rows = rows_of(tensors, part, shards) if stored is None else dict(stored.part(part, shards))
+                answers |= self.on_ranks({rank: ("load_state", (rows, updates))})
+        self.check_weights(answers)
+
+    def stage(self) -> StagedParts:
+        """Have each rank of the first copy of the network copy its part, to be written while learning goes on."""
+        self.on_ranks(dict.fromkeys(range(self._engine.shards), ("stage", ())))
+        lengths: Mapping[str, int] = self._engine.lengths()  # type: ignore[attr-defined]
+        return StagedParts(self.on_ranks, self._engine.shards, lengths)
 
     def everywhere(self, method: str, *arguments: Any) -> dict[int, Any]:
         """What the ranks that are there answer; one that is lost on the way is started again before the next pass."""

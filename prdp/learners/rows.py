@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from prdp.support.tensor_parts import row_range
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -29,5 +31,4 @@ def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
 def _rows(array: np.ndarray, part: int, parts: int) -> np.ndarray:
     if not array.ndim:
         return array
-    size = -(-len(array) // parts)
-    return array[part * size : (part + 1) * size]
+    return array[slice(*row_range(len(array), part, parts))]

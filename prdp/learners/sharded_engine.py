@@ -20,6 +20,8 @@ from prdp.learners.device_engine import DeviceEngine
 from prdp.learners.engine import Arrays, Batch, Engine, Progress, Tables, check_finite, microbatches, section
 from prdp.learners.rank import part_of
 from prdp.learners.replicas import Call, Ranks, Replicas
+from prdp.support.staged import Staged
+from prdp.support.tensor_parts import StoredTensors
 from prdp.types import Float64, Int64, Rollout, Weights
 
 
@@ -128,13 +130,17 @@ class ShardedEngine(Engine):
             return self._engine.state()
         return self._replicas.whole("state") or {}
 
+    def stage(self) -> Staged:
+        return self._replicas.stage() if self._engine.shards > 1 else self._engine.stage()
+
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
         if self._engine.shards > 1:
-            self._engine.policy.weights.check(section(tensors, "weights/"))
+            shapes = tensors.shapes("weights/") if isinstance(tensors, StoredTensors) else section(tensors, "weights/")
+            self._engine.policy.weights.check(shapes)
             self._replicas.load_rows(tensors, updates)
             return
         self._replicas.updates = updates
-        self._replicas.check_weights(self._replicas.everywhere("load_state", tensors, updates))
+        self._replicas.check_weights(self._replicas.everywhere("load_state", dict(tensors), updates))
 
     def _evidence(self, batch: Batch, cells: Int64, of: Of, names: tuple[str, ...]) -> Channels:
         shares = self._deal(batch, self._shares(batch, cells))

@@ -105,7 +105,7 @@ class TorchEngine(DeviceEngine):
         tensors |= {f"ema/{name}": value for name, value in (self._average or {}).items()}
         for of, kept in self._saved().items():
             tensors |= {f"{of}/{name}": value for name, value in kept.items()}
-        return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
+        return {name: value.detach().to("cpu", copy=True).numpy() for name, value in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> None:
         self._bind(section(tensors, "weights/"), updates)

@@ -173,8 +173,13 @@ def append(path: str | os.PathLike[str], text: str) -> None:
             raise
 
 
-def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write named arrays (any shape, 0-d included; bool, integers, float16/32/64) as one safetensors file, atomically.
+
+    Args:
+        metadata: text for the file's header.
 
     Raises:
         TypeError: an array whose dtype safetensors cannot hold, by name.
@@ -191,7 +196,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode & 0o666
             try:
-                save_file(plain, temporary)
+                save_file(plain, temporary, None if metadata is None else dict(metadata))
             except SafetensorError as error:
                 code = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error

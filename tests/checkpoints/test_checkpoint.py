@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp.checkpoints import checkpoint
+from prdp.checkpoints import saving
 from prdp.checkpoints.checkpoint import (
     CheckpointError,
     best_checkpoint,
     find_latest,
     load_checkpoint,
     resolve_resume,
-    save_checkpoint,
     sealed,
 )
+from prdp.checkpoints.saving import save_checkpoint
 from prdp.support import storage
 from prdp.support.errors import UserError
 from prdp.support.storage import StorageError
@@ -107,7 +107,7 @@ def test_old_ones_go_only_after_the_new_one_is_in_place(tmp_path, monkeypatch):
         present.append((Path(path).name, saved(tmp_path)))
         remove(path, **options)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", watching)
+    monkeypatch.setattr(saving.shutil, "rmtree", watching)
     save(tmp_path, 10, keep=1)
     assert ("epoch_00005", ["epoch_00005", "epoch_00010"]) in present
     assert saved(tmp_path) == ["epoch_00010"]

@@ -21,12 +21,12 @@ from prdp.checkpoints.checkpoint import (
     load_checkpoint,
     parse_state,
     resolve_resume,
-    save_checkpoint,
     sealed,
     verified,
 )
 from prdp.checkpoints.log_archive import LOGS_FILE, evaluation_names, pack_evaluation, pack_logs, restore_evaluation
 from prdp.checkpoints.mirror import fetch_latest, push
+from prdp.checkpoints.saving import save_checkpoint
 from prdp.support.storage import write_atomically
 from prdp.tracking.evaluations import save_evaluation
 from prdp.tracking.status_file import start_status

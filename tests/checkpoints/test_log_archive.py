@@ -18,7 +18,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from prdp.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.checkpoints.log_archive import (
     LOGS_FILE,
     STEP_GAP,
@@ -30,6 +30,7 @@ from prdp.checkpoints.log_archive import (
     restore_logs,
 )
 from prdp.checkpoints.mirror import fetch_latest, push, restore_fetched
+from prdp.checkpoints.saving import save_checkpoint
 from prdp.cli import main
 from prdp.prompts.usage import check_usage, read_prompt_log
 from prdp.support.storage import write_atomically

@@ -17,10 +17,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from prdp.checkpoints import mirror as checkpoint_mirror
-from prdp.checkpoints.checkpoint import CheckpointError, load_checkpoint, resolve_resume, save_checkpoint, sealed
+from prdp.checkpoints.checkpoint import CheckpointError, load_checkpoint, resolve_resume, sealed
 from prdp.checkpoints.mirror import MirrorError, check_writable, claim, fetch_latest, push
 from prdp.checkpoints.mirror_url import check_url, url_problem
 from prdp.checkpoints.run_lock import LockLostError, Owner
+from prdp.checkpoints.saving import save_checkpoint
 from prdp.support.errors import ConfigError
 
 

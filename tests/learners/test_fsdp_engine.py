@@ -16,6 +16,8 @@ import torch
 from stub_learners import KNOBS, ON_DENOISING
 from stub_policy import SCHEDULER, StubPolicy, StubWeights, stub_rollout
 
+from prdp.checkpoints.checkpoint import load_checkpoint
+from prdp.checkpoints.saving import CheckpointWriter
 from prdp.cluster.environment import import_paths
 from prdp.cluster.rank_processes import RankProcesses
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig
@@ -26,7 +28,9 @@ from prdp.diffusion.variance_preserving import build_transitions
 from prdp.learners import RankSettings, build_learner, build_rank, learner_policy
 from prdp.learners.learner import Learner
 from prdp.learners.rank import LearnerRank
+from prdp.learners.replicas import Replicas
 from prdp.learners.rows import joined, rows_of
+from prdp.support.tensor_parts import StoredTensors
 from prdp.train import main
 from prdp.types import PromptBatch, Rollout
 from tests.points_run import points_run
@@ -202,8 +206,9 @@ def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def test_it_goes_on_with_another_number_of_processes_and_an_interruption_keeps_what_was_done(
-    processes: Processes, rollout: Rollout
+    processes: Processes, rollout: Rollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By checkpoints that each process writes and reads its rows of, or hands over where it does not see the disk."""
     what = {"name": "nft", **KNOBS["nft"]}, {"ema_decay": 0.9}, "float32"
     straight = built(*what, 1)
     for _ in range(4):
@@ -212,16 +217,24 @@ def test_it_goes_on_with_another_number_of_processes_and_an_interruption_keeps_w
     def interrupt(done: int) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(Replicas, "whole", None)  # nothing gathers the whole
     state: Any = None
-    for count, shards in ((2, 2), (1, 1), (4, 4), (4, 2)):
+    for turn, (count, shards) in enumerate(((2, 2), (1, 1), (4, 4), (4, 2))):
         learner = built(*what, 1) if count == 1 else processes.learner(count, shards, *what)
+        if turn == 2:  # of this process; the others see it
+            monkeypatch.setattr(StoredTensors, "reachable", lambda self: False)
+            monkeypatch.setattr(LearnerRank, "write_part", lambda *arguments: False)
         if state is not None:
             learner.load_state(*state)
         learner.update(rollout)
         if count > 1:
             with pytest.raises(KeyboardInterrupt):
                 learner.update(rollout, progress=interrupt)
-        state = learner.state()
+        staged, tensors, scalars = learner.stage()
+        folder = CheckpointWriter(tmp_path, turn, staged, tensors, {}, keep=1).result()
+        assert len(list(folder.glob("*.safetensors"))) == shards
+        state = load_checkpoint(folder).tensors, scalars
+    monkeypatch.undo()
     assert learner.weights().checksum == straight.weights().checksum
     assert learner.evaluation_weights().checksum == straight.evaluation_weights().checksum
 
@@ -264,13 +277,14 @@ def test_rows_are_those_of_torch() -> None:
         assert again["step"] == 2.0
 
 
-def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint_to_the_same_end(
+def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint_to_the_same_end_and_then_as_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {"learner": {"microbatch": 4, "ema_decay": 0.5}}
+    longer: dict[str, Any] = {"epochs": 4, "checkpoint": {"every": 1, "keep": 10, "resume": "auto"}}
     together = {"cluster": {"learners": 2, "fsdp_size": 2}}
     straight, divided = points_run(tmp_path / "one", **settings), points_run(tmp_path / "two", **settings, **together)
-    main(typed(straight))
+    main(typed({**straight, **longer}))
     update, killed = Learner.update, []
 
     def deadly(self: Any, *arguments: Any) -> dict[str, float]:
@@ -285,5 +299,11 @@ def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint_to_the_same_end(
     assert "died: signal SIGKILL; what it held of the network is in the last checkpoint; the run goes on from" in (
         caplog.text
     )
-    for file in ("checkpoints/epoch_00003/learner.safetensors",):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    main(typed({**divided, **longer, "cluster": {}}))
+    for epoch, files in ((3, 2), (4, 1)):
+        expected, found = (tmp_path / run / "checkpoints" / f"epoch_0000{epoch}" for run in ("one", "two"))
+        assert len(list(found.glob("*.safetensors"))) == files
+        tensors = load_checkpoint(found).tensors
+        assert set(tensors) == set(load_checkpoint(expected).tensors)
+        for name, value in load_checkpoint(expected).tensors.items():
+            np.testing.assert_array_equal(tensors[name], value, name)
