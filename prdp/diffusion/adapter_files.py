@@ -257,7 +257,7 @@ def _converted(
                 **options,
             )[-1]
         except _UNREADABLE as error:
-            raise StartError(f"{where}: diffusers makes no LoRA of its tensors: {error}") from error
+            raise StartError(f"{where}: diffusers makes no LoRA of its tensors: {_told(error)}") from error
         alphas = dict(given[0] or {}) if given else {}
         if any(id(value) not in names for value in state.values()):
             return state, _origins(where, raw, state, pipeline), alphas, metadata
@@ -304,11 +304,16 @@ def _origins(
         try:
             made = pipeline.lora_state_dict(dict(tensors))
         except _UNREADABLE as error:
-            raise StartError(f"{where}: {first}: diffusers makes no LoRA of it: {error}") from error
+            raise StartError(f"{where}: {first}: diffusers makes no LoRA of it: {_told(error)}") from error
         if not made or made.keys() - state.keys():
             raise StartError(f"{where}: {first}: diffusers leaves it out")
         origin |= dict.fromkeys(made, first)
     return origin
+
+
+def _told(error: Exception) -> str:
+    """What an error says on one line; of those that say nothing, their kind."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def lora_options(pipeline: Any, network: Any) -> dict[str, Any]:

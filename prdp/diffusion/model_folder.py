@@ -151,7 +151,14 @@ def read_component(folder: Path, name: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Path]:
-    """The safetensors files of a component, whole or in parts, that diffusers will read; empty when there are none."""
+    """The safetensors files of a component, whole or in parts, that diffusers will read; empty when there are none.
+
+    As in diffusers, a component that lacks the variant is taken without it.
+    """
+    return _files_of(folder, name, variant) or ([] if variant is None else _files_of(folder, name, None))
+
+
+def _files_of(folder: Path, name: str, variant: str | None) -> list[Path]:
     base = _base(name)
     inserted = "" if variant is None else f".{variant}"
     whole = weights_path(folder, name, variant)
@@ -193,6 +200,8 @@ def _check_folder(where: str, folder: Path, variant: str | None, kind: PipelineF
         if name not in absent and not any((folder / name / file).is_file() for file in files):
             raise StartError(f"{where}: {folder / name} holds neither {' nor '.join(files)}")
     if weights:
+        if variant is not None and not any(_files_of(folder, name, variant) for name in kind.components):
+            raise StartError(f"{where}: {_no_weights(folder, kind.network, variant, kind)}")
         for name in kind.components:
             if name not in absent:
                 _check_weights(where, folder, name, variant, kind)

@@ -133,6 +133,7 @@ TEXT = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
         ("z_image", {f"{TO_Q}.lora_down.weight": (0, 32), f"{TO_Q}.lora_up.weight": (32, 0)}, "which no factor has"),
         ("z_image", {f"{TEXT}.lora_down.weight": (2, 8), f"{TEXT}.lora_up.weight": (8, 2)}, r"lora_te1_\S+: adapters"),
         ("flux", {"hello": (2, 2)}, "hello: diffusers leaves it out"),
+        ("flux", {f"{QKV}.lora_up.weight": (95, 2)}, r"diffusers makes no LoRA of its tensors: \w+"),
         ("flux", {f"{QKV}.lora_down.weight": None, f"{QKV}.lora_up.weight": None}, "holds no factor of a LoRA"),
         ("flux", {f"{QKV}.lora_down.weight": ()}, r"lora_down\.weight: has shape \[\], which no factor has"),
         ("stable_diffusion_3", {f"{JOINT}.alpha": (3,)}, r"attn_proj\.alpha: must be one finite number"),

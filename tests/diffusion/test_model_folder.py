@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prdp.diffusion import model_folder as module
-from prdp.diffusion.model_folder import check_model
+from prdp.diffusion.model_folder import check_model, weight_files
 from prdp.support.errors import StartError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -81,6 +81,12 @@ def test_variant(model_folder: Path) -> None:
         check_model(str(model_folder), "fp16")
     rename_to_variant(model_folder)
     check_model(str(model_folder), "fp16")
+    plain = model_folder / "vae" / WEIGHTS
+    plain.with_name("diffusion_pytorch_model.fp16.safetensors").rename(plain)
+    check_model(str(model_folder), "fp16")  # a part without the variant is taken as it is, as diffusers does
+    assert weight_files(model_folder, "vae", "fp16") == [plain]
+    with pytest.raises(StartError, match=r"unet holds no weights .*: set model\.variant=fp16"):
+        check_model(str(model_folder))
 
 
 def test_not_a_folder(tmp_path: Path) -> None:
