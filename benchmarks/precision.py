@@ -60,7 +60,7 @@ class Run:
         self.guidance = guidance
         objective = {"name": "prdp", "clip_range": clip}
         self.learner = build_learner(self.policy, self.table, guidance, learner, objective)
-        self.learner._check_clip = lambda: None  # type: ignore[method-assign]
+        self.learner._watch.check_clip = lambda update: None  # type: ignore[method-assign]
 
     def rollout(self, weights: Weights, seed: int, images: int = 4) -> Rollout:
         sampler = Sampler(self.policy, sampling(self.guidance), recorder=TrajectoryRecorder())

@@ -8,6 +8,7 @@ import gc
 import logging
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import FAMILIES, ModelConfig, TrainConfig
 from prdp.configuration.typed import write_config
 from prdp.diffusion.policy import Policy
+from prdp.diffusion.turns import taking_turns
 from prdp.diffusion.weights import TrainableWeights
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.image_sets.source import rollout_source
@@ -35,6 +37,7 @@ from prdp.reports.report import write_report
 from prdp.support.errors import start_up_checks
 from prdp.support.interruption import interruptions_raised
 from prdp.support.rank_errors import ShardLostError
+from prdp.support.remote_rows import RowsLostError
 from prdp.support.silent_end import told_when_silent
 from prdp.tracking.base import check_trackers
 from prdp.tracking.rollout_metrics import add_update, rollout_metrics
@@ -91,7 +94,7 @@ class Run:
             while state.epoch < config.epochs:
                 self._learn_epoch()
                 if state.due(config.evaluation.every, config.epochs):
-                    self.heldout.judge(self.learner.evaluation_weights())
+                    self._judge()
                 self.log.write()
                 if state.due(config.checkpoint.every, config.epochs):
                     self.store.save(state, self.learner, self.rollouts)
@@ -117,6 +120,7 @@ class Run:
         checkpoint = self.store.find(self.prompts.train, self.prompts.heldout)
         if checkpoint is not None:
             self.learner.load_state(checkpoint.tensors, checkpoint.state["learner"])
+        self._let_sample()
         self._build_workforce(model.device)
         if checkpoint is not None:
             self.rollouts.load_state(checkpoint.tensors, checkpoint.state)
@@ -139,6 +143,7 @@ class Run:
         """The learner, where the cluster wants it; its model."""
         config = self.config
         model, gpu = config.model, reserve_learner(config.cluster)
+        self._places: Sequence[Any] = () if gpu is None else gpu.places
         if gpu is not None:
             self._held.callback(gpu.close)
             model = dataclasses.replace(model, device=gpu.device)
@@ -158,7 +163,7 @@ class Run:
         own = gpu and cluster.kind == "inline"
         each = [settings.on_gpu(number) if own else settings for number in range(1, cluster.learners)]
         backend = "nccl" if gpu and self.config.learner.framework == "torch" else "gloo"
-        ranks = start_ranks(cluster, [partial(build_rank, one) for one in each], backend)
+        ranks = start_ranks(cluster, [partial(build_rank, one) for one in each], backend, self._places)
         if ranks is not None:
             self._held.callback(ranks.close)
         return ranks
@@ -167,14 +172,18 @@ class Run:
         """Samplers and rewards, and the queue of what is asked of them."""
         config = self.config
         factory = self.source.sampler_factory(self.learner.recorder)
-        if config.cluster.kind == "inline":
+        inline = config.cluster.kind == "inline"
+        if inline:
             factory = partial(_on_one_base, factory, self.policy)
+        if config.cluster.colocate:
+            factory = partial(taking_turns, factory, self.policy if inline else None)
         self.workforce: Workforce = build_workforce(
             config.cluster,
             factory,
             partial(RewardWorker, self.source.reward(), config.cluster.reward_retries),
             config.sampler.prompts_per_chunk,
             learner_device,
+            self._places,
         )
         self._held.callback(self.workforce.close)
         self.stream = PromptStream(self.prompts.train, config.seed, config.prompts.shuffle)
@@ -221,8 +230,18 @@ class Run:
             return  # the weights at the start of the epoch are gone
         due = self.state.due(config.evaluation.every, config.epochs) and not self.heldout.is_done(epoch)
         if epoch == 0 or due:
-            self.heldout.judge(self.learner.evaluation_weights())
+            self._judge()
             self.log.write()
+
+    def _judge(self) -> None:
+        weights = self.learner.evaluation_weights()
+        self._let_sample()
+        self.heldout.judge(weights)
+
+    def _let_sample(self) -> None:
+        """Have the learner make room on devices that it shares with samplers; it takes it again when it needs it."""
+        if self.config.cluster.colocate:
+            self.learner.rest(fixed=self.config.cluster.kind == "ray")
 
     def _learn_epoch(self) -> None:
         """Sample, score, update; the memory of the rollout, gigabytes at true size, is free for the next one then."""
@@ -241,8 +260,9 @@ class Run:
 
     def _publish(self) -> dict[str, float]:
         """Ask for the rollouts that may be under way now, under the weights that they are due."""
-        start = time.monotonic()
-        size = self.rollouts.fill(self.state.epoch, self.learner.weights())
+        start, weights = time.monotonic(), self.learner.weights()
+        self._let_sample()
+        size = self.rollouts.fill(self.state.epoch, weights)
         return {"time/publish": time.monotonic() - start, "publish_mib": size / 2**20}
 
     def _sample(self, metrics: dict[str, float]) -> Rollout:
@@ -269,7 +289,11 @@ class Run:
                     self.log.count_epoch(rollout, metrics)
 
             def learn(whole: Rollout) -> None:
-                self.learner.update(whole, advance, stepped)
+                try:
+                    self.learner.update(whole, advance, stepped)
+                except RowsLostError:  # samplers make them again
+                    self._let_sample()
+                    raise
 
             return self.workforce.reading(rollout, learn)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prdp.config import CLUSTER_KINDS
 
@@ -21,6 +21,7 @@ def build_workforce(
     reward_factory: RewardFactory,
     prompts_per_chunk: int,
     learner_device: str | None = None,
+    places: Sequence[Any] = (),
 ) -> Workforce:
     """Build the workforce that `config.kind` names; only 'ray' imports Ray.
 
@@ -31,6 +32,7 @@ def build_workforce(
         prompts_per_chunk: whole prompt groups per unit of work.
         learner_device: where the weights that will be published are learned, such as 'cuda:0'; None where there is no
             learner, which leaves `config.weight_transport` without meaning.
+        places: of samplers that share GPUs with learners, see `GpuReservation.places`.
 
     Raises:
         ValueError: an unknown kind, or numbers that make no cluster.
@@ -43,7 +45,7 @@ def build_workforce(
     if config.kind == "ray":
         from prdp.cluster.ray_workforce import RayWorkforce
 
-        return RayWorkforce(sampler_factory, reward_factory, config, prompts_per_chunk, learner_device)
+        return RayWorkforce(sampler_factory, reward_factory, config, prompts_per_chunk, learner_device, places)
     raise ValueError(f"cluster.kind is {config.kind!r}; expected one of {', '.join(CLUSTER_KINDS)}")
 
 
@@ -60,13 +62,16 @@ def reserve_learner(config: ClusterConfig) -> GpuReservation | None:
     return GpuReservation(config)
 
 
-def start_ranks(config: ClusterConfig, factories: Sequence[RankFactory], backend: str) -> RemoteRanks | None:
+def start_ranks(
+    config: ClusterConfig, factories: Sequence[RankFactory], backend: str, places: Sequence[Any] = ()
+) -> RemoteRanks | None:
     """Start the learner's ranks but rank 0, which is this process, without waiting for them; None for no such.
 
     Args:
         config: the `cluster` section; `learners` says how many there are.
         factories: picklable and without arguments, of each of these ranks.
         backend: what gradients are summed by: 'gloo' or 'nccl'.
+        places: of processes that share GPUs with samplers, see `GpuReservation.places`.
 
     Raises:
         ClusterSetupError: there is no Ray at the address, or no room.
@@ -79,4 +84,4 @@ def start_ranks(config: ClusterConfig, factories: Sequence[RankFactory], backend
         return RankProcesses(config, factories, backend)
     from prdp.cluster.rank_actors import RankActors
 
-    return RankActors(config, factories, backend)
+    return RankActors(config, factories, backend, places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from prdp.cluster.base import ClusterError
-from prdp.cluster.placement import PlacementReservation, nodes_of_cluster, plan, pools_of
+from prdp.cluster.placement import PlacementReservation, half_of, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_session import connect
 from prdp.config import ClusterConfig
 
@@ -18,6 +18,8 @@ class GpuReservation:
 
     Attributes:
         device: the one to learn on, 'cuda:2' for instance.
+        places: scheduling strategies of Ray's, one for each process that learns and the sampler that shares its GPU,
+            this process first; none where they share none.
 
     Raises:
         ClusterSetupError: this node has no such GPUs, or the cluster cannot hold the actors beside it.
@@ -30,10 +32,12 @@ class GpuReservation:
         try:
             pools = pools_of(config)
             plan(config, pools, nodes_of_cluster())
-            self._reservation = PlacementReservation(pools[:1], "pack")
+            pairs = [pool for pool in pools if config.colocate and pool.kind.startswith("learner")]
+            self._reservation = PlacementReservation(pairs or pools[:1], config.placement if pairs else "pack")
             self._reservation.wait(config.start_timeout_seconds)
-            demand = pools[0].demand
-            (strategy,) = self._reservation.strategies("learner")
+            demand = half_of(pools[0]) if pairs else pools[0].demand
+            self.places = [place for pool in pairs for place in self._reservation.strategies(pool.kind)]
+            (strategy,) = self._reservation.strategies(pools[0].kind)
             self._holder = (
                 ray.remote(GpuHolder)
                 .options(num_cpus=demand["CPU"], num_gpus=demand["GPU"], scheduling_strategy=strategy)

@@ -42,19 +42,33 @@ class Node:
 def pools_of(config: ClusterConfig) -> list[PoolRequest]:
     """The pools that a configuration asks for; that of the learner in this process only when it claims a GPU.
 
-    On a private Ray actors claim no CPUs, so that a small machine runs many, only slower.
+    On a private Ray actors claim no CPUs, so that a small machine runs many, only slower. Learners and samplers that
+    share GPUs are pairs, a GPU each, and that of this process comes first.
     """
     cpus = 0.0 if config.address == "local" else float(planned_threads(config))
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    demand = _demand(cpus, config.reward_gpus, config.reward_resources)
+    rewards = PoolRequest("reward actor", config.reward_actors, demand)
+    if config.colocate and config.learner_gpus:
+        both = _demand(2 * cpus, config.learner_gpus, config.sampler_resources)
+        pairs = [PoolRequest("learner and sampler pair", 1, {**both, **here})]
+        if config.learners > 1:
+            pairs.append(PoolRequest("learner rank and sampler pair", config.learners - 1, both))
+        return [*pairs, rewards]
     pools = [
         PoolRequest("sampler", config.samplers, _demand(cpus, config.sampler_gpus, config.sampler_resources)),
-        PoolRequest("reward actor", config.reward_actors, _demand(cpus, config.reward_gpus, config.reward_resources)),
+        rewards,
     ]
     if config.learners > 1:
         pools.insert(0, PoolRequest("learner rank", config.learners - 1, _demand(cpus, config.learner_gpus, {})))
     if config.learner_gpus:
-        here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
         pools.insert(0, PoolRequest("learner", 1, _demand(cpus, config.learner_gpus, here)))
     return pools
+
+
+def half_of(pair: PoolRequest) -> Demand:
+    """What a learner, or a sampler, claims of what a pair of both has: they get the same GPU."""
+    return {name: pair.demand[name] / 2 for name in ("CPU", "GPU")}
 
 
 def nodes_of_cluster() -> list[Node]:

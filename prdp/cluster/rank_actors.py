@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from prdp.cluster.actor_pool import LostError, actor_variables, fetch_result
-from prdp.cluster.placement import PlacementReservation, nodes_of_cluster, plan, pools_of
+from prdp.cluster.placement import PlacementReservation, half_of, nodes_of_cluster, plan, pools_of
 from prdp.cluster.rank_host import RankHost
 from prdp.cluster.ray_session import connect
 from prdp.cluster.remote_ranks import RankFactory, RemoteRanks, StillWaitingError
@@ -32,11 +32,16 @@ class RankActor:
 class RankActors(RemoteRanks):
     """See `RemoteRanks`. Arguments travel through the object store, straight to the node of the one who needs them.
 
+    Args:
+        places: see `start_ranks`.
+
     Raises:
         ClusterSetupError: no Ray at the address, or no room for the ranks beside what else is asked for.
     """
 
-    def __init__(self, config: ClusterConfig, factories: Sequence[RankFactory], backend: str) -> None:
+    def __init__(
+        self, config: ClusterConfig, factories: Sequence[RankFactory], backend: str, places: Sequence[Any] = ()
+    ) -> None:
         self._owns_ray = connect(config)
         self._reservation: PlacementReservation | None = None
         self._handles: dict[int, Any] = {}
@@ -44,14 +49,17 @@ class RankActors(RemoteRanks):
             super().__init__(config, factories, backend, ray.util.get_node_ip_address())
             pools = pools_of(config)
             plan(config, pools, nodes_of_cluster())
-            (own,) = (pool for pool in pools if pool.kind == KIND)
-            self._reservation = PlacementReservation([own], config.placement)
-            self._reservation.wait(config.start_timeout_seconds)
-            self._strategies = self._reservation.strategies(KIND)
-            gpus = own.demand.get("GPU", 0)
+            if places:
+                demand, self._strategies = half_of(pools[0]), list(places[1:])
+            else:
+                (own,) = (pool for pool in pools if pool.kind == KIND)
+                self._reservation = PlacementReservation([own], config.placement)
+                self._reservation.wait(config.start_timeout_seconds)
+                demand, self._strategies = own.demand, self._reservation.strategies(KIND)
+            gpus = demand.get("GPU", 0)
             self._actor = ray.remote(RankActor)
             self._options = {
-                "num_cpus": own.demand.get("CPU", 1),
+                "num_cpus": demand.get("CPU", 1),
                 "num_gpus": gpus,
                 "max_restarts": 0,
                 "max_task_retries": 0,

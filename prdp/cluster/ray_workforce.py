@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -26,7 +26,7 @@ from prdp.cluster.chunk_references import digest_of, lost_chunks, replaced
 from prdp.cluster.dispatcher import Dispatcher
 from prdp.cluster.environment import find_environment
 from prdp.cluster.object_store import StoreReport
-from prdp.cluster.placement import PlacementReservation, nodes_of_cluster, plan, pools_of
+from prdp.cluster.placement import PlacementReservation, half_of, nodes_of_cluster, plan, pools_of
 from prdp.cluster.ray_actors import RewardActor, SamplerActor
 from prdp.cluster.ray_metrics import RayMetrics
 from prdp.cluster.ray_session import connect
@@ -49,7 +49,7 @@ class RayWorkforce(Workforce):
         reward_factory: likewise for the reward worker.
         config: the `cluster` section.
         prompts_per_chunk: whole prompt groups per unit of work.
-        learner_device: see `build_workforce`.
+        learner_device, places: see `build_workforce`.
 
     Attributes:
         plan: which actors there are and where they fit, in lines for people.
@@ -68,6 +68,7 @@ class RayWorkforce(Workforce):
         config: ClusterConfig,
         prompts_per_chunk: int,
         learner_device: str | None = None,
+        places: Sequence[Any] = (),
     ) -> None:
         for key in ("samplers", "reward_actors"):
             if getattr(config, key) < 1:
@@ -95,6 +96,9 @@ class RayWorkforce(Workforce):
             self._reservation.wait(config.start_timeout_seconds)
             strategies = {pool.kind: self._reservation.strategies(pool.kind) for pool in workers}
             demands, timeout = {pool.kind: pool.demand for pool in pools}, config.start_timeout_seconds
+            if places:
+                strategies["sampler"] = list(places)
+                demands["sampler"] = {**half_of(pools[0]), **config.sampler_resources}
             self._samplers, self._rewards = (
                 ActorPool(kind, actor, factory, demands[kind], strategies[kind], threads, timeout, own)
                 for kind, actor, factory, own in (

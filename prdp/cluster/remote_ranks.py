@@ -35,6 +35,7 @@ _DOING = {
     "meet": "meeting the other ranks",
     "reduce": "summing gradients",
     **dict.fromkeys(("stage", "write_part", "part_written", "staged_rows"), "writing its part of a checkpoint"),
+    **dict.fromkeys(("rest", "wake"), "moving its tensors between host and device"),
     "load_part": "reading its part of a checkpoint",
 }
 

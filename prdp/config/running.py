@@ -34,6 +34,9 @@ class ClusterConfig:
     gathers the rest a block at a time. For learner.mode=full; must divide learners. 1: each holds all of it."""
     learner_gpus: NotNegative = 0.0
     """GPUs of each of them that Ray keeps free, for this process on its own node; 0 claims none."""
+    colocate: bool = False
+    """Samplers and processes that learn share their devices by turns: what one of them holds there waits on the host
+    while the other works. With Ray each GPU has one of both; learner_gpus = sampler_gpus is what they claim of it."""
     learner_timeout_seconds: NotNegative | None = None
     """How long a process that learns may take for its share of a pass before it counts as hung and is replaced; null:
     10 times the longest of the earlier ones, by cells, and at least 60 s; 0: no limit."""

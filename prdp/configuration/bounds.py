@@ -13,6 +13,7 @@ from typing import Any
 from prdp.config import ClusterConfig, ModelConfig, TrainConfig
 from prdp.configuration.learner_bounds import (
     change_problems,
+    colocation_problems,
     frozen_problems,
     keep_best_problems,
     optimizer_problems,
@@ -248,7 +249,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
             )
     if not any(key.startswith("cluster.") for key in wrong):
         found += _store_misfits(config.cluster) + _transport_misfits(config.cluster) + _rank_misfits(config.cluster)
-        found += sharding_problems(config)
+        found += sharding_problems(config) + colocation_problems(config)
     return found
 
 
@@ -285,7 +286,7 @@ def _rank_misfits(cluster: ClusterConfig) -> list[str]:
             return []
         return [f"cluster.learner_timeout_seconds={seconds:g}: has no effect with cluster.learners=1; leave it at null"]
     gpus = cluster.learner_gpus
-    if cluster.kind == "ray" and gpus != int(gpus):
+    if cluster.kind == "ray" and gpus != int(gpus) and not cluster.colocate:
         return [
             f"cluster.learner_gpus={gpus:g}: must be a whole number with cluster.learners={cluster.learners}: each of "
             "them needs a GPU to itself"

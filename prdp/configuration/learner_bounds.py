@@ -34,6 +34,39 @@ def optimizer_problems(learner: LearnerConfig) -> list[str]:
     return found
 
 
+def colocation_problems(config: TrainConfig) -> list[str]:
+    """Samplers and learners that cannot share devices by turns."""
+    cluster, chosen = config.cluster, "cluster.colocate=true"
+    if not cluster.colocate:
+        return []
+    found = []
+    if cluster.max_staleness:
+        found.append(
+            f"{chosen}: takes turns, and cluster.max_staleness={cluster.max_staleness} has them work at the same time; "
+            "set it to 0"
+        )
+    if config.learner.framework != "torch":
+        found.append(f"{chosen}: needs learner.framework=torch, not {config.learner.framework}")
+    if config.rollouts.source == "stored":
+        found.append(f"{chosen}: has no effect with rollouts.source=stored, whose images are there already")
+    if cluster.kind == "inline":
+        return found
+    if cluster.weight_transport == "nccl":
+        found.append(f"{chosen}: needs another cluster.weight_transport than nccl, which takes a GPU for each process")
+    gpus = cluster.learner_gpus
+    if gpus != cluster.sampler_gpus or (gpus and not 0.5 < gpus <= 1):
+        found.append(
+            f"{chosen}: cluster.learner_gpus={gpus:g} and sampler_gpus={cluster.sampler_gpus:g} must be the same, "
+            "what a pair of both claims of its GPU: above 0.5 and at most 1, or 0 for none"
+        )
+    if gpus and cluster.samplers != cluster.learners:
+        found.append(
+            f"{chosen}: cluster.samplers={cluster.samplers} must be cluster.learners={cluster.learners}: each GPU has "
+            "one of both"
+        )
+    return found
+
+
 def sharding_problems(config: TrainConfig) -> list[str]:
     """Processes that cannot hold a network together."""
     cluster, learner = config.cluster, config.learner

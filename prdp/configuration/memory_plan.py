@@ -26,7 +26,7 @@ class DevicePlan:
         name: who works there.
         held: bytes that stay, by what they are.
         passing: bytes that come on top while something is done, by what it is; one at a time.
-        host: bytes of text encoders and a VAE that wait on the host.
+        host: bytes that wait on the host: of text encoders, a VAE, and what takes turns with it.
     """
 
     name: str
@@ -61,6 +61,8 @@ def device_plans(config: TrainConfig) -> list[DevicePlan]:
         return []
     sizes = _Sizes(family, config)
     learning, drawing = sizes.learning(), sizes.drawing()
+    if config.cluster.colocate:
+        return _by_turns(config, sizes, learning, drawing)
     if config.cluster.kind == "ray":
         return [
             DevicePlan("learner", sizes.learner_holds(), learning),
@@ -70,6 +72,19 @@ def device_plans(config: TrainConfig) -> list[DevicePlan]:
     for what, size in sizes.sampler_holds(beside_learner=True).items():
         held[what] = held.get(what, 0) + size
     return [DevicePlan("one process", held, {**learning, **drawing}, sizes.host)]
+
+
+def _by_turns(
+    config: TrainConfig, sizes: _Sizes, learning: Mapping[str, int], drawing: Mapping[str, int]
+) -> list[DevicePlan]:
+    """Of a device that a sampler and a learner share: what is there while either works, and what waits of the other."""
+    apart = config.cluster.kind == "ray"
+    learner, sampler = sizes.learner_holds(), sizes.sampler_holds()
+    shared = 0 if apart or config.learner.mode == "full" else learner["network"]
+    return [
+        DevicePlan("while it learns", learner, learning, sizes.host + sum(sampler.values()) - shared),
+        DevicePlan("while it draws", sampler, drawing, sizes.host + sum(learner.values()) - shared),
+    ]
 
 
 class _Sizes:

@@ -100,7 +100,7 @@ def gpu_problems(cluster: ClusterConfig) -> list[str]:
     ]
     asked = (
         cluster.learners * cluster.learner_gpus
-        + cluster.samplers * cluster.sampler_gpus
+        + cluster.samplers * cluster.sampler_gpus * (not cluster.colocate)
         + cluster.reward_actors * cluster.reward_gpus
     )
     if asked:

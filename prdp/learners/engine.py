@@ -97,6 +97,16 @@ class Engine(ABC):
     def let_go(self) -> None:  # noqa: B027 - most engines hold nothing
         """Hold nothing of a rollout any more."""
 
+    def rest(self, fixed: bool) -> None:  # noqa: B027 - where nothing else needs the device
+        """Bring what lies on the device to the host, between updates; nothing else may be asked for until `wake`.
+
+        Args:
+            fixed: also the tensors that do not learn.
+        """
+
+    def wake(self) -> None:  # noqa: B027 - likewise
+        """Undo `rest`."""
+
     @abstractmethod
     def use_as_reference(self, of: Of) -> None:
         """Let evidence of the reference be that of another policy that is kept."""

@@ -11,19 +11,20 @@ import numpy as np
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion.recording import Recorder
 from prdp.evidence.base import Channels
-from prdp.learners.engine import Batch, Engine, Progress
-from prdp.learners.guards import check_columns, check_ratio, check_rollout
+from prdp.learners.engine import Engine, Progress
+from prdp.learners.guards import check_columns, check_rollout
 from prdp.learners.history import RewardHistory
-from prdp.learners.precision import ATTEMPTS, BACK_OFF, NUDGE, SHORTFALL, check_noise, gradient_scale, spot_cells
+from prdp.learners.precision_watch import PrecisionWatch, accumulated
 from prdp.learners.reward_terms import TERMS, reward_terms
 from prdp.learners.schedule import learning_rate
-from prdp.learners.used_cells import filled, mentioned, strongest
+from prdp.learners.used_cells import filled, strongest, used
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
 from prdp.support.staged import Staged
-from prdp.types import Float64, Int64, Rollout, Weights
+from prdp.types import Float64, Rollout, Weights
 
 Stepped = Callable[[dict[str, float]], None]
+
 
 class Learner:
     """Minimises an objective on the evidence of a rollout.
@@ -49,9 +50,8 @@ class Learner:
         self._config = config
         self._updates_per_epoch = updates_per_epoch
         self._updates = 0
-        self._noise: float | None = None
-        self._noise_epoch: int | None = None
-        self._noise_told = False
+        self._awake = True
+        self._watch = PrecisionWatch(engine, objective, config)
         self._terms = dict(reward_terms or {}) if TERMS in objective.arrays else None
         keeps_history, size = "history" in objective.arrays, None if self._terms is None else len(self._terms)
         self._history = RewardHistory(objective.knobs["buffer_size"], size) if keeps_history else None
@@ -91,10 +91,12 @@ class Learner:
     def weights(self) -> Weights:
         """The weights to sample with."""
         old = self.objective.old_policy
+        self.wake()
         return self.engine.weights("old" if old is not None and old.old_samples else "policy", self._updates)
 
     def evaluation_weights(self) -> Weights:
         """The weights to evaluate and export: the moving average where one is kept."""
+        self.wake()
         return self.engine.average(self._updates) or self.engine.weights("policy", self._updates)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -103,15 +105,36 @@ class Learner:
         Returns:
             what `Engine.state` and the history of rewards hold, {"updates": count, ...}
         """
-        tensors, scalars = self._history.state() if self._history is not None else ({}, {})
-        return self.engine.state() | tensors, {"updates": self._updates, **scalars}
+        tensors, scalars = self._own_state()
+        return self.engine.state() | tensors, scalars
 
     def stage(self) -> tuple[Staged, dict[str, np.ndarray], dict[str, Any]]:
         """As `state`, for a checkpoint that is written while learning goes on: what the engine holds is copied to the
         hosts of the processes that hold it, and gathered by none; the other tensors and scalars.
         """
+        tensors, scalars = self._own_state()
+        return self.engine.stage(), tensors, scalars
+
+    def rest(self, fixed: bool) -> None:
+        """Bring what lies on the device to the host, until it is needed again.
+
+        Args:
+            fixed: also the tensors that do not learn, which a sampler in this process may need.
+        """
+        self._awake = False  # from the first tensor on
+        self.engine.rest(fixed)
+
+    def wake(self) -> None:
+        """Have on the device what belongs there; what needs it asks for it."""
+        if not self._awake:
+            self.engine.wake()
+            self._awake = True
+
+    def _own_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What is not the engine's; it is about to be asked for its own."""
+        self.wake()
         tensors, scalars = self._history.state() if self._history is not None else ({}, {})
-        return self.engine.stage(), tensors, {"updates": self._updates, **scalars}
+        return tensors, {"updates": self._updates, **scalars}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
         """Continue where `state` was taken, by this framework or another.
@@ -122,6 +145,7 @@ class Learner:
         if self._history is not None:
             self._history.load_state(tensors, scalars)
         updates = int(scalars["updates"])
+        self.wake()
         self.engine.load_state(tensors, updates)
         self._updates = updates
 
@@ -154,6 +178,7 @@ class Learner:
             ValueError: the rollout is not scored, has no group with a pair, or the loss or gradient is not finite.
         """
         start = time.perf_counter()
+        self.wake()
         objective, engine, evidence = self.objective, self.engine, self.objective.evidence
         guard = evidence.guard(objective.channels)
         method = objective.method
@@ -182,10 +207,10 @@ class Learner:
         half, linear = engine.precision != "float32", objective.linear + objective.known_beside(own)
         checked: dict[str, float] = {}
         if half and guard is not None:
-            if on_policy or rollout.prompts.epoch != self._noise_epoch:
-                checked = self._spot_check(batch, guard, sampled[guard], on_policy, weights)
+            if on_policy or not self._watch.measured(rollout.prompts.epoch):
+                checked = self._watch.spot_check(batch, guard, sampled[guard], on_policy, weights)
             if not on_policy:
-                self._check_clip()
+                self._watch.check_clip(self._updates)
             # The pass with gradient would tell a drift that is rounding.
             linear = tuple(name for name in linear if name != guard)
         known = all(name in stored or name in linear for name in objective.channels)
@@ -213,10 +238,10 @@ class Learner:
             result = coefficients_of(now)
             cells, left_out = strongest(result.tables, cells, self._config.least_coefficient)
             known_at = known_at if stored.keys() >= set(objective.channels) else cells
-            recomputed, scale = self._accumulate(batch, cells, result.tables, progress)
+            recomputed, scale = accumulated(engine, batch, cells, result.tables, progress)
         recomputed = filled(recomputed, sampled, cells)
         if on_policy and not half and guard is not None:
-            self._check_ratio(rollout, sampled[guard], recomputed[guard])
+            self._watch.check_ratio(rollout, sampled[guard], recomputed[guard], self._updates)
         if stored.keys() < set(objective.channels):
             now = recomputed | stored
             result = coefficients_of(now)
@@ -241,18 +266,8 @@ class Learner:
         """Hold nothing of a rollout any more."""
         self.engine.let_go()
 
-    def _used_cells(
-        self, data: Mapping[str, np.ndarray], sampled: Mapping[str, Float64], shape: tuple[int, int]
-    ) -> Int64:
-        """Flat cells of the images that the loss mentions; no pass is needed for the others.
-
-        Args:
-            data: what the loss takes besides evidence.
-            sampled: evidence of the policy that sampled, as far as it is known.
-        """
-        names = (*self.objective.channels, *self._further_passes)
-        around = {name: sampled.get(name, np.zeros(shape)) for name in names}
-        return mentioned(lambda values: self.objective.coefficients(values, {**data, **values}).tables, around)
+    def _used_cells(self, data: Mapping[str, np.ndarray], sampled: Channels, shape: tuple[int, int]) -> np.ndarray:
+        return used(self.objective, (*self.objective.channels, *self._further_passes), data, sampled, shape)
 
     def _own_passes(self, first: bool) -> list[str]:
         """Data whose passes are not needed: their policy has the weights of the one that learns."""
@@ -263,66 +278,6 @@ class Learner:
         if first:
             followed.add("sampled")
         return [name for name, (_, of) in self._further_passes.items() if of in followed]
-
-    def _check_ratio(self, rollout: Rollout, stored: Float64, recomputed: Float64) -> None:
-        check_ratio(
-            stored,
-            recomputed,
-            tolerance=self._config.ratio_tolerance,
-            update=self._updates,
-            place=lambda image, column: self.objective.evidence.place(
-                rollout, self.engine.transitions, image, column
-            ),
-        )
-
-    def _spot_check(
-        self, batch: Batch, guard: str, stored: Float64, on_policy: bool, weights: Float64 | None
-    ) -> dict[str, float]:
-        """Recompute a few cells with all roundings otherwise and, of an on-policy rollout, against what is stored."""
-        images, columns = stored.shape
-        cells = spot_cells(images, columns, self._config.microbatch)
-        rows = np.unravel_index(cells, stored.shape)
-        again = self.engine.evidence(batch, cells)
-        nudged = self.engine.evidence(self.engine.scaled(batch, NUDGE), cells)[guard]
-        noise = SHORTFALL * np.abs(again[guard] - nudged)
-        metrics = {}
-        if on_policy:
-            seen = np.zeros_like(stored)
-            seen[rows] = stored[rows]
-            self._check_ratio(batch.rollout, seen, again[guard])
-            error = np.abs(again[guard] - seen)
-            noise = np.maximum(noise, error)
-            metrics["ratio_error"] = float(error.max())
-        self._noise = metrics["evidence_noise"] = float((noise if weights is None else noise * weights).max())
-        self._noise_epoch = batch.rollout.prompts.epoch
-        if not on_policy:
-            return metrics
-        # Rounding of the pass with gradient adds up in a square, so that it would tell a KL that is not there.
-        return metrics | ({"kl_ref": float(again["kl_ref"][rows].mean())} if "kl_ref" in again else {})
-
-    def _check_clip(self) -> None:
-        """Clips act on rollouts of another policy: compare their range with the error last measured."""
-        clip_range = self.objective.knobs.get("clip_range")
-        if self._noise is not None and clip_range is not None:
-            self._noise_told = check_noise(
-                self._noise, clip_range, precision=self.engine.precision, update=self._updates, told=self._noise_told
-            )
-
-    def _accumulate(
-        self, batch: Batch, cells: Int64, tables: Mapping[str, Float64], progress: Progress | None
-    ) -> tuple[Channels, float]:
-        """The gradient and the evidence seen on the way; and by how much it was scaled, lest float16 underflow."""
-        engine = self.engine
-        if engine.precision != "float16":
-            return engine.accumulate(batch, cells, tables, progress), 1.0
-        scale = gradient_scale(tables, int(np.prod(engine.policy.latent_shape)))
-        for attempt in range(ATTEMPTS):
-            scale *= BACK_OFF if attempt else 1.0
-            scaled = {name: table * scale for name, table in tables.items()}
-            recomputed = engine.accumulate(batch, cells, scaled, progress)
-            if engine.unscale(scale):
-                break
-        return recomputed, scale
 
     def _coefficients(
         self, channels: Channels, data: Mapping[str, np.ndarray], weights: Float64 | None

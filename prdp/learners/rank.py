@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import platform
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-import prdp
 from prdp.evidence.base import Of
 from prdp.learners.device_engine import DeviceEngine, Seen, answered
 from prdp.learners.engine import Arrays, Batch, Progress
 from prdp.learners.part_writer import PartWriter
+from prdp.learners.rank_identity import fingerprint, identity_of
 from prdp.support.remote_rows import part_of_rows
 from prdp.support.tensor_parts import StoredTensors
-from prdp.types import Float64, Int64, PromptBatch, Rollout, UInt8, tensors_checksum
-
-_VERSIONS = ("torch", "diffusers", "transformers", "peft", "jax", "numpy", "bitsandbytes", "prodigyopt")
+from prdp.types import Float64, Int64, PromptBatch, Rollout, UInt8
 
 
 class Group(Protocol):
@@ -77,28 +70,7 @@ class LearnerRank:
 
     def identity(self) -> dict[str, str]:
         """What has to be the same on all ranks, by what it is called in messages."""
-        engine = self.engine
-        network: Any = engine.policy.weights.network
-        tables = {
-            field.name: np.asarray(getattr(engine.transitions, field.name))
-            for field in dataclasses.fields(engine.transitions)
-            if isinstance(getattr(engine.transitions, field.name), np.ndarray)
-        }
-        return {
-            "prdp": prdp.__version__,
-            "source of prdp": _source(),
-            "Python": platform.python_version(),
-            **{name: _version(name) for name in _VERSIONS},
-            "device": engine.policy.device.type,
-            "CPU threads": str(torch.get_num_threads()),
-            "configuration": self._configuration,
-            "engine": type(engine).__name__,
-            "evidence": f"{engine.kind}: {', '.join(engine.channels)}",
-            "microbatch": str(engine.microbatch),
-            "precision": engine.precision,
-            "sampler": tensors_checksum(tables),
-            "network": fingerprint(network.state_dict()),
-        }
+        return identity_of(self.engine, self._configuration)
 
     def join(self, group: Group) -> None:
         """Sum over this group from now on."""
@@ -221,6 +193,14 @@ class LearnerRank:
         rows: Arrays | None = self.engine.rows(what)  # type: ignore[attr-defined]
         return rows
 
+    def rest(self, fixed: bool) -> None:
+        """See `Engine.rest`."""
+        self.engine.rest(fixed)
+
+    def wake(self) -> None:
+        """See `Engine.wake`."""
+        self.engine.wake()
+
     def stage(self) -> None:
         """Copy the rows that are here, for `write_part`."""
         self._writer.stage(self.rows("state") or {})
@@ -275,35 +255,3 @@ def part_of(rollout: Rollout, first: int, end: int) -> Rollout:
         sub_scores={},
         network_passes=None,
     )
-
-
-def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex digest over names, shapes, dtypes and, per tensor, the sum of its bit patterns, computed where it lies.
-
-    It tells tensors apart that have drifted, in one pass over them and without a copy to the host.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, value in sorted(tensors.items()):
-        bits = value.detach().contiguous()
-        if value.dtype != torch.bool:
-            bits = bits.view(integers[value.element_size()])
-        total = int(bits.sum(dtype=torch.int64).item())
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|{total}".encode())
-    return digest.hexdigest()
-
-
-@cache
-def _source() -> str:
-    """Digest of the package's files: checkouts of one version may differ."""
-    digest, folder = hashlib.blake2b(digest_size=8), Path(prdp.__file__).parent
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(f"{file.relative_to(folder).as_posix()}|".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

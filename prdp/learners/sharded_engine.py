@@ -80,6 +80,12 @@ class ShardedEngine(Engine):
 
         return self._replicas.retried(attempt)
 
+    def rest(self, fixed: bool) -> None:
+        self._replicas.everywhere("rest", fixed)
+
+    def wake(self) -> None:
+        self._replicas.everywhere("wake")
+
     def weights(self, of: Of, version: int) -> Weights:
         if self._engine.shards == 1:
             return self._engine.weights(of, version)

@@ -19,6 +19,7 @@ import torch
 from prdp.config import LearnerConfig
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
+from prdp.diffusion.turns import WaitingRoom, tensors_in, tensors_of
 from prdp.evidence.base import Evidence, Of
 from prdp.learners.block_inputs import added_inside_first
 from prdp.learners.device_engine import DeviceEngine, Total
@@ -55,6 +56,7 @@ class TorchEngine(DeviceEngine):
         self._average = self._copy() if config.ema_decay else None
         self._kept: dict[str, Tensors] = {}
         self._sums: Tensors = {}
+        self._room = WaitingRoom()
         # Apple's GPUs have no float64.
         self._sum_dtype = torch.float32 if policy.device.type == "mps" else torch.float64
 
@@ -115,6 +117,16 @@ class TorchEngine(DeviceEngine):
             self._average = self._read(tensors, "ema/")
         for of in self._saved():
             self._kept[of] = self._read(tensors, f"{of}/")
+
+    def rest(self, fixed: bool) -> None:
+        self._zero_gradient()
+        policy, kept = self.policy, [self._average or {}, *self._kept.values(), self._optimizer.state()]
+        others = tensors_of(policy) if fixed else tensors_in(policy.weights.networks()[1:])
+        learning = [*self._parameters.values(), *(tensor for tensors in kept for tensor in tensors.values())]
+        self._room.rest([*learning, *others], policy.device)
+
+    def wake(self) -> None:
+        self._room.wake()
 
     @contextmanager
     def _network_of(self, of: Of) -> Iterator[torch.nn.Module | None]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from prdp.evidence.base import Channels
+from prdp.objectives import Objective
 from prdp.types import Float64, Int64
 
 Tables = Mapping[str, Float64]
@@ -73,3 +74,22 @@ def filled(found: Channels, sampled: Channels, cells: Int64) -> Channels:
         whole[name] = values = sampled[name].astype(np.float64)
         values.ravel()[cells] = found[name].ravel()[cells]
     return whole
+
+
+def used(
+    objective: Objective,
+    names: Sequence[str],
+    data: Mapping[str, np.ndarray],
+    sampled: Mapping[str, Float64],
+    shape: tuple[int, int],
+) -> Int64:
+    """Flat cells of the images that a loss mentions; no pass is needed for the others.
+
+    Args:
+        names: channels and data that are evidence.
+        data: what the loss takes besides evidence.
+        sampled: evidence of the policy that sampled, as far as it is known.
+        shape: of evidence, [n, T].
+    """
+    around = {name: sampled.get(name, np.zeros(shape)) for name in names}
+    return mentioned(lambda values: objective.coefficients(values, {**data, **values}).tables, around)

@@ -34,6 +34,9 @@ class StubWeights:
         self.network = network
         self.frozen = network
 
+    def networks(self) -> list[torch.nn.Module]:
+        return [self.network]
+
     def keep_reference(self) -> None:
         self.frozen = copy.deepcopy(self.network).requires_grad_(False)
 

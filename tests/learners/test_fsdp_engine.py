@@ -230,7 +230,9 @@ def test_it_goes_on_with_another_number_of_processes_and_an_interruption_keeps_w
         if count > 1:
             with pytest.raises(KeyboardInterrupt):
                 learner.update(rollout, progress=interrupt)
+        learner.rest(fixed=True)  # what stays on the device is taken back
         staged, tensors, scalars = learner.stage()
+        learner.rest(fixed=True)
         folder = CheckpointWriter(tmp_path, turn, staged, tensors, {}, keep=1).result()
         assert len(list(folder.glob("*.safetensors"))) == shards
         state = load_checkpoint(folder).tensors, scalars
@@ -282,7 +284,7 @@ def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint_to_the_same_end_
 ) -> None:
     settings: dict[str, Any] = {"learner": {"microbatch": 4, "ema_decay": 0.5}}
     longer: dict[str, Any] = {"epochs": 4, "checkpoint": {"every": 1, "keep": 10, "resume": "auto"}}
-    together = {"cluster": {"learners": 2, "fsdp_size": 2}}
+    together = {"cluster": {"learners": 2, "fsdp_size": 2, "colocate": True}}
     straight, divided = points_run(tmp_path / "one", **settings), points_run(tmp_path / "two", **settings, **together)
     main(typed({**straight, **longer}))
     update, killed = Learner.update, []

@@ -24,6 +24,7 @@ from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
 from prdp.learners.precision import check_noise, gradient_scale, spot_cells
+from prdp.learners.precision_watch import accumulated
 from prdp.support.errors import UserError
 from prdp.types import PromptBatch, Rollout, Weights
 
@@ -64,7 +65,7 @@ def tiny_coefficients(learner: Any, rollout: Rollout) -> None:
     """The gradient of evidence with coefficients of 512 images and 50 steps."""
     signs = np.random.default_rng(1).choice([-1.0, 1.0], rollout.stored["log_ratio"].shape)
     tables = {"log_ratio": signs / (512 * 50)}
-    learner._accumulate(learner.engine.batch(rollout, 0), np.arange(signs.size), tables, None)
+    accumulated(learner.engine, learner.engine.batch(rollout, 0), np.arange(signs.size), tables, None)
 
 
 @pytest.mark.parametrize(("dtype", "autocast"), [half for half in HALF if "float16" in half])
