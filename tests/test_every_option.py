@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from chat_judge import judge
 from http_rewards import serving
+from http_stub import answering
 from narrow_flow import narrow_pipeline
 from narrow_hpsv3 import write_narrow_hpsv3
-from other_reward_servers import answering, flow_grpo, unirl_service
+from other_reward_servers import flow_grpo, unirl_service
 from PIL import Image
 from reference_models import imagereward_tensors
 from small_checkpoints import (  # noqa: F401

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from http_stub import running
 
 from prdp.rewards.http_server import RewardServer
 from prdp.rewards.wire import Limits
@@ -40,14 +40,8 @@ def serving(
 ) -> Iterator[RewardServer]:
     """A server on a free port of loopback."""
     server = kind(reward, "127.0.0.1", 0, token, limits)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def batch(count: int, seed: int = 0, side: int = 8) -> tuple[UInt8, list[str], list[dict[str, Any]]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from other_reward_servers import answering, flow_grpo, unirl_service
+from http_stub import Request, answering
+from other_reward_servers import flow_grpo, unirl_service
 
 from prdp.rewards.other_servers import FlowGRPOServer, UniRLService
 from prdp.rewards.plain_pickle import plain_pickle
@@ -28,8 +29,8 @@ def test_unirls_service_scores_pictures_by_prompt() -> None:
         values, parts = reward.score(GREYS, PROMPTS, [{"tag": n} for n in range(4)])
         np.testing.assert_allclose(values, LEVELS)
         assert (parts, reward.name, reward.version) == ({}, "bright", "1-unirl")
-        assert [path for path, _ in asked] == ["/rewards", "/score", "/score"]
-        [request, *_] = json.loads(asked[1][1])["requests"]
+        assert [request.path for request in asked] == ["/rewards", "/score", "/score"]
+        [request, *_] = json.loads(asked[1].body)["requests"]
         assert request.keys() == {"history", "required_rewards", "metadata"}
         assert (request["history"][0]["text"], request["metadata"]) == ("a", {"tag": 0})
         several = UniRLService(url, "parts", metric="Alignment", **ONCE)
@@ -68,8 +69,8 @@ def test_what_unirls_service_cannot_do_is_told() -> None:
     ],
 )
 def test_half_an_answer_of_unirls_service_is_refused(answer: bytes) -> None:
-    def broken(path: str, body: bytes) -> tuple[int, bytes]:
-        return unirl_service(path, body) if path == "/rewards" else (200, answer)
+    def broken(request: Request) -> tuple[int, bytes]:
+        return unirl_service(request) if request.path == "/rewards" else (200, answer)
 
     with answering(broken) as (url, _):
         reward = UniRLService(url, "bright", **ONCE)
