@@ -2,83 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import io
 import json
-import math
 import re
 import shutil
-from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from strict_page import Page
 from synthetic_run import add_evaluation, make_run, prompt_batch
 
-from prdp.reports.pictures import comparison_picture, grid_scores
 from prdp.reports.report import NotARunError, main, write_report
-from prdp.reports.report_data import changes, heldout_curves, read_run, timings
-from prdp.reports.report_sections import timing
+from prdp.reports.report_data import changes
 from prdp.reports.report_text import interval, label, score, signed, tone
 from prdp.tracking.evaluations import load_evaluation, save_evaluation
 from prdp.tracking.jsonl import METRICS_FILE
 from prdp.types import PromptBatch
-
-VOID = {"meta", "link", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
-
-
-class Page(HTMLParser):
-    """Parses strictly: every element is closed, in order."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.tags: set[str] = set()
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-    @property
-    def images(self) -> Sequence[Image.Image]:
-        sources = [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
-        assert all(source.startswith("data:image/png;base64,") for source in sources)
-        pictures = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
-        for picture in pictures:
-            picture.load()
-        return pictures
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "whole")
 
 
 def test_the_report_shows_before_and_after_from_the_folder_alone(whole_run: Path) -> None:
@@ -207,20 +146,6 @@ def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
         main(tmp_path)
 
 
-def test_curves_and_differences_take_only_images_that_both_have(tmp_path: Path) -> None:
-    add_evaluation(tmp_path, 0, 0.0, prompts=12)
-    add_evaluation(tmp_path, 10, 0.1, prompts=4)
-    add_evaluation(tmp_path, 20, 0.2, prompts=12)
-    run = read_run(tmp_path)
-    prompts, curves = heldout_curves(run.evaluations)
-    assert prompts == 4
-    assert curves["score"].y[0] == pytest.approx(run.evaluations[0].scores[:8].mean())
-    overall, skills, categories = changes(run.evaluations[0], run.evaluations[1])
-    assert overall is not None and overall.images == 8 and overall.sign == 1
-    assert {change.name: change.images for change in skills}["relation"] == 4
-    assert [change.name for change in categories] == ["even", "odd"]
-
-
 def test_other_prompts_are_never_compared(tmp_path: Path) -> None:
     make_run(tmp_path, evaluations=[(0, 0.0)])
     add_evaluation(tmp_path, 20, 0.3)
@@ -228,38 +153,6 @@ def test_other_prompts_are_never_compared(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("disc", "ball"))
     page = Page(write_report(tmp_path))
     assert "no prompt in common" in page.text and "paired difference" not in page.text
-
-
-def test_time_is_shared_out(whole_run: Path) -> None:
-    rows = {row.stage: row for row in timings(read_run(whole_run))}
-    assert rows["sample"].seconds == pytest.approx(40.0) and rows["sample"].images_per_second == 64.0
-    assert rows["evaluate"].seconds == pytest.approx(12.0) and rows["evaluate"].epochs == 3
-    assert rows["other"].seconds == pytest.approx(20 * (5.5 - 2.0 - 3.0 - 0.05))
-    assert sum(row.share for row in rows.values() if row.stage != "score") == pytest.approx(1.0)
-    assert math.isnan(rows["score"].images_per_second)
-
-
-@pytest.mark.parametrize(
-    ("cluster", "said", "other"),
-    [
-        ({"kind": "inline"}, "One process samples, scores and learns in turns.", 0.25),
-        ({"kind": "ray"}, "Scoring goes on while sampling does", 0.75),
-        ({"kind": "ray", "max_staleness": 1}, "Sampling also goes on while the learner works.", 0.75),
-    ],
-)
-def test_how_stages_share_the_time_is_said_as_it_is(
-    whole_run: Path, cluster: dict[str, Any], said: str, other: float
-) -> None:
-    run = read_run(whole_run)
-    stages = {"sample": 2.0, "score": 0.5, "learn": 2.5, "publish": 0.25, "rollout": 2.5, "epoch": 5.5}
-    metrics = {f"time/{stage}": ([1], [seconds]) for stage, seconds in stages.items()}
-    run = dataclasses.replace(run, metrics=metrics, config={**run.config, "cluster": cluster})
-    rows = {row.stage: row for row in timings(run)}
-    assert rows["other"].seconds == pytest.approx(other)
-    assert sum(
-        row.share for name, row in rows.items() if name != "score" or cluster["kind"] == "inline"
-    ) == pytest.approx(1)
-    assert said in timing(run)
 
 
 def test_large_pictures_are_scaled_down_in_the_report(tmp_path: Path) -> None:
@@ -288,87 +181,6 @@ def test_prompts_are_counted_where_both_evaluations_have_the_same(tmp_path: Path
     path = tmp_path / "evaluations" / "epoch_00004" / "scores.jsonl"
     path.write_text(path.read_text().replace("number 3 ", "number three "))
     assert "22 images of 11 prompts" in Page(write_report(tmp_path)).text
-
-
-def test_comparison_picture_shows_pairs_in_order(whole_run: Path, tmp_path: Path) -> None:
-    path = comparison_picture({"after": whole_run}, tmp_path / "docs" / "picture.png", rows=1, columns=3)
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-        assert picture.width > 3 * 2 * 150
-    # The discs of the first three prompts, before and after, at a third of each picture's height: red, green, blue.
-    row = pixels[pixels.shape[0] // 2]
-    order = [
-        c
-        for c, (hot, cold) in {"red": (0, 2), "green": (1, 0), "blue": (2, 0)}.items()
-        if (row[:, hot] - row[:, cold] > 90).any()
-    ]
-    assert order == ["red", "green", "blue"]
-    first = {
-        name: np.flatnonzero(row[:, hot] - row[:, cold] > 120)[0] for name, hot, cold in (("red", 0, 2), ("blue", 2, 0))
-    }
-    assert first["red"] < first["blue"]
-
-
-def test_comparison_picture_stands_several_runs_side_by_side(whole_run: Path, tmp_path: Path) -> None:
-    """The same run twice: a third picture in each row, the same as the second."""
-    widths = []
-    for runs in ({"a": whole_run}, {"a": whole_run, "b": whole_run}):
-        path = comparison_picture(runs, tmp_path / "picture.png", rows=1, columns=1)
-        with Image.open(path) as picture:
-            widths.append(picture.width)
-            pixels = np.asarray(picture.convert("RGB"))
-    side = widths[1] - widths[0]
-    left = widths[0] - side
-    row = pixels.shape[0] // 2
-    second, third = pixels[row, left : left + side - 6], pixels[row, left + side : left + 2 * side - 6]
-    np.testing.assert_array_equal(second[:100], third[:100])
-    assert second.std() > 1
-
-
-def test_comparison_picture_needs_two_evaluations_with_pictures(tmp_path: Path) -> None:
-    add_evaluation(tmp_path, 0, 0.0)
-    with pytest.raises(ValueError, match="has 1 evaluations"):
-        comparison_picture({"after": tmp_path}, tmp_path / "picture.png")
-    add_evaluation(tmp_path, 10, 0.1, grid=0)
-    with pytest.raises(ValueError, match="no prompt has a picture in the evaluations of all"):
-        comparison_picture({"after": tmp_path}, tmp_path / "picture.png")
-
-
-def test_a_watched_reward_may_be_written_under_pictures(tmp_path: Path) -> None:
-    images, prompts = np.zeros((2, 8, 8, 3), np.uint8), PromptBatch(0, 0, ("a", "b"), ({}, {}))
-    judged = {"watch/judge": np.array([0.25, 0.75])}
-    for epoch in (0, 1):
-        save_evaluation(tmp_path, epoch, prompts, 1, np.array([-3.0, -2.0]), judged, images)
-    evaluation = load_evaluation(tmp_path, 1)
-    assert grid_scores(evaluation) == {(0, 0): ("a", -3.0), (1, 0): ("b", -2.0)}
-    assert grid_scores(evaluation, "judge") == {(0, 0): ("a", 0.25), (1, 0): ("b", 0.75)}
-    with pytest.raises(ValueError, match=r"no sub-score 'size'; there are: judge"):
-        comparison_picture({"after": tmp_path}, tmp_path / "picture.png", reward="size")
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 16), (16, 8)])
-def test_pictures_that_are_not_square_keep_their_shape(tmp_path: Path, height: int, width: int) -> None:
-    images = np.zeros((1, height, width, 3), np.uint8)
-    images[..., 0] = 255
-    for epoch in (0, 1):
-        save_evaluation(tmp_path, epoch, PromptBatch(0, 0, ("a",), ({},)), 1, np.array([0.5]), {}, images)
-    with Image.open(comparison_picture({"after": tmp_path}, tmp_path / "picture.png")) as picture:
-        red = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(2)
-    # Of 176 pixels in width, two of them the outline.
-    shape = red.any(1).sum(), red[red.any(1)][0].sum()
-    assert shape == (176 * height // width - 2, 2 * (176 - 2))
-
-
-def test_long_names_under_pictures_end_before_the_next_picture(whole_run: Path, tmp_path: Path) -> None:
-    """Between the label of the first run and that of the second there is a gap of blank columns."""
-    drawn = []
-    for name in ("a_method_with_a_very_long_name_indeed", "short"):
-        path = comparison_picture({name: whole_run, "b": whole_run}, tmp_path / "picture.png", rows=1, columns=1)
-        with Image.open(path) as picture:
-            drawn.append(np.asarray(picture.convert("L"))[-45:])
-    gaps = [slice(28 + side * 182 + 176, 28 + (side + 1) * 182) for side in range(2)]
-    assert all((pixels[:, gap] == 255).all() for pixels in drawn for gap in gaps)
-    assert (drawn[0] != drawn[1]).any()
 
 
 def test_labels_say_what_is_only_watched() -> None:
