@@ -92,8 +92,9 @@ def start(name: str, options: argparse.Namespace, limit: float, lines: Path) -> 
 
 def measure(name: str, options: argparse.Namespace) -> None:
     """All parts of a model, a line for each number as soon as it is there."""
+    from gpu_bench import Bench
     from gpu_models import Place
-    from gpu_parts import PARTS, Bench, parts_of
+    from gpu_parts import PARTS, parts_of
 
     lines = Path(f"{options.out}.jsonl")
     until = options.until or time.time() + 60.0 * options.minutes

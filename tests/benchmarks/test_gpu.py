@@ -60,18 +60,19 @@ def test_a_part_that_fails_or_takes_too_long_is_a_line(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gpu_parts
+    from gpu_bench import Measure, Measures
 
-    def broken(bench: object) -> gpu_parts.Measures:
-        yield gpu_parts.Measure("before", 1.0)
+    def broken(bench: object) -> Measures:
+        yield Measure("before", 1.0)
         raise torch.OutOfMemoryError("of the card\nand more")
 
-    def endless(bench: object) -> gpu_parts.Measures:
+    def endless(bench: object) -> Measures:
         while True:
             time.sleep(0.001)
         yield
 
-    def wrong(bench: object) -> gpu_parts.Measures:
-        yield gpu_parts.Measure("error", 2.0, bound=1.0)
+    def wrong(bench: object) -> Measures:
+        yield Measure("error", 2.0, bound=1.0)
 
     named = {"broken": (broken, 9.0), "endless": (endless, 0.05), "wrong": (wrong, 9.0)}
     monkeypatch.setattr(gpu_parts, "PARTS", named)

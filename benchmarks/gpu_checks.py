@@ -1,0 +1,130 @@
+"""Numbers and memory of a model on the device, against what they have to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_bench import DENOISING, FULL, HALF, TRAJECTORY, Bench, Measure, Measures
+
+from prdp.config import SamplerConfig, TrainConfig
+from prdp.configuration.memory_plan import device_plans
+from prdp.learners.learner import Learner
+from prdp.types import Rollout
+
+
+def numbers(bench: Bench) -> Measures:
+    """Float32: the stored log-ratios against recomputed ones, and the gradient against one graph of all cells."""
+    policy = bench.policy(FULL, bench.place.layout.small)
+    settings = bench.settings(policy, noise=True, steps=3)
+    learner = bench.learner(policy, settings, TRAJECTORY, microbatch=3)
+    rollout = bench.rollout(policy, settings, learner, 1, 2)
+    expected = gradient_of_one_graph(policy, learner, rollout)
+    metrics = learner.update(rollout)
+    size = float(np.abs(rollout.stored["log_ratio"]).max())
+    yield Measure("log-ratio to the reference, largest", size, note="adapters are random")
+    yield Measure("log-ratio, stored against recomputed in other batches", metrics["ratio_error"], bound=1e-4)
+    found = flat_gradient(policy)
+    wrong = float((found - expected).abs().max() / expected.abs().max())
+    yield Measure("gradient against autodiff of one graph, largest difference", wrong, "of the largest entry", 1e-3)
+    yield Measure("the same, 1 - cosine", apart(found, expected), bound=1e-6)
+
+
+def gradient_of_one_graph(policy: Any, learner: Learner, rollout: Rollout) -> torch.Tensor:
+    """Of PRDP's loss of two images, by torch's normal distributions; flat."""
+    table, stored = learner.engine.transitions, rollout.stored
+    conditions = policy.encode(rollout.prompts.texts)[np.zeros(2, np.int64)]
+    ratios = []
+    for column, step in enumerate(stored["steps"][0]):
+        rows = stored["latents"][:, column], stored["latents"][:, column + 1], stored["base_output"][:, column]
+        before, after, base = (torch.from_numpy(one).to(policy.device) for one in rows)
+        times = torch.full((2,), float(table.times[step]), device=policy.device)
+        output = policy.output(before, times, conditions, 1.0)
+        means = (table.mean(step, before, one) for one in (output, base))
+        now, then = (torch.distributions.Normal(mean, float(table.sigma[step])) for mean in means)
+        ratios.append((now.log_prob(after) - then.log_prob(after)).flatten(1).mean(1))
+    score = torch.stack(ratios, 1).mean(1)
+    rewards = torch.from_numpy(rollout.rewards).to(score)
+    loss = (score[0] - score[1] - (rewards[0] - rewards[1]) / TRAJECTORY["beta"]) ** 2
+    gradients = torch.autograd.grad(loss, list(policy.weights.parameters.values()))
+    return torch.cat([value.flatten() for value in gradients])
+
+
+def precision(bench: Bench) -> Measures:
+    """Stored in bfloat16: how far float32 evidence moves when every rounding falls another way; and the gradient."""
+    policy = bench.policy(HALF, bench.place.layout.small)
+    settings = bench.settings(policy, noise=True, steps=3)
+    learner = bench.learner(policy, settings, TRAJECTORY, microbatch=4)
+    rollout = bench.rollout(policy, settings, learner, 1, 2)
+    with widened(policy):
+        full = gradient_of_one_graph(policy, learner, rollout)
+    metrics = learner.update(rollout)
+    yield Measure("noise of a log-ratio (evidence_noise)", metrics["evidence_noise"], bound=1e-4, note="a usual clip")
+    yield Measure("log-ratio, stored against recomputed", metrics["ratio_error"], bound=1e-4)
+    half = flat_gradient(policy)
+    yield Measure("gradient in bfloat16 against float32, 1 - cosine", apart(half, full), bound=0.05)
+
+
+@contextmanager
+def widened(policy: Any) -> Iterator[None]:
+    """All weights in float32, for a backward pass in it; `Policy.float32` is for passes without gradient."""
+    learned = {name: value.detach().clone() for name, value in policy.weights.parameters.items()}
+    stored, policy._in_float32 = policy.network.dtype, True
+    policy.network.to(torch.float32)
+    try:
+        yield
+    finally:
+        policy.network.to(stored)
+        policy._in_float32 = False
+        for name, value in policy.weights.parameters.items():
+            value.data = learned[name]
+
+
+def flat_gradient(policy: Any) -> torch.Tensor:
+    """What the last update has left."""
+    return torch.cat([value.grad.flatten() for value in policy.weights.parameters.values()])
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """1 - cosine of two gradients."""
+    return max(1.0 - float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)), 0.0)
+
+
+def memory(bench: Bench) -> Measures:
+    """The plan of `prdp validate` for one process against what tensors took."""
+    policy = bench.policy(HALF)
+    settings = bench.settings(policy, noise=False)
+    [plan] = device_plans(run_config(bench, settings))
+    held = sum(plan.held.values())
+    planned = {
+        part: (held + max(size for what, size in plan.passing.items() if what.split()[0] in words)) / 2**30
+        for part, words in (("drawing", ("drawing", "decoding")), ("learning", ("learning", "computing")))
+    }
+    learner = bench.learner(policy, settings, DENOISING)
+    for part, size in planned.items():
+        yield Measure(f"planned, {part}", size, "GiB")
+    if not bench.cuda:
+        return
+    rollout = bench.rollout(policy, settings, learner, 1, bench.images)
+    learner.update(rollout)
+    works = {
+        "drawing": lambda: bench.rollout(policy, settings, learner, 1, bench.images),
+        "learning": lambda: learner.update(rollout),
+    }
+    for part, work in works.items():
+        measured = bench.peak(work)
+        yield Measure(f"measured, {part}", measured, "GiB")
+        yield Measure(f"measured over planned, {part}", measured / planned[part], "x", 1.1)
+
+
+def run_config(bench: Bench, settings: SamplerConfig, **changes: Any) -> TrainConfig:
+    """A run of these sizes, for its plans."""
+    learner = bench.place.learner(microbatch=bench.images)
+    given = {"prompts_per_epoch": 1, "images_per_prompt": bench.images, "objective": DENOISING}
+    return TrainConfig(
+        output_dir="x", reward={"_target_": "x"}, model=bench.place.model(HALF), sampler=settings, learner=learner,
+        **{**given, **changes},
+    )  # fmt: skip
