@@ -29,7 +29,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 
-FOREIGN = Path(__file__).with_name("reward_parity_foreign.py")
+FOREIGN = Path(__file__).with_name("reward_parity_foreign")
 TOLERANCE = 1e-5
 TOLERANCES = {"hpsv3_bfloat16": 5e-2}
 """Where it is another."""
@@ -118,7 +118,7 @@ def find_vocabulary(interpreter: str | None) -> str:
 
 
 def ask(interpreter: str, name: str, step: str, folder: Path, small: bool) -> dict[str, Any]:
-    """Run one step of reward_parity_foreign.py in the foreign interpreter; what it wrote to answer.json."""
+    """Run one step of reward_parity_foreign/ in the foreign interpreter; what it wrote to answer.json."""
     command = [interpreter, str(FOREIGN), name, step, str(folder), *(["--small"] if small else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
