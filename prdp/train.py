@@ -25,6 +25,7 @@ from prdp.cluster.remote_ranks import RemoteRanks
 from prdp.cluster.rollout_queue import RolloutQueue
 from prdp.config import FAMILIES, ModelConfig, TrainConfig
 from prdp.configuration.typed import write_config
+from prdp.diffusion.compiling import compile_seconds
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.turns import taking_turns
 from prdp.diffusion.weights import TrainableWeights
@@ -246,6 +247,7 @@ class Run:
     def _learn_epoch(self) -> None:
         """Sample, score, update; the memory of the rollout, gigabytes at true size, is free for the next one then."""
         self.log.begin_epoch()
+        self._compiled = compile_seconds()
         metrics = self._publish()
         rollout = self._sample(metrics)
         for _ in range(self._updates_begun(), self.config.updates_per_epoch):
@@ -285,6 +287,8 @@ class Run:
             def stepped(update: dict[str, float]) -> None:
                 update["images_per_second/learn"] = len(rollout) / update["time/learn"]
                 add_update(metrics, update)
+                if self.config.model.compile is not None:
+                    metrics["time/compile"] = compile_seconds() - self._compiled
                 if self._updates_begun() == self.config.updates_per_epoch:
                     self.log.count_epoch(rollout, metrics)
 

@@ -86,6 +86,7 @@ def test_only_the_cluster_imports_ray() -> None:
 
 
 PRIVATE = {
+    "diffusion/compiling.py": "torch",
     "configuration/hydra_internals.py": "hydra",
     "cluster/ray_internals.py": "ray",
     "diffusion/dry_run.py": "torch",

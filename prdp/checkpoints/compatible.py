@@ -30,6 +30,7 @@ FREE_KEYS = (
     "model.offload_encoders",
     "model.offload_vae",
     "model.vae_slicing",
+    "model.compile",
     "sampler.microbatch",
     "sampler.prompts_per_chunk",
     "learner.framework",

@@ -28,6 +28,7 @@ DIFFUSION_SPACINGS = ("leading", "trailing", "linspace")
 FLOW_SPACINGS = ("scheduler", "linspace")
 SPACINGS = tuple(dict.fromkeys((*DIFFUSION_SPACINGS, *FLOW_SPACINGS)))
 WINDOWS = ("all", "fixed", "sliding", "random")
+COMPILERS = ("inductor", "aot_eager")
 ATTENTION_BACKENDS = ("native", "_native_efficient", "_native_math", "flex", "xformers")
 """Of diffusers, those that compute in float32, as log-ratios want, and have a gradient."""
 QUANTIZATIONS = ("int8", "nf4")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from prdp.config.choices import (
     ATTENTION_BACKENDS,
+    COMPILERS,
     DEVICE,
     DIFFUSION_KINDS,
     FAMILY,
@@ -65,6 +66,9 @@ class ModelConfig:
     attention_backend: Annotated[str, one_of(*ATTENTION_BACKENDS)] | None = None
     """By which the network computes its attention, a name of diffusers; null for torch's own choice. Of FLUX.1 and
     Z-Image: in diffusers the other networks take none."""
+    compile: Annotated[str, one_of(*COMPILERS)] | None = None
+    """By which torch.compile makes programs of the blocks that the network repeats, in sampling and learning alike:
+    'inductor'; 'aot_eager' traces them alone, to find faults. null computes them as they are."""
     dtype: Precision = "float32"
     """Precision that weights are stored in. Weights that learn, log-probs and their evidence are float32 in any
     case."""

@@ -101,6 +101,23 @@ def frozen_problems(model: ModelConfig, learner: LearnerConfig) -> list[str]:
     return [f"{chosen}: must be null for learner.framework=jax"] if learner.framework == "jax" else []
 
 
+def compile_problems(config: TrainConfig) -> list[str]:
+    """What torch.compile makes no programs of here."""
+    model, chosen = config.model, f"model.compile={config.model.compile}"
+    if model.compile is None:
+        return []
+    found = []
+    if config.learner.framework != "torch":
+        found.append(f"{chosen}: must be null for learner.framework={config.learner.framework}")
+    if config.cluster.fsdp_size > 1:
+        found.append(f"{chosen}: must be null for cluster.fsdp_size={config.cluster.fsdp_size}")
+    if model.dtype != "float32":
+        found.append(f"{chosen}: needs model.dtype=float32, not {model.dtype}: its blocks are widened as they compute")
+    if model.quantization is not None:
+        found.append(f"{chosen}: must be null for model.quantization={model.quantization}")
+    return found
+
+
 def schedule_problems(learner: LearnerConfig) -> list[str]:
     """A decay that ends before it begins, or that nothing follows."""
     updates = learner.decay_updates

@@ -13,6 +13,7 @@ import torch
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
 from prdp.diffusion.adapters import start_problems
+from prdp.diffusion.compiling import compile_blocks
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_loading import DTYPES
@@ -101,6 +102,8 @@ class DiffusersPolicy(ABC):
         self._save_memory(pipeline, model)
         if learner.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+        if model.compile is not None:
+            compile_blocks(self.network, model.compile)
 
     def _save_memory(self, pipeline: Any, model: ModelConfig) -> None:
         vae = getattr(pipeline, "vae", None)
@@ -228,6 +231,8 @@ class DiffusersPolicy(ABC):
     def reference(self) -> Iterator[torch.nn.Module]:
         """The frozen start, to be passed to `output` as `network`."""
         with self.weights.reference() as network:
+            if self._model.compile is not None:
+                compile_blocks(network, self._model.compile)  # a copy of the network is not
             yield network
 
     @torch.no_grad()

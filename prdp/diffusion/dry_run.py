@@ -46,7 +46,7 @@ class DryPolicy:
         pipeline = SimpleNamespace(**{name: network, "vae": None, "scheduler": SimpleNamespace(config={})})
         learner = replace(learner, init_adapter=None)
         model = replace(model, adapters=[], adapter_weights=[], vae_slicing=False, vae_tiling=False)
-        model = replace(model, attention_backend=None)  # those of GPUs do not compute shapes of a CPU
+        model = replace(model, attention_backend=None, compile=None)  # those of GPUs do not compute shapes of a CPU
         self.policy = family(pipeline, model, learner, keep_reference=False)
         self.learning = sum(value.numel() for value in self.policy.weights.parameters.values())
         self._checkpointing = learner.gradient_checkpointing

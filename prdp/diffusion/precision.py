@@ -74,7 +74,11 @@ def _narrow(half: dict[torch.Tensor, torch.Tensor]) -> None:
 
 
 def _widen_in_calls(block: torch.nn.Module, held: ExitStack) -> None:
+    import torch
+
     half: dict[torch.Tensor, torch.Tensor] = {}
+    if not any(value.dtype in (torch.bfloat16, torch.float16) for value in _tensors(block)):
+        return
 
     def before(*_: Any) -> None:
         half.update(_widen(_tensors(block)))
