@@ -157,7 +157,7 @@ def test_terminated_run_saves_what_is_finished_and_resumes(
     assert [line["epoch"] for line in read_metrics(folder)] == [0, 1, 2, 2, 3]
 
 
-def test_run_terminated_while_it_samples_resumes_on_two_processes(
+def test_run_terminated_while_it_samples_resumes_on_two_processes_that_take_turns_with_the_sampler(
     small_pipeline: Path, straight: Path, tmp_path: Path
 ) -> None:
     config = plain(small_pipeline, tmp_path / "run", checkpoint={"every": 10})
@@ -175,7 +175,8 @@ def test_run_terminated_while_it_samples_resumes_on_two_processes(
         run.train()
     run.close()
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "epoch_00002").epoch == 2
-    main(configured(small_pipeline, tmp_path / "run", cluster={"learners": 2}, checkpoint={"resume": "auto"}))
+    turns = {"learners": 2, "colocate": True}
+    main(configured(small_pipeline, tmp_path / "run", cluster=turns, checkpoint={"resume": "auto"}))
     assert_same(final_state(tmp_path / "run"), final_state(straight))
 
 
