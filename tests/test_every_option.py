@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from http_rewards import serving
 from http_stub import answering
 from narrow_flow import narrow_pipeline
 from narrow_hpsv3 import write_narrow_hpsv3
+from narrow_qwen_judge import write_narrow_judge
 from other_reward_servers import flow_grpo, unirl_service
 from PIL import Image
 from reference_models import imagereward_tensors
@@ -46,6 +48,7 @@ SMALL = [
 OF_FLOWS = {"cps": "prdp", "euler": "prdp_denoising", "flow_sde": "prdp", "edm_churn": "fdfo"}
 """Samplers of flow models, and an objective for each."""
 WORDS = ("red circle", "blue square", "green star", "two cats")
+QWEN_JUDGES = ("hpsv3", "unified_reward")
 ON_HUB = {"sd14", "sd15", "sd35_medium", "sdxl", "flux_dev", "flux_schnell", "z_image", "z_image_turbo"}
 REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval", "safety"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
@@ -54,7 +57,7 @@ REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval", "safety"}, "c
 def _combined() -> list[dict[str, str]]:
     """Runs that have every option of the small groups between them, and those together that need each other."""
     judged = ["shapes_judge", "shapes_judge_and_compressibility", "shapes_aspects", "watched_redness", "sub_score"]
-    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval", "safety", "hpsv3")
+    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval", "safety", *QWEN_JUDGES)
     rewards = [name for name in OPTIONS["reward"] if name not in apart]
     prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures|quoted_text", name)]
     mixtures = {"reward": "quadratic_of_point", "model": "gaussian_mixtures", "learner": "full"}
@@ -62,7 +65,7 @@ def _combined() -> list[dict[str, str]]:
     pairs += [{"reward": name, "prompts": ("shapes", "shapes_small")[number % 2]} for number, name in enumerate(judged)]
     pairs += [{"reward": "vqa", "prompts": "dsg_1k"}, {"reward": "ocr", "prompts": "quoted_text"}]
     pairs += [{**mixtures, "prompts": name} for name in OPTIONS["prompts"] if name.startswith("gaussian_mixtures")]
-    pairs += [{"reward": "hpsv3", "prompts": "text_file"}]
+    pairs += [{"reward": name, "prompts": "text_file"} for name in QWEN_JUDGES]
     cycled = {group: OPTIONS[group] for group in ("tracking", "learner")}
     cycled["objective"] = [name for name in OPTIONS["objective"] if name != "fdfo"]
     cycled["sampler"] = [name for name in OPTIONS["sampler"] if name not in OF_FLOWS]
@@ -110,6 +113,8 @@ def files(
     torch.save(head_tensors, folder / "head.pth")
     torch.save(imagereward_tensors(63), folder / "ImageReward.pt")
     write_narrow_hpsv3(folder)
+    shutil.copytree(folder / "qwen2_vl", folder / "judge")
+    write_narrow_judge(folder / "judge")
     function = "def bright(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n"
     (folder / "known").mkdir()
     Image.new("RGB", (8, 8), (200, 30, 60)).save(folder / "known" / "red.png")
@@ -191,6 +196,10 @@ def words_for(files: dict[str, str], reward: str, prompts: str) -> list[str]:
         "pickscore_watched": (f"reward.terms.pickscore.{clip}", f"reward.terms.clipscore.{clip}"),
         "imagereward": ("reward.path=ImageReward.pt", f"reward.tokenizer={files['bert']}"),
         "hpsv3": ("reward.path=qwen2_vl", "reward.weights=.", "reward.instruction=instruction.txt"),
+        "unified_reward": (
+            *("reward.path=judge", "reward.instruction=judge/ask.txt", "reward.max_new_tokens=3"),
+            "reward.unreadable=1",  # weights without training write no marks
+        ),
         "originality": ("reward.folder=known",),
         "sub_score": ("reward.name=relation",),
         # Training prompts need questions too, where the reward asks them.

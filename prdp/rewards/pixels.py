@@ -99,11 +99,13 @@ def long_side_pixels(
     return _normalised(values, mean, std)
 
 
-def qwen2_vl_size(height: int, width: int, area: int, factor: int = 28) -> tuple[int, int]:
+def qwen2_vl_size(
+    height: int, width: int, area: int, factor: int = 28, *, most: int | None = None
+) -> tuple[int, int]:
     """Height and width, multiples of `factor`, to which Qwen2-VL resizes an image that is to have about `area` pixels.
 
-    Of the multiples nearest to the image's own sides, those with `area` pixels stay; otherwise both sides are scaled
-    to that area, and rounded down where it was exceeded, up where it was not reached.
+    Of the multiples nearest to the image's own sides, those with `area` pixels stay, or with any number up to `most`;
+    otherwise both sides are scaled to that bound, and rounded down where it was exceeded, up where it was not reached.
 
     Raises:
         ValueError: one side is more than 200 times the other.
@@ -112,8 +114,8 @@ def qwen2_vl_size(height: int, width: int, area: int, factor: int = 28) -> tuple
         raise ValueError(f"a picture of {height} x {width} pixels: one side may be at most 200 times the other")
     rows, columns = (max(1, round(side / factor)) for side in (height, width))
     pixels = rows * columns * factor**2
-    if pixels > area:
-        shrink = math.sqrt(height * width / area)
+    if pixels > (most or area):
+        shrink = math.sqrt(height * width / (most or area))
         rows, columns = (math.floor(side / shrink / factor) for side in (height, width))
     elif pixels < area:
         grow = math.sqrt(area / (height * width))
@@ -122,13 +124,13 @@ def qwen2_vl_size(height: int, width: int, area: int, factor: int = 28) -> tuple
 
 
 def qwen2_vl_patches(
-    images: UInt8, area: int, patch: int = 14, merge: int = 2, frames: int = 2
+    images: UInt8, area: int, patch: int = 14, merge: int = 2, frames: int = 2, *, most: int | None = None
 ) -> tuple[torch.Tensor, tuple[int, int]]:
     """Images as Qwen2-VL's vision tower takes them: resized by Pillow's bicubic filter, standardised, cut into patches.
 
     Args:
         images: uint8 [B, H, W, 3].
-        area: see `qwen2_vl_size`.
+        area, most: see `qwen2_vl_size`.
         patch: side of a patch in pixels.
         merge: the tower joins merge x merge neighbours into one token, so these follow each other.
         frames: an image stands for a film of so many equal frames.
@@ -138,7 +140,7 @@ def qwen2_vl_patches(
     """
     from PIL import Image
 
-    height, width = qwen2_vl_size(images.shape[1], images.shape[2], area, factor=patch * merge)
+    height, width = qwen2_vl_size(images.shape[1], images.shape[2], area, patch * merge, most=most)
     bicubic = Image.Resampling.BICUBIC
     resized = np.stack([np.asarray(Image.fromarray(image).resize((width, height), bicubic)) for image in images])
     values = _normalised(_unit_interval(resized), CLIP_MEAN, CLIP_STD)
