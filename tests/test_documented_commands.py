@@ -68,6 +68,9 @@ def make_files(page: Path, words: list[str], run_config: Path) -> None:
         shutil.copy(run_config, Path(folder, "config.yaml"))
     for file in re.findall(r"prompts=\[\w+:([\w.]+)\]", " ".join(words)):
         Path(file).touch()
+    for named in re.findall(r"\bprompts=([\w.,:]+)", " ".join(words)):
+        for file in re.findall(r"\w+\.\w+", named):
+            Path(file).touch()
 
 
 @pytest.mark.slow
