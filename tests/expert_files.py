@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from prdp.diffusion.adapter_files import LORA_FILE
+from prdp.diffusion.adapter_tensors import LORA_FILE
 
 
 def write_expert(folder: Path, pipeline: Path, seed: int, **settings: Any) -> Path:

@@ -44,8 +44,8 @@ curve. Every other key has to stay."""
 CHANGEABLE = tuple(
     f"learner.{name}"
     for name in (
-        "learning_rate", "warmup_updates", "schedule", "decay_updates", "adam_beta1", "adam_beta2", "adam_epsilon",
-        "weight_decay", "max_grad_norm",
+        "learning_rate", "text_encoder_learning_rate", "warmup_updates", "schedule", "decay_updates", "adam_beta1",
+        "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm",
     )
 )  # fmt: skip
 """Keys outside objective that `checkpoint.change` may name."""

@@ -95,6 +95,7 @@ def check_distill(config: DistillConfig) -> None:
         ("framework", learner.framework, "torch"),
         ("optimizer", learner.optimizer, "adamw"),
         ("init_adapter", learner.init_adapter, None),
+        ("text_encoders", learner.text_encoders, False),
         ("schedule", learner.schedule, "constant"),  # it has a cosine of its own
         ("decay_updates", learner.decay_updates, None),
     ):

@@ -39,13 +39,14 @@ _KOHYA_SD3 = (
 _PEFT = """\
 from peft import PeftModel
 pipeline.{network} = PeftModel.from_pretrained(pipeline.{network}, weights)"""
+_PEFT_TEXT = 'pipeline.{encoder} = PeftModel.from_pretrained(pipeline.{encoder}, weights + "/{encoder}")'
 _HELP = """\
 Works on runs that go on, were interrupted or are finished; the run is not touched.
 
 formats
   diffusers   a LoRA file; of full weights a whole pipeline
   kohya       a LoRA file with the names of kohya's trainers
-  peft        a folder for PeftModel.from_pretrained
+  peft        a folder for PeftModel.from_pretrained, with one in it for each text encoder that learned
   merged      a whole pipeline with the LoRA in its weights
   single_file the same in one file, as its authors name the tensors
 """
@@ -173,7 +174,9 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
         # The factors of files have a scale of 1, whatever the run's alpha.
         layers = {name: replace(one, up=one.up * one.scale, scale=1.0) for name, one in found.items()}
         if form == "peft":
-            usage = usage.replace("pipeline.load_lora_weights(weights)", _PEFT.format(network=policy.NETWORK))
+            encoders = [name for name in policy.ADAPTED_ENCODERS if any(one.startswith(f"{name}.") for one in layers)]
+            lines = [_PEFT.format(network=policy.NETWORK), *(_PEFT_TEXT.format(encoder=name) for name in encoders)]
+            usage = usage.replace("pipeline.load_lora_weights(weights)", "\n".join(lines))
         family = config.model.family
         write_lora(place, layers, form, {"run": run.folder.name, "epoch": model.epoch}, family)
         usage = _KOHYA_SD3 if (form, family) == ("kohya", STABLE_DIFFUSION_3.family) else usage

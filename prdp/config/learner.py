@@ -23,6 +23,15 @@ class LearnerConfig:
     """An adapter's output is scaled by lora_alpha / lora_rank."""
     lora_targets: Annotated[list[str], MODULES] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     """Layers of the UNet that get adapters, by the ends of their names."""
+    text_encoders: bool = False
+    """Whether the CLIP text encoders get adapters too, of lora_rank and lora_alpha, which learn with the network's; of
+    Stable Diffusion 1.x, 2.x, XL and 3."""
+    text_encoder_targets: Annotated[list[str], MODULES] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"]
+    )
+    """Layers of text encoders that get adapters, by the ends of their names."""
+    text_encoder_learning_rate: Positive | None = None
+    """Of the adapters of text encoders, which rises and decays like learning_rate; null for the same."""
     init_adapter: Text | None = None
     """A LoRA to go on training, like one of model.adapters; null for a new one. lora_rank, lora_alpha and lora_targets
     have to be its own. The reference has a frozen copy of it."""

@@ -20,6 +20,7 @@ from prdp.configuration.learner_bounds import (
     optimizer_problems,
     schedule_problems,
     sharding_problems,
+    text_problems,
 )
 from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
 from prdp.diffusion.precision import precision_problem
@@ -240,6 +241,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     found += schedule_problems(config.learner) + change_problems(config.checkpoint) + keep_best_problems(config)
     if not wrong.keys() & {"learner.optimizer", "learner.learning_rate"}:
         found += optimizer_problems(config.learner)
+    found += text_problems(config)
     if "model.quantization" not in wrong:
         found += frozen_problems(config.model, config.learner)
     for key in ("sample_timeout_seconds", "reward_timeout_seconds", "reward_environment"):

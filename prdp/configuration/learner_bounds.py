@@ -67,6 +67,34 @@ def colocation_problems(config: TrainConfig) -> list[str]:
     return found
 
 
+def text_problems(config: TrainConfig) -> list[str]:
+    """Text encoders that cannot learn with the rest, and keys that nothing reads where they do not."""
+    learner = config.learner
+    if not learner.text_encoders:
+        plain, found = LearnerConfig(), []
+        for name in ("text_encoder_targets", "text_encoder_learning_rate"):
+            value, unset = getattr(learner, name), getattr(plain, name)
+            if value != unset:
+                shown = "null" if unset is None else f"[{','.join(unset)}]"
+                found.append(f"learner.{name}={value}: needs learner.text_encoders=true; leave it at {shown}")
+        return found
+    chosen, found = "learner.text_encoders=true", []
+    if learner.mode != "lora":
+        found.append(f"{chosen}: needs learner.mode=lora, not {learner.mode}: text encoders learn by adapters alone")
+    if learner.framework == "jax":
+        found.append(f"{chosen}: must be false for learner.framework=jax, which computes the UNet alone")
+    if config.cluster.colocate:
+        found.append(f"{chosen}: needs cluster.colocate=false: they are held by samplers and learners at once")
+    if config.model.offload_encoders:
+        found.append(f"{chosen}: needs model.offload_encoders=false: text encoders that learn read in every pass")
+    if learner.optimizer == "prodigy" and learner.text_encoder_learning_rate is not None:
+        found.append(
+            f"learner.text_encoder_learning_rate={learner.text_encoder_learning_rate:g}: must be null for "
+            "learner.optimizer=prodigy, which finds one step size for all"
+        )
+    return found
+
+
 def sharding_problems(config: TrainConfig) -> list[str]:
     """Processes that cannot hold a network together."""
     cluster, learner = config.cluster, config.learner

@@ -109,6 +109,10 @@ class _Sizes:
         network: Any = parts[kind.network]
         self._vae: Any = parts["vae"].to(DTYPES[model.dtype])
         self._vae_bytes = _numbers(self._vae) * stored
+        learning = {name: parts[name] for name in family.ADAPTED_ENCODERS} if config.learner.text_encoders else {}
+        for encoder in learning.values():
+            encoder.to(DTYPES[model.dtype])
+        self._learning_encoders = sum(_numbers(encoder) for encoder in learning.values()) * stored
         encoders = [_numbers(parts[name]) * stored for name in kind.text_encoders if name in parts]
         self._waiting = sum(encoders) if model.offload_encoders else 0
         self._encoders = sum(encoders) - self._waiting
@@ -120,7 +124,8 @@ class _Sizes:
         self._network = 4 * _numbers(network) if self._full else held
         self._blocks = [_numbers(block) for block in repeated_blocks(network)]
         self._outside = _numbers(network) - sum(self._blocks)
-        self._dry = DryPolicy(family, model, config.learner, network, family.condition_shapes(model))
+        shapes = family.token_shapes(model) if learning else family.condition_shapes(model)
+        self._dry = DryPolicy(family, model, config.learner, network, shapes, learning)
         self._branches = family.branches_of(model, config.sampler.guidance_scale)
         objective = build_objective(config.objective)
         self._recorder = objective.evidence.recorder(objective.arrays)
@@ -137,7 +142,9 @@ class _Sizes:
             held = {"network": self._network + frozen, "gradients and moments": int(learned * (_STATES - 4 + kept))}
             part = "" if shards == 1 else f"1/{shards} of "
             return {f"{part}{what}": -(-size // shards) for what, size in held.items()}
-        return {"network": self._network, "adapters with gradients and moments": int(learned * (_STATES + kept))}
+        encoders = {"text encoders": self._learning_encoders} if self._learning_encoders else {}
+        adapters = int(learned * (_STATES + kept))
+        return {"network": self._network, **encoders, "adapters with gradients and moments": adapters}
 
     def sampler_holds(self, beside_learner: bool = False) -> dict[str, int]:
         """Beside a learner in one process it has no frozen network of its own."""
@@ -146,8 +153,8 @@ class _Sizes:
             held["network"] *= 2
         if not self._config.model.offload_vae:
             held["VAE"] = self._vae_bytes
-        if self._encoders:
-            held["text encoders"] = self._encoders
+        if encoders := self._encoders - (self._learning_encoders if beside_learner else 0):
+            held["text encoders"] = encoders
         if not self._full:
             held["adapters with gradients and moments" if beside_learner else "adapters"] = 4 * self._dry.learning
         return held
@@ -156,10 +163,16 @@ class _Sizes:
         config = self._config
         cells = config.learner.microbatch
         at_once = min(cells, config.prompts_per_epoch * config.images_per_prompt * self._columns()) * self._branches
-        found = {f"learning {cells} cells": self._gathered(True) + self._dry.with_gradient(at_once)}
+        prompts = self._prompts(min(-(-cells // (config.images_per_prompt * self._columns())) + 1, cells))
+        found = {f"learning {cells} cells": self._gathered(True) + self._dry.with_gradient(at_once, prompts)}
         if self._evidence:
-            found["computing evidence"] = self._gathered(False) + self._dry.without_gradient(at_once, float32=True)
+            evidence = self._dry.without_gradient(at_once, prompts, float32=True)
+            found["computing evidence"] = self._gathered(False) + evidence
         return found
+
+    def _prompts(self, given: int) -> int:
+        """Those that a pass reads: with guidance the empty one, too."""
+        return given + (self._branches > 1)
 
     def _gathered(self, learning: bool) -> int:
         """Bytes of whole tensors that a pass of a divided network has for a time.
@@ -176,7 +189,8 @@ class _Sizes:
         sampler, model = self._config.sampler, self._config.model
         groups = min(self._config.prompts_per_epoch, sampler.prompts_per_chunk)
         images = min(sampler.microbatch, groups * self._config.images_per_prompt)
-        passes = self._dry.without_gradient(images * self._branches, float32=self._recorder.needs_float32)
+        prompts, float32 = self._prompts(min(groups, images)), self._recorder.needs_float32
+        passes = self._dry.without_gradient(images * self._branches, prompts, float32=float32)
         brought = self._vae_bytes if model.offload_vae else 0
         found = {f"drawing {images} images": passes, "decoding them": self._decoding(images) + brought}
         return found | ({"encoding prompts": self._waiting} if model.offload_encoders else {})

@@ -245,7 +245,14 @@ def model_problems(
     except UserError as error:
         return [str(error)]
     problems = transition_problems(model, sampler, needs_log_probs) + negative_prompt_problems(model, sampler)
-    return problems if learner is None else problems + family.learner_problems(model, learner)
+    if learner is None:
+        return problems
+    if learner.text_encoders and not getattr(family, "ADAPTED_ENCODERS", ()):
+        problems.append(
+            f"learner.text_encoders=true: must be false for model.family={model.family}: the CLIP text encoders of "
+            "Stable Diffusion 1.x, 2.x, XL and 3 take adapters, and no others"
+        )
+    return problems + family.learner_problems(model, learner)
 
 
 def transition_problems(model: ModelConfig, sampler: SamplerConfig, needs_log_probs: bool) -> list[str]:

@@ -5,40 +5,22 @@ refused by its name and the tensor's.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prdp.diffusion.fused_factors import is_of_stable_diffusion_3, split_factors
+from prdp.diffusion.adapter_names import UNREADABLE, converted, plain_layer
+from prdp.diffusion.adapter_tensors import TEXT, adapter_file, told_scale
+from prdp.diffusion.clip_layers import text_path
 from prdp.support.errors import StartError
-from prdp.support.json_lines import load_json
 
 if TYPE_CHECKING:
     import torch
 
     from prdp.config import ModelConfig
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""Of diffusers."""
-PEFT_FILE = "adapter_model.safetensors"
-PEFT_CONFIG = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."
-_OF_A_RUN = "weights"
-"""Folder inside a run's where its adapter is."""
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-PEFT_KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-_PEFT_STARTS = (True, False, None, "gaussian")
-"""Values of init_lora_weights that leave the base's weights as they are."""
-_PARTS = r"\.(?:lora_(?:down|up|A|B)(?:\.default)?\.weight|lora\.(?:down|up)\.weight|alpha)$"
-"""Of a layer, behind its name."""
-_LEAST_BYTES, _MATRIX = 2, 2
-"""Of a number and of dimensions of a factor."""
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, AssertionError)
-"""What diffusers raises for names and shapes that it makes nothing of."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +50,23 @@ class AdaptedLayer:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA of one network.
+    """A LoRA of one network, and perhaps of its text encoders.
 
     Attributes:
         source: its file.
         layers: path of the layer in the network -> its factors.
         weight: by which its output is scaled beside alpha / rank.
+        text: component -> path of the layer in that text encoder -> its factors.
     """
 
     source: Path
     layers: Mapping[str, AdaptedLayer]
     weight: float = 1.0
+    text: Mapping[str, Mapping[str, AdaptedLayer]] = field(default_factory=dict)
+
+    def of_text(self, component: str) -> Adapter:
+        """The part of a text encoder, as if this were its network."""
+        return replace(self, layers=self.text[component], text={})
 
 
 def model_adapters(model: ModelConfig) -> list[tuple[str, float]]:
@@ -87,96 +75,15 @@ def model_adapters(model: ModelConfig) -> list[tuple[str, float]]:
     return list(zip(model.adapters, weights, strict=True))
 
 
-def adapter_file(key: str, path: str) -> Path:
-    """The safetensors file that a path names: itself, or the one in a folder of diffusers or PEFT.
-
-    Args:
-        key: of the configuration, for messages.
-
-    Raises:
-        StartError: there is none; pickles are never opened.
-    """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        found = next((place / name for name in (LORA_FILE, PEFT_FILE) if (place / name).is_file()), None)
-        if found is None:
-            pickles = sorted(one.name for one in place.iterdir() if one.suffix in _PICKLES)
-            has = f"; {pickles[0]} is a pickle, which may run code and is never opened" if pickles else ""
-            hint = f"; take its folder {_OF_A_RUN}" if (place / _OF_A_RUN / LORA_FILE).is_file() else ""
-            raise StartError(f"{key}={path}: the folder holds neither {LORA_FILE} nor {PEFT_FILE}{has}{hint}")
-        place = found
-    if not place.is_file():
-        raise StartError(f"{key}={path}: there is no such file or folder")
-    if place.suffix != ".safetensors":
-        raise StartError(f"{key}={path}: must be a .safetensors file, or a folder with one; others are never opened")
-    if place.name == PEFT_FILE and not (place.parent / PEFT_CONFIG).is_file():
-        raise StartError(f"{key}={path}: {PEFT_CONFIG} is missing beside {PEFT_FILE}, which does not tell its alpha")
-    return place
-
-
-def read_tensors(where: str, file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a LoRA file under its own names; they are mapped from the disk, not copied.
-
-    Raises:
-        StartError: it is no safetensors file, is empty, or holds DoRA.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        raw = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise StartError(f"{where}: cannot be read as safetensors: {error}") from error
-    if not raw:
-        raise StartError(f"{where}: holds no tensor")
-    for name, value in raw.items():
-        if problem := _tensor_problem(name, value):
-            raise StartError(f"{where}: {name}: {problem}")
-    scaled = next((name for name in raw if "dora_scale" in name or "magnitude" in name), None)
-    if scaled is not None:
-        raise StartError(f"{where}: {scaled}: DoRA is not computed, plain LoRA is")
-    return dict(raw)
-
-
-def _tensor_problem(name: str, value: torch.Tensor) -> str:
-    """What no factor and no alpha is like, which libraries fail at in many ways; empty where it may be one."""
-    if name.endswith(".alpha"):
-        return "" if value.numel() == 1 and math.isfinite(float(value)) else "must be one finite number"
-    if not re.search(_PARTS, name):
-        return ""
-    if not value.is_floating_point() or value.itemsize < _LEAST_BYTES:
-        told = str(value.dtype).removeprefix("torch.")
-        return f"must hold finite numbers of float32, bfloat16 or float16, and holds {told}"
-    return "" if value.ndim >= _MATRIX and value.numel() else f"has shape {list(value.shape)}, which no factor has"
-
-
-def read_peft_config(where: str, file: Path) -> dict[str, Any]:
-    """Of adapter_config.json what decides over shapes and scales.
-
-    Raises:
-        StartError: it cannot be read, or tells of adapters that are not plain LoRA.
-    """
-    try:
-        config = load_json(file.read_text(encoding="utf-8"))
-        if config.get("peft_type") != "LORA":
-            raise StartError(f"{where}: {file.name}: peft_type={config.get('peft_type')}: must be LORA")
-        found = {key: config[key] for key in PEFT_KEYS if config.get(key) is not None}
-        start = config.get("init_lora_weights")
-    except (ValueError, AttributeError, OSError) as error:
-        if isinstance(error, StartError):
-            raise
-        raise StartError(f"{where}: {file} cannot be read: {error}") from error
-    if missing := [key for key in ("r", "lora_alpha") if key not in found]:
-        raise StartError(f"{where}: {file.name}: {missing[0]} is missing")
-    if start not in _PEFT_STARTS:
-        raise StartError(
-            f"{where}: {file.name}: init_lora_weights={start}: adapters that change the base's own weights at their "
-            "start are not computed"
-        )
-    return found
-
-
-def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: str, weight: float = 1.0) -> Adapter:
+def read_adapter(
+    key: str,
+    path: str,
+    network: Any,
+    pipeline: Any,
+    component: str,
+    weight: float = 1.0,
+    encoders: Mapping[str, Any] | None = None,
+) -> Adapter:
     """Read a LoRA and check that it fits a network; its scales are those that diffusers gives to its layers.
 
     Args:
@@ -186,15 +93,22 @@ def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: st
         pipeline: class of the diffusers pipeline, whose conversion of names is used.
         component: that the network is in it, unet or transformer.
         weight: of the adapter.
+        encoders: component -> text encoder, likewise; those that the file may adapt. None leaves out what it has for
+            text encoders.
 
     Raises:
-        StartError: the file cannot be read, or a tensor belongs to no layer of the network; names file and tensor.
+        StartError: the file cannot be read, or a tensor belongs to no layer of the network or of an encoder; names file
+            and tensor.
     """
     from prdp.diffusion.lora_file import lora_matrices, network_of_zeros
 
     file = adapter_file(key, path)
     where = f"{key}: {file}"
-    state, origin, alphas, metadata = _converted(where, file, pipeline, component, network)
+    state, origin, alphas, metadata = converted(where, file, pipeline, component, network)
+    text_state = {name: value for name, value in state.items() if name.startswith(TEXT)}
+    state = {name: value for name, value in state.items() if name not in text_state}
+    text = {} if encoders is None else _text(where, text_state, origin, alphas, metadata, encoders, component)
+    alphas = {name: alpha for name, alpha in alphas.items() if not name.startswith(TEXT)}
     empty = network_of_zeros(network)
     factors = _factors(where, empty, state, origin, component)
     if not factors:
@@ -204,7 +118,7 @@ def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: st
             # peft warns of layers without matrices; all are compared below.
             warnings.simplefilter("ignore", RuntimeWarning)
             load_into(pipeline, component, empty, state, "read", alphas, metadata)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise StartError(f"{where}: diffusers cannot load it: {error}") from error
     bound, layers = lora_matrices(empty, "read"), {}
     for name, (down, up) in factors.items():
@@ -222,107 +136,57 @@ def read_adapter(key: str, path: str, network: Any, pipeline: Any, component: st
         layers[name] = AdaptedLayer(down, up, scale)
     if bound.keys() - {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B")}:
         raise StartError(f"{where}: diffusers puts adapters on layers that the file does not hold")
-    return Adapter(file, layers, weight)
+    return Adapter(file, layers, weight, text)
 
 
-def _converted(
-    where: str, file: Path, pipeline: Any, component: str, network: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, float], dict[str, Any] | None]:
-    """Tensors under peft's names, those names -> names in the file, kohya's alphas, and metadata of diffusers."""
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    raw = read_tensors(where, file)
-    names = {id(value): name for name, value in raw.items()}
-    alphas: dict[str, float] = {}
-    if file.name == PEFT_FILE:
-        settings = read_peft_config(where, file.parent / PEFT_CONFIG)
-        inner = {name.removeprefix(PEFT_PREFIX): value for name, value in raw.items()}
-        settings["target_modules"] = list(dict.fromkeys(re.sub(r"\.lora_[AB]\.weight$", "", name) for name in inner))
-        metadata = {f"{component}.{key}": value for key, value in settings.items()}
-        state = {f"{component}.{name}": value for name, value in inner.items()}
-    elif component == "transformer" and (text := next((name for name in raw if name.startswith("lora_te")), None)):
-        raise StartError(f"{where}: {text}: adapters of text encoders are not computed, those of the transformer are")
-    elif is_of_stable_diffusion_3(raw):
-        return *_of_stable_diffusion_3(where, raw), {}, None
-    else:
-        options = lora_options(pipeline, network)
-        try:
-            state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True, **options)
-            metadata = pipeline.lora_state_dict(
-                str(file.parent),
-                weight_name=file.name,
-                use_safetensors=True,
-                local_files_only=True,
-                return_lora_metadata=True,
-                **options,
-            )[-1]
-        except _UNREADABLE as error:
-            raise StartError(f"{where}: diffusers makes no LoRA of its tensors: {_told(error)}") from error
-        alphas = dict(given[0] or {}) if given else {}
-        if any(id(value) not in names for value in state.values()):
-            return state, _origins(where, raw, state, pipeline), alphas, metadata
-    result, origin = {}, {}
+def _text(
+    where: str,
+    state: Mapping[str, torch.Tensor],
+    origin: Mapping[str, str],
+    alphas: Mapping[str, float],
+    metadata: Mapping[str, Any] | None,
+    encoders: Mapping[str, Any],
+    network: str,
+) -> dict[str, dict[str, AdaptedLayer]]:
+    """Component -> layer -> factors, scaled as the file says: by alphas, by settings, or by 1."""
+    found: dict[str, dict[str, AdaptedLayer]] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    if state:
+        encoders = {name: _without_numbers(encoder) for name, encoder in encoders.items()}
     for name, value in state.items():
-        known = ".lora_A." in name or ".lora_B." in name
-        # One by one: for a whole file diffusers takes the scheme of its first name for that of all.
-        plain = name if known else next(iter(convert_unet_state_dict_to_peft({name: value})))
-        result[plain], origin[plain] = value, names.get(id(value), name)
-    for name in raw:
-        if name not in origin.values() and not (alphas and name.endswith(".alpha")):
-            raise StartError(f"{where}: {name}: diffusers leaves it out")
-    return result, origin, alphas, metadata
+        component, _, rest = name.partition(".")
+        if component not in encoders:
+            told = f"{where}: {origin.get(name, name)}"
+            others = [*encoders, network]
+            raise StartError(f"{told}: adapters of {component} are not computed, those of {' and '.join(others)} are")
+        parts.setdefault(component, {})[f"{component}.{text_path(encoders[component], rest)}"] = value
+    origin = {_without_model(name, encoders): of for name, of in origin.items()}
+    alphas = {_without_model(plain_layer(name.removesuffix(".alpha")), encoders): one for name, one in alphas.items()}
+    for component, tensors in parts.items():
+        given = {key.removeprefix(f"{component}."): value for key, value in (metadata or {}).items()}
+        found[component] = {}
+        for layer, (down, up) in _factors(where, encoders[component], tensors, origin, component).items():
+            rank, scale = int(down.shape[0]), 1.0
+            if (alpha := alphas.get(f"{component}.{layer}")) is not None:
+                scale = alpha / rank
+            elif any(key.startswith(f"{component}.") for key in metadata or ()):
+                scale = told_scale(f"{where}: {component}.{layer}", given, layer, rank)
+            found[component][layer] = AdaptedLayer(down, up, scale)
+    return found
 
 
-def _of_stable_diffusion_3(
-    where: str, raw: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Kohya's names, which diffusers does not read: tensors under peft's names with their scales, and those names ->
-    names in the file.
-    """
-    state, origin = {}, {}
-    for layer, ((down, up), scale, first) in split_factors(where, raw).items():
-        for part, value in (("A", down.float()), ("B", up.float() * scale)):
-            name = f"transformer.{layer}.lora_{part}.weight"
-            state[name], origin[name] = value, first
-    return state, origin
+def _without_numbers(encoder: Any) -> Any:
+    """A text encoder of the same layers on the meta device, without adapters."""
+    import torch
+
+    with torch.device("meta"):
+        return type(encoder)(encoder.config)
 
 
-def _origins(
-    where: str, raw: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], pipeline: Any
-) -> dict[str, str]:
-    """Names that diffusers makes -> those in the file, where it scales, splits or fuses the factors of a layer.
-
-    Raises:
-        StartError: a layer that nothing becomes of; names a tensor of it.
-    """
-    layers: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in raw.items():
-        layers.setdefault(re.split(_PARTS, name)[0], {})[name] = value
-    origin: dict[str, str] = {}
-    for tensors in layers.values():
-        first = min(tensors)
-        try:
-            made = pipeline.lora_state_dict(dict(tensors))
-        except _UNREADABLE as error:
-            raise StartError(f"{where}: {first}: diffusers makes no LoRA of it: {_told(error)}") from error
-        if not made or made.keys() - state.keys():
-            raise StartError(f"{where}: {first}: diffusers leaves it out")
-        origin |= dict.fromkeys(made, first)
-    return origin
-
-
-def _told(error: Exception) -> str:
-    """What an error says on one line; of those that say nothing, their kind."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def lora_options(pipeline: Any, network: Any) -> dict[str, Any]:
-    """What `lora_state_dict` needs: for names of Stability AI's UNet, which trainers keep, and for alphas of FLUX."""
-    from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
-
-    if issubclass(pipeline, StableDiffusionXLLoraLoaderMixin):
-        return {"unet_config": network.config}
-    return {"return_alphas": True} if issubclass(pipeline, FluxLoraLoaderMixin) else {}
+def _without_model(name: str, encoders: Mapping[str, Any]) -> str:
+    """A name of a text encoder's tensor as its encoder has it; any other as it is."""
+    component, _, rest = name.partition(".")
+    return f"{component}.{text_path(encoders[component], rest)}" if component in encoders else name
 
 
 def _factors(
@@ -336,8 +200,6 @@ def _factors(
     modules, found = dict(network.named_modules()), dict[str, dict[str, torch.Tensor]]()
     for name, value in state.items():
         told = f"{where}: {origin.get(name, name)}"
-        if name.startswith("text_encoder"):
-            raise StartError(f"{told}: adapters of text encoders are not computed, those of the {component} are")
         match = re.fullmatch(rf"{component}\.(.+)\.lora_([AB])\.weight", name)
         if match is None:
             other = name.partition(".")[0]
@@ -402,14 +264,8 @@ def load_into(
 def _told_scale(alphas: Mapping[str, float], layer: str, rank: int) -> float | None:
     """alpha / rank of a layer by kohya's own tensor; None where there is none."""
     for name, alpha in alphas.items():
-        if _plain(name.removesuffix(".alpha")) == layer:
+        if plain_layer(name.removesuffix(".alpha")) == layer:
             return alpha / rank
     return None
 
 
-def _plain(name: str) -> str:
-    """The layer of a name of an alpha, which in diffusers' conversion may be that of a whole tensor."""
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    tensor = name if name.endswith(".weight") else f"{name}.lora.down.weight"
-    return next(iter(convert_unet_state_dict_to_peft({tensor: None}))).partition(".lora_A.")[0]

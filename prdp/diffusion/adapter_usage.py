@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from prdp.config import ModelConfig
-from prdp.diffusion.adapter_files import (
-    PEFT_CONFIG,
-    PEFT_FILE,
-    PEFT_KEYS,
-    PEFT_PREFIX,
-    adapter_file,
-    model_adapters,
-    read_tensors,
-)
+from prdp.diffusion.adapter_files import model_adapters
+from prdp.diffusion.adapter_tensors import PEFT_CONFIG, PEFT_FILE, PEFT_KEYS, PEFT_PREFIX, adapter_file, read_tensors
 from prdp.diffusion.adapters import frozen_name
 from prdp.diffusion.fused_factors import is_of_stable_diffusion_3
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
+from prdp.diffusion.text_adapters import NetworkWithEncoders, network_in
 from prdp.support.errors import StartError
 
 if TYPE_CHECKING:
@@ -28,10 +30,24 @@ def frozen_name(number: int) -> str:
 
 
 def put_adapter(network: Any, name: str, adapter: Adapter) -> None:
-    """Put an adapter beside the layers of a diffusers model, float32 and without gradient.
+    """Put an adapter beside the layers of a diffusers model, and of text encoders with it, float32, without gradient.
 
     Which adapters are active afterwards `activate` decides.
     """
+    for part, own in _parts(network, adapter):
+        _put(part, name, own)
+
+
+def _parts(network: Any, adapter: Adapter) -> list[tuple[Any, Adapter]]:
+    """The network with its part of an adapter, and each text encoder that the adapter has a part for."""
+    found = [(network_in(network), adapter)]
+    if isinstance(network, NetworkWithEncoders):
+        encoders = network.encoders.items()
+        found += [(one, adapter.of_text(component)) for component, one in encoders if component in adapter.text]
+    return found
+
+
+def _put(network: Any, name: str, adapter: Adapter) -> None:
     from peft import LoraConfig
 
     ranks = {layer: part.rank for layer, part in adapter.layers.items()}
@@ -42,9 +58,10 @@ def put_adapter(network: Any, name: str, adapter: Adapter) -> None:
         rank_pattern={f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != common},
         target_modules="|".join(map(re.escape, adapter.layers)),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of text encoders, which may have several
         network.add_adapter(config, adapter_name=name)
-    fill_adapter(network, name, adapter)
+    _fill(network, name, adapter)
     for layer, part in adapter.layers.items():
         network.get_submodule(layer).scaling[name] = adapter.weight * part.scale
 
@@ -52,6 +69,12 @@ def put_adapter(network: Any, name: str, adapter: Adapter) -> None:
 @torch.no_grad()
 def fill_adapter(network: Any, name: str, adapter: Adapter) -> None:
     """Write the factors of a file into an adapter of the same layers and ranks; its tensors are float32 then."""
+    for part, own in _parts(network, adapter):
+        _fill(part, name, own)
+
+
+@torch.no_grad()
+def _fill(network: Any, name: str, adapter: Adapter) -> None:
     for layer, part in adapter.layers.items():
         module = network.get_submodule(layer)
         for factors, value in ((module.lora_A, part.down), (module.lora_B, part.up)):
@@ -138,16 +161,25 @@ def fixed_tensors(network: torch.nn.Module, names: Sequence[str]) -> dict[str, t
     return found
 
 
-def start_problems(start: Adapter, network: torch.nn.Module, learner: LearnerConfig) -> list[str]:
+def start_problems(
+    start: Adapter, network: torch.nn.Module, learner: LearnerConfig, encoders: Mapping[str, Any] | None = None
+) -> list[str]:
     """Why the adapter that learns cannot start as a file: its rank, alpha and layers have to be the configuration's.
 
     Args:
         start: of learner.init_adapter.
         network: without adapters; may be on the meta device.
         learner: with the keys that describe the adapter, so that a checkpoint can be read without the file.
+        encoders: component -> text encoder, likewise. One that the file has no part for starts anew.
     """
     where = f"learner.init_adapter: {start.source}"
-    ranks, alphas = ({getattr(part, key) for part in start.layers.values()} for key in ("rank", "alpha"))
+    if start.text and not learner.text_encoders:
+        return [
+            f"{where}: adapts {' and '.join(start.text)} too: set learner.text_encoders=true, or take it frozen by "
+            "model.adapters"
+        ]
+    parts = [start.layers, *start.text.values()]
+    ranks, alphas = ({getattr(one, key) for layers in parts for one in layers.values()} for key in ("rank", "alpha"))
     if len(ranks) > 1 or max(alphas) - min(alphas) > 1e-6 * max(map(abs, alphas)):
         return [
             f"{where}: has several ranks ({_some(ranks)}) or alphas ({_some(alphas)}); one that goes on learning has "
@@ -161,24 +193,36 @@ def start_problems(start: Adapter, network: torch.nn.Module, learner: LearnerCon
         problems.append(
             f"{where}: has alpha {alpha:g}: learner.lora_alpha={learner.lora_alpha:g} must be the same; set {alpha:g}"
         )
-    targets = tuple(learner.lora_targets)
+    key = "learner.lora_targets"
+    problems += _target_problems(where, start.layers, network, key, learner.lora_targets)
+    for component, layers in start.text.items():
+        encoder, key = (encoders or {})[component], "learner.text_encoder_targets"
+        problems += _target_problems(f"{where}: {component}", layers, encoder, key, learner.text_encoder_targets)
+    return problems
+
+
+def _target_problems(
+    where: str, layers: Mapping[str, Any], network: torch.nn.Module, key: str, named: Sequence[str]
+) -> list[str]:
+    targets = tuple(named)
     chosen = {
         name
         for name, _ in network.named_modules()
         if any(name == target or name.endswith(f".{target}") for target in targets)
     }
-    if chosen != start.layers.keys():
-        fits = endings(start.layers.keys(), [name for name, _ in network.named_modules()])
-        problems.append(
-            f"{where}: adapts {len(start.layers)} layers, and learner.lora_targets={list(targets)} names {len(chosen)} "
-            f"(first difference: {min(chosen ^ start.layers.keys())}): they must be the same; set "
-            f"learner.lora_targets=[{','.join(fits)}]"
-        )
-    return problems
+    if chosen == layers.keys():
+        return []
+    fits = endings(layers.keys(), [name for name, _ in network.named_modules()])
+    return [
+        f"{where}: adapts {len(layers)} layers, and {key}={list(targets)} names {len(chosen)} "
+        f"(first difference: {min(chosen ^ layers.keys())}): they must be the same; set {key}=[{','.join(fits)}]"
+    ]
 
 
-def check_adapters(model: ModelConfig, network: torch.nn.Module, pipeline: Any, component: str) -> None:
-    """Refuse `model.adapters` that do not fit a network, which may be on the meta device; see `read_adapter`.
+def check_adapters(
+    model: ModelConfig, network: torch.nn.Module, pipeline: Any, component: str, encoders: Mapping[str, Any]
+) -> None:
+    """Refuse `model.adapters` that do not fit networks, which may be on the meta device; see `read_adapter`.
 
     Raises:
         StartError: all that is wrong, a line each.
@@ -186,21 +230,25 @@ def check_adapters(model: ModelConfig, network: torch.nn.Module, pipeline: Any, 
     problems = []
     for path, weight in model_adapters(model):
         try:
-            read_adapter("model.adapters", path, network, pipeline, component, weight)
+            read_adapter("model.adapters", path, network, pipeline, component, weight, encoders)
         except StartError as error:
             problems.append(str(error))
     if problems:
         raise StartError("\n".join(problems))
 
 
-def init_adapter_problems(learner: LearnerConfig, network: torch.nn.Module, pipeline: Any, component: str) -> list[str]:
+def init_adapter_problems(
+    learner: LearnerConfig, network: torch.nn.Module, pipeline: Any, component: str, encoders: Mapping[str, Any]
+) -> list[str]:
     """What is wrong with `learner.init_adapter`; see `read_adapter` and `start_problems`."""
     assert learner.init_adapter is not None
     try:
-        start = read_adapter("learner.init_adapter", learner.init_adapter, network, pipeline, component)
+        start = read_adapter(
+            "learner.init_adapter", learner.init_adapter, network, pipeline, component, encoders=encoders
+        )
     except StartError as error:
         return [str(error)]
-    return start_problems(start, network, learner)
+    return start_problems(start, network, learner, encoders)
 
 
 def endings(layers: Sequence[str] | Any, modules: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,8 @@ import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
-from prdp.diffusion.adapters import start_problems
+from prdp.diffusion.adapters import fuse, start_problems
+from prdp.diffusion.clip_layers import last_layer
 from prdp.diffusion.compiling import compile_blocks
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
@@ -20,15 +22,18 @@ from prdp.diffusion.pipeline_loading import DTYPES
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.prompt_encoder import PromptEncoder, on_device
+from prdp.diffusion.text_adapters import GAIN, NetworkWithEncoders, distinct_prompts, network_in
 from prdp.diffusion.weights import TrainableWeights
 from prdp.support.errors import StartError
 from prdp.types import UInt8
 
 
 class DiffusersPolicy(ABC):
-    """Text encoders, a denoising network and a VAE with one learning part, the network.
+    """Text encoders, a denoising network and a VAE. The network learns, and text encoders may learn with it.
 
-    A family says what prompts become (`_encode`), how its network is called (`_predict`), and its process.
+    A family says what prompts become (`_encode`), how its network is called (`_predict`), and its process. Where text
+    encoders learn, prompts become token ids (`_tokenised`), and `output` has them read (`_read`) in every pass, of the
+    policy or of its reference.
 
     Args:
         pipeline: of diffusers, in evaluation mode from here on; one with the network alone encodes and decodes nothing.
@@ -44,6 +49,7 @@ class DiffusersPolicy(ABC):
         scheduler_config: of the scheduler that the process was built from.
         weights: the learning tensors and the reference.
         precision: of the network's arithmetic outside `float32`: float32, bfloat16 or float16.
+        reads_in_passes: whether conditions are token ids, which text encoders read in every pass.
 
     Raises:
         ValueError: weights stored in one half precision, and autocast to the other.
@@ -53,7 +59,11 @@ class DiffusersPolicy(ABC):
     NETWORK: ClassVar[str]
     """Component of the pipeline that learns: unet or transformer."""
     FROZEN: ClassVar[tuple[str, ...]]
-    """Components that have weights and do not learn; any may be absent."""
+    """Components whose own weights do not learn; any may be absent."""
+    ADAPTED_ENCODERS: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that take adapters."""
+    READ_BEFORE_LAST: ClassVar[tuple[str, ...]] = ()
+    """Those of them whose last layer plays no part."""
 
     def __init__(
         self,
@@ -72,7 +82,9 @@ class DiffusersPolicy(ABC):
         self.latent_shape = latent_shape
         self.picture_size = picture_size
         self._model = model
-        self._encoder = PromptEncoder(self._encode, model.cached_prompts, self._without_prompt)
+        self.reads_in_passes: bool = learner.text_encoders
+        encode = self._tokenised_with_gain if self.reads_in_passes else self._encode
+        self._encoder = PromptEncoder(encode, model.cached_prompts, self._without_prompt)
         self.network: Any = getattr(pipeline, self.NETWORK).eval()
         self.device: torch.device = self.network.device
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
@@ -88,13 +100,19 @@ class DiffusersPolicy(ABC):
         for name in self.FROZEN:
             if getattr(pipeline, name, None) is not None:
                 getattr(pipeline, name).eval().requires_grad_(False)
+        self._frozen_adapters = [self.adapter("model.adapters", path, weight) for path, weight in model_adapters(model)]
+        self._adapt_encoders(pipeline)
+        encoders = self._encoders(pipeline)
         self.weights = TrainableWeights(
-            self.network,
+            NetworkWithEncoders(self.NETWORK, self.network, encoders) if self.reads_in_passes else self.network,
             learner.mode,
             rank=learner.lora_rank,
             alpha=learner.lora_alpha,
             targets=list(learner.lora_targets),
-            adapters=[self._adapter("model.adapters", path, weight) for path, weight in model_adapters(model)],
+            text_targets=learner.text_encoder_targets,
+            unread=[last_layer(name, encoders[name]) for name in self.READ_BEFORE_LAST if name in encoders],
+            # What they have for text encoders is in these by now.
+            adapters=[replace(one, text={}) for one in self._frozen_adapters],
             start=self._started(learner),
             seed=seed,
             keep_reference=keep_reference,
@@ -117,21 +135,74 @@ class DiffusersPolicy(ABC):
             with attention_backend(model.attention_backend):  # else diffusers makes it the process's default
                 self.network.set_attention_backend(model.attention_backend)
 
-    def _adapter(self, key: str, path: str, weight: float = 1.0) -> Adapter:
-        return read_adapter(key, path, self.network, type(self.pipeline), self.NETWORK, weight)
+    def adapter(self, key: str, path: str, weight: float = 1.0) -> Adapter:
+        """A LoRA file for this model; see `read_adapter`."""
+        encoders: dict[str, Any] | None = self._encoders(self.pipeline)
+        if not encoders and self.ADAPTED_ENCODERS:
+            encoders = None  # a policy with the network alone has none
+        return read_adapter(key, path, self.network, type(self.pipeline), self.NETWORK, weight, encoders)
+
+    def _encoders(self, pipeline: Any) -> dict[str, Any]:
+        """Component -> text encoder, of those that take adapters and are there."""
+        found = {name: getattr(pipeline, name, None) for name in self.ADAPTED_ENCODERS}
+        return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+    def _adapt_encoders(self, pipeline: Any) -> None:
+        """Add what frozen adapters have for text encoders to the weights of a pipeline's."""
+        for adapter in self._frozen_adapters:
+            self.fuse_text(adapter, pipeline)
+
+    def fuse_text(self, adapter: Adapter, pipeline: Any = None) -> None:
+        """Add what an adapter has for text encoders to their weights, in this policy's pipeline or another."""
+        for component, encoder in self._encoders(pipeline or self.pipeline).items():
+            if component in adapter.text:
+                fuse(encoder, adapter.of_text(component))
 
     def _started(self, learner: LearnerConfig) -> Adapter | None:
         """What the adapter that learns starts as; None for a random start."""
         if learner.init_adapter is None:
             return None
-        start = self._adapter("learner.init_adapter", learner.init_adapter)
-        if learner.mode == "lora" and (problems := start_problems(start, self.network, learner)):
+        start = self.adapter("learner.init_adapter", learner.init_adapter)
+        encoders = self._encoders(self.pipeline)
+        if learner.mode == "lora" and (problems := start_problems(start, self.network, learner, encoders)):
             raise StartError("\n".join(problems))
         return start
 
-    @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """The fields of `Conditions` for prompts, a row each; without gradient."""
+        """The fields of `Conditions` for prompts, a row each, float32; without gradient."""
+        tokens = self._tokenised(prompts)
+        # Half precision would give a prompt other states in another batch, and so another log-ratio.
+        with upcast(*self._encoders(self.pipeline).values()):
+            read = self._read(tokens)
+        return {**read, **{name: value for name, value in tokens.items() if value.is_floating_point()}}
+
+    def _tokenised(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """Whole numbers [B, tokens] that `_read` takes, and the fields of `Conditions` that no adapter changes."""
+        raise NotImplementedError(f"{type(self).__name__} has no text encoders that take adapters")
+
+    def _read(self, tokens: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What text encoders make of the whole numbers of `_tokenised`; with gradient, where there is one."""
+        raise NotImplementedError(f"{type(self).__name__} has no text encoders that take adapters")
+
+    def _assembled(self, fields: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The fields of `Conditions` of what was read and what came with the token ids."""
+        return fields
+
+    def _tokenised_with_gain(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        return {**self._tokenised(prompts), GAIN: torch.ones(len(prompts), 1, device=self.device)}
+
+    def _having_read(self, conditions: Conditions) -> Conditions:
+        """Conditions whose token ids the text encoders have read, as they are now."""
+        tokens = {name: value for name, value in conditions.fields.items() if not value.is_floating_point()}
+        others = {name: value for name, value in conditions.fields.items() if name not in tokens}
+        gain = others.pop(GAIN)
+        distinct, places = self._distinct(tokens)
+        read = {name: value.float()[places] for name, value in self._read(distinct).items()}
+        scaled = {name: value * gain.view(-1, *[1] * (value.ndim - 1)) for name, value in read.items()}
+        return Conditions(self._assembled({**scaled, **others}))
+
+    def _distinct(self, tokens: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        return distinct_prompts(tokens)
 
     def _without_prompt(self, fields: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """What the branch without prompt is given, of the fields of the empty prompt."""
@@ -175,7 +246,7 @@ class DiffusersPolicy(ABC):
         Raises:
             RuntimeError: the text encoders were left out.
         """
-        self._needs("text_encoder")
+        self._needs("tokenizer" if self.reads_in_passes else "text_encoder")
         encoders = [getattr(self.pipeline, name, None) for name in self.FROZEN if name != "vae"]
         if not self._model.offload_encoders:
             return self._encoder.encode(prompts, negative_prompt)
@@ -211,6 +282,8 @@ class DiffusersPolicy(ABC):
         if self.embeds_guidance:
             conditions = self._with_guidance(conditions, guidance_scale)
         with self._arithmetic():
+            if self.reads_in_passes:
+                conditions = self._having_read(conditions)
             output = self._predict(network, latents, times, conditions).float()
         if not with_guidance:
             return output
@@ -231,6 +304,7 @@ class DiffusersPolicy(ABC):
     def reference(self) -> Iterator[torch.nn.Module]:
         """The frozen start, to be passed to `output` as `network`."""
         with self.weights.reference() as network:
+            network = network_in(network)
             if self._model.compile is not None:
                 compile_blocks(network, self._model.compile)  # a copy of the network is not
             yield network
@@ -280,12 +354,16 @@ class DiffusersPolicy(ABC):
         if self.weights.mode == "lora":
             from prdp.diffusion.lora_file import save_lora
 
-            save_lora(self.network, folder, type(self.pipeline), self.NETWORK)
+            save_lora(self.network, folder, type(self.pipeline), self.NETWORK, self._learning_encoders())
         else:
             from prdp.diffusion.pipeline_files import check_network, save_pipeline
 
             save_pipeline(self._whole_pipeline(), folder)
             check_network(folder / self.NETWORK, self.weights.parameters)
+
+    def _learning_encoders(self) -> dict[str, Any]:
+        """Component -> text encoder, of those that learn."""
+        return self._encoders(self.pipeline) if self.reads_in_passes else {}
 
     def save_single_file(self, file: Path, precision: str) -> None:
         """Write the whole pipeline, adapters in its weights, as one file with the names of the model's authors.
@@ -295,7 +373,8 @@ class DiffusersPolicy(ABC):
         from prdp.diffusion.merged_adapters import merge_adapters
         from prdp.diffusion.original_names import save_single_file
 
-        merge_adapters(self.network)
+        for part in (self.network, *self._encoders(self.pipeline).values()):
+            merge_adapters(part)
         pipeline = self._whole_pipeline()
         pipeline.to(dtype=DTYPES[precision])
         save_single_file(pipeline, file)
@@ -315,6 +394,8 @@ class DiffusersPolicy(ABC):
 
         if not merge_adapters(self.network):
             raise ValueError("the network has no adapters to merge")
+        for encoder in self._encoders(self.pipeline).values():
+            merge_adapters(encoder)
         pipeline = self._whole_pipeline()
         pipeline.to(dtype=DTYPES[precision])
         save_pipeline(pipeline, folder)

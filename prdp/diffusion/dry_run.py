@@ -28,7 +28,7 @@ class DryPolicy:
         model, learner: sections of the configuration.
         network: on the meta device, with weights as they are stored.
         fields: name -> shape of what a prompt becomes, without the number of prompts.
-        latent_shape: (C, h, w).
+        encoders: component -> text encoder that learns, likewise.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class DryPolicy:
         learner: LearnerConfig,
         network: Any,
         fields: Mapping[str, tuple[int, ...]],
+        encoders: Mapping[str, Any] | None = None,
     ) -> None:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         self._mode = FakeTensorMode()
         name = getattr(family, "NETWORK", "")
-        pipeline = SimpleNamespace(**{name: network, "vae": None, "scheduler": SimpleNamespace(config={})})
+        encoders = encoders or {}
+        pipeline = SimpleNamespace(**{name: network, "vae": None, "scheduler": SimpleNamespace(config={}), **encoders})
         learner = replace(learner, init_adapter=None)
         model = replace(model, adapters=[], adapter_weights=[], vae_slicing=False, vae_tiling=False)
         model = replace(model, attention_backend=None, compile=None)  # those of GPUs do not compute shapes of a CPU
@@ -51,11 +53,24 @@ class DryPolicy:
         self.learning = sum(value.numel() for value in self.policy.weights.parameters.values())
         self._checkpointing = learner.gradient_checkpointing
         self._fields = fields
-        _materialise(network, self._mode)
+        for part in (network, *encoders.values()):
+            _materialise(part, self._mode)
         self.policy.device = torch.device("cpu")
+        self._prompts = 1
+        if encoders:  # which row is which prompt depends on numbers
+            self.policy._distinct = self._distinct
 
-    def with_gradient(self, images: int) -> int:
-        """Bytes at the peak of a pass forward and backward over so many latents."""
+    def _distinct(self, tokens: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        rows = {name: value[: self._prompts] for name, value in tokens.items()}
+        return rows, torch.zeros(len(next(iter(tokens.values()))), dtype=torch.int64)
+
+    def with_gradient(self, images: int, prompts: int = 1) -> int:
+        """Bytes at the peak of a pass forward and backward over so many latents.
+
+        Args:
+            prompts: how many different ones they are of, the empty one among them, which text encoders that learn read.
+        """
+        self._prompts = prompts
         with self._mode, _Live() as live, _once(self.policy.network, live, self._checkpointing) as blocks:
             output = self._output(images)
             kept = live.now
@@ -63,8 +78,9 @@ class DryPolicy:
         return max(live.peak, kept + blocks.backward)
 
     @torch.no_grad()
-    def without_gradient(self, images: int, *, float32: bool) -> int:
+    def without_gradient(self, images: int, prompts: int = 1, *, float32: bool) -> int:
         """Likewise of a pass forward, with what the weights are widened by where it computes in float32."""
+        self._prompts = prompts
         network = self.policy.network
         wide = _wide(network, self._mode) if float32 else nullcontext(0)
         with wide as widened, self._mode, _Live() as live, _once(network, live), self._precision(float32):
@@ -77,6 +93,7 @@ class DryPolicy:
     def _output(self, images: int) -> torch.Tensor:
         latents, times = torch.zeros(images, *self.policy.latent_shape), torch.full((images,), 0.5)
         fields: dict[str, Any] = {name: torch.zeros(images, *shape) for name, shape in self._fields.items()}
+        fields |= {name: value.long() for name, value in fields.items() if name.startswith("token_ids")}
         if "tokens" in fields:  # numbers, of which lengths are made: those of the longest prompts
             longest = self._fields["states"][0]
             fields["tokens"] = SimpleNamespace(tolist=lambda: [longest] * images)

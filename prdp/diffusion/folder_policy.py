@@ -19,6 +19,7 @@ from prdp.diffusion.pipeline_formats import PipelineFormat
 from prdp.diffusion.pipeline_loading import device_of, load_pipeline, pipeline_class, single_file
 from prdp.diffusion.process import Process
 from prdp.diffusion.quantization import quantization_problems
+from prdp.diffusion.text_adapters import GAIN
 from prdp.support.errors import StartError
 
 ON_GPUS = ("_native_efficient", "flex", "xformers")
@@ -63,7 +64,8 @@ class FolderPolicy(DiffusersPolicy, ABC):
         only_network: bool = False,
     ) -> Self:
         """Load the pipeline that `model.path` names; embedded ones and released ones go the same way."""
-        pipeline = load_pipeline(model, cls.FORMAT, only_network=only_network)
+        keep = cls.ADAPTED_ENCODERS if learner.text_encoders else ()
+        pipeline = load_pipeline(model, cls.FORMAT, only_network=only_network, keep=keep)
         return cls(pipeline, model, learner, seed=seed, keep_reference=keep_reference)
 
     @classmethod
@@ -79,7 +81,8 @@ class FolderPolicy(DiffusersPolicy, ABC):
         check_components(f"model.path={model.path}", folder, model.variant, cls.FORMAT, single_file(model))
         cls._latent_shape_in(folder, model)
         if model.adapters:
-            check_adapters(model, empty_network(folder, cls.FORMAT), pipeline_class(cls.FORMAT), cls.NETWORK)
+            network, pipeline = empty_network(folder, cls.FORMAT), pipeline_class(cls.FORMAT)
+            check_adapters(model, network, pipeline, cls.NETWORK, cls._empty_encoders(folder))
 
     @classmethod
     def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
@@ -94,12 +97,26 @@ class FolderPolicy(DiffusersPolicy, ABC):
                 f"learner.framework={learner.framework}: must be {expected} for model.family={model.family}"
             )
         if learner.mode == "lora":
-            network = empty_network(cls._folder(model), cls.FORMAT)
+            folder = cls._folder(model)
+            network, encoders = empty_network(folder, cls.FORMAT), dict[str, Any]()
             targets = lora_target_problems(network, learner.lora_targets)
+            if learner.text_encoders or learner.init_adapter is not None:
+                encoders = cls._empty_encoders(folder)
+            for encoder in encoders.values() if learner.text_encoders else ():
+                key = "learner.text_encoder_targets"
+                targets += lora_target_problems(encoder, learner.text_encoder_targets, key)
             if learner.init_adapter is not None and not targets:
-                targets = init_adapter_problems(learner, network, pipeline_class(cls.FORMAT), cls.NETWORK)
+                pipeline = pipeline_class(cls.FORMAT)
+                targets = init_adapter_problems(learner, network, pipeline, cls.NETWORK, encoders)
             problems += targets or optimizer_target_problems(learner, network)
-        return problems
+        return list(dict.fromkeys(problems))
+
+    @classmethod
+    def _empty_encoders(cls, folder: Path) -> dict[str, Any]:
+        """The text encoders that take adapters, on the meta device."""
+        from prdp.diffusion.pipeline_checks import empty_part
+
+        return {name: empty_part(folder, name, cls.FORMAT) for name in cls.ADAPTED_ENCODERS}
 
     @classmethod
     def branches_of(cls, model: ModelConfig, guidance_scale: float) -> int:
@@ -145,6 +162,17 @@ class FolderPolicy(DiffusersPolicy, ABC):
         tokens = read_component(folder, "text_encoder").get("max_position_embeddings", 77)
         return cls._condition_shapes(cls._network_config(folder), int(tokens), model)
 
+    @classmethod
+    def token_shapes(cls, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Likewise where text encoders learn; `token_ids` are whole numbers."""
+        shapes = cls.condition_shapes(model)
+        tokens = int(read_component(cls._folder(model), "text_encoder").get("max_position_embeddings", 77))
+        ids = {f"token_ids{name.removeprefix('text_encoder')}": (tokens,) for name in cls.ADAPTED_ENCODERS}
+        beside = {name: shape for name, shape in shapes.items() if name not in ("states", "pooled")}
+        rest = shapes["states"][0] - tokens
+        t5 = {"t5": (rest, *shapes["states"][1:])} if rest else {}
+        return {**ids, **beside, **t5, GAIN: (1,)}
+
     @staticmethod
     @abstractmethod
     def _condition_shapes(
@@ -174,7 +202,9 @@ class FolderPolicy(DiffusersPolicy, ABC):
     def _whole_pipeline(self) -> Any:
         if self.pipeline.vae is not None:
             return self.pipeline
-        return load_pipeline(self._model, self.FORMAT, network=self.network)
+        pipeline = load_pipeline(self._model, self.FORMAT, network=self.network)
+        self._adapt_encoders(pipeline)
+        return pipeline
 
 
 def vae_config(folder: Path) -> dict[str, Any]:

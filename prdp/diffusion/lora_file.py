@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prdp.diffusion.adapter_files import LORA_FILE, load_into, lora_options
+from prdp.diffusion.adapter_files import load_into, read_adapter
+from prdp.diffusion.adapter_names import lora_options
+from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.diffusion.adapters import TRAINED
+from prdp.diffusion.clip_layers import file_path
 
 _ADAPTER = "exported"
 """Names the adapter that is read back."""
 
 
-def save_lora(network: Any, folder: Path, pipeline: Any, component: str) -> None:
+def save_lora(
+    network: Any, folder: Path, pipeline: Any, component: str, encoders: Mapping[str, Any] | None = None
+) -> None:
     """Write the adapter of a network that learns as `LORA_FILE`, for `load_lora_weights` of its pipeline.
 
     Args:
         pipeline: class of the diffusers pipeline.
         component: that the network is in it, unet or transformer.
+        encoders: component -> text encoder that learns, too.
 
     Matrices keep peft's names (lora_A, lora_B): diffusers takes the scheme of the first name for that of all, and its
     own conversion renames those of attention alone.
@@ -34,8 +41,30 @@ def save_lora(network: Any, folder: Path, pipeline: Any, component: str) -> None
         f"{component}_lora_layers": get_peft_model_state_dict(network),
         f"{component}_lora_adapter_metadata": network.peft_config[TRAINED].to_dict(),
     }
+    for name, encoder in (encoders or {}).items():
+        matrices = lora_matrices(encoder, TRAINED)
+        layers[f"{name}_lora_layers"] = {
+            f"{file_path(encoder, matrix)}.weight": value for matrix, (value, _) in matrices.items()
+        }
+        layers[f"{name}_lora_adapter_metadata"] = encoder.peft_config[TRAINED].to_dict()
     pipeline.save_lora_weights(folder, **layers, weight_name=LORA_FILE, safe_serialization=True)
     check_lora(network, folder / LORA_FILE, pipeline, component)
+    if encoders:
+        _check_text(network, folder / LORA_FILE, pipeline, component, encoders)
+
+
+def _check_text(network: Any, file: Path, pipeline: Any, component: str, encoders: Mapping[str, Any]) -> None:
+    """Read the text encoders' part of a file as `model.adapters` is read, and compare it with what they learned."""
+    found = read_adapter("weights", str(file), network, pipeline, component, encoders=encoders).text
+    for name, encoder in encoders.items():
+        read: dict[str, tuple[torch.Tensor, float]] = {}
+        for layer, part in found.get(name, {}).items():
+            read |= {f"{layer}.lora_A": (part.down, part.scale), f"{layer}.lora_B": (part.up, part.scale)}
+        learned = lora_matrices(encoder, TRAINED)
+        for matrix in read.keys() | learned.keys():
+            one, other = read.get(matrix), learned.get(matrix)
+            if one is None or other is None or one[1] != other[1] or not one[0].equal(other[0].to("cpu")):
+                raise ValueError(f"{file}: {name}.{matrix} is not read back as it was learned")
 
 
 def check_lora(network: Any, file: Path, pipeline: Any, component: str) -> None:

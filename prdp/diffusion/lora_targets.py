@@ -20,7 +20,9 @@ def weight_shape(layer: torch.nn.Module) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
-def lora_target_problems(network: torch.nn.Module, targets: Sequence[str]) -> list[str]:
+def lora_target_problems(
+    network: torch.nn.Module, targets: Sequence[str], key: str = "learner.lora_targets"
+) -> list[str]:
     """Why peft cannot put adapters where `targets` name layers; a target names every module whose path ends in it.
 
     A network on the meta device will do.
@@ -31,12 +33,12 @@ def lora_target_problems(network: torch.nn.Module, targets: Sequence[str]) -> li
         matched = {name: part for name, part in modules.items() if name == target or name.endswith(f".{target}")}
         others = {type(part).__name__: name for name, part in matched.items() if not isinstance(part, ADAPTED)}
         if not matched:
-            wrong.append(f"learner.lora_targets: '{target}' matches no layer of {type(network).__name__}")
+            wrong.append(f"{key}: '{target}' matches no layer of {type(network).__name__}")
         elif others:
             kinds = ", ".join(f"{kind} ({name})" for kind, name in sorted(others.items()))
-            wrong.append(f"learner.lora_targets: '{target}' matches {kinds}, which takes no adapter")
+            wrong.append(f"{key}: '{target}' matches {kinds}, which takes no adapter")
     if wrong or not targets:
-        wrong.append(f"learner.lora_targets must name linear layers or convolutions: {', '.join(_endings(modules))}")
+        wrong.append(f"{key} must name linear layers or convolutions: {', '.join(_endings(modules))}")
     return wrong
 
 

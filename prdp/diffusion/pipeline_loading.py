@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 def load_pipeline(
-    model: ModelConfig, kind: PipelineFormat = STABLE_DIFFUSION, *, only_network: bool = False, network: Any = None
+    model: ModelConfig,
+    kind: PipelineFormat = STABLE_DIFFUSION,
+    *,
+    only_network: bool = False,
+    network: Any = None,
+    keep: Sequence[str] = (),
 ) -> Any:
     """The diffusers pipeline of `model`, on its device and in its precision.
 
@@ -25,6 +31,7 @@ def load_pipeline(
     Args:
         kind: of the folder.
         only_network: leave out text encoders, tokenizers and VAE.
+        keep: components that are not left out.
         network: to be used instead of the folder's.
 
     Raises:
@@ -45,7 +52,8 @@ def load_pipeline(
     check_components(where, folder, model.variant, kind)
     others: dict[str, Any] = {**kind.arguments, **dict.fromkeys(absent_parts(folder, kind))}
     if only_network:
-        others |= dict.fromkeys(part for part in (*kind.components, *kind.tokenizers) if part != kind.network)
+        kept = (kind.network, *keep)
+        others |= dict.fromkeys(part for part in (*kind.components, *kind.tokenizers) if part not in kept)
     if network is not None:
         others[kind.network] = network
     if "safety_checker" in kind.arguments:

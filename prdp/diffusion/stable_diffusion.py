@@ -14,7 +14,6 @@ from prdp.diffusion.control import FIELD, Control
 from prdp.diffusion.folder_policy import vae_config
 from prdp.diffusion.image_size import KEYS, check_side, vae_factor
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION
-from prdp.diffusion.precision import upcast
 from prdp.diffusion.unet_policy import PIPELINE_UNIT, UNetPolicy, text_length, text_width
 from prdp.support.errors import StartError
 
@@ -24,6 +23,7 @@ class StableDiffusionPolicy(UNetPolicy):
 
     FORMAT = STABLE_DIFFUSION
     FROZEN = ("vae", "text_encoder")
+    ADAPTED_ENCODERS = ("text_encoder",)
     FRAMEWORKS = ("torch", "jax")
     control: Control | None = None
     """Reads the pictures of `Conditions`, where they have any."""
@@ -55,15 +55,17 @@ class StableDiffusionPolicy(UNetPolicy):
         guidance = {} if embedded is None else {"guidance": (embedded,)}
         return {"states": (clip_tokens, text_width(network)), **guidance}
 
-    def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """`states` [B, tokens, width]; prompts are cut at the text encoder's length."""
+    def _tokenised(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """`token_ids` [B, tokens], cut at the text encoder's length, and `mask` alike where the encoder takes one."""
         tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         tokens = self._tokens(tokenizer, prompts, text_length(tokenizer, text_encoder))
         masked = getattr(text_encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask if masked else None
-        # Half precision would give a prompt other states in another batch, and so another log-ratio.
-        with upcast(text_encoder):
-            return {"states": text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state}
+        return {"token_ids": tokens.input_ids, **({"mask": tokens.attention_mask} if masked else {})}
+
+    def _read(self, tokens: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """`states` [B, tokens, width]."""
+        mask = tokens.get("mask")
+        return {"states": self.pipeline.text_encoder(tokens["token_ids"], attention_mask=mask).last_hidden_state}
 
     def _predict(
         self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions

@@ -23,6 +23,7 @@ class StableDiffusion3Policy(FlowPolicy):
 
     FORMAT = STABLE_DIFFUSION_3
     FROZEN = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+    ADAPTED_ENCODERS = ("text_encoder", "text_encoder_2")
     GRID = "scheduler"
 
     @staticmethod
@@ -56,6 +57,35 @@ class StableDiffusion3Policy(FlowPolicy):
                 max_sequence_length=self._text_tokens,
             )
         return {"states": states.float(), "pooled": pooled.float()}
+
+    def _tokenised(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """`token_ids` and `token_ids_2` [B, tokens] of CLIP, and `t5` [B, rest, joint_attention_dim] of `_encode`."""
+        pipeline = self.pipeline
+        ids = [
+            tokenizer(
+                list(prompts),
+                padding="max_length",
+                max_length=pipeline.tokenizer_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids.to(self.device)
+            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ]
+        return {"token_ids": ids[0], "token_ids_2": ids[1], "t5": self._encode(prompts)["states"][:, ids[0].shape[1] :]}
+
+    def _read(self, tokens: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """`clip` [B, tokens, width], before the last layer of both encoders side by side, and `pooled` of both."""
+        pairs = (self.pipeline.text_encoder, "token_ids"), (self.pipeline.text_encoder_2, "token_ids_2")
+        found = [encoder(tokens[name], output_hidden_states=True) for encoder, name in pairs]
+        return {
+            "clip": torch.cat([one.hidden_states[-2] for one in found], -1),
+            "pooled": torch.cat([one.text_embeds for one in found], -1),
+        }
+
+    def _assembled(self, fields: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        clip, t5 = fields["clip"], fields["t5"]
+        wide = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+        return {"states": torch.cat([wide, t5], 1), "pooled": fields["pooled"]}
 
     def _predict(
         self, network: torch.nn.Module, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions

@@ -12,6 +12,7 @@ from prdp.config import ModelConfig
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_XL
 from prdp.diffusion.precision import upcast
+from prdp.diffusion.text_adapters import GAIN
 from prdp.diffusion.unet_policy import UNetPolicy, text_length, text_width
 from prdp.types import UInt8
 
@@ -28,6 +29,8 @@ class StableDiffusionXLPolicy(UNetPolicy):
 
     FORMAT = STABLE_DIFFUSION_XL
     FROZEN = ("vae", "text_encoder", "text_encoder_2")
+    ADAPTED_ENCODERS = ("text_encoder", "text_encoder_2")
+    READ_BEFORE_LAST = ("text_encoder",)
 
     @staticmethod
     def _condition_shapes(
@@ -51,34 +54,34 @@ class StableDiffusionXLPolicy(UNetPolicy):
         with upcast(vae) if vae.config.force_upcast else nullcontext():
             return super().decode(latents)
 
-    def _encode(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """`states` [B, tokens, width], `pooled` [B, projection] and `time_ids` [B, 6], float32.
+    def _tokenised(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """`token_ids` and `token_ids_2` [B, tokens], and `time_ids` [B, 6], float32.
 
-        The states before the last layer of both encoders side by side, the projection of the second, and the sizes:
-        original height and width, top and left of the crop, target height and width. As by default in diffusers, a
-        picture was never larger than it is drawn, and never cropped.
+        The latter are original height and width, top and left of the crop, target height and width. As by default in
+        diffusers, a picture was never larger than it is drawn, and never cropped.
         """
         pipeline = self.pipeline
         pairs = (pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)
         length = min(text_length(*pair) for pair in pairs)
-        # Half precision would give a prompt other states in another batch, and so another log-ratio.
-        with upcast(pipeline.text_encoder, pipeline.text_encoder_2):
-            found = [
-                encoder(self._tokens(tokenizer, prompts, length).input_ids, output_hidden_states=True)
-                for tokenizer, encoder in pairs
-            ]
+        first, second = (self._tokens(tokenizer, prompts, length).input_ids for tokenizer, _ in pairs)
         height, width = self.picture_size
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
-        return {
-            "states": torch.cat([one.hidden_states[-2] for one in found], -1),
-            "pooled": found[1].text_embeds,
-            "time_ids": sizes.repeat(len(prompts), 1),
-        }
+        return {"token_ids": first, "token_ids_2": second, "time_ids": sizes.repeat(len(prompts), 1)}
+
+    def _read(self, tokens: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """`states` [B, tokens, width], before the last layer of both encoders side by side, and `pooled`
+        [B, projection], of the second.
+        """
+        first = self.pipeline.text_encoder(tokens["token_ids"], output_hidden_states=True)
+        second = self.pipeline.text_encoder_2(tokens["token_ids_2"], output_hidden_states=True)
+        states = torch.cat([one.hidden_states[-2] for one in (first, second)], -1)
+        return {"states": states, "pooled": second.text_embeds}
 
     def _without_prompt(self, fields: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         if not self.pipeline.config.force_zeros_for_empty_prompt:
             return fields
-        return {**fields, **{name: torch.zeros_like(fields[name]) for name in ("states", "pooled")}}
+        names = (GAIN,) if GAIN in fields else ("states", "pooled")
+        return {**fields, **{name: torch.zeros_like(fields[name]) for name in names}}
 
     def _for_vae(self, latents: torch.Tensor) -> torch.Tensor:
         config = self.pipeline.vae.config

@@ -22,6 +22,7 @@ from prdp.diffusion.adapters import (
     put_adapter,
     switched,
 )
+from prdp.diffusion.text_adapters import NetworkWithEncoders, network_in, parts_in
 from prdp.types import Weights, tensors_checksum
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ class TrainableWeights:
     adapters are added beforehand, it is a frozen copy. Copies are made only where `keep_reference` asks for them.
 
     Args:
-        network: a diffusers model (LoRA needs its `add_adapter`).
+        network: a diffusers model (LoRA needs its `add_adapter`), or one with text encoders that learn, too.
         mode: 'lora', 'full', or 'frozen': nothing learns, for networks that are only sampled from. Their reference is
             the network without the adapters that are loaded into it later.
         rank, alpha, targets: of LoRA, as in peft's LoraConfig.
+        text_targets: of text encoders.
+        unread: beginnings of names of layers that nothing is read from; what adapters they get does not learn.
         adapters: frozen ones that the start consists of.
         start: what the adapter that learns, or one that is loaded later, started as; of the rank, alpha and targets.
         seed: of the adapters' random start.
@@ -54,6 +57,8 @@ class TrainableWeights:
         rank: int = 16,
         alpha: float = 16.0,
         targets: list[str] | None = None,
+        text_targets: Sequence[str] = (),
+        unread: Sequence[str] = (),
         adapters: Sequence[Adapter] = (),
         start: Adapter | None = None,
         seed: int = 0,
@@ -68,7 +73,7 @@ class TrainableWeights:
         self._layers: list[Any] | None = None
         network.requires_grad_(False)
         if mode == "lora":
-            self._add_lora(rank, alpha, targets or [], seed)
+            self._add_lora(rank, alpha, targets or [], text_targets, seed)
         elif mode == "full":
             for adapter in adapters:
                 fuse(network, adapter)
@@ -77,6 +82,8 @@ class TrainableWeights:
             network.requires_grad_(True)
         elif mode != "frozen":
             raise ValueError(f"learner.mode is {mode!r}, expected lora or full")
+        for name, value in network.named_parameters():
+            value.requires_grad_(value.requires_grad and not name.startswith(tuple(unread)))
         self.parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
         if mode != "full":
             self._add_frozen(adapters, keep_reference)
@@ -84,19 +91,26 @@ class TrainableWeights:
         for value in self.parameters.values():
             value.data = value.data.float()
 
-    def _add_lora(self, rank: int, alpha: float, targets: list[str], seed: int) -> None:
+    def _add_lora(
+        self, rank: int, alpha: float, targets: list[str], text_targets: Sequence[str], seed: int
+    ) -> None:
         from peft import LoraConfig
 
         from prdp.diffusion.lora_targets import lora_target_problems
 
         # A target that names nothing would train fewer layers than asked for, in silence.
-        if problems := lora_target_problems(self.network, targets):
-            raise ValueError("\n".join(problems))
+        parts = [(network_in(self.network), targets, "learner.lora_targets")]
+        if isinstance(self.network, NetworkWithEncoders):
+            key = "learner.text_encoder_targets"
+            parts += [(one, list(text_targets), key) for one in self.network.encoders.values()]
+        for part, names, key in parts:
+            if problems := lora_target_problems(part, names, key):
+                raise ValueError("\n".join(problems))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network.add_adapter(
-                LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
-            )
+            for part, names, _ in parts:
+                settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights=True)
+                part.add_adapter(settings, adapter_name=TRAINED)
 
     def _add_frozen(self, adapters: Sequence[Adapter], keep_reference: bool) -> None:
         for number, adapter in enumerate(adapters):
@@ -120,7 +134,8 @@ class TrainableWeights:
         if names:
             activate(self.network, names, list(self.parameters))
         else:
-            self.network.disable_adapters()
+            for layer in adapted_layers(self.network):
+                layer.enable_adapters(False)
 
     def join(self, name: str) -> None:
         """Let an adapter that was loaded into a frozen network take part in the policy, and not in its reference."""
@@ -154,8 +169,8 @@ class TrainableWeights:
             self._add_start(self._start)
 
     def networks(self) -> list[torch.nn.Module]:
-        """The network, and the frozen copy of it where one is kept."""
-        return [self.network] if self._frozen is None else [self.network, self._frozen]
+        """The network, text encoders that learn with it, and the frozen copy of it where one is kept."""
+        return [*parts_in(self.network), *([] if self._frozen is None else [self._frozen])]
 
     @contextmanager
     def reference(self) -> Iterator[torch.nn.Module]:

@@ -11,7 +11,7 @@ from prdp.checkpoints.checkpoint import load_checkpoint
 from prdp.collaboration.cascade import CascadeSampler
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
-from prdp.diffusion.adapter_files import PEFT_FILE, read_adapter
+from prdp.diffusion.adapter_tensors import PEFT_FILE, adapts_text
 from prdp.diffusion.adapters import put_adapter
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.recording import Recorder
@@ -99,7 +99,10 @@ def _policy(model: EvaluatedModel, dtype: str, device: str, autocast: str | None
         # From here on nothing learns, and what is published to the sampler is empty.
         policy.weights.parameters = {}
         return policy
-    frozen = LearnerConfig(mode="frozen", autocast=autocast, init_adapter=model.start if kl else None)
+    # The reference has text encoders without adapters, so that prompts are read in every pass.
+    reads = kl and model.kind == "lora" and model.path is not None and adapts_text(model.path)
+    start = model.start if kl else None
+    frozen = LearnerConfig(mode="frozen", autocast=autocast, init_adapter=start, text_encoders=reads)
     policy = build_policy(pipeline, frozen, seed=0, keep_reference=kl)
     if model.kind == "lora":
         assert model.path is not None
@@ -137,8 +140,10 @@ def apply_lora(policy: Any, file: Path) -> None:
     # Of such files diffusers scales, splits and fuses factors of transformers, which cannot be counted below.
     converted = policy.NETWORK == "transformer" and any(name.startswith(_CONVERTED) for name in state)
     if file.name == PEFT_FILE or converted:
-        adapter = read_adapter("models", str(file), policy.network, type(policy.pipeline), policy.NETWORK)
-        put_adapter(policy.network, _APPLIED, adapter)
+        adapter = policy.adapter("models", str(file))
+        put_adapter(policy.weights.network, _APPLIED, adapter)
+        if not policy.reads_in_passes:
+            policy.fuse_text(adapter)
         policy.weights.join(_APPLIED)
         return
     # Its warnings about text encoders without LoRA would come once per model; what matters is checked below.

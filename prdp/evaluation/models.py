@@ -16,7 +16,8 @@ from prdp.collaboration.student_files import is_student, read_student
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.configuration.typed import typed
 from prdp.diffusion import family_of
-from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, adapter_file, model_adapters
+from prdp.diffusion.adapter_files import model_adapters
+from prdp.diffusion.adapter_tensors import LORA_FILE, PEFT_FILE, adapter_file
 from prdp.diffusion.effective_scheduler import is_distilled
 from prdp.diffusion.model_folder import (
     INDEX,

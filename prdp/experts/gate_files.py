@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prdp.config import FAMILIES, ModelConfig
-from prdp.diffusion.adapter_files import LORA_FILE, AdaptedLayer
+from prdp.diffusion.adapter_files import AdaptedLayer
+from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.experts.lora_files import Expert, read_expert
 from prdp.experts.writing import write_lora
 from prdp.support.errors import ConfigError, StartError

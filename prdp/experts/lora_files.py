@@ -8,21 +8,22 @@ own converters.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prdp.diffusion.adapter_files import (
+from prdp.diffusion.adapter_files import AdaptedLayer
+from prdp.diffusion.adapter_tensors import (
     PEFT_CONFIG,
     PEFT_FILE,
     PEFT_PREFIX,
-    AdaptedLayer,
     adapter_file,
+    peft_of_text,
     read_peft_config,
     read_tensors,
+    told_scale,
 )
 from prdp.experts.kohya import FOREIGN_PREFIXES, KOHYA_PREFIXES, from_kohya
 from prdp.experts.names import FACTOR, diffusers_name, peft_component
@@ -89,6 +90,10 @@ def read_layers(where: str, file: Path) -> dict[str, AdaptedLayer]:
         component = peft_component(where, [name.removeprefix(PEFT_PREFIX) for name in raw])
         state, origins = _renamed(where, raw, lambda name: f"{component}.{name.removeprefix(PEFT_PREFIX)}")
         settings[component] = read_peft_config(where, file.parent / PEFT_CONFIG)
+        for part, tensors, config in peft_of_text(where, file.parent):
+            inner = {f"{part}/{name}": value for name, value in tensors.items()}
+            more, names = _renamed(where, inner, _peft_text_name)
+            state, origins, settings[part] = state | more, origins | names, _with_model(config)
     elif any(name.startswith((*KOHYA_PREFIXES, *FOREIGN_PREFIXES)) for name in raw):
         state, origins = from_kohya(where, raw)
     elif any(name.startswith(PEFT_PREFIX) for name in raw):
@@ -100,6 +105,21 @@ def read_layers(where: str, file: Path) -> dict[str, AdaptedLayer]:
         state, origins = _renamed(where, raw, diffusers_name)
         settings = _header(where, file)
     return _layers(where, state, origins, settings)
+
+
+def _peft_text_name(name: str) -> str:
+    """<component>/<PEFT's name> in the scheme of `diffusers_name`."""
+    component, _, inner = name.partition("/")
+    return diffusers_name(f"{component}.{inner.removeprefix(PEFT_PREFIX)}")
+
+
+def _with_model(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose patterns of whole paths begin as those of `diffusers_name` do."""
+    patterns = {key: config[key] for key in ("rank_pattern", "alpha_pattern") if key in config}
+    return config | {
+        key: {re.sub(r"^\^encoder\b", r"^text_model\.encoder", name): value for name, value in pattern.items()}
+        for key, pattern in patterns.items()
+    }
 
 
 def _renamed(
@@ -168,27 +188,6 @@ def _layers(
         component, _, inner = layer.partition(".")
         scale = float(found["alpha"]) / rank if "alpha" in found else 1.0
         if settings.get(component) and "alpha" not in found:
-            scale = _told_scale(told, settings[component], inner, rank)
+            scale = told_scale(told, settings[component], inner, rank)
         layers[layer] = AdaptedLayer(down, up, scale)
     return layers
-
-
-def _told_scale(told: str, settings: Mapping[str, Any], layer: str, rank: int) -> float:
-    """alpha / rank of a layer as peft takes it from its configuration."""
-    from peft.utils.other import get_pattern_key
-
-    if settings.get("use_dora") or settings.get("lora_bias"):
-        raise StartError(f"{told}: its settings ask for DoRA or a bias; plain LoRA alone is computed")
-    values = []
-    for pattern, common in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
-        given = settings.get(pattern) or {}
-        try:
-            value = given.get(get_pattern_key(list(given), layer), settings.get(common))
-        except (re.error, TypeError, AttributeError) as error:
-            raise StartError(f"{told}: its settings tell a {pattern} that is none: {error}") from error
-        if not isinstance(value, int | float) or not value > 0:
-            raise StartError(f"{told}: its settings tell {common}={value}, expected a number above 0")
-        values.append(float(value))
-    if values[0] != rank:
-        raise StartError(f"{told}: has rank {rank}, and its settings tell {values[0]:g}")
-    return values[1] / (math.sqrt(rank) if settings.get("use_rslora") else rank)

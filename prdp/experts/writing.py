@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE, PEFT_PREFIX, AdaptedLayer
+from prdp.diffusion.adapter_files import AdaptedLayer
+from prdp.diffusion.adapter_tensors import LORA_FILE, PEFT_FILE, PEFT_PREFIX
+from prdp.diffusion.clip_layers import peft_path
 from prdp.experts.kohya import fused_tensors, kohya_layout, kohya_names
 from prdp.experts.lora_files import HEADER, read_layers
 from prdp.experts.names import is_of_text_encoder
-from prdp.support.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +35,6 @@ def check_format(layers: Mapping[str, AdaptedLayer], form: str, family: str | No
     if form == "kohya":
         layout = kohya_layout(layers, family)
         kohya_names([name for name in layers if layout is None or is_of_text_encoder(name)])
-    if form == "peft" and (other := next(filter(is_of_text_encoder, layers), None)):
-        raise ConfigError(
-            f"format=peft: {other}: a file of PEFT is of one network, and these experts adapt a text encoder too; take "
-            "format=diffusers or kohya"
-        )
 
 
 def write_lora(
@@ -53,7 +49,7 @@ def write_lora(
     Args:
         folder: that is there.
         layers: name with its component -> factors whose scale is 1: alpha is the rank.
-        form: diffusers, kohya or peft.
+        form: diffusers, kohya or peft, in which each text encoder has a folder of its own beside the file.
         record: goes into the header.
         family: `model.family`, where it is known.
 
@@ -69,9 +65,19 @@ def write_lora(
     if form == "kohya":
         tensors = _kohya_tensors(layers, family)
     elif form == "peft":
-        for name, layer in layers.items():
-            tensors |= _factors(f"{PEFT_PREFIX}{name.partition('.')[2]}", layer)
-        _lora_config(layers).save_pretrained(str(folder))
+        text = {name: layer for name, layer in layers.items() if is_of_text_encoder(name)}
+        network = {name: layer for name, layer in layers.items() if name not in text}
+        tensors = _peft_part(folder, network)
+        with_unet = any(name.startswith("unet.") for name in network)
+        for component in dict.fromkeys(name.partition(".")[0] for name in text):
+            part = {
+                f"{component}.{peft_path(component, name.partition('.')[2], with_unet)}": layer
+                for name, layer in text.items()
+                if name.startswith(f"{component}.")
+            }
+            place = folder / component
+            place.mkdir()
+            save_file(_peft_part(place, part), place / PEFT_FILE, metadata=header)
     else:
         for name, layer in layers.items():
             tensors |= _factors(name, layer)
@@ -83,6 +89,15 @@ def write_lora(
     else:
         _check_written(file, layers)
     return file
+
+
+def _peft_part(folder: Path, layers: Mapping[str, AdaptedLayer]) -> dict[str, torch.Tensor]:
+    """PEFT's tensors of one network, whose settings are written into a folder."""
+    _lora_config(layers).save_pretrained(str(folder))
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in layers.items():
+        tensors |= _factors(f"{PEFT_PREFIX}{name.partition('.')[2]}", layer)
+    return tensors
 
 
 def _factors(name: str, layer: AdaptedLayer) -> dict[str, torch.Tensor]:

@@ -19,6 +19,13 @@ GROUP = "group"
 """Under which a state stands that is not of one tensor."""
 
 
+def rate_factors(config: LearnerConfig, parameters: Parameters) -> dict[str, float]:
+    """Name -> by what the learning rate of its tensor is multiplied; text encoders may have one of their own."""
+    text = config.text_encoder_learning_rate
+    own = 1.0 if text is None else text / config.learning_rate
+    return {name: own if name.startswith("text_encoder") else 1.0 for name in parameters}
+
+
 class Optimizer(Protocol):
     """Steps some named tensors, in place, by their gradients; those without a gradient stay as they are."""
 
@@ -67,6 +74,7 @@ class AdamW:
 
     def __init__(self, config: LearnerConfig, parameters: Parameters) -> None:
         self._config, self._parameters = config, parameters
+        self._factors = rate_factors(config, parameters)
         self._fused = config.optimizer == "adamw_fused"
         self._moments: dict[str, Tensors] = {}
 
@@ -77,6 +85,11 @@ class AdamW:
             if name not in self._moments:
                 zeros = {key: torch.zeros_like(value) for key in ("exp_avg", "exp_avg_sq")}
                 self._moments[name] = {"step": torch.tensor(0.0, device=self._counts_on(value)), **zeros}
+        for factor in dict.fromkeys(self._factors[name] for name in learned):
+            part = {name: value for name, value in learned.items() if self._factors[name] == factor}
+            self._step(part, learning_rate * factor)
+
+    def _step(self, learned: Mapping[str, torch.nn.Parameter], learning_rate: float) -> None:
         moments = [self._moments[name] for name in learned]
         adamw(
             list(learned.values()),
@@ -118,7 +131,7 @@ class LibraryOptimizer:
     """One that is a `torch.optim.Optimizer`.
 
     Args:
-        optimizer: of one group, with the values of `parameters` in their order.
+        optimizer: of `_grouped` parameters.
     """
 
     GROUP_STATE: tuple[str, ...] = ()
@@ -126,10 +139,11 @@ class LibraryOptimizer:
 
     def __init__(self, optimizer: Any, parameters: Parameters) -> None:
         self._optimizer, self._parameters = optimizer, parameters
-        [self._group] = optimizer.param_groups
+        self._group = optimizer.param_groups[0]
 
     def step(self, learning_rate: float) -> None:
-        self._group["lr"] = learning_rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("factor", 1.0)
         self._optimizer.step()
 
     def state(self) -> Tensors:
@@ -173,7 +187,7 @@ class AdamW8bit(LibraryOptimizer):
 
         super().__init__(
             Library(
-                list(parameters.values()),
+                _grouped(config, parameters),
                 betas=(config.adam_beta1, config.adam_beta2),
                 eps=config.adam_epsilon,
                 weight_decay=config.weight_decay,
@@ -182,8 +196,10 @@ class AdamW8bit(LibraryOptimizer):
         )
 
     def _empty(self, value: torch.nn.Parameter) -> dict[str, Any]:
-        at = next(number for number, one in enumerate(self._parameters.values()) if one is value)
-        self._optimizer.init_state(self._group, value, 0, at)
+        for place, group in enumerate(self._optimizer.param_groups):
+            for at, one in enumerate(group["params"]):
+                if one is value:
+                    self._optimizer.init_state(group, value, place, at)
         return dict(self._optimizer.state[value])
 
 
@@ -225,7 +241,7 @@ class Muon(LibraryOptimizer):
 
     def __init__(self, config: LearnerConfig, parameters: Parameters) -> None:
         library = torch.optim.Muon(
-            list(parameters.values()),
+            _grouped(config, parameters),
             momentum=config.adam_beta1,
             weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",
@@ -234,6 +250,15 @@ class Muon(LibraryOptimizer):
 
     def _empty(self, value: torch.nn.Parameter) -> dict[str, Any]:
         return {"momentum_buffer": torch.zeros_like(value)}
+
+
+def _grouped(config: LearnerConfig, parameters: Parameters) -> list[dict[str, Any]]:
+    """Groups of torch's optimizers, one for each factor of the learning rate."""
+    factors = rate_factors(config, parameters)
+    return [
+        {"params": [value for name, value in parameters.items() if factors[name] == factor], "factor": factor}
+        for factor in dict.fromkeys(factors.values())
+    ]
 
 
 def _shape(entry: Any) -> tuple[int, ...] | None:

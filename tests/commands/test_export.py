@@ -62,6 +62,26 @@ def test_every_format_draws_the_same_picture(run: Path, tmp_path: Path, monkeypa
     assert np.abs(start - pictures["diffusers"]).max() > 1, "epochs 1 and 2 differ"
 
 
+def test_text_encoders_that_learned_are_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained with a rate of their own, resumed, exported."""
+    run = tmp_path / "run"
+    words = [*SMALL, "learner.text_encoders=true", "learner.text_encoder_learning_rate=0.1", f"output_dir={run}"]
+    assert main(["train", *words, "epochs=1"]) == 0
+    assert main(["train", *words, "checkpoint.resume=auto"]) == 0
+    rows = read_metrics(run)
+    assert rows[-1]["parameters_without_gradient"] == 0
+    pictures = {
+        form: drawn(export(run, form=form, output=tmp_path / form), monkeypatch)
+        for form in ("diffusers", "kohya", "peft", "merged")
+    }
+    for form, picture in pictures.items():
+        assert np.abs(picture - pictures["diffusers"]).max() <= 1, form
+    names = list(load_tensors(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors"))
+    assert any(name.startswith("text_encoder.text_model.encoder.layers.0.self_attn.q_proj") for name in names)
+    names = list(load_tensors(tmp_path / "kohya" / "pytorch_lora_weights.safetensors"))
+    assert any(name.startswith("lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down") for name in names)
+
+
 def test_the_end_of_a_run_is_its_newest_checkpoint(run: Path, tmp_path: Path) -> None:
     ended, newest = (export(run, which, output=tmp_path / str(which)) for which in (None, "newest"))
     tensors, others = (load_tensors(one / "pytorch_lora_weights.safetensors") for one in (ended, newest))

@@ -14,7 +14,7 @@ from prdp.cli import main
 from prdp.commands.gate import LOG_FILE
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion import build_policy
-from prdp.diffusion.adapter_files import LORA_FILE
+from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.evaluation.models import find_models
 from prdp.evaluation.store import read_scores
 from prdp.experts.gate_files import TENSORS, read_gated

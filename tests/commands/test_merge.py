@@ -19,7 +19,7 @@ from prdp.cli import main
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.configuration.typed import typed, write_config
 from prdp.diffusion import build_policy
-from prdp.diffusion.adapter_files import LORA_FILE, PEFT_FILE
+from prdp.diffusion.adapter_tensors import LORA_FILE, PEFT_FILE
 from prdp.evaluation.loading import apply_lora
 from prdp.experts.lora_files import read_layers
 

@@ -16,11 +16,11 @@ from released_configs import MODELS, PARAMETERS, write
 from prdp.config import LearnerConfig, ModelConfig, TrainConfig
 from prdp.configuration.bounds import check_bounds, objective_problems
 from prdp.configuration.geometry import geometry_text
-from prdp.configuration.memory_plan import device_plans
+from prdp.configuration.memory_plan import DevicePlan, device_plans
 from prdp.configuration.preconditions import model_problems
 from prdp.configuration.typed import conf_folder
 from prdp.diffusion import dry_run, family_of, model_folder
-from prdp.diffusion.pipeline_checks import empty_network
+from prdp.diffusion.pipeline_checks import empty_network, empty_part
 from prdp.diffusion.precision import repeated_blocks
 
 CARDS = {
@@ -145,6 +145,39 @@ def test_fewer_bits_and_other_optimizers_are_counted(small_flow: ModelConfig) ->
     ]
     numbers, rows = sum(one.weight.numel() for one in linear), sum(one.out_features for one in linear)
     assert plain["network"] - held(quantization="int8")["network"] == 3 * numbers - 4 * rows
+
+
+def test_text_encoders_that_learn_are_counted(small_flow: ModelConfig) -> None:
+    """Their weights at the learner, their adapters, and what a pass keeps of them for its gradient."""
+    config = compose("sampler=euler", "objective=prdp_denoising", "learner.lora_targets=[attn.to_q]", "output_dir=x")
+    ray = dataclasses.replace(config.cluster, kind="ray")
+    kind: Any = family_of(small_flow)
+    folder = Path(small_flow.path)
+    clips = [empty_part(folder, name, kind.FORMAT) for name in kind.ADAPTED_ENCODERS]
+
+    def plan(learns: bool) -> DevicePlan:
+        learner = dataclasses.replace(config.learner, text_encoders=learns)
+        return device_plans(dataclasses.replace(config, model=small_flow, learner=learner, cluster=ray))[0]
+
+    frozen, learning = plan(False), plan(True)
+    assert learning.held["text encoders"] == 4 * sum(value.numel() for one in clips for value in one.parameters())
+    linear = [part for one in clips for name, part in one.named_modules() if name.endswith("_proj")]
+    numbers = sum(16 * (one.in_features + one.out_features) for one in linear)
+    key = "adapters with gradients and moments"
+    assert learning.held[key] - frozen.held[key] == numbers * (4 + 8 + 8)
+    [what] = [one for one in frozen.passing if one.startswith("learning")]
+    assert learning.passing[what] > frozen.passing[what]
+
+    model = dataclasses.replace(small_flow, device="cpu")
+    learner = dataclasses.replace(config.learner, text_encoders=True, lora_targets=["attn.to_q"])
+    shapes, encoders = kind.token_shapes(model), dict(zip(kind.ADAPTED_ENCODERS, clips, strict=True))
+    dry = dry_run.DryPolicy(kind, model, learner, empty_network(folder, kind.FORMAT), shapes, encoders)
+    policy: Any = kind.load(model, learner, keep_reference=False)
+    conditions = dataclasses.replace(policy.encode(["a", "b"]), empty=None)
+    latents, times = torch.zeros(2, *policy.latent_shape), torch.full((2,), 0.5)
+    with dry_run._Live() as live:
+        policy.output(latents, times, conditions, 1.0).sum().backward()
+    assert 0.9 < dry.with_gradient(2, prompts=2) / live.peak < 1.5
 
 
 def test_a_plan_tells_processes_apart(small_flow: ModelConfig) -> None:

@@ -24,7 +24,7 @@ from prdp.configuration.bounds import check_family
 from prdp.configuration.preconditions import model_problems
 from prdp.configuration.typed import typed
 from prdp.diffusion import build_policy, family_of
-from prdp.diffusion.adapter_files import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+from prdp.diffusion.adapter_tensors import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from prdp.diffusion.adapters import endings
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.sampler import Sampler
@@ -301,7 +301,7 @@ def dora(state: dict[str, torch.Tensor]) -> None:
         (no_such_layer, r"down_blocks\.7\.to_q\.lora_A\.weight: UNet2DConditionModel has no .* 'down_blocks\.7\.to_q'"),
         (wrong_shape, r"to_q\.lora_A\.weight: has shape \[4, 5\], expected \[4, 8\]"),
         (half_a_layer, r"to_q\.lora_A\.weight: its other factor, up \(lora_B\), is missing"),
-        (text_encoder, r"q_proj\.lora_A\.weight: adapters of text encoders are not computed"),
+        (text_encoder, r"q_proj\.lora_A\.weight: its other factor, up \(lora_B\), is missing"),
         (no_lora, r"unet\.conv_in\.bias: is no factor of a LoRA of the unet"),
         (of_a_transformer, r"is no factor of a LoRA of the unet; it is of a transformer, which other families have"),
         (not_finite, r"lora_A\.weight: must hold finite numbers"),

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion import build_policy, family_of
-from prdp.diffusion.adapter_files import LORA_FILE, AdaptedLayer
+from prdp.diffusion.adapter_files import AdaptedLayer
+from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.evaluation.loading import apply_lora
 from prdp.experts.lora_files import read_layers
 from prdp.experts.writing import write_lora

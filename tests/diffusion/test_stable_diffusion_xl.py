@@ -21,7 +21,7 @@ from usage_program import run_program
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy, build_sampler, family_of
-from prdp.diffusion.adapter_files import LORA_FILE
+from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.sampler import Sampler

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
 from prdp.diffusion import build_policy
-from prdp.diffusion.adapter_files import LORA_FILE, AdaptedLayer
+from prdp.diffusion.adapter_files import AdaptedLayer
+from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.diffusion.adapters import fuse
 from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import EvaluatedModel, find_models, model_digest

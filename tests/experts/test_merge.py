@@ -13,7 +13,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 
-from prdp.diffusion.adapter_files import LORA_FILE, AdaptedLayer
+from prdp.diffusion.adapter_files import AdaptedLayer
+from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
 from prdp.experts.lora_files import Expert, read_expert, read_layers
 from prdp.experts.merge import absent_layers, check_same_base, merge_experts, normalised
