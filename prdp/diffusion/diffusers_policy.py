@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from prdp.config import LearnerConfig, ModelConfig, SamplerConfig
+from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
 from prdp.diffusion.adapters import fuse, start_problems
 from prdp.diffusion.clip_layers import last_layer
@@ -22,13 +21,14 @@ from prdp.diffusion.pipeline_loading import DTYPES
 from prdp.diffusion.precision import precision_problem, upcast
 from prdp.diffusion.process import Process
 from prdp.diffusion.prompt_encoder import PromptEncoder, on_device
+from prdp.diffusion.saved_policy import SavedPolicy
 from prdp.diffusion.text_adapters import GAIN, NetworkWithEncoders, distinct_prompts, network_in
 from prdp.diffusion.weights import TrainableWeights
 from prdp.support.errors import StartError
 from prdp.types import UInt8
 
 
-class DiffusersPolicy(ABC):
+class DiffusersPolicy(SavedPolicy):
     """Text encoders, a denoising network and a VAE. The network learns, and text encoders may learn with it.
 
     A family says what prompts become (`_encode`), how its network is called (`_predict`), and its process. Where text
@@ -56,12 +56,8 @@ class DiffusersPolicy(ABC):
         StartError: an adapter that does not fit the network.
     """
 
-    NETWORK: ClassVar[str]
-    """Component of the pipeline that learns: unet or transformer."""
     FROZEN: ClassVar[tuple[str, ...]]
     """Components whose own weights do not learn; any may be absent."""
-    ADAPTED_ENCODERS: ClassVar[tuple[str, ...]] = ()
-    """Text encoders that take adapters."""
     READ_BEFORE_LAST: ClassVar[tuple[str, ...]] = ()
     """Those of them whose last layer plays no part."""
 
@@ -141,11 +137,6 @@ class DiffusersPolicy(ABC):
         if not encoders and self.ADAPTED_ENCODERS:
             encoders = None  # a policy with the network alone has none
         return read_adapter(key, path, self.network, type(self.pipeline), self.NETWORK, weight, encoders)
-
-    def _encoders(self, pipeline: Any) -> dict[str, Any]:
-        """Component -> text encoder, of those that take adapters and are there."""
-        found = {name: getattr(pipeline, name, None) for name in self.ADAPTED_ENCODERS}
-        return {name: encoder for name, encoder in found.items() if encoder is not None}
 
     def _adapt_encoders(self, pipeline: Any) -> None:
         """Add what frozen adapters have for text encoders to the weights of a pipeline's."""
@@ -234,10 +225,6 @@ class DiffusersPolicy(ABC):
     def _with_guidance(self, conditions: Conditions, guidance_scale: float) -> Conditions:
         """With what a network that `embeds_guidance` is told of the scale."""
         raise NotImplementedError(f"{type(self).__name__} embeds no guidance")
-
-    @abstractmethod
-    def _whole_pipeline(self) -> Any:
-        """A pipeline with this network and all other parts, which are loaded if they were left out."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], negative_prompt: str | None = None) -> Conditions:
@@ -344,72 +331,6 @@ class DiffusersPolicy(ABC):
         vae = self.pipeline.vae
         with on_device([vae], self.device) if self._model.offload_vae else nullcontext():
             yield vae
-
-    def save(self, folder: Path) -> None:
-        """Write the learning weights in diffusers format: a LoRA file, or a whole pipeline for full weights.
-
-        Raises:
-            ValueError: what was written, read back, is not what was learned; names a tensor.
-        """
-        if self.weights.mode == "lora":
-            from prdp.diffusion.lora_file import save_lora
-
-            save_lora(self.network, folder, type(self.pipeline), self.NETWORK, self._learning_encoders())
-        else:
-            from prdp.diffusion.pipeline_files import check_network, save_pipeline
-
-            save_pipeline(self._whole_pipeline(), folder)
-            check_network(folder / self.NETWORK, self.weights.parameters)
-
-    def _learning_encoders(self) -> dict[str, Any]:
-        """Component -> text encoder, of those that learn."""
-        return self._encoders(self.pipeline) if self.reads_in_passes else {}
-
-    def save_single_file(self, file: Path, precision: str) -> None:
-        """Write the whole pipeline, adapters in its weights, as one file with the names of the model's authors.
-
-        Args, Raises: as of `save_merged`; and of `prdp.diffusion.original_names`.
-        """
-        from prdp.diffusion.merged_adapters import merge_adapters
-        from prdp.diffusion.original_names import save_single_file
-
-        for part in (self.network, *self._encoders(self.pipeline).values()):
-            merge_adapters(part)
-        pipeline = self._whole_pipeline()
-        pipeline.to(dtype=DTYPES[precision])
-        save_single_file(pipeline, file)
-
-    def save_merged(self, folder: Path, precision: str) -> None:
-        """Write the whole pipeline with the adapters in its weights; the policy has none afterwards.
-
-        Args:
-            folder: to write into.
-            precision: that the pipeline is written in; the policy's is float32, or the sum would be rounded twice.
-
-        Raises:
-            ValueError: there are no adapters, or what was written, read back, is not what was merged.
-        """
-        from prdp.diffusion.merged_adapters import merge_adapters
-        from prdp.diffusion.pipeline_files import check_network, save_pipeline
-
-        if not merge_adapters(self.network):
-            raise ValueError("the network has no adapters to merge")
-        for encoder in self._encoders(self.pipeline).values():
-            merge_adapters(encoder)
-        pipeline = self._whole_pipeline()
-        pipeline.to(dtype=DTYPES[precision])
-        save_pipeline(pipeline, folder)
-        check_network(folder / self.NETWORK, dict(self.network.named_parameters()))
-
-    @abstractmethod
-    def usage(self, model: ModelConfig, sampler: SamplerConfig, mode: str, weights: Path, prompt: str) -> str:
-        """How to use exported weights in plain diffusers, in Markdown.
-
-        Args:
-            model, sampler, mode: sections of the run, and its learner.mode.
-            weights: folder of the exported weights.
-            prompt: an example.
-        """
 
     def _needs(self, part: str) -> None:
         if getattr(self.pipeline, part) is None:
