@@ -123,9 +123,13 @@ def unet_names(unet: Any) -> set[str]:
 
 
 def _of_unet(unet: Any) -> dict[str, torch.Tensor]:
-    tensors = {
-        f"{NETWORK}{_of_tensor(name, unet.config.layers_per_block)}": value for name, value in unet.state_dict().items()
-    }
+    layers = unet.config.layers_per_block
+    if not isinstance(layers, int):
+        raise ValueError(
+            f"unet: layers_per_block={list(layers)}: must be one number for all blocks, or diffusers numbers them "
+            "otherwise in a single file and does not read it back; take merged"
+        )
+    tensors = {f"{NETWORK}{_of_tensor(name, layers)}": value for name, value in unet.state_dict().items()}
     # An upsampler stands behind the attention of its block, where there is one.
     attended = {name.split(".1.")[0] for name in tensors if re.search(r"output_blocks\.\d+\.1\.", name)}
     return {

@@ -140,6 +140,12 @@ def content_problems(file: Path, folder: Path) -> list[str]:
             f"{file}: {_FIRST} takes {channels} channels: must be {expected}, as the configurations of {folder} say; "
             "networks that also take a masked image, a depth map or an image to change are not computed"
         ]
+    layers = read_component(folder, "unet").get("layers_per_block", 2)
+    if not isinstance(layers, int):
+        return [
+            f"{folder}/unet/config.json: layers_per_block={layers}: must be one number with {file}: diffusers reads "
+            "single files of such UNets alone; take a folder in diffusers format"
+        ]
     if other := sorted(names & set(_OTHER_PROCESS)):
         return [f"{file}: {other[0]}: is of a network of EDM's process, which is not computed"]
     scheduler, where = read_component(folder, "scheduler"), folder / "scheduler" / SCHEDULER_FILE

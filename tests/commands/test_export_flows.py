@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -136,5 +137,9 @@ def test_what_diffusers_would_read_otherwise_is_refused(tmp_path: Path) -> None:
     config = {key: value for key, value in student.unet.config.items() if not key.startswith("_")}
     student.unet = UNet2DConditionModel(**{**config, "time_cond_proj_dim": 8})
     with pytest.raises(ValueError, match=r"unet: time_embedding\.cond_proj\.weight has no name in files of"):
+        original_names.save_single_file(student, tmp_path / "model.safetensors")
+    layers = [config["layers_per_block"]] * len(config["block_out_channels"])
+    student.unet = UNet2DConditionModel(**{**config, "layers_per_block": layers})
+    with pytest.raises(ValueError, match=rf"unet: layers_per_block={re.escape(str(layers))}: must be one number"):
         original_names.save_single_file(student, tmp_path / "model.safetensors")
     assert not (tmp_path / "model.safetensors").exists()
