@@ -17,7 +17,8 @@ from prdp.diffusion.adapter_tensors import (
     read_peft_config,
     read_tensors,
 )
-from prdp.diffusion.fused_factors import is_of_stable_diffusion_3, split_factors
+from prdp.diffusion.fused_factors import authors_layout, split_factors
+from prdp.diffusion.original_layers import STABLE_DIFFUSION_3_LAYERS
 from prdp.support.errors import StartError
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ def converted(
             metadata |= {f"{part}.{key}": value for key, value in config.items()}
             for name, value in tensors.items():
                 state[f"{part}.{name.removeprefix(PEFT_PREFIX)}"], names[id(value)] = value, f"{part}/{name}"
-    elif is_of_stable_diffusion_3(raw):
-        state, origin = _of_stable_diffusion_3(where, raw)
+    elif (layout := authors_layout(raw)) is STABLE_DIFFUSION_3_LAYERS:
+        state, origin = _of_authors(where, raw)
         more, origins, alphas = _kohya_of_text(where, raw)
         return state | more, origin | origins, alphas, None
     elif component == "transformer" and (text := next((name for name in raw if name.startswith("lora_te")), None)):
         raise StartError(f"{where}: {text}: adapters of text encoders are not computed, those of the transformer are")
+    elif layout is not None:
+        return *_of_authors(where, raw), {}, None
     else:
         options = lora_options(pipeline, network)
         try:
@@ -125,11 +128,9 @@ def _kohya_of_text(
     return found, {name: names[id(value)] for name, value in found.items()}, dict(alphas or {})
 
 
-def _of_stable_diffusion_3(
-    where: str, raw: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Kohya's names, which diffusers does not read: tensors under peft's names with their scales, and those names ->
-    names in the file.
+def _of_authors(where: str, raw: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The authors' names of layers, which diffusers does not read: tensors under peft's names with their scales, and
+    those names -> names in the file.
     """
     state, origin = {}, {}
     for layer, ((down, up), scale, first) in split_factors(where, raw).items():

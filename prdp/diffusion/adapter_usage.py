@@ -6,7 +6,7 @@ from prdp.config import ModelConfig
 from prdp.diffusion.adapter_files import model_adapters
 from prdp.diffusion.adapter_tensors import PEFT_CONFIG, PEFT_FILE, PEFT_KEYS, PEFT_PREFIX, adapter_file, read_tensors
 from prdp.diffusion.adapters import frozen_name
-from prdp.diffusion.fused_factors import is_of_stable_diffusion_3
+from prdp.diffusion.fused_factors import authors_layout
 
 _PEFT = '''
 def load_peft(folder, name):
@@ -51,7 +51,7 @@ def loading_lines(model: ModelConfig, mode: str, component: str) -> list[str]:
     for file, name in zip(files, names, strict=False):
         if file.name == PEFT_FILE:
             lines.append(f"load_peft({str(file.parent)!r}, {name!r})")
-        elif is_of_stable_diffusion_3(read_tensors("model.adapters", file)):
+        elif authors_layout(read_tensors("model.adapters", file)) is not None:
             lines += [
                 "from prdp.diffusion.fused_factors import diffusers_state  # diffusers does not read these names",
                 f"pipeline.load_lora_weights(diffusers_state({str(file)!r}), adapter_name={name!r})",

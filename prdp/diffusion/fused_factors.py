@@ -9,11 +9,13 @@ adapters mostly do that were trained so, so does it. Names and layouts were read
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from prdp.diffusion.original_layers import (
+    FLUX_LAYERS,
     STABLE_DIFFUSION_3_LAYERS,
+    Z_IMAGE_LAYERS,
     Layout,
     kohya_name,
     part_rows,
@@ -26,34 +28,44 @@ if TYPE_CHECKING:
 
 Factors = tuple["torch.Tensor", "torch.Tensor"]
 """down [rank, in], up [out, rank]; of convolutions with their kernel behind."""
+_BEGINNING = r"(?:diffusion_model\.|transformer\.|base_model\.model\.)?"
 _FACTOR = re.compile(
-    r"(?:lora_unet_|diffusion_model\.)(.+)\.(?:(alpha)|(lora_down|lora_A)\.weight|(?:lora_up|lora_B)\.weight)"
+    rf"(?:lora_unet_|{_BEGINNING})(.+?)\.(?:(alpha)|(lora_down|lora_A|lora\.down)(?:\.default)?\.weight|"
+    r"(?:lora_up|lora_B|lora\.up)(?:\.default)?\.weight)"
 )
+_MARKS = (
+    (STABLE_DIFFUSION_3_LAYERS, rf"(?:lora_unet_|{_BEGINNING})joint_blocks[._]\d"),
+    (FLUX_LAYERS, rf"{_BEGINNING}(?:double|single)_blocks\.\d+\.(?!processor)"),
+    (Z_IMAGE_LAYERS, rf"{_BEGINNING}(?:layers|noise_refiner|context_refiner)\.\d+\.attention\.(?:qkv|out)\."),
+)
+"""Beginnings of names of layers that are not diffusers'. Kohya's of FLUX.1 and Z-Image diffusers converts itself."""
 
 
-def is_of_stable_diffusion_3(names: Mapping[str, torch.Tensor]) -> bool:
-    """Whether names of tensors are those of kohya or ComfyUI for Stable Diffusion 3, which diffusers does not read."""
-    return any(name.startswith(("lora_unet_joint_blocks_", "diffusion_model.joint_blocks.")) for name in names)
+def authors_layout(names: Iterable[str]) -> Layout | None:
+    """Whose names those of a LoRA's tensors are, where they are a model's authors' and diffusers does not read them."""
+    given = list(names)
+    return next((one for one, mark in _MARKS if any(re.match(mark, name) for name in given)), None)
 
 
 def split_factors(where: str, raw: Mapping[str, torch.Tensor]) -> dict[str, tuple[Factors, float, str]]:
-    """Layer of diffusers -> factors, alpha / rank of the file's layer, and a name in the file: of Stable Diffusion 3.
+    """Layer of diffusers -> factors, alpha / rank of the file's layer, and a name in the file.
 
     Args:
         where: begins messages.
-        raw: tensors of a file; those of text encoders are not looked at.
+        raw: tensors of a file that `authors_layout` knows; kohya's of text encoders are not looked at.
 
     Raises:
         StartError: a tensor that belongs to no layer, lacks its counterpart, or does not fit it; names it.
     """
-    layout = STABLE_DIFFUSION_3_LAYERS
+    layout = authors_layout(raw)
+    assert layout is not None
     found: dict[str, dict[str, str]] = {}
     for name in raw:
         if name.startswith("lora_te"):
             continue
         match = _FACTOR.fullmatch(name)
         if match is None or layout.parts(match[1]) is None:
-            raise StartError(f"{where}: {name}: is no tensor of a LoRA of Stable Diffusion 3's transformer")
+            raise StartError(f"{where}: {name}: is no tensor of a LoRA of {layout.words}'s transformer")
         part = "alpha" if match[2] else "down" if match[3] else "up"
         original = layout.parts(match[1])
         assert original is not None
@@ -68,16 +80,20 @@ def split_factors(where: str, raw: Mapping[str, torch.Tensor]) -> dict[str, tupl
         down, up = raw[names["down"]], raw[names["up"]]
         parts = layout.parts(original_name)
         assert parts is not None
-        if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0] or up.shape[0] % len(parts[1]):
+        shares = [part_rows(part, 1) for part in parts[1]]
+        if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0] or up.shape[0] % sum(shares):
             raise StartError(
                 f"{where}: {names['up']}: has shape {list(up.shape)}, and down {list(down.shape)}; expected "
-                f"[out, rank] and [rank, in], out in {len(parts[1])} equal parts"
+                f"[out, rank] and [rank, in], out in {sum(shares)} equal parts"
             )
         rank = down.shape[0]
         scale = float(raw[names["alpha"]]) / rank if "alpha" in names else 1.0
         if layout.is_swapped(original_name, up.shape[0], down.shape[1]):
             up = swapped_halves(up)
-        for layer, factors in _split(parts[1], down, up).items():
+        sizes = [share * up.shape[0] // sum(shares) for share in shares]
+        for layer, factors in _split(parts[1], sizes, down, up).items():
+            if layer in layers:
+                raise StartError(f"{where}: {names['down']} and {layers[layer][2]} are both of layer {layer}")
             layers[layer] = (factors, scale, names["down"])
     return layers
 
@@ -104,7 +120,7 @@ def joined_factors(layout: Layout, layers: Mapping[str, Factors]) -> dict[str, F
 
 
 def diffusers_state(file: str) -> dict[str, torch.Tensor]:
-    """A LoRA of Stable Diffusion 3 with kohya's names as `load_lora_weights` of diffusers takes it, scales in it."""
+    """A LoRA with names of `authors_layout` as `load_lora_weights` of diffusers takes it, scales in it."""
     from safetensors.torch import load_file
 
     state = {}
@@ -138,11 +154,13 @@ def _joined(parts: tuple[str, ...], given: Mapping[str, Factors]) -> Factors:
     return down, up
 
 
-def _split(parts: tuple[str, ...], down: torch.Tensor, up: torch.Tensor) -> dict[str, Factors]:
-    """The inverse of `_joined`; parts that are zero are left out where others are not."""
+def _split(parts: tuple[str, ...], sizes: list[int], down: torch.Tensor, up: torch.Tensor) -> dict[str, Factors]:
+    """The inverse of `_joined`, parts of which have that many rows; those that are zero are left out where others are
+    not.
+    """
     if len(parts) == 1:
         return {parts[0]: (down, up)}
-    ups = up.chunk(len(parts))
+    ups = up.split(sizes)
     rank, rest = divmod(down.shape[0], len(parts))
     diagonal = not rest and all(
         not one[:, rank * other : rank * (other + 1)].any()

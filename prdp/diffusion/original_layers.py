@@ -24,14 +24,16 @@ class Layout:
     """How a transformer's layers are called.
 
     Attributes:
+        words: what messages call the model.
         blocks: diffusers' name of a list of blocks, the authors', and of a block the authors' layers and their parts.
         ends: the authors' layers outside of blocks, and diffusers'.
-        others: whether all other layers have one name.
+        others: whether all other layers have one name; `parts` knows it with dots alone.
         swapped: layers of the authors whose halves, shift and scale, are the other way round in diffusers; one in a
             block is where it has these two alone, twice as many rows as columns.
         norms: the end of the name of a norm's weights.
     """
 
+    words: str
     blocks: tuple[tuple[str, str, Mapping[str, Parts]], ...]
     ends: Mapping[str, str]
     others: bool = False
@@ -67,7 +69,7 @@ class Layout:
             for inner, parts in table.items() if match else ():
                 if match and match[2] in (inner, _underscored(inner)):
                     return f"{block}.{match[1]}.{inner}", tuple(f"{theirs}.{match[1]}.{part}" for part in parts)
-        return None
+        return (name, (name,)) if self.others and "." in name else None
 
     def is_swapped(self, original: str, rows: int, columns: int) -> bool:
         """Whether shift and scale are the other way round in diffusers."""
@@ -106,6 +108,7 @@ def _of(prefix: str) -> Parts:
 
 
 STABLE_DIFFUSION_3_LAYERS = Layout(
+    words="Stable Diffusion 3",
     blocks=(
         (
             "transformer_blocks",
@@ -146,6 +149,7 @@ STABLE_DIFFUSION_3_LAYERS = Layout(
     swapped=("final_layer.adaLN_modulation.1", "context_block.adaLN_modulation.1"),
 )
 FLUX_LAYERS = Layout(
+    words="FLUX.1",
     blocks=(
         (
             "transformer_blocks",
@@ -195,6 +199,7 @@ FLUX_LAYERS = Layout(
     norms="scale",
 )
 Z_IMAGE_LAYERS = Layout(
+    words="Z-Image",
     blocks=tuple(
         (
             name,

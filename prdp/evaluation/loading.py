@@ -13,6 +13,7 @@ from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_tensors import PEFT_FILE, adapts_text
 from prdp.diffusion.adapters import put_adapter
+from prdp.diffusion.fused_factors import authors_layout
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.recording import Recorder
 from prdp.diffusion.sampler import Sampler
@@ -138,7 +139,8 @@ def apply_lora(policy: Any, file: Path) -> None:
 
     state = load_file(file)
     # Of such files diffusers scales, splits and fuses factors of transformers, which cannot be counted below.
-    converted = policy.NETWORK == "transformer" and any(name.startswith(_CONVERTED) for name in state)
+    foreign = authors_layout(state) is not None or any(name.startswith(_CONVERTED) for name in state)
+    converted = policy.NETWORK == "transformer" and foreign
     if file.name == PEFT_FILE or converted:
         adapter = policy.adapter("models", str(file))
         put_adapter(policy.weights.network, _APPLIED, adapter)

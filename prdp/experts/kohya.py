@@ -2,8 +2,8 @@
 
 Kohya writes dots as underscores, so that only a list of what may stand in a name can undo it. For UNets and their
 text encoders diffusers converts name by name, and each tensor can be followed. For FLUX and Z-Image it converts whole
-files, fuses and splits factors and takes their scales into them. For Stable Diffusion 3 it has no converter, and
-`prdp/diffusion/fused_factors.py` reads the names.
+files, fuses and splits factors and takes their scales into them. Those of Stable Diffusion 3, and the authors' own
+names with dots, `prdp/diffusion/fused_factors.py` reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from prdp.diffusion.adapter_files import AdaptedLayer
-from prdp.diffusion.fused_factors import joined_factors, split_factors
+from prdp.diffusion.fused_factors import authors_layout, joined_factors, split_factors
 from prdp.diffusion.original_layers import FLUX_LAYERS, STABLE_DIFFUSION_3_LAYERS, Layout
 from prdp.experts.names import diffusers_name
 from prdp.support.errors import ConfigError, StartError
@@ -32,7 +32,6 @@ _FLUX = ("double_blocks", "single_blocks")
 _Z_IMAGE = (
     "unet_layers_", "noise_refiner", "context_refiner", "diffusion_model.layers.", "all_final_layer", "cap_embedder",
 )  # fmt: skip
-_SD3 = ("joint_blocks",)
 _TRANSFORMER = "transformer."
 _FLUX_WIDTH = 3072
 _SD3_WIDTHS = (1536, 2432)
@@ -51,14 +50,14 @@ def from_kohya(
     Raises:
         StartError: a name that diffusers cannot convert; names it.
     """
+    if authors_layout(raw) is not None:
+        return _of_authors(where, raw)
     family = _family(raw)
     if family is None:
         raise StartError(
             f"{where}: {next(iter(raw))}: are names of kohya's trainers that diffusers has no converter for; it has "
             "those of the UNets of Stable Diffusion, of FLUX and of Z-Image. Give the file in the format of diffusers"
         )
-    if family == "stable_diffusion_3":
-        return _of_stable_diffusion_3(where, raw)
     if family != "unet":
         return _converted_whole(where, raw, family), {}
     return _by_name(where, raw)
@@ -159,9 +158,7 @@ def fused_tensors(layout: Layout, layers: Mapping[str, AdaptedLayer]) -> dict[st
     return tensors
 
 
-def _of_stable_diffusion_3(
-    where: str, raw: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _of_authors(where: str, raw: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     import torch
 
     state, origins = _by_name(where, {name: value for name, value in raw.items() if name.startswith("lora_te")})
@@ -174,8 +171,8 @@ def _of_stable_diffusion_3(
 
 
 def _family(names: Mapping[str, Any] | Sequence[str]) -> str | None:
-    """Whose names these are: 'unet', 'flux', 'z_image' or 'stable_diffusion_3'."""
-    marks = (("unet", _UNET), ("flux", _FLUX), ("z_image", _Z_IMAGE), ("stable_diffusion_3", _SD3))
+    """Whose names these are: 'unet', 'flux' or 'z_image'."""
+    marks = (("unet", _UNET), ("flux", _FLUX), ("z_image", _Z_IMAGE))
     for family, marks_of in marks:
         if any(mark in name for name in names for mark in marks_of if not name.startswith("lora_te")):
             return family

@@ -25,6 +25,7 @@ from prdp.diffusion.adapter_tensors import (
     read_tensors,
     told_scale,
 )
+from prdp.diffusion.fused_factors import authors_layout
 from prdp.experts.kohya import FOREIGN_PREFIXES, KOHYA_PREFIXES, from_kohya
 from prdp.experts.names import FACTOR, diffusers_name, peft_component
 from prdp.support.errors import StartError
@@ -94,7 +95,7 @@ def read_layers(where: str, file: Path) -> dict[str, AdaptedLayer]:
             inner = {f"{part}/{name}": value for name, value in tensors.items()}
             more, names = _renamed(where, inner, _peft_text_name)
             state, origins, settings[part] = state | more, origins | names, _with_model(config)
-    elif any(name.startswith((*KOHYA_PREFIXES, *FOREIGN_PREFIXES)) for name in raw):
+    elif authors_layout(raw) is not None or any(name.startswith((*KOHYA_PREFIXES, *FOREIGN_PREFIXES)) for name in raw):
         state, origins = from_kohya(where, raw)
     elif any(name.startswith(PEFT_PREFIX) for name in raw):
         raise StartError(

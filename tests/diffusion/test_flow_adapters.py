@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders import FluxLoraLoaderMixin
 from narrow_transformers import NARROW, TEXT_TOKENS
 from policy_checks import moved
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion import build_policy, family_of
 from prdp.diffusion.adapter_files import AdaptedLayer
 from prdp.diffusion.adapter_tensors import LORA_FILE
+from prdp.diffusion.fused_factors import diffusers_state, split_factors
 from prdp.evaluation.loading import apply_lora
 from prdp.experts.lora_files import read_layers
 from prdp.experts.writing import write_lora
@@ -101,6 +103,94 @@ def test_files_of_all_formats_are_loaded_whole(
     assert (expected - before).abs().max() > 1e-2
 
 
+AUTHORS = {
+    "flux": {
+        "double_blocks.0.img_attn.qkv": (32, 96), "double_blocks.0.txt_mlp.0": (32, 128),
+        "double_blocks.0.img_attn.proj": (32, 32), "single_blocks.0.linear2": (32 + 128, 32),
+    },
+    "z_image": {
+        "layers.0.attention.qkv": (32, 96), "noise_refiner.0.attention.out": (32, 32),
+        "context_refiner.0.feed_forward.w1": (32, 85),
+    },
+}  # fmt: skip
+"""Layers of the narrow transformers under the names of the models' authors -> columns and rows."""
+
+
+def of_authors(family: str, name: Callable[[str], str], parts: tuple[str, str], file: Path) -> Path:
+    """A LoRA of these layers, which are called by `name`; diffusers reads the names of kohya's trainers alone."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for layer, (columns, rows) in AUTHORS[family].items():
+        tensors[f"{name(layer)}.{parts[0]}.weight"] = torch.randn(4, columns, generator=generator)
+        tensors[f"{name(layer)}.{parts[1]}.weight"] = torch.randn(rows, 4, generator=generator)
+        tensors[f"{name(layer)}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("family", "beginning", "parts"),
+    [
+        ("flux", "diffusion_model.", ("lora_A", "lora_B")),
+        ("flux", "transformer.", ("lora_down", "lora_up")),
+        ("z_image", "diffusion_model.", ("lora_down", "lora_up")),
+        ("z_image", "transformer.", ("lora_A", "lora_B")),
+    ],
+)
+def test_the_authors_names_are_read_as_diffusers_reads_kohyas(
+    folders: Mapping[str, Path], tmp_path: Path, family: str, beginning: str, parts: tuple[str, str]
+) -> None:
+    underscored = of_authors(
+        family, lambda name: f"lora_unet_{name.replace('.', '_')}", ("lora_down", "lora_up"), tmp_path / "k.safetensors"
+    )
+    dotted = of_authors(family, lambda name: f"{beginning}{name}", parts, tmp_path / "a.safetensors")
+    pipeline: Any = type(NARROW[family]()).from_pretrained(folders[family])
+    start: Any = build_policy(model(family, folders[family]), FROZEN, seed=0, keep_reference=False)
+    before = output(start)
+    pipeline.load_lora_weights(tmp_path, weight_name=underscored.name)
+    expected = output(start, pipeline.transformer)
+    adapted = model(family, folders[family], adapters=[str(dotted)])
+    family_of(adapted).check(adapted)
+    found = output(build_policy(adapted, FROZEN, seed=0, keep_reference=False))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    apply_lora(start, dotted)
+    torch.testing.assert_close(output(start), expected, rtol=0, atol=1e-4)
+    assert (expected - before).abs().max() > 1e-2
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(diffusers_state(str(dotted)))  # as the program beside an export does
+    torch.testing.assert_close(output(start, pipeline.transformer), expected, rtol=0, atol=1e-4)
+    one, other = read_layers("", dotted), read_layers("", underscored)
+    assert one.keys() == other.keys()
+    for name, layer in one.items():
+        expected = other[name].scale * other[name].up @ other[name].down
+        torch.testing.assert_close(layer.scale * layer.up @ layer.down, expected)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_flux_of_the_released_width_is_split_as_diffusers_splits_it(diagonal: bool) -> None:
+    """Queries, keys, values and the layer beside them, of four times as many rows; and the last layer's halves."""
+    sizes = {"single_blocks.3.linear1": (3072, 7 * 3072), "final_layer.adaLN_modulation.1": (3072, 2 * 3072)}
+    dotted, underscored = {}, {}
+    for name, (columns, rows) in sizes.items():
+        down, up = torch.randn(4, columns), torch.randn(rows, 4)
+        if diagonal:
+            for number, part in enumerate(up.split([3072, 3072, 3072, rows - 3 * 3072] if rows > 9216 else [rows])):
+                part[:, [one for one in range(4) if one != number]] = 0.0
+        for ours, theirs, value in (("lora_A", "lora_down", down), ("lora_B", "lora_up", up)):
+            dotted[f"diffusion_model.{name}.{ours}.weight"] = value
+            underscored[f"lora_unet_{name.replace('.', '_')}.{theirs}.weight"] = value
+    expected = FluxLoraLoaderMixin.lora_state_dict(underscored)
+    found = split_factors("", dotted)
+    # diffusers forgets the component before layers outside of blocks.
+    layers = {name.removeprefix("transformer.").partition(".lora_")[0]: name for name in expected}
+    assert found.keys() == layers.keys() and len(found) == 5
+    for layer, ((down, up), scale, _) in found.items():
+        prefix = layers[layer].partition(".lora_")[0]
+        vector = torch.randn(3072)
+        wanted = expected[f"{prefix}.lora_B.weight"] @ (expected[f"{prefix}.lora_A.weight"] @ vector)
+        torch.testing.assert_close(scale * up @ (down @ vector), wanted, rtol=1e-5, atol=1e-3)
+
+
 def test_files_of_others_are_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:
     of = {name: str(folder / "weights") for name, folder in folders.items()}
     save_file(
@@ -122,6 +212,7 @@ def test_files_of_others_are_refused(folders: Mapping[str, Path], tmp_path: Path
             family_of(chosen).check(chosen)
 
 
+ATTENTION = "diffusion_model.layers.0.attention"
 TO_Q = "lora_unet_layers_0_attention_to_q"
 QKV = "lora_unet_double_blocks_0_img_attn_qkv"
 JOINT = "lora_unet_joint_blocks_0_x_block_attn_proj"
@@ -133,6 +224,16 @@ TEXT = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
     [
         ("z_image", {f"{TO_Q}.lora_down.weight": (0, 32), f"{TO_Q}.lora_up.weight": (32, 0)}, "which no factor has"),
         ("z_image", {f"{TEXT}.lora_down.weight": (2, 8), f"{TEXT}.lora_up.weight": (8, 2)}, r"lora_te1_\S+: adapters"),
+        ("z_image", {f"{ATTENTION}.qkv.lora_A.weight": (2, 32)}, rf"{TO_Q}\.\S+: is no tensor of a LoRA of Z-Image's"),
+        (
+            "z_image",
+            {
+                **dict.fromkeys((f"{TO_Q}.alpha", f"{TO_Q}.lora_down.weight", f"{TO_Q}.lora_up.weight")),
+                **{f"{ATTENTION}.qkv.lora_A.weight": (2, 32), f"{ATTENTION}.qkv.lora_B.weight": (96, 2)},
+                **{f"{ATTENTION}.to_q.lora_A.weight": (2, 32), f"{ATTENTION}.to_q.lora_B.weight": (32, 2)},
+            },
+            r"to_q\.lora_A\.weight and \S+qkv\.lora_A\.weight are both of layer layers\.0\.attention\.to_q",
+        ),
         ("flux", {"hello": (2, 2)}, "hello: diffusers leaves it out"),
         ("flux", {f"{QKV}.lora_up.weight": (95, 2)}, r"diffusers makes no LoRA of its tensors: \w+"),
         ("flux", {f"{QKV}.lora_down.weight": None, f"{QKV}.lora_up.weight": None}, "holds no factor of a LoRA"),
@@ -140,7 +241,7 @@ TEXT = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
         ("stable_diffusion_3", {f"{JOINT}.alpha": (3,)}, r"attn_proj\.alpha: must be one finite number"),
         ("stable_diffusion_3", {f"{JOINT}.lora_up.weight": None}, r"up \(lora_B\), is missing"),
         ("stable_diffusion_3", {"hello": (2, 2)}, "hello: is no tensor of a LoRA of Stable Diffusion 3's transformer"),
-        ("stable_diffusion_3", {f"{TEXT}.lora_down.weight": (2, 8)}, "lora_te1_text.*: adapters of text encoders"),
+        ("stable_diffusion_3", {f"{TEXT}.lora_down.weight": (2, 8)}, r"of its tensors: .lora_te1_\S+up\.weight"),
     ],
 )
 def test_no_tensor_is_left_out_or_fails_unnamed(
