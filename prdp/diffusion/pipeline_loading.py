@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from prdp.config import PRECISIONS, ModelConfig
 from prdp.diffusion.libraries import quiet
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
+from prdp.support.errors import StartError
 
 DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
@@ -36,6 +37,7 @@ def load_pipeline(
 
     Raises:
         ValueError: no such folder, files missing in it, or a component that is not computed exactly; names them.
+        StartError: weights that are no finite numbers; names the first tensor.
     """
     from prdp.diffusion.effective_scheduler import effective_scheduler
     from prdp.diffusion.model_folder import absent_parts, check_model, fetch_model, read_component
@@ -71,11 +73,25 @@ def load_pipeline(
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{where}: cannot be loaded as a {kind.pipeline}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
+    _check_numbers(where, {name: part for name, part in pipeline.components.items() if part is not network})
     if model.quantization is not None and network is None:
         from prdp.diffusion.quantization import quantize
 
         quantize(getattr(pipeline, kind.network), model.quantization, device_of(model))
     return placed(pipeline, model)
+
+
+def _check_numbers(where: str, components: Mapping[str, Any]) -> None:
+    """Smallest and largest of a tensor are not finite where any of it is not, and cost one read of it."""
+    for component, part in components.items():
+        for name, value in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
+            if value.numel() and not all(bool(one.isfinite()) for one in value.detach().aminmax()):
+                count = value.numel() - int(value.detach().isfinite().sum())
+                told = f"{count} of {value.numel()} numbers are not finite in {str(value.dtype).removeprefix('torch.')}"
+                raise StartError(
+                    f"{where}: {component}.{name}: {told}: the file is damaged, or has numbers that are too large for "
+                    "this precision"
+                )
 
 
 def single_file(model: ModelConfig) -> Path | None:

@@ -209,6 +209,27 @@ def test_what_makes_no_pipeline_is_refused(models: tuple[ModelConfig, ModelConfi
             family_of(chosen).check(chosen)
 
 
+def test_numbers_that_are_not_finite_are_told_as_the_weights_are_read(
+    models: tuple[ModelConfig, ModelConfig], tmp_path: Path
+) -> None:
+    folder, file = models
+    tensors = load_file(file.path)
+    tensors["model.diffusion_model.time_embed.0.bias"][1:3] = torch.nan
+    save_file(tensors, tmp_path / "damaged.safetensors")
+    shutil.copytree(folder.path, tmp_path / "damaged")
+    part = tmp_path / "damaged" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(part)
+    tensors["decoder.conv_in.bias"][0] = -3.0e38
+    save_file(tensors, part)
+    damaged = dataclasses.replace(file, path=str(tmp_path / "damaged.safetensors"))
+    too_large = dataclasses.replace(folder, path=str(tmp_path / "damaged"), dtype="float16")
+    for model, tensor in (
+        (damaged, r"unet\.time_embedding\.linear_1\.bias: 2"), (too_large, r"vae\.decoder\.conv_in\.bias: 1"),
+    ):  # fmt: skip
+        with pytest.raises(StartError, match=rf"{tensor} of \d+ numbers are not finite in {model.dtype}: the file is"):
+            build_policy(model, LORA, seed=0, keep_reference=False)
+
+
 def test_other_families_have_no_single_files(tmp_path: Path) -> None:
     narrow_flux().save_pretrained(tmp_path / "flux")
     save_file({"x": torch.zeros(1)}, tmp_path / "flux.safetensors")
