@@ -47,6 +47,14 @@ def _parts(network: Any, adapter: Adapter) -> list[tuple[Any, Adapter]]:
     return found
 
 
+@contextmanager
+def another_adapter() -> Iterator[None]:
+    """Without peft's warning that a network gets one more adapter, which it is meant to here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        yield
+
+
 def _put(network: Any, name: str, adapter: Adapter) -> None:
     from peft import LoraConfig
 
@@ -58,8 +66,7 @@ def _put(network: Any, name: str, adapter: Adapter) -> None:
         rank_pattern={f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != common},
         target_modules="|".join(map(re.escape, adapter.layers)),
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of text encoders, which may have several
+    with torch.random.fork_rng(devices=[]), another_adapter():
         network.add_adapter(config, adapter_name=name)
     _fill(network, name, adapter)
     for layer, part in adapter.layers.items():

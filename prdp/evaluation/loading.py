@@ -12,7 +12,7 @@ from prdp.collaboration.cascade import CascadeSampler
 from prdp.config import LearnerConfig, SamplerConfig
 from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_tensors import PEFT_FILE, adapts_text
-from prdp.diffusion.adapters import put_adapter
+from prdp.diffusion.adapters import another_adapter, put_adapter
 from prdp.diffusion.fused_factors import authors_layout
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.recording import Recorder
@@ -160,11 +160,11 @@ def apply_lora(policy: Any, file: Path) -> None:
             name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B."): value
             for name, value in mixed.items()
         }
-        pipeline.load_lora_into_unet(
-            mixed, alphas, pipeline.unet, adapter_name=_APPLIED, metadata=metadata
-        )
+        with another_adapter():
+            pipeline.load_lora_into_unet(mixed, alphas, pipeline.unet, adapter_name=_APPLIED, metadata=metadata)
     else:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=_APPLIED)
+        with another_adapter():
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=_APPLIED)
     encoders = [getattr(pipeline, name, None) for name in policy.FROZEN if name.startswith("text_encoder")]
     _check_bound(file, state, [policy.network, *(one for one in encoders if one is not None)])
     policy.weights.join(_APPLIED)
