@@ -67,8 +67,9 @@ class Step:
 
 
 def lora(rate: str) -> tuple[str, ...]:
-    """The demo's recipe but for its rate, judged by `prdp evaluate` afterwards."""
-    return "experiment=shapes_demo", f"learner.learning_rate={rate}", *JUDGED_LATER
+    """The demo's recipe but for its rate and on attention alone, judged by `prdp evaluate` afterwards."""
+    targets = "learner.lora_targets=[to_q,to_k,to_v,to_out.0]"
+    return "experiment=shapes_demo", targets, f"learner.learning_rate={rate}", *JUDGED_LATER
 
 
 def train(name: str, seed: int, *words: str) -> Step:
@@ -80,7 +81,7 @@ def aspects(seed: int) -> Iterator[Step]:
     """One expert an aspect by PRDP and by best-of-N, their merges and gates, and one run on the sum of the aspects."""
     expert = ("experiment=shapes_expert", *JUDGED_LATER)
     for aspect in ASPECTS:
-        yield train(f"prdp_{aspect}", seed, *expert, f"reward.name={aspect}", f"epochs={UPDATES}")
+        yield train(f"prdp_{aspect}", seed, *expert, "objective.kl=0", f"reward.name={aspect}", f"epochs={UPDATES}")
     source = ("models=[base]", "model=shapes", "prompts=[shapes.train]", JUDGE, *UNGUIDED, WELL_DRAWN)
     count = ("prompts_per_set=128", "images_per_prompt=12", f"seed={seed}", f"prompt_seed={seed}")
     yield Step("candidates", ("generate", *source, *count, "output_dir=candidates"))
@@ -89,7 +90,8 @@ def aspects(seed: int) -> Iterator[Step]:
     for aspect in PAIR:
         yield train(f"best_{aspect}", seed, *best, f"reward.name={aspect}")
     yield train("unselected", seed, *slow, *PLAIN, "reward.name=color")
-    yield train("weighted_sum", seed, *lora("3e-3"), "reward=shapes_aspects", f"epochs={UPDATES * len(ASPECTS)}")
+    summed = (*lora("3e-3"), "objective.kl=0", "reward=shapes_aspects", f"epochs={UPDATES * len(ASPECTS)}")
+    yield train("weighted_sum", seed, *summed)
     for name, chosen in (("pair", PAIR), ("four", ASPECTS)):
         models = f"models=[{','.join(f'prdp_{one}' for one in chosen)}]"
         learned = f"aspects=[{','.join(f'shapes_judge.{one}' for one in chosen)}]"

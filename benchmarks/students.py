@@ -26,7 +26,7 @@ CHUNKS = "sampler.prompts_per_chunk=64"
 TARGETS = ("endpoint", "consistency")
 TUNED = {
     "tuned_trajectory": ("objective=prdp", "objective.step_weighting=inverse_sensitivity", "epochs=24"),
-    "tuned_denoising": ("objective=prdp_denoising", "objective.times=sampler_stratified", "epochs=8"),
+    "tuned_denoising": ("objective=prdp_denoising", "objective.kl=0", "objective.times=sampler_stratified", "epochs=8"),
 }
 """PRDP by the kind of its evidence, in about as many passes: an update on denoising errors takes three times those."""
 CASCADES: dict[str, tuple[str, ...]] = {
