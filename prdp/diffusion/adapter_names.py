@@ -129,8 +129,8 @@ def _kohya_of_text(
 
 
 def _of_authors(where: str, raw: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The authors' names of layers, which diffusers does not read: tensors under peft's names with their scales, and
-    those names -> names in the file.
+    """Of names of layers that are their authors': tensors under peft's names with their scales, and those names ->
+    names in the file.
     """
     state, origin = {}, {}
     for layer, ((down, up), scale, first) in split_factors(where, raw).items():

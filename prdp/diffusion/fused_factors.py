@@ -42,7 +42,7 @@ _MARKS = (
 
 
 def authors_layout(names: Iterable[str]) -> Layout | None:
-    """Whose names those of a LoRA's tensors are, where they are a model's authors' and diffusers does not read them."""
+    """The layout whose authors' names a LoRA's tensors have; diffusers reads few such files."""
     given = list(names)
     return next((one for one, mark in _MARKS if any(re.match(mark, name) for name in given)), None)
 
