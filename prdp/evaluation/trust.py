@@ -19,6 +19,15 @@ from prdp.support.targets import TARGET
 CALLABLE = "prdp.rewards.python_callable.PythonCallable"
 REMOTE = "prdp.rewards.remote.RemoteReward"
 ORIGINALITY = "prdp.rewards.originality.Originality"
+UNIFIED_REWARD = "prdp.rewards.unified_reward.UnifiedReward"
+READ = {
+    ORIGINALITY: {
+        "folder": "compares with pictures of a folder",
+        "cache": "keeps features in a folder",
+    },
+    UNIFIED_REWARD: {"instruction": "asks a model by a file"},
+}
+"""Rewards that read or write what may lie anywhere -> argument -> what is done with it."""
 VLM_JUDGE = "prdp.rewards.vlm_judge.VlmJudge"
 OTHER_SERVERS = ("prdp.rewards.other_servers.UniRLService", "prdp.rewards.other_servers.FlowGRPOServer")
 SERVERS = {
@@ -45,6 +54,7 @@ REWARDS = frozenset(
         "redness.Redness",
         "safety.Safety",
         "sub_score.SubScore",
+        "unified_reward.UnifiedReward",
         "vqa.VQAAlignment",
         "weighted_sum.WeightedSum",
     )
@@ -157,12 +167,13 @@ def _target_wishes(key: str, section: Mapping[str, Any], allowed: frozenset[str]
 
 
 def _file_wishes(folder: Path, key: str, section: Mapping[str, Any]) -> Iterator[str]:
-    """Files outside of the current folder and the run's: of prompts, which would be shown, and of pictures."""
-    if section[TARGET] == ORIGINALITY:
-        for name, words in (("folder", "compares with pictures of"), ("cache", "keeps features in")):
-            if section.get(name) and _is_elsewhere(folder, Path(str(section[name])).expanduser()):
-                yield f"{key}.{name}={section[name]}: {words} a folder outside of the current one, or a hidden one"
-    if not isinstance(section[TARGET], str) or section[TARGET] not in PROMPTS:
+    """Files outside of the current folder and the run's: prompts, which would be shown, pictures, and instructions."""
+    if not isinstance(section[TARGET], str):
+        return
+    for name, words in READ.get(section[TARGET], {}).items():
+        if section.get(name) and _is_elsewhere(folder, Path(str(section[name])).expanduser()):
+            yield f"{key}.{name}={section[name]}: {words} outside of the current folder, or a hidden one"
+    if section[TARGET] not in PROMPTS:
         return
     paths = section.get("path")
     for path in paths if isinstance(paths, list) else [paths]:

@@ -189,6 +189,7 @@ def test_every_option_of_every_group_is_valid() -> None:
         "unirl_service": ["reward.url=http://127.0.0.1:8000", "reward.reward=pickscore"],
         "originality": ["reward.folder=pictures"],
         "vlm_judge": ["reward.url=http://127.0.0.1:8000/v1"],
+        "unified_reward": ["reward.path=/models/unified_reward", "reward.instruction=instruction.txt"],
         "sub_score": ["reward.name=color"],
         "weighted_sum": ["reward.terms.aesthetic.reward.path=head.pth"],
         "fdfo": ["sampler.shared_start_noise=true", "sampler.start_churn=0.01"],

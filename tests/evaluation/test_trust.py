@@ -15,7 +15,16 @@ from prdp.cli import main
 from prdp.configuration.typed import conf_folder, read_config
 from prdp.evaluation.command_line import read_command_line
 from prdp.evaluation.models import find_models
-from prdp.evaluation.trust import CALLABLE, ORIGINALITY, PROMPTS, REMOTE, REWARDS, SERVERS, VLM_JUDGE
+from prdp.evaluation.trust import (
+    CALLABLE,
+    ORIGINALITY,
+    PROMPTS,
+    REMOTE,
+    REWARDS,
+    SERVERS,
+    UNIFIED_REWARD,
+    VLM_JUDGE,
+)
 from prdp.support.errors import ConfigError
 from prdp.support.plain_yaml import load_yaml
 from prdp.support.targets import TARGET
@@ -68,6 +77,10 @@ def names(*words: str) -> dict[str, Any]:
         (
             {"reward": {TARGET: ORIGINALITY, "folder": "/home", "cache": "/tmp/x"}},
             ["folder=/home: compares with pictures of a folder outside", "cache=/tmp/x: keeps features in a folder"],
+        ),
+        (
+            {"reward": {TARGET: UNIFIED_REWARD, "path": "judge", "instruction": "/etc/passwd"}},
+            ["instruction=/etc/passwd: asks a model by a file outside"],
         ),
         (
             {"reward": {TARGET: VLM_JUDGE, "url": "http://stranger:1", "rubric": "@/etc/passwd", "cache": "/tmp/x"}},

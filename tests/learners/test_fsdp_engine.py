@@ -284,7 +284,7 @@ def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint_to_the_same_end_
 ) -> None:
     settings: dict[str, Any] = {"learner": {"microbatch": 4, "ema_decay": 0.5}}
     longer: dict[str, Any] = {"epochs": 4, "checkpoint": {"every": 1, "keep": 10, "resume": "auto"}}
-    together = {"cluster": {"learners": 2, "fsdp_size": 2, "colocate": True}}
+    together = {"cluster": {"learners": 2, "fsdp_size": 2, "colocate": True}, "checkpoint": {"background": False}}
     straight, divided = points_run(tmp_path / "one", **settings), points_run(tmp_path / "two", **settings, **together)
     main(typed({**straight, **longer}))
     update, killed = Learner.update, []
