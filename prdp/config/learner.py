@@ -62,7 +62,8 @@ class LearnerConfig:
     """Precision of the network's pass with gradient and of pictures of evaluations; null for that of model.dtype.
     Trajectories and other passes without gradient are float32."""
     microbatch: Count = 64
-    """(image, step) cells per network call; changes speed and memory, not results beyond rounding."""
+    """(image, step) cells per network call; changes speed and memory, not results beyond rounding. It is halved where
+    memory runs out."""
     least_coefficient: Fraction = 0.0
     """Cells whose coefficient is at most this share of the largest take no pass with gradient; 0 leaves out those that
     have none, which changes nothing. The best and the worst images of a group carry most of the gradient. What is lost

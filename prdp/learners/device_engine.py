@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -86,6 +87,13 @@ class DeviceEngine(Engine):
 
     def use_as_reference(self, of: Of) -> None:
         self._reference = of
+
+    def use_microbatch(self, size: int) -> None:
+        self.microbatch = size
+        self._zero_gradient()
+        gc.collect()  # tracebacks hold tensors, and may be in cycles
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # pieces of the old sizes
 
     @torch.no_grad()
     def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:

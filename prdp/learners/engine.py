@@ -44,10 +44,12 @@ class Engine(ABC):
     Attributes:
         policy: its network and conditions; what `weights` and `reference` mean.
         transitions: the table that the rollouts were sampled with.
+        microbatch: cells per network call.
     """
 
     policy: Policy
     transitions: Transitions
+    microbatch: int
 
     @property
     def precision(self) -> str:
@@ -93,6 +95,10 @@ class Engine(ABC):
         Raises:
             ValueError: as `evidence`.
         """
+
+    @abstractmethod
+    def use_microbatch(self, size: int) -> None:
+        """Cells per network call from now on; what a pass left that memory ran out in is let go of."""
 
     def let_go(self) -> None:  # noqa: B027 - most engines hold nothing
         """Hold nothing of a rollout any more."""

@@ -114,6 +114,10 @@ class JaxEngine(DeviceEngine):
             lambda kept, value: kept + (1.0 - decay) * (value - kept), self._tensors_of(of), self._state.tensors
         )
 
+    def use_microbatch(self, size: int) -> None:
+        super().use_microbatch(size)
+        self._network.sizes.clear()  # a program of a larger size takes the memory of that
+
     def unscale(self, scale: float) -> bool:
         self._network.gradient = jax.tree.map(lambda value: value / scale, self._network.gradient)
         return bool(np.isfinite(float(optax.tree.norm(self._network.gradient))))

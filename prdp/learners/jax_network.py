@@ -24,6 +24,9 @@ class JaxNetwork(torch.nn.Module):
     Args:
         unet: the architecture, in the precision of the pass with gradient.
         frozen: name -> the tensors that do not learn.
+
+    Attributes:
+        sizes: rows that programs are compiled for.
     """
 
     def __init__(self, unet: UNet, frozen: Tensors) -> None:
@@ -32,7 +35,7 @@ class JaxNetwork(torch.nn.Module):
         self.tensors: Tensors = {}
         self.gradient: Tensors = {}
         self.remainder: Tensors = {}
-        self._sizes: set[int] = set()
+        self.sizes: set[int] = set()
         # What makes autograd call the backward pass, as no tensor of torch learns.
         self._anchor = torch.zeros((), requires_grad=True)
 
@@ -59,9 +62,9 @@ class JaxNetwork(torch.nn.Module):
 
     def _padded_size(self, count: int) -> int:
         """Number of rows to compute for so many: one that is compiled already, unless that is twice as many or more."""
-        fitting = [size for size in self._sizes if count <= size < 2 * count]
+        fitting = [size for size in self.sizes if count <= size < 2 * count]
         size = min(fitting, default=count)
-        self._sizes.add(size)
+        self.sizes.add(size)
         return size
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,10 @@ from prdp.learners.history import RewardHistory
 from prdp.learners.precision_watch import PrecisionWatch, accumulated
 from prdp.learners.reward_terms import TERMS, reward_terms
 from prdp.learners.schedule import learning_rate
-from prdp.learners.used_cells import filled, strongest, used
+from prdp.learners.used_cells import filled, further_passes, own_passes, strongest, used
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
+from prdp.support.microbatches import LEARNER_ADVICE, Microbatch, optimizer_memory
 from prdp.support.staged import Staged
 from prdp.types import Float64, Rollout, Weights
 
@@ -51,13 +55,12 @@ class Learner:
         self._updates_per_epoch = updates_per_epoch
         self._updates = 0
         self._awake = True
+        self._microbatch = Microbatch("learner.microbatch", config.microbatch, LEARNER_ADVICE, engine.use_microbatch)
         self._watch = PrecisionWatch(engine, objective, config)
         self._terms = dict(reward_terms or {}) if TERMS in objective.arrays else None
         keeps_history, size = "history" in objective.arrays, None if self._terms is None else len(self._terms)
         self._history = RewardHistory(objective.knobs["buffer_size"], size) if keeps_history else None
-        self._further_passes = {
-            name: where for name, where in objective.evidence.passes.items() if name in objective.arrays
-        }
+        self._further_passes = further_passes(objective)
         old = objective.old_policy
         if old is not None:
             engine.keep("old")
@@ -134,7 +137,7 @@ class Learner:
         """What is not the engine's; it is about to be asked for its own."""
         self.wake()
         tensors, scalars = self._history.state() if self._history is not None else ({}, {})
-        return tensors, {"updates": self._updates, **scalars}
+        return tensors, {"updates": self._updates, **scalars, **self._microbatch.state()}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, Any]) -> None:
         """Continue where `state` was taken, by this framework or another.
@@ -147,6 +150,7 @@ class Learner:
         updates = int(scalars["updates"])
         self.wake()
         self.engine.load_state(tensors, updates)
+        self._microbatch.load_state(scalars)
         self._updates = updates
 
     def update(
@@ -167,6 +171,8 @@ class Learner:
         is float32 evidence. The error of what a sampler has stored is measured on a few cells at the first update of
         every rollout.
 
+        Where memory runs out in a pass, the update begins again with half the microbatch.
+
         Args:
             rollout: scored, and holding what `recorder` keeps.
             progress: called with the number of cells done after each microbatch.
@@ -174,15 +180,22 @@ class Learner:
 
         Raises:
             RatioError: on an on-policy rollout the recomputed evidence is not the stored one; nothing is stepped.
-            UserError: a clip acts, and its range is below the error of the evidence.
+            UserError: a clip acts, and its range is below the error of the evidence; memory runs out all the same.
             ValueError: the rollout is not scored, has no group with a pair, or the loss or gradient is not finite.
         """
         start = time.perf_counter()
         self.wake()
+        work = partial(self._update, rollout, progress, stepped, start)
+        return self._microbatch.fitted(work, lambda: math.prod(self.cells(rollout)), f"update {self._updates}")
+
+    def _update(
+        self, rollout: Rollout, progress: Progress | None, stepped: Stepped | None, start: float
+    ) -> dict[str, float]:
+        watch = copy.copy(self._watch)
         objective, engine, evidence = self.objective, self.engine, self.objective.evidence
         guard = evidence.guard(objective.channels)
-        method = objective.method
-        metrics = check_rollout(rollout, evidence, method.compares_images, guard, method.takes_rewards)
+        compares, takes_rewards = objective.method.compares_images, objective.method.takes_rewards
+        metrics = check_rollout(rollout, evidence, compares, guard, takes_rewards)
         shape, sampled = self.cells(rollout), evidence.stored(rollout)
         data: dict[str, np.ndarray] = {"group_ids": rollout.group_ids}
         if rollout.rewards is not None:
@@ -199,23 +212,23 @@ class Learner:
         stored = {name: sampled[name] for name in objective.channels if name in sampled} if on_policy else {}
         cells = np.arange(np.prod(shape))
         if evidence.skips_unused:
-            cells = self._used_cells(data, sampled, shape)
+            cells = used(objective, (*objective.channels, *self._further_passes), data, sampled, shape)
         first = self._updates % self._updates_per_epoch == 0
         if first and self._keeps_sampled:
             engine.keep("sampled")
-        own = self._own_passes(first)
+        own = own_passes(objective, engine, first)
         half, linear = engine.precision != "float32", objective.linear + objective.known_beside(own)
         checked: dict[str, float] = {}
         if half and guard is not None:
-            if on_policy or not self._watch.measured(rollout.prompts.epoch):
-                checked = self._watch.spot_check(batch, guard, sampled[guard], on_policy, weights)
+            if on_policy or not watch.measured(rollout.prompts.epoch):
+                checked = watch.spot_check(batch, guard, sampled[guard], on_policy, weights)
             if not on_policy:
-                self._watch.check_clip(self._updates)
+                watch.check_clip(self._updates)
             # The pass with gradient would tell a drift that is rounding.
             linear = tuple(name for name in linear if name != guard)
         known = all(name in stored or name in linear for name in objective.channels)
         group = rollout.images_per_prompt * shape[1]
-        at_once = not known and objective.found_with_gradient(group, self._config.microbatch, engine.precision)
+        at_once = not known and objective.found_with_gradient(group, engine.microbatch, engine.precision)
         beside = objective.found_beside if at_once else ()
         for name, (channel, of) in self._further_passes.items():
             if name not in own and name not in beside:
@@ -241,7 +254,7 @@ class Learner:
             recomputed, scale = accumulated(engine, batch, cells, result.tables, progress)
         recomputed = filled(recomputed, sampled, cells)
         if on_policy and not half and guard is not None:
-            self._watch.check_ratio(rollout, sampled[guard], recomputed[guard], self._updates)
+            watch.check_ratio(rollout, sampled[guard], recomputed[guard], self._updates)
         if stored.keys() < set(objective.channels):
             now = recomputed | stored
             result = coefficients_of(now)
@@ -249,14 +262,14 @@ class Learner:
             metrics |= self._step()
             if self._history is not None:
                 self._history.remember(*history_of_epoch)
-            metrics |= result.metrics | evidence.describe(now, data, known_at)
-            metrics["loss"] = result.loss
+            metrics |= result.metrics | evidence.describe(now, data, known_at) | {"loss": result.loss}
             metrics |= checked | ({"gradient_scale": scale} if scale != 1.0 else {})
-            if self._config.least_coefficient:
-                metrics["coefficients_left_out"] = left_out
+            metrics |= {"coefficients_left_out": left_out} if self._config.least_coefficient else {}
             if stored and not half:
                 errors = [np.abs(recomputed[name] - stored[name]).ravel()[cells].max() for name in stored]
                 metrics["ratio_error"] = float(max(errors))
+            metrics |= self._microbatch.metrics()
+            self._watch = watch
             metrics["time/learn"] = time.perf_counter() - start
             if stepped is not None:
                 stepped(metrics)
@@ -265,19 +278,6 @@ class Learner:
     def let_go(self) -> None:
         """Hold nothing of a rollout any more."""
         self.engine.let_go()
-
-    def _used_cells(self, data: Mapping[str, np.ndarray], sampled: Channels, shape: tuple[int, int]) -> np.ndarray:
-        return used(self.objective, (*self.objective.channels, *self._further_passes), data, sampled, shape)
-
-    def _own_passes(self, first: bool) -> list[str]:
-        """Data whose passes are not needed: their policy has the weights of the one that learns."""
-        old = self.objective.old_policy
-        followed = set[str]()
-        if old is not None and self.engine.unmoved("old"):
-            followed = {"old", "reference"} if old.old_is_reference else {"old"}
-        if first:
-            followed.add("sampled")
-        return [name for name, (_, of) in self._further_passes.items() if of in followed]
 
     def _coefficients(
         self, channels: Channels, data: Mapping[str, np.ndarray], weights: Float64 | None
@@ -291,7 +291,8 @@ class Learner:
         rate = learning_rate(self._config, self._updates)
         # A short memory at first, so that the untrained start fades from the average.
         decay = min(self._config.ema_decay, (2 + self._updates) / (11 + self._updates))
-        metrics = self.engine.apply(rate, decay, self._updates)
+        with optimizer_memory(self._updates):
+            metrics = self.engine.apply(rate, decay, self._updates)
         self._updates += 1
         old = self.objective.old_policy
         if old is not None and self._updates % self._updates_per_epoch == 0:

@@ -72,7 +72,7 @@ class PrecisionWatch:
             RatioError: as `check_ratio`.
         """
         images, columns = stored.shape
-        cells = spot_cells(images, columns, self._config.microbatch)
+        cells = spot_cells(images, columns, self._engine.microbatch)
         rows = np.unravel_index(cells, stored.shape)
         again = self._engine.evidence(batch, cells)
         nudged = self._engine.evidence(self._engine.scaled(batch, NUDGE), cells)[guard]

@@ -40,11 +40,13 @@ class Setting:
         keeps_reference: whether the start is kept as the reference.
         kept: the policies that are kept.
         reference: whose evidence is that of the reference.
+        microbatch: cells per network call; None for what the configuration says.
     """
 
     keeps_reference: bool = False
     kept: tuple[Of, ...] = ()
     reference: Of = "reference"
+    microbatch: int | None = None
 
 
 class LearnerRank:
@@ -90,6 +92,8 @@ class LearnerRank:
         for of in setting.kept:
             self.engine.keep(of)
         self.engine.use_as_reference(setting.reference)
+        if setting.microbatch is not None:
+            self.use_microbatch(setting.microbatch)
         return self.load_state(tensors, updates)
 
     def take(self, rollout: Rollout, first_image: int) -> None:
@@ -98,9 +102,8 @@ class LearnerRank:
 
     def let_go(self) -> None:
         """Hold nothing of a rollout any more."""
-        if self._passes is not None:
-            self._passes.close()
-        self._batch = self._passes = None
+        self._end_passes()
+        self._batch = None
 
     def evidence(self, cells: Int64, update: int, factor: float, of: Of, channels: Sequence[str]) -> dict[str, Float64]:
         """Channels at cells, float64 [b] each; see `Engine.evidence`.
@@ -134,8 +137,7 @@ class LearnerRank:
     def begin(self, cells: Int64, update: int) -> dict[str, np.ndarray] | None:
         """Begin to gather the gradient at cells, by microbatches of whole groups: the evidence of the first one."""
         batch, local = self._at(cells, update)
-        if self._passes is not None:
-            self._passes.close()
+        self._end_passes()
         self._passes = self.engine.passes(batch, local, whole_groups=True)
         seen = next(self._passes, None)
         return None if seen is None else seen.evidence
@@ -183,6 +185,11 @@ class LearnerRank:
         """See `Engine.use_as_reference`."""
         self.engine.use_as_reference(of)
 
+    def use_microbatch(self, size: int) -> None:
+        """See `Engine.use_microbatch`."""
+        self._end_passes()
+        self.engine.use_microbatch(size)
+
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> str:
         """As `Engine.load_state`; the fingerprint of the weights."""
         self.engine.load_state(tensors, updates)
@@ -229,6 +236,12 @@ class LearnerRank:
     def fingerprint(self) -> str:
         """Of the weights as they are now."""
         return fingerprint(self.engine.tensors())
+
+    def _end_passes(self) -> None:
+        """Those that others broke off, with what their graph holds."""
+        if self._passes is not None:
+            self._passes.close()
+        self._passes = None
 
     def _at(self, cells: Int64, update: int) -> tuple[Batch, Int64]:
         """The batch at this update, and where the cells are in what is here of it."""

@@ -20,6 +20,8 @@ from prdp.learners.device_engine import DeviceEngine
 from prdp.learners.engine import Arrays, Batch, Engine, Progress, Tables, check_finite, microbatches, section
 from prdp.learners.rank import part_of
 from prdp.learners.replicas import Call, Ranks, Replicas
+from prdp.support.microbatches import first_words, out_of_memory
+from prdp.support.rank_errors import ShardMemoryError
 from prdp.support.staged import Staged
 from prdp.support.tensor_parts import StoredTensors
 from prdp.types import Float64, Int64, Rollout, Weights
@@ -42,11 +44,15 @@ class ShardedEngine(Engine):
     """
 
     def __init__(self, engine: DeviceEngine, ranks: Ranks, configuration: str = "") -> None:
-        self.policy, self.transitions = engine.policy, engine.transitions
+        self.policy, self.transitions, self.microbatch = engine.policy, engine.transitions, engine.microbatch
         self._engine = engine
         self._held: dict[int, tuple[weakref.ref[Rollout], int, int]] = {}
         """By rank, the part of a rollout that it has: groups from the first to before the end."""
         self._replicas = Replicas(engine, ranks, configuration, self._forget)
+
+    def use_microbatch(self, size: int) -> None:
+        self.microbatch = size
+        self._replicas.change("use_microbatch", size, microbatch=size)
 
     def _forget(self, rank: int) -> None:
         self._held.pop(rank, None)
@@ -61,7 +67,7 @@ class ShardedEngine(Engine):
 
     def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:
         names = tuple(channels) or self._engine.channels
-        return self._replicas.retried(lambda: self._evidence(batch, cells, of, names))
+        return self._passed(lambda: self._evidence(batch, cells, of, names))
 
     def accumulate(
         self,
@@ -78,7 +84,7 @@ class ShardedEngine(Engine):
             self._reduce()
             return found
 
-        return self._replicas.retried(attempt)
+        return self._passed(attempt)
 
     def rest(self, fixed: bool) -> None:
         self._replicas.everywhere("rest", fixed)
@@ -147,6 +153,22 @@ class ShardedEngine(Engine):
             return
         self._replicas.updates = updates
         self._replicas.check_weights(self._replicas.everywhere("load_state", dict(tensors), updates))
+
+    def _passed(self, attempt: Callable[[], Channels]) -> Channels:
+        """A pass, made again when ranks are lost in it.
+
+        Raises:
+            ShardMemoryError: memory ran out in one of several that make it together.
+        """
+        try:
+            return self._replicas.retried(attempt)
+        except RuntimeError as error:
+            if self._engine.shards == 1 or not out_of_memory(error):
+                raise
+            raise ShardMemoryError(
+                f"memory ran out at learner.microbatch={self.microbatch} in a process of a network that is held "
+                f"together: {first_words(error)}"
+            ) from error
 
     def _evidence(self, batch: Batch, cells: Int64, of: Of, names: tuple[str, ...]) -> Channels:
         shares = self._deal(batch, self._shares(batch, cells))

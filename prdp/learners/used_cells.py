@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from prdp.evidence.base import Channels
+from prdp.evidence.base import Channels, Of
+from prdp.learners.engine import Engine
 from prdp.objectives import Objective
 from prdp.types import Float64, Int64
 
@@ -74,6 +75,25 @@ def filled(found: Channels, sampled: Channels, cells: Int64) -> Channels:
         whole[name] = values = sampled[name].astype(np.float64)
         values.ravel()[cells] = found[name].ravel()[cells]
     return whole
+
+
+def further_passes(objective: Objective) -> dict[str, tuple[str, Of]]:
+    """What an objective asks for that takes passes beside those of its channels; see `Evidence.passes`."""
+    return {name: where for name, where in objective.evidence.passes.items() if name in objective.arrays}
+
+
+def own_passes(objective: Objective, engine: Engine, first: bool) -> list[str]:
+    """Those of `further_passes` that are not needed: their policy has the weights of the one that learns.
+
+    Args:
+        first: whether it is an epoch's first update.
+    """
+    old, followed = objective.old_policy, set[str]()
+    if old is not None and engine.unmoved("old"):
+        followed = {"old", "reference"} if old.old_is_reference else {"old"}
+    if first:
+        followed.add("sampled")
+    return [name for name, (_, of) in further_passes(objective).items() if of in followed]
 
 
 def used(

@@ -25,6 +25,10 @@ class ShardLostError(ResumableError, RuntimeError):
     """A rank was lost whose part of the weights nobody else has; a checkpoint has it."""
 
 
+class ShardMemoryError(ShardLostError):
+    """Memory ran out in a rank whose passes others make with it, so that none of them can go on."""
+
+
 class RankMismatchError(UserError, RuntimeError):
     """A rank was built otherwise than the others: its versions, its configuration or its network differ."""
 

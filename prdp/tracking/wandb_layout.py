@@ -48,6 +48,7 @@ SECTIONS: dict[str, tuple[Lines, ...]] = {
         Lines("gradient norm before clipping", ("grad_norm",), log_y=True),
         Lines("learning rate", ("learning_rate",)),
         Lines("scale of float16 gradients", ("gradient_scale",), log_y=True),
+        Lines("microbatch, where memory ran out", ("learner_microbatch",)),
         Lines("constant or tied groups", ("rewards_constant", "groups_tied", "parameters_without_gradient")),
     ),
     "Speed": (

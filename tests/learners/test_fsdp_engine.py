@@ -30,6 +30,7 @@ from prdp.learners.learner import Learner
 from prdp.learners.rank import LearnerRank
 from prdp.learners.replicas import Replicas
 from prdp.learners.rows import joined, rows_of
+from prdp.support.rank_errors import ShardMemoryError
 from prdp.support.tensor_parts import StoredTensors
 from prdp.train import main
 from prdp.types import PromptBatch, Rollout
@@ -239,6 +240,21 @@ def test_it_goes_on_with_another_number_of_processes_and_an_interruption_keeps_w
     monkeypatch.undo()
     assert learner.weights().checksum == straight.weights().checksum
     assert learner.evaluation_weights().checksum == straight.evaluation_weights().checksum
+
+
+def test_memory_that_runs_out_in_one_process_ends_the_pass_for_all(processes: Processes, rollout: Rollout) -> None:
+    learner = processes.learner(2, 2, {"name": "nft", **KNOBS["nft"]}, {}, "float32")
+    policy: Any = learner.engine.policy
+    output, passes = policy.output, iter([True, False, True])
+
+    def short(*arguments: Any) -> torch.Tensor:
+        if not next(passes):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return output(*arguments)  # type: ignore[no-any-return]
+
+    policy.output = short
+    with pytest.raises(ShardMemoryError, match=r"at learner\.microbatch=5 in a process of .*: CUDA out of memory"):
+        learner.update(rollout)
 
 
 def test_a_unet_learns_as_one_process_has_it(processes: Processes, narrow_pipeline: Path) -> None:
