@@ -62,7 +62,6 @@ _TITLES = {
     "normalised": "Gradients of one norm, and a target out of reach",
     "rewards": "One reward, the other, and both",
     "forward": "Methods on denoising errors",
-    "unsearched": "Further methods, with the settings that the search on the other model chose",
     "denoising": "PRDP on plain denoising errors and raw rewards, at a beta of 10",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (
