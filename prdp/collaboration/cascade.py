@@ -17,8 +17,9 @@ import numpy as np
 from prdp.calibration import Threshold
 from prdp.collaboration.prompt_estimator import PromptEstimator
 from prdp.diffusion.process import Process
+from prdp.diffusion.redrawing import RedrawingSampler
 from prdp.diffusion.refinement import rollback
-from prdp.diffusion.sampler import Sampler, Start
+from prdp.diffusion.sampler import Start
 from prdp.support.rules import Share, one_of
 from prdp.types import Bool, Float64, Int64, PromptBatch, Rollout, UInt8, Weights
 
@@ -93,8 +94,8 @@ class CascadeSampler:
 
     def __init__(
         self,
-        student: Sampler,
-        teacher: Sampler,
+        student: RedrawingSampler,
+        teacher: RedrawingSampler,
         scorer: Scorer,
         threshold: Threshold,
         strategy: Strategy,
@@ -125,8 +126,8 @@ class CascadeSampler:
         return self._improved(drawn, seed, trajectory)
 
     def edit(self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8) -> Rollout:
-        """Image to image, see `Sampler.edit`: student and teacher begin with the pictures, but that a refining teacher
-        goes on from what the student has made of them. Or both draw by a ControlNet, see `Sampler.controlled`.
+        """Image to image, see `RedrawingSampler.edit`: student and teacher begin with the pictures, but that a refining
+        teacher goes on from what the student has made of them. Or both draw by a ControlNet, see its `controlled`.
         """
         if self._strategy.name == "skip":
             return self._instead(prompts, images_per_prompt, seed, True, pictures)
@@ -169,7 +170,9 @@ class CascadeSampler:
         """The pictures, if they are a ControlNet's."""
         return pictures if self._edited is None else None
 
-    def _begun(self, sampler: Sampler, pictures: UInt8 | None, images_per_prompt: int, rows: Int64) -> Start | None:
+    def _begun(
+        self, sampler: RedrawingSampler, pictures: UInt8 | None, images_per_prompt: int, rows: Int64
+    ) -> Start | None:
         """What images begin with: their pictures, or, without any, noise."""
         if pictures is None or self._edited is None:
             return None

@@ -129,6 +129,7 @@ class SamplerConfig:
     """gamma of each image's own part in the start noise that images of a prompt share, x_T = C x + sqrt(1 - C^2) n with
     C = 1 / (1 + gamma); 0: none."""
     microbatch: Count = 64
-    """Images per network call; changes speed and memory, not results beyond rounding."""
+    """Images per network call; changes speed and memory, not results beyond rounding. It is halved where memory runs
+    out."""
     prompts_per_chunk: Count = 4
     """Whole prompt groups per unit of work; the unit that actors share out."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 
 from prdp.config import SamplerConfig
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.control import FIELD, as_control, load_control
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
@@ -21,25 +19,11 @@ from prdp.diffusion.process import column
 from prdp.diffusion.recording import Chains, Recorder, Recording
 from prdp.diffusion.transitions import Transitions
 from prdp.diffusion.windows import mask, trained_steps, windows
-from prdp.types import Float32, Int64, PromptBatch, Rollout, UInt8, Weights
+from prdp.support.microbatches import SAMPLER_ADVICE, Microbatch, give_back
+from prdp.types import Float32, Int64, PromptBatch, Rollout, Weights
 
 Start = tuple[Float32, int]
 """Latents [n, C, h, w] at the noise level of a step, and the number of that step."""
-
-
-@dataclass(frozen=True)
-class Redrawn:
-    """Images that were drawn once more.
-
-    Attributes:
-        images: uint8 [r, H, W, 3].
-        latents: float32 [r, C, h, w], what they were decoded from.
-        network_passes: for each of them.
-    """
-
-    images: UInt8
-    latents: Float32
-    network_passes: float
 
 
 class Sampler:
@@ -62,6 +46,7 @@ class Sampler:
     ) -> None:
         self._policy = policy
         self._config = config
+        self._microbatch = Microbatch("sampler.microbatch", config.microbatch, SAMPLER_ADVICE, lambda size: give_back())
         self._transitions = transitions or policy.process.transitions(config)
         trained_steps(config, self._transitions.noisy)  # refuses a window that has no such steps
         self._recorder = recorder
@@ -90,7 +75,6 @@ class Sampler:
         negative = self._config.negative_prompt
         return self._policy.encode(texts) if negative is None else self._policy.encode(texts, negative)
 
-    @torch.no_grad()
     def sample(
         self,
         prompts: PromptBatch,
@@ -110,7 +94,16 @@ class Sampler:
         Raises:
             ValueError: there is no recorder to keep anything; a start that does not fit, or together with
                 `trajectory`; latents that are not finite, which names the image.
+            MemoryShortError: no single image fits into memory; several are halved until they do.
         """
+        work = partial(self._sample, prompts, images_per_prompt, seed, trajectory, start)
+        rows, where = len(prompts) * images_per_prompt, f"epoch {prompts.epoch}"
+        return self._microbatch.fitted(work, lambda: rows, where)
+
+    @torch.no_grad()
+    def _sample(
+        self, prompts: PromptBatch, images_per_prompt: int, seed: int, trajectory: bool, start: Start | None
+    ) -> Rollout:
         begun = time.perf_counter()
         recorder = self._recorder if trajectory else None
         if trajectory and recorder is None:
@@ -124,8 +117,8 @@ class Sampler:
         noisy = windows(config, table.noisy, seed, prompts.epoch, prompts.offset + np.arange(len(prompts)))
         pictures, kept = [], []
         with self._policy.float32() if recorder is not None and recorder.needs_float32 else nullcontext():
-            for begin in range(0, count, config.microbatch):
-                rows = slice(begin, min(begin + config.microbatch, count))
+            for begin in range(0, count, self._microbatch.size):
+                rows = slice(begin, min(begin + self._microbatch.size, count))
                 of_prompts = groups[rows]
                 positions = prompts.offset + of_prompts
                 noise = ImageNoise(
@@ -167,137 +160,6 @@ class Sampler:
             seconds={"sample": time.perf_counter() - begun},
             network_passes=np.full(count, (len(table) - first) * self._branches),
         )
-
-    @torch.no_grad()
-    def latents_of(self, pictures: UInt8) -> Float32:
-        """Clean latents float32 [n, C, h, w] of pictures uint8 [n, H, W, 3], by the model's VAE."""
-        parts = [
-            self._policy.encode_images(pictures[begin : begin + self._config.microbatch]).cpu().numpy()
-            for begin in range(0, len(pictures), self._config.microbatch)
-        ]
-        return np.concatenate(parts)
-
-    def put_control(self, path: str, scale: float) -> None:
-        """Draw by a ControlNet wherever pictures are given for it.
-
-        Raises:
-            StartError: see `prdp.diffusion.control.load_control`.
-        """
-        policy: Any = self._policy
-        policy.control = load_control(path, scale, policy.network)
-
-    def controlled(self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8) -> Rollout:
-        """Images by a ControlNet, of the noise of `sample`.
-
-        Args:
-            pictures: uint8 [p, H, W, 3], what it reads: one of each prompt.
-
-        Returns:
-            a rollout with final latents.
-        """
-        begun = time.perf_counter()
-        rows = np.arange(len(prompts) * images_per_prompt)
-        drawn = self.again(prompts, images_per_prompt, seed, rows, fresh=False, control=pictures)
-        return self._rollout(prompts, images_per_prompt, drawn, begun)
-
-    def edit(
-        self, prompts: PromptBatch, images_per_prompt: int, seed: int, pictures: UInt8, first: int
-    ) -> Rollout:
-        """Image to image: pictures are noised to the level of a step, and drawn from there on for their prompts.
-
-        Args:
-            pictures: uint8 [p, H, W, 3], one of each prompt.
-            first: that step; the noise is that of `sample`.
-
-        Returns:
-            a rollout with final latents.
-
-        Raises:
-            ValueError: a step that there is not; latents that are not finite.
-        """
-        begun = time.perf_counter()
-        rows = np.arange(len(prompts) * images_per_prompt)
-        clean = self.latents_of(pictures)[rows // images_per_prompt]
-        drawn = self.again(prompts, images_per_prompt, seed, rows, (clean, first), fresh=False)
-        return self._rollout(prompts, images_per_prompt, drawn, begun)
-
-    def _rollout(self, prompts: PromptBatch, images_per_prompt: int, drawn: Redrawn, begun: float) -> Rollout:
-        fields, empty = self.encode(prompts.texts).to_arrays()
-        return Rollout(
-            prompts=prompts,
-            images_per_prompt=images_per_prompt,
-            images=drawn.images,
-            weights_version=self._version,
-            weights_checksum=self._checksum,
-            stored={"final_latents": drawn.latents},
-            conditions=fields,
-            empty_conditions=empty,
-            seconds={"sample": time.perf_counter() - begun},
-            network_passes=np.full(len(drawn.images), drawn.network_passes),
-        )
-
-    @torch.no_grad()
-    def again(
-        self,
-        prompts: PromptBatch,
-        images_per_prompt: int,
-        seed: int,
-        rows: Int64,
-        refined: Start | None = None,
-        fresh: bool = True,
-        control: UInt8 | None = None,
-    ) -> Redrawn:
-        """Some images of a rollout once more, of noise that none of its images has.
-
-        Args:
-            prompts, images_per_prompt, seed: of the rollout.
-            rows: int64 [r], which of its images, prompt-major.
-            refined: clean latents [r, C, h, w] that are noised to the level of a step, and that step, from which on
-                they are drawn; None draws from noise.
-            fresh: False takes the noise of the rollout's own images, so that without `refined` they are drawn as
-                `sample` draws them.
-            control: uint8 [p, H, W, 3], what a ControlNet reads of each prompt.
-
-        Raises:
-            ValueError: latents that do not fit, or a step that there is not; latents that are not finite.
-        """
-        config, table, process = self._config, self._transitions, self._policy.process
-        clean, first = (None, 0) if refined is None else self._started(refined, len(rows), trajectory=False)
-        of_prompts, numbers = rows // images_per_prompt, rows % images_per_prompt
-        numbers = numbers + images_per_prompt if fresh else numbers
-        conditions = self.encode(prompts.texts)
-        if control is not None:
-            seen = as_control(control).to(self._policy.device)
-            conditions = replace(conditions, fields={**conditions.fields, FIELD: seen})
-        noisy = windows(config, table.noisy, seed, prompts.epoch, prompts.offset + np.arange(len(prompts)))
-        pictures, finals = [], []
-        for begin in range(0, len(rows), config.microbatch):
-            part = slice(begin, begin + config.microbatch)
-            chosen = of_prompts[part]
-            noise = ImageNoise(
-                seed, prompts.epoch, prompts.offset + chosen, numbers[part], self._policy.latent_shape
-            )
-            chains = Chains(
-                policy=self._policy,
-                transitions=table,
-                config=config,
-                conditions=conditions[chosen],
-                prompts=prompts.offset + chosen,
-                noisy=noisy[chosen],
-                seed=seed,
-                epoch=prompts.epoch,
-                at_start=self._version == 0,
-            )
-            start = None
-            if clean is not None:
-                times = np.full(len(chosen), table.times[first])
-                latents, drawn = torch.from_numpy(clean[part]), torch.from_numpy(noise.peek())
-                start = process.noised(latents, times, drawn)[0].numpy()
-            latents = self._draw(chains, noise, None, first, start)
-            self._check_finite(latents, prompts, chosen, numbers[part])
-            pictures.append(self._policy.decode(latents))
-            finals.append(latents.cpu().numpy())
-        return Redrawn(np.concatenate(pictures), np.concatenate(finals), (len(table) - first) * self._branches)
 
     @property
     def _branches(self) -> float:

@@ -16,7 +16,7 @@ from prdp.diffusion.adapters import another_adapter, put_adapter
 from prdp.diffusion.fused_factors import authors_layout
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.recording import Recorder
-from prdp.diffusion.sampler import Sampler
+from prdp.diffusion.redrawing import RedrawingSampler
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.experts.gate_files import read_gated
@@ -36,7 +36,7 @@ def build_evaluated_sampler(
     autocast: str | None,
     kl: bool,
     recorder: Recorder | None = None,
-) -> Sampler | CascadeSampler:
+) -> RedrawingSampler | CascadeSampler:
     """A sampler of a finished model; picklable as a `functools.partial`, so that an actor can call it.
 
     Args:
@@ -67,11 +67,11 @@ def build_plain_sampler(
     autocast: str | None,
     kl: bool,
     recorder: Recorder | None = None,
-) -> Sampler:
+) -> RedrawingSampler:
     """Likewise, of a model that is no cascade."""
     policy = _policy(model, dtype, device, autocast, kl)
     sampler = dataclasses.replace(sampler, shared_start_noise=False, start_churn=0.0)
-    return Sampler(policy, sampler, recorder=TrajectoryRecorder() if kl else recorder)
+    return RedrawingSampler(policy, sampler, recorder=TrajectoryRecorder() if kl else recorder)
 
 
 def measures_kl(model: EvaluatedModel) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.evidence.base import Channels, Evidence, Of, Pass
 from prdp.learners.engine import Batch, Engine, Progress, Tables, check_finite, microbatches
+from prdp.support.microbatches import give_back
 from prdp.types import Float64, Int64, Rollout
 
 Total = Callable[[list[torch.Tensor]], None]
@@ -91,9 +91,7 @@ class DeviceEngine(Engine):
     def use_microbatch(self, size: int) -> None:
         self.microbatch = size
         self._zero_gradient()
-        gc.collect()  # tracebacks hold tensors, and may be in cycles
-        if self.policy.device.type == "cuda":
-            torch.cuda.empty_cache()  # pieces of the old sizes
+        give_back()
 
     @torch.no_grad()
     def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:

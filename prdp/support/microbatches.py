@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
 import sys
@@ -63,6 +64,14 @@ def optimizer_memory(update: int) -> Iterator[None]:
             f"update {update}: memory ran out in the optimizer's step: {first_words(error)}; "
             "learner.optimizer=adamw_8bit takes less, and so do learner.ema_decay=0 and learner.mode=lora"
         ) from error
+
+
+def give_back() -> None:
+    """What a broken pass held, and the pieces of it that torch keeps for sizes that do not come again."""
+    gc.collect()  # tracebacks hold tensors, and may be in cycles
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class Microbatch:

@@ -56,6 +56,26 @@ def learned(folder: Path) -> dict[str, np.ndarray]:
     return {name: value for name, value in tensors.items() if name.startswith("weights/")}
 
 
+@pytest.mark.slow
+def test_samplers_and_a_divided_learner_that_take_turns_on_ray_end_with_the_same_bits(
+    model: Path, tmp_path: Path, private_ray: Any
+) -> None:
+    """Two of each; their networks, text encoders, VAE and moments wait on the host by turns."""
+    settings: dict[str, Any] = {
+        "learner": {"mode": "full", "learning_rate": 1e-3, "microbatch": 4, "ema_decay": 0.5},
+        "objective": {"evidence": "denoising", "draws": 2},
+    }
+    cluster = {"kind": "ray", "colocate": True, "samplers": 2, "learners": 2, "fsdp_size": 2}
+    apart = run(model, tmp_path / "apart", **settings)
+    turns = run(model, tmp_path / "turns", **settings, cluster=cluster)
+    expected, found = learned(apart), learned(turns)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    scores = [[line["eval/score"] for line in read_metrics(one) if "eval/score" in line] for one in (apart, turns)]
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+
+
 def test_log_ratios_train_an_adapter_and_actors_give_the_same_bits(
     model: Path, tmp_path: Path, private_ray: Any
 ) -> None:

@@ -17,7 +17,7 @@ from prdp.collaboration.cascade import CascadeSampler, Strategy, strategy_proble
 from prdp.collaboration.cascade_files import CASCADE_FILE, ESTIMATOR_FILE, THRESHOLD_FILE, read_cascade
 from prdp.config import ModelConfig, SamplerConfig
 from prdp.diffusion.rectified_flow import RectifiedFlow
-from prdp.diffusion.sampler import Redrawn
+from prdp.diffusion.redrawing import Redrawn
 from prdp.diffusion.variance_preserving import VariancePreserving
 from prdp.evaluation.cascades import parts_of, passes_of, threshold_of
 from prdp.evaluation.loading import build_evaluated_sampler

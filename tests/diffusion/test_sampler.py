@@ -19,6 +19,7 @@ from prdp.diffusion.sampler import Sampler
 from prdp.evidence.denoising import FinalLatents
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.image_sets.chains import ChainLatents
+from prdp.support.microbatches import MemoryShortError
 from prdp.types import PromptBatch, Weights
 
 PROMPTS = PromptBatch(3, 5, ("a small solid red circle", "a large hollow blue star"), ({}, {}))
@@ -39,6 +40,35 @@ def moved(weights: Weights) -> Weights:
         for name, value in weights.tensors.items()
     }
     return Weights.of(1, tensors)
+
+
+def test_memory_that_runs_out_halves_the_microbatch_of_the_chunk(
+    pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the decoder of the second microbatch; the rollout is that of the smaller size."""
+    small, short = (sampler_at(pipeline_folder, steps=2, microbatch=size) for size in (1, 3))
+    decode = type(short.policy).decode
+
+    def deadly(policy: Any, latents: torch.Tensor) -> Any:
+        if len(latents) > 1 and policy is short.policy:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(policy, latents)
+
+    monkeypatch.setattr(type(short.policy), "decode", deadly)
+    for _ in range(2):
+        expected, found = small.sample(PROMPTS, SIZE, SEED), short.sample(PROMPTS, SIZE, SEED)
+        np.testing.assert_array_equal(found.images, expected.images)
+        assert found.stored.keys() == expected.stored.keys()
+        for name, value in expected.stored.items():
+            np.testing.assert_array_equal(found.stored[name], value, name)
+    told = [line.message for line in caplog.records if "memory ran out" in line.message]
+    assert told == [
+        "epoch 3: memory ran out at 3 rows a network call (CUDA out of memory); done again, and from now on, with "
+        "sampler.microbatch=1"
+    ]
+    monkeypatch.setattr(type(short.policy), "decode", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(MemoryShortError, match=r"epoch 3: .* sampler\.microbatch=1, .*model\.offload_vae"):
+        short.sample(PROMPTS, SIZE, SEED)
 
 
 @pytest.mark.slow
