@@ -50,14 +50,14 @@ OF_FLOWS = {"cps": "prdp", "euler": "prdp_denoising", "flow_sde": "prdp", "edm_c
 WORDS = ("red circle", "blue square", "green star", "two cats")
 QWEN_JUDGES = ("hpsv3", "unified_reward")
 ON_HUB = {"sd14", "sd15", "sd35_medium", "sdxl", "flux_dev", "flux_schnell", "z_image", "z_image_turbo"}
-REFUSED = {"model": ON_HUB, "reward": {"image_quality", "geneval", "safety"}, "cluster": {"ray"}}
+REFUSED = {"model": ON_HUB, "reward": {"blip_vqa", "image_quality", "geneval", "safety"}, "cluster": {"ray"}}
 """What cannot be started here, or, of Ray, is started by tests/cluster."""
 
 
 def _combined() -> list[dict[str, str]]:
     """Runs that have every option of the small groups between them, and those together that need each other."""
     judged = ["shapes_judge", "shapes_judge_and_compressibility", "shapes_aspects", "watched_redness", "sub_score"]
-    apart = (*judged, "vqa", "quadratic_of_point", "image_quality", "ocr", "geneval", "safety", *QWEN_JUDGES)
+    apart = (*judged, *REFUSED["reward"], "vqa", "quadratic_of_point", "ocr", *QWEN_JUDGES)
     rewards = [name for name in OPTIONS["reward"] if name not in apart]
     prompts = [name for name in OPTIONS["prompts"] if not re.match("dsg_1k|shapes|gaussian_mixtures|quoted_text", name)]
     mixtures = {"reward": "quadratic_of_point", "model": "gaussian_mixtures", "learner": "full"}

@@ -40,6 +40,7 @@ REWARDS = frozenset(
     f"prdp.rewards.{name}"
     for name in (
         "aesthetic.Aesthetic",
+        "blip_vqa.BlipVQA",
         "clipscore.CLIPScore",
         "compressibility.Compressibility",
         "compressibility.Incompressibility",

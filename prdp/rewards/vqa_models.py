@@ -21,6 +21,7 @@ FILES = (("*.safetensors", "*.json", "*.txt", "*.model"), ("*.bin", "*.json", "*
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _BLIP = "BlipForQuestionAnswering"
 _MAX_NEW_TOKENS = 10
+_QUESTION_TOKENS = 35
 
 
 class AnswerModel(Protocol):
@@ -46,7 +47,7 @@ class BlipAnswers:
         import torch
 
         with torch.inference_mode():
-            inputs = self._inputs(images, questions)
+            inputs = self._inputs(images, _texts(questions))
             seen = self._model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
             read = self._model.text_encoder(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], encoder_hidden_states=seen
@@ -56,19 +57,44 @@ class BlipAnswers:
                 for row, question in enumerate(questions)
             ]
 
+    def chances_of_yes(self, images: UInt8, questions: Sequence[str]) -> Float64:
+        """Probability of yes against no as the first word of an answer, float64 [B].
+
+        As T2I-CompBench's code asks: a question begins with BLIP's own token for the encoder, where transformers'
+        processor leaves BERT's, and has at most 35 tokens.
+        """
+        import torch
+
+        text, tokenizer = self._model.config.text_config, self._processor.tokenizer
+        with torch.inference_mode():
+            inputs = self._inputs(images, questions, truncation=True, max_length=_QUESTION_TOKENS)
+            # The vocabulary is BERT's, then the token for the decoder, then the one for the encoder.
+            inputs["input_ids"][:, 0] = text.bos_token_id + 1
+            seen = self._model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
+            read = self._model.text_encoder(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], encoder_hidden_states=seen
+            ).last_hidden_state
+            logits = self._model.text_decoder(
+                input_ids=torch.full((len(questions), 1), text.bos_token_id, device=self._device),
+                encoder_hidden_states=read,
+                encoder_attention_mask=inputs["attention_mask"],
+            ).logits[:, 0]
+            first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in YES_NO]
+            chances: Float64 = logits[:, first].double().softmax(-1)[:, 0].cpu().numpy()
+        return chances
+
     def answers(self, images: UInt8, questions: Sequence[Question]) -> list[str]:
         """Greedy answers."""
         import torch
 
         with torch.inference_mode():
             ids = self._model.generate(
-                **self._inputs(images, questions), max_new_tokens=_MAX_NEW_TOKENS, do_sample=False, num_beams=1
+                **self._inputs(images, _texts(questions)), max_new_tokens=_MAX_NEW_TOKENS, do_sample=False, num_beams=1
             )
         return [text.strip() for text in self._processor.batch_decode(ids, skip_special_tokens=True)]
 
-    def _inputs(self, images: UInt8, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
-        texts = [question.text for question in questions]
-        inputs = self._processor(images=list(images), text=texts, padding=True, return_tensors="pt")
+    def _inputs(self, images: UInt8, texts: Sequence[str], **options: Any) -> dict[str, torch.Tensor]:
+        inputs = self._processor(images=list(images), text=list(texts), padding=True, return_tensors="pt", **options)
         wanted = {name: inputs[name].to(self._device) for name in ("pixel_values", "input_ids", "attention_mask")}
         wanted["pixel_values"] = wanted["pixel_values"].to(self._model.dtype)
         return wanted
@@ -160,6 +186,30 @@ class ChatAnswers:
         return sorted(token for token in first if tokenizer.decode([token]).strip())
 
 
+def load_blip(key: str, path: str, device: str, dtype: str) -> tuple[BlipAnswers, list[Path]]:
+    """As `load_answer_model`, of a folder or a hub id that holds BLIP.
+
+    Raises:
+        ValueError: what `check_blip` raises; weights that do not fit the configuration.
+    """
+    model, files = load_answer_model(key, path, device, dtype)
+    if not isinstance(model, BlipAnswers):
+        raise ValueError(_no_blip(key, path))
+    return model, files
+
+
+def check_blip(key: str, path: str) -> None:
+    """As `check_answer_model`, of a folder or a hub id that has to hold BLIP.
+
+    Raises:
+        ValueError: what that raises; a model of another kind.
+    """
+    folder = find_folder(key, path, FILES, fetch=False)
+    if folder is not None and not _is_blip(key, folder):
+        raise ValueError(_no_blip(key, path))
+    check_answer_model(key, path)
+
+
 def load_answer_model(key: str, path: str, device: str, dtype: str) -> tuple[AnswerModel, list[Path]]:
     """The model of a folder or the hub, and the files of its weights.
 
@@ -202,6 +252,14 @@ def says(answer: str, question: Question) -> str | None:
         return by_name[plain]
     named = [choice for name, choice in by_name.items() if re.search(rf"\b{re.escape(name)}\b", plain)]
     return named[0] if len(named) == 1 else None
+
+
+def _texts(questions: Sequence[Question]) -> list[str]:
+    return [question.text for question in questions]
+
+
+def _no_blip(key: str, path: str) -> str:
+    return f"{key}={path}: must hold {_BLIP}, such as Salesforce/blip-vqa-base"
 
 
 def _plain(text: str) -> str:

@@ -25,7 +25,10 @@ SUITES: dict[str, tuple[str, int, int, bool, dict[str, dict[str, Any]]]] = {
     "geneval": ("geneval", 553, 4, True, {"geneval": {"credit": "strict"}}),
     "hpsv2": ("hpdv2", 3200, 1, True, {"hpsv2_1": {}}),
     "parti_prompts": ("partiprompts", 1632, 1, False, {"pickscore": {}, "hpsv2_1": {}, "clipscore": {}}),
-    "t2i_compbench": ("t2i_compbench", 2400, 10, False, {"clipscore": {"path": "openai/clip-vit-base-patch32"}}),
+    "t2i_compbench": (
+        *("t2i_compbench", 2400, 10, False),
+        {"blip_vqa": {}, "clipscore": {"path": "openai/clip-vit-base-patch32"}},
+    ),
 }
 
 
