@@ -17,7 +17,7 @@ from prdp.diffusion.adapter_tensors import (
     read_peft_config,
     read_tensors,
 )
-from prdp.diffusion.fused_factors import authors_layout, split_factors
+from prdp.diffusion.fused_factors import authors_layout, check_flux_rows, split_factors
 from prdp.diffusion.original_layers import STABLE_DIFFUSION_3_LAYERS
 from prdp.support.errors import StartError
 
@@ -54,6 +54,7 @@ def converted(
     elif layout is not None:
         return *_of_authors(where, raw), {}, None
     else:
+        check_flux_rows(where, raw)
         options = lora_options(pipeline, network)
         try:
             state, *given, _ = pipeline.lora_state_dict(dict(raw), return_lora_metadata=True, **options)

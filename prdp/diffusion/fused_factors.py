@@ -41,6 +41,35 @@ _MARKS = (
 """Beginnings of names of layers that are not diffusers'. Kohya's of FLUX.1 and Z-Image diffusers converts itself."""
 
 
+_FUSED_OF_FLUX = re.compile(
+    rf"(?:lora_unet_|{_BEGINNING})(?:single_blocks[._]\d+[._](linear1)|double_blocks[._]\d+[._](?:img|txt)_attn[._]qkv)"
+    r"\.(?:lora_up|lora_B)\.weight"
+)
+FLUX_WIDTH = 3072
+"""Of the transformers of FLUX.1 that are released."""
+
+
+def check_flux_rows(where: str, raw: Mapping[str, torch.Tensor]) -> None:
+    """Check what diffusers splits, of tensors of FLUX.1 under kohya's names; it tells nothing where it cannot.
+
+    Raises:
+        StartError: rows that are no queries, keys and values, or those of another width; names the tensor.
+    """
+    for name, value in raw.items():
+        found = _FUSED_OF_FLUX.fullmatch(name)
+        if found is None or value.ndim == 0:
+            continue
+        rows, expected = value.shape[0], 7 * FLUX_WIDTH
+        if found[1] and rows != expected:
+            raise StartError(
+                f"{where}: {name}: has {rows} rows, expected {expected}: of a network {FLUX_WIDTH} wide queries, keys, "
+                "values and the MLP together, which diffusers splits at this width alone. Of another width give the "
+                "file in the format of diffusers"
+            )
+        if not found[1] and rows % 3:
+            raise StartError(f"{where}: {name}: has {rows} rows, expected a multiple of 3: queries, keys and values")
+
+
 def authors_layout(names: Iterable[str]) -> Layout | None:
     """The layout whose authors' names a LoRA's tensors have; diffusers reads few such files."""
     given = list(names)

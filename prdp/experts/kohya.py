@@ -14,7 +14,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from prdp.diffusion.adapter_files import AdaptedLayer
-from prdp.diffusion.fused_factors import authors_layout, joined_factors, split_factors
+from prdp.diffusion.fused_factors import (
+    FLUX_WIDTH,
+    authors_layout,
+    check_flux_rows,
+    joined_factors,
+    split_factors,
+)
 from prdp.diffusion.original_layers import FLUX_LAYERS, STABLE_DIFFUSION_3_LAYERS, Layout
 from prdp.experts.names import diffusers_name
 from prdp.support.errors import ConfigError, StartError
@@ -33,7 +39,6 @@ _Z_IMAGE = (
     "unet_layers_", "noise_refiner", "context_refiner", "diffusion_model.layers.", "all_final_layer", "cap_embedder",
 )  # fmt: skip
 _TRANSFORMER = "transformer."
-_FLUX_WIDTH = 3072
 _SD3_WIDTHS = (1536, 2432)
 """Of the released ones, medium and large."""
 _BLOCKS = SimpleNamespace(layers_per_block=2)
@@ -124,8 +129,8 @@ def kohya_layout(layers: Mapping[str, AdaptedLayer], family: str | None = None) 
     width = next((one.down.shape[1] for name, one in inner.items() if re.search(r"to_|_proj$|\.linear$", name)), 0)
     if len(named) == 1:
         found = named[0]
-    elif width == _FLUX_WIDTH or width in _SD3_WIDTHS:
-        found = FLUX_LAYERS if width == _FLUX_WIDTH else STABLE_DIFFUSION_3_LAYERS
+    elif width == FLUX_WIDTH or width in _SD3_WIDTHS:
+        found = FLUX_LAYERS if width == FLUX_WIDTH else STABLE_DIFFUSION_3_LAYERS
     else:
         raise ConfigError(
             f"format=kohya: layer {_TRANSFORMER}{next(iter(inner))}, {width} wide, and the others are named alike in "
@@ -138,10 +143,10 @@ def kohya_layout(layers: Mapping[str, AdaptedLayer], family: str | None = None) 
                 f"format=kohya: layer {_TRANSFORMER}{name} has no name of kohya's that is read back. Take "
                 "format=diffusers, which ComfyUI and others read"
             )
-        if found is FLUX_LAYERS and ".attn.to_" in name and name.startswith("single") and width != _FLUX_WIDTH:
+        if found is FLUX_LAYERS and ".attn.to_" in name and name.startswith("single") and width != FLUX_WIDTH:
             raise ConfigError(
                 f"format=kohya: layer {_TRANSFORMER}{name} is {width} wide, and diffusers reads kohya's names of "
-                f"FLUX.1 of {_FLUX_WIDTH} alone. Take format=diffusers"
+                f"FLUX.1 of {FLUX_WIDTH} alone. Take format=diffusers"
             )
     return found
 
@@ -199,6 +204,7 @@ def _layer(where: str, module: str) -> str:
 def _converted_whole(where: str, raw: Mapping[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
     from diffusers.loaders import FluxLoraLoaderMixin, ZImageLoraLoaderMixin
 
+    check_flux_rows(where, raw)
     loader: Any = FluxLoraLoaderMixin if family == "flux" else ZImageLoraLoaderMixin
     try:
         converted = loader.lora_state_dict(dict(raw))

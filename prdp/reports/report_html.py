@@ -33,6 +33,7 @@ FACTS = (
     ("objective.name", "objective"),
     ("objective.evidence", "evidence"),
     ("objective.beta", "beta"),
+    ("objective.kl", "weight of the distance to the start (kl)"),
     ("objective.clip_range", "clip range"),
     ("cluster.kind", "cluster"),
     ("seed", "seed"),

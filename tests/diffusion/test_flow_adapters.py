@@ -210,6 +210,7 @@ def test_files_of_others_are_refused(folders: Mapping[str, Path], tmp_path: Path
 ATTENTION = "diffusion_model.layers.0.attention"
 TO_Q = "lora_unet_layers_0_attention_to_q"
 QKV = "lora_unet_double_blocks_0_img_attn_qkv"
+SINGLE = "lora_unet_single_blocks_0_linear1"
 JOINT = "lora_unet_joint_blocks_0_x_block_attn_proj"
 TEXT = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
 
@@ -230,7 +231,12 @@ TEXT = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
             r"to_q\.lora_A\.weight and \S+qkv\.lora_A\.weight are both of layer layers\.0\.attention\.to_q",
         ),
         ("flux", {"hello": (2, 2)}, "hello: diffusers leaves it out"),
-        ("flux", {f"{QKV}.lora_up.weight": (95, 2)}, r"diffusers makes no LoRA of its tensors: \w+"),
+        ("flux", {f"{QKV}.lora_up.weight": (95, 2)}, r"lora_up\.weight: has 95 rows, expected a multiple of 3"),
+        (
+            "flux",
+            {f"{SINGLE}.lora_down.weight": (2, 32), f"{SINGLE}.lora_up.weight": (224, 2)},
+            r"linear1\.lora_up\.weight: has 224 rows, expected 21504: of a network 3072 wide",
+        ),
         ("flux", {f"{QKV}.lora_down.weight": None, f"{QKV}.lora_up.weight": None}, "holds no factor of a LoRA"),
         ("flux", {f"{QKV}.lora_down.weight": ()}, r"lora_down\.weight: has shape \[\], which no factor has"),
         ("stable_diffusion_3", {f"{JOINT}.alpha": (3,)}, r"attn_proj\.alpha: must be one finite number"),

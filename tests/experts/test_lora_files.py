@@ -319,6 +319,7 @@ def test_no_tensor_is_left_out(experts: list[Path], tmp_path: Path, change: Chan
         (["lora_unet_joint_blocks_0_x_block_attn_qkv"], r"qkv\.lora_up\.weight: has shape \[1, 1\].* in 3 equal parts"),
         (["lora_unet_joint_blocks_0_gone"], r"blocks_0_gone\.lora_\S+: is no tensor of a LoRA of Stable Diffusion 3's"),
         (["lora_unet_mid_block_attentions_0_proj_in", "unet.conv_in"], "is no tensor of a LoRA of kohya's"),
+        (["lora_unet_single_blocks_0_linear1"], r"linear1\.lora_up\.weight: has 1 rows, expected 21504"),
         (["lora_unet_double_blocks_0_gone"], "diffusers makes no LoRA of its tensors"),
         (["base_model.model.conv_in"], f"call it {PEFT_FILE}, with its {PEFT_CONFIG} beside it"),
         (["conv_in"], "conv_in.lora_(down|up).weight: is no factor"),
