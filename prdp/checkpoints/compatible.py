@@ -35,6 +35,7 @@ FREE_KEYS = (
     "sampler.prompts_per_chunk",
     "learner.framework",
     "learner.microbatch",
+    "learner.kept_outputs_gib",
     "learner.gradient_checkpointing",
     "learner.ratio_tolerance",
 )

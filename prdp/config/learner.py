@@ -69,6 +69,10 @@ class LearnerConfig:
     have none, which changes nothing. The best and the worst images of a group carry most of the gradient. What is lost
     is logged as coefficients_left_out, the share of the sum of absolute coefficients. No effect where coefficients are
     found in the pass with gradient, which is where a microbatch holds a group."""
+    kept_outputs_gib: NotNegative = 2.0
+    """Memory on the host of each process that learns for outputs of other policies, such as the reference's, that the
+    pass with gradient takes again on denoising errors; what is beyond is computed again. Changes speed alone. No effect
+    in half precision, and on a network that is held together (cluster.fsdp_size)."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     ratio_tolerance: PositiveOrInfinite = 1e-4

@@ -11,7 +11,7 @@ from prdp.cluster.object_store import planned_room
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import TrainConfig
 from prdp.configuration.memory_plan import device_plans, gib
-from prdp.configuration.network_passes import branches_of, image_passes, noisy_steps
+from prdp.configuration.network_passes import branches_of, image_passes, kept_outputs, noisy_steps
 from prdp.diffusion import family_of
 from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
 from prdp.learners.precision import spot_check_size
@@ -131,6 +131,7 @@ def geometry_text(config: TrainConfig) -> str:
     actors += "1 learner" if learners == 1 else f"{learners} that learn together"
     here = "1: sampling and scoring take turns" if learners == 1 else f"{learners}: all learn, one samples and scores"
     plans = [] if config.model.path in EMBEDDED_FOLDERS else device_plans(config)
+    kept = {f"outputs of the {of}": size for of, size in kept_outputs(config).items()}
     rows = (
         ("images per epoch", f"{size['images_per_epoch']:,} = {n:,} prompts x {b:,} images"),
         ("pairs per epoch", f"{size['pairs_per_epoch']:,}"),
@@ -147,6 +148,7 @@ def geometry_text(config: TrainConfig) -> str:
             f"{size['images']:,}, and {size['evaluation_images']:,} in {size['evaluations']:,} evaluations",
         ),
         ("memory of a rollout", _memory_text(parts) + (f"; up to {at_once} at once" if at_once > 1 else "")),
+        *([("outputs kept to learn", f"{_memory_text(kept)}, on the host of each process")] if kept else []),
         *(row for plan in plans for row in plan.rows),
         ("processes", actors if config.cluster.kind == "ray" else here),
         ("CPU threads per process", f"{size['threads']:,}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from prdp.config import ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
+from prdp.evidence.base import Of
 from prdp.objectives import build_objective
 from prdp.support.errors import UserError
 from prdp.types import Int64
@@ -79,17 +81,44 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     of_policy = 0 if at_once else (not known_first) + (updates - 1) * (not known_later)
     found = set(objective.found_beside) if at_once else set()
     """Data that takes no pass in updates whose coefficients are found in the pass with gradient."""
-    of_others = len(further.keys() - set(own) - (set() if known_first else found))
-    of_others += (updates - 1) * len(further.keys() - (set() if known_later else found))
+    first = further.keys() - set(own) - (set() if known_first else found)
+    later = further.keys() - (set() if known_later else found)
+    of_others = len(first) + (updates - 1) * len(later)
     beside_all = updates * sum(beside_passes.values()) - not_at_first
+    kept = kept_outputs(config)
+    """Whose outputs are made once, where both a pass of their own and the one with gradient take them."""
+    once = len({further[name] for name in first} & set(kept) - alike)
+    once += (updates - 1) * len({further[name] for name in later} & set(kept))
     drawn = config.rollouts.source == "sample"
     reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)
     return ImagePasses(
         policy=config.sampler.steps * branches * drawn,
         reference=reference_steps * branches * drawn,
-        evidence=columns * ((of_policy + of_others) * branches + beside_all),
+        evidence=columns * ((of_policy + of_others - once) * branches + beside_all),
         gradient=columns * branches * updates,
     )
+
+
+def kept_outputs(config: TrainConfig) -> dict[Of, int]:
+    """Whose outputs wait on the host for the pass with gradient, and their bytes in each process that learns.
+
+    Those that do not fit as a whole are left out, though a part of them is kept.
+    """
+    objective, learner, cluster = build_objective(config.objective), config.learner, config.cluster
+    precision = learner.autocast or config.model.dtype
+    asked = {objective.evidence.beside[name] for name in objective.found_beside}
+    columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
+    group, images = config.images_per_prompt * columns, config.prompts_per_epoch * config.images_per_prompt
+    if not asked or precision != "float32" or cluster.fsdp_size > 1:
+        return {}
+    if objective.found_with_gradient(group, learner.microbatch, precision):
+        return {}
+    try:
+        latent = math.prod(family_of(config.model).latent_shape_of(config.model))
+    except UserError:
+        return {}
+    size = math.ceil(images * columns / cluster.learners) * latent * np.dtype(np.float32).itemsize
+    return dict.fromkeys(asked, size) if size * len(asked) <= learner.kept_outputs_gib * 2**30 else {}
 
 
 def branches_of(model: ModelConfig, scale: float) -> int:

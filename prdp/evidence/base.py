@@ -43,6 +43,8 @@ class Pass:
         network: whose evidence it is; None for the policy's own.
         network_of: the network of another, for as long as the context lasts.
         alike: whose network has the weights of this one, so that its output is this one's.
+        keep: takes the output, for a later pass over these cells.
+        kept: the output of another, guided as the sampler is, that an earlier pass has left; None where none has.
     """
 
     policy: Policy
@@ -53,10 +55,15 @@ class Pass:
     network: torch.nn.Module | None = None
     network_of: Callable[[Of], AbstractContextManager[torch.nn.Module | None]] | None = None
     alike: Collection[Of] = ()
+    keep: Callable[[torch.Tensor], None] | None = None
+    kept: Callable[[Of], torch.Tensor | None] | None = None
 
     def output(self, latents: torch.Tensor, times: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The guided output, float32 [b, C, h, w]; see `Policy.output`."""
-        return self.policy.output(latents, times, conditions, self.guidance_scale, self.network)
+        output = self.policy.output(latents, times, conditions, self.guidance_scale, self.network)
+        if self.keep is not None:
+            self.keep(output)
+        return output
 
     def output_of(
         self,
@@ -73,6 +80,9 @@ class Pass:
         """
         import torch
 
+        left = self.kept(of) if self.kept is not None and guidance_scale is None else None
+        if left is not None:
+            return left
         assert self.network_of is not None, "this pass knows one network"
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         with torch.no_grad(), self.network_of(of) as network:
@@ -91,7 +101,8 @@ class Evidence(ABC):
         passes: of `data`, what takes passes over the cells: name -> (channel, whose).
         derived: what a loss may take besides, differences: name -> (channel or data, channel or data to subtract).
         others: channels whose values take the output of another network as well: name -> whose.
-        beside: of `passes`, what that output tells, too, where it is guided as the sampler is: name -> whose.
+        beside: of `passes`, what that output tells, too, where it is guided as the sampler is: name -> whose. Such a
+            pass asks for the same output of the same latents, once a microbatch, which may be kept for `others`.
         keeps_steps: whether its columns are steps of the sampler, whose latents are kept.
         needs_noise: whether these have to be steps that draw noise.
         keeps: names in `Rollout.stored` of what it is computed from, which its recorder keeps.

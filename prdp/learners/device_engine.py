@@ -15,6 +15,7 @@ from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.evidence.base import Channels, Evidence, Of, Pass
+from prdp.evidence.kept_outputs import KeptOutputs
 from prdp.learners.engine import Batch, Engine, Progress, Tables, check_finite, microbatches
 from prdp.support.microbatches import give_back
 from prdp.types import Float64, Int64, Rollout
@@ -50,6 +51,7 @@ class DeviceEngine(Engine):
         channels: the ones that the loss is differentiated by.
         microbatch: cells per network call.
         seed: of the run; denoising evidence draws its noise from it.
+        kept_bytes: on the host, for outputs of other policies that the pass with gradient takes again.
 
     Attributes:
         beside: data that is found where these channels are computed, see `Evidence.found_beside`.
@@ -68,6 +70,7 @@ class DeviceEngine(Engine):
         channels: Sequence[str],
         microbatch: int,
         seed: int,
+        kept_bytes: float = 0.0,
     ) -> None:
         self.policy = policy
         self.transitions = transitions
@@ -78,6 +81,8 @@ class DeviceEngine(Engine):
         self.microbatch = microbatch
         self.seed = seed
         self.checks_evidence = True
+        # In half precision the pass with gradient compares outputs of its own rounding.
+        self._outputs = KeptOutputs(kept_bytes if policy.precision == "float32" else 0.0)
         self._reference: Of = "reference"
         self._alike: tuple[Of, ...] = ()
 
@@ -90,6 +95,7 @@ class DeviceEngine(Engine):
 
     def use_microbatch(self, size: int) -> None:
         self.microbatch = size
+        self._outputs.clear()
         self._zero_gradient()
         give_back()
 
@@ -97,12 +103,13 @@ class DeviceEngine(Engine):
     def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:
         names = tuple(channels) or self.channels
         found = self._unknown(batch, names)
+        keeps = of if self.shards == 1 and of in self._asked_again(names) else None
         self._find_alike()
         with self._float32(), self._resolved(of) as network:
             parts = list(self._microbatches(batch, cells))
             idle = self._idle(parts)
             for images, columns in parts:
-                values = self._values(batch, images, columns, names, network)
+                values = self._values(batch, images, columns, names, network, keeps)
                 for name in names:
                     found[name][images, columns] = row = values[name].cpu().numpy()
                     self._check_finite(batch, images, columns, name, row)
@@ -174,6 +181,7 @@ class DeviceEngine(Engine):
                     continue  # a gradient of 0, which is computed only where it is all there is
                 learned = True
                 (torch.from_numpy(weights).to(stacked.device, stacked.dtype) * stacked).sum().backward()
+        self._outputs.clear()
 
     def join(self, group: Any) -> None:
         """Take a place among the processes that `shards` tells of; the engine of one process has none to take."""
@@ -217,16 +225,21 @@ class DeviceEngine(Engine):
         columns: Int64,
         names: Sequence[str],
         network: torch.nn.Module | None,
+        keeps: Of | None = None,
     ) -> dict[str, torch.Tensor]:
+        cells = images, columns
+        rollout, update = batch.rollout, batch.update
         of = Pass(
             self.policy,
             self.transitions,
             self.guidance_scale,
             self.seed,
-            batch.update,
+            update,
             network,
             self._resolved,
             self._alike,
+            None if keeps is None else lambda output: self._outputs.keep(rollout, update, keeps, *cells, output),
+            lambda whose: self._outputs.find(rollout, update, whose, *cells, self.policy.device),
         )
         conditions = batch.conditions[images // batch.rollout.images_per_prompt]
         values = self.kind.values(of, batch.rollout, conditions, images, columns, names)
@@ -244,6 +257,11 @@ class DeviceEngine(Engine):
             if torch.is_grad_enabled() and name not in self.beside and not values[name].requires_grad:
                 raise ValueError(f"{label} returned '{name}' without a gradient; nothing could be learned from it")
         return values
+
+    def _asked_again(self, names: Sequence[str]) -> set[Of]:
+        """Whose output the pass with gradient takes, of what a pass for these channels makes."""
+        passes = (self.kind.passes[name] for name in self.beside)
+        return {whose for channel, whose in passes if channel in names}
 
     def _find_alike(self) -> None:
         """Whose output, of those that the channels take beside the policy's, is the policy's own."""

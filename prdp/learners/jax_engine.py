@@ -67,7 +67,8 @@ class JaxEngine(DeviceEngine):
         config: LearnerConfig,
         seed: int,
     ) -> None:
-        super().__init__(policy, transitions, guidance_scale, evidence, channels, config.microbatch, seed)
+        size, kept_bytes = config.microbatch, config.kept_outputs_gib * 2**30
+        super().__init__(policy, transitions, guidance_scale, evidence, channels, size, seed, kept_bytes)
         network: Any = policy.weights.network
         fixed, learning = policy.weights.fixed(), policy.weights.parameters
         check_adapters([*fixed, *learning])

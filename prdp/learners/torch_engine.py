@@ -48,7 +48,8 @@ class TorchEngine(DeviceEngine):
         config: LearnerConfig,
         seed: int,
     ) -> None:
-        super().__init__(policy, transitions, guidance_scale, evidence, channels, config.microbatch, seed)
+        size, kept_bytes = config.microbatch, config.kept_outputs_gib * 2**30
+        super().__init__(policy, transitions, guidance_scale, evidence, channels, size, seed, kept_bytes)
         self._parameters = policy.weights.parameters
         self._max_grad_norm = config.max_grad_norm
         self._divisible = config.mode == "full"  # an `FsdpEngine` may go on from here

@@ -184,7 +184,7 @@ def test_the_numbers_of_a_run() -> None:
         ("nft", 5, 9, 0),
         ("fdfo", 5, 5, 0),  # of the step without noise, too
         ("awm", 5, 13, 0),
-        ("dgpo", 5, 15, 0),
+        ("dgpo", 5, 12, 0),
     ):
         draws = {} if columns == 4 or name == "fdfo" else {"draws": columns}
         other = geometry.geometry(dataclasses.replace(config, objective={"name": name, **draws}))

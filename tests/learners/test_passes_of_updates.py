@@ -72,7 +72,7 @@ def passes(
         ("fdfo", {"kl": 1.0}, 0, (96, 48)),
         ("awm", {}, 0, (108, 36)),  # outputs of the reference and of the old policy
         ("awm", {"beta": 0.0, "beta_old": 0.0}, 0, (36, 36)),
-        ("dgpo", {}, 0, (180, 36)),  # old policy, reference twice, policy, policy with gradient
+        ("dgpo", {}, 0, (144, 36)),  # old policy, reference, whose outputs are kept, policy, policy with gradient
         ("dgpo", {"frozen_reference": False, "kl": 0.0, "clip_range": None}, 0, (108, 36)),
         ("dgpo", {"frozen_reference": False, "kl": 0.0}, 0, (92, 20)),  # 16 are beyond the trust region
     ],
@@ -92,7 +92,7 @@ def test_no_pass_that_is_not_needed(
         ("prdp", {}, 1, 16, (48, 48)),
         ("prdp", ON_DENOISING, 0, 11, (108, 36)),
         ("prdp", ON_DENOISING, 0, 12, (72, 36)),  # reference, policy with gradient
-        ("prdp", {**ON_DENOISING, "kl": 1.0}, 0, 11, (144, 36)),  # reference twice, policy, policy with gradient
+        ("prdp", {**ON_DENOISING, "kl": 1.0}, 0, 11, (108, 36)),  # reference, policy, policy with gradient
         ("prdp", {**ON_DENOISING, "kl": 1.0}, 0, 12, (72, 36)),  # the reference's output tells its error, too
         ("diffusion_dpo", {}, 0, 12, (36, 18)),
         ("dgpo", {}, 0, 12, (108, 36)),  # old policy, reference, policy with gradient
@@ -119,7 +119,7 @@ def test_coefficients_of_groups_that_fit_into_a_microbatch_take_no_pass_of_their
         ("nft", {}, (72, 36)),
         ("nft", {"kl": 0.0}, (36, 36)),
         ("awm", {}, (72, 36)),
-        ("dgpo", {}, (144, 36)),  # reference twice, policy, policy with gradient
+        ("dgpo", {}, (108, 36)),  # reference, policy, policy with gradient
         ("prdp", {**ON_DENOISING, "old_is_reference": True}, (36, 36)),
     ],
 )
@@ -142,6 +142,35 @@ def test_the_gradient_is_the_same_without_the_passes_of_an_old_policy_that_has_n
             monkeypatch.setattr("prdp.learners.torch_engine.TorchEngine.unmoved", lambda self, of: False)
         build(policy, name).update(stub_rollout(policy, TRANSITIONS))
         found.append([value.grad for value in policy.weights.parameters.values()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "most", "cells"), [("prdp", 36, 0), ("dgpo", 36, 0), ("dgpo", 20, 36 - 20)])
+def test_outputs_that_two_passes_take_are_computed_once_as_far_as_they_fit_and_no_bit_changes(
+    name: str, most: int, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs, bytes_of_a_cell = {**ON_DENOISING, "kl": 1.0} if name == "prdp" else {}, 8 * 8
+    found, counts = [], []
+    for limit in (0.0, most * bytes_of_a_cell / 2**30):
+        policy = moved(StubPolicy())
+        learner, rollout = build(policy, name, knobs, microbatch=5, kept_outputs_gib=limit), stub_rollout(
+            policy, TRANSITIONS
+        )
+        moved(policy)
+        output, count = policy.output, [0]
+
+        def counting(latents: torch.Tensor, *arguments: Any, output: Any = output, count: Any = count) -> torch.Tensor:
+            count[0] += len(latents)
+            return output(latents, *arguments)  # type: ignore[no-any-return]
+
+        policy.output = counting  # type: ignore[method-assign]
+        for _ in range(2):  # draws are those of an update
+            told = learner.update(dataclasses.replace(rollout, weights_version=1))
+        found.append((told["kl_ref"], told["loss"], *(value.grad for value in policy.weights.parameters.values())))
+        counts.append(count[0])
+        assert not learner.engine._outputs, "nothing is held between updates"  # type: ignore[attr-defined]
+    assert counts[0] - counts[1] == 2 * (36 - cells)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
