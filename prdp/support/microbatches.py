@@ -135,5 +135,5 @@ class Microbatch:
         size = state.get("microbatch", 0)
         if state.get("microbatch_given") == self._given and 0 < size < self._given:
             self.size = size
-            _log.warning("goes on with %s=%d: memory ran out above before", self._key, size)
+            _log.warning("goes on with %s=%d: memory ran out at more before", self._key, size)
             self._use(size)
