@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import logging
 import math
 import time
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prdp.checkpoints.export import export_weights
 from prdp.checkpoints.restarts import Restarts
@@ -19,22 +15,15 @@ from prdp.checkpoints.run_folder import words_for_the_silent
 from prdp.checkpoints.run_log import RunLog
 from prdp.checkpoints.run_state import RunState
 from prdp.checkpoints.run_store import RunStore
-from prdp.cluster import build_workforce, reserve_learner, start_ranks
-from prdp.cluster.base import RewardWorker, SamplerFactory, SamplerLike, Workforce
-from prdp.cluster.remote_ranks import RemoteRanks
-from prdp.cluster.rollout_queue import RolloutQueue
-from prdp.config import FAMILIES, ModelConfig, TrainConfig
+from prdp.config import FAMILIES, TrainConfig
 from prdp.configuration.typed import write_config
 from prdp.diffusion.compiling import compile_seconds
-from prdp.diffusion.policy import Policy
-from prdp.diffusion.turns import taking_turns
-from prdp.diffusion.weights import TrainableWeights
 from prdp.evaluation.heldout import HeldoutEvaluation
 from prdp.image_sets.source import rollout_source
-from prdp.learners import RankSettings, build_rank, learner_of, learner_policy
 from prdp.prompts.stream import PromptStream
 from prdp.prompts.tokens import cut_prompts_report
 from prdp.reports.report import write_report
+from prdp.run_parts import build_learner, build_workforce_of, rollout_queue
 from prdp.support.errors import start_up_checks
 from prdp.support.interruption import interruptions_raised
 from prdp.support.rank_errors import ShardLostError
@@ -117,12 +106,15 @@ class Run:
         check_trackers(config.tracking)
         self.source = rollout_source(config)
         self.prompts = self.source.prompts()
-        model = self._build_learner()
+        self.parts = parts = build_learner(config, self._held)
+        self.policy, self.learner = parts.policy, parts.learner
         checkpoint = self.store.find(self.prompts.train, self.prompts.heldout)
         if checkpoint is not None:
             self.learner.load_state(checkpoint.tensors, checkpoint.state["learner"])
-        self._let_sample()
-        self._build_workforce(model.device)
+        parts.rest(config)
+        self.workforce = build_workforce_of(config, self.source, parts, self._held)
+        self.stream = PromptStream(self.prompts.train, config.seed, config.prompts.shuffle)
+        self.rollouts = rollout_queue(config, self.source, self.workforce, self.stream)
         if checkpoint is not None:
             self.rollouts.load_state(checkpoint.tensors, checkpoint.state)
         identity = self.workforce.reward_identity
@@ -140,70 +132,10 @@ class Run:
         )
         self.heldout = HeldoutEvaluation(config, self.prompts.judged, self.workforce, self.log)
 
-    def _build_learner(self) -> ModelConfig:
-        """The learner, where the cluster wants it; its model."""
-        config = self.config
-        model, gpu = config.model, reserve_learner(config.cluster)
-        self._places: Sequence[Any] = () if gpu is None else gpu.places
-        if gpu is not None:
-            self._held.callback(gpu.close)
-            model = dataclasses.replace(model, device=gpu.device)
-        self.ranks = self._start_ranks(RankSettings.of(config))
-        self.policy = learner_policy(model, config.learner, config.seed, config.cluster.fsdp_size)
-        self.learner = learner_of(config, self.policy, self.ranks)
-        return model
-
-    def _start_ranks(self, settings: RankSettings) -> RemoteRanks | None:
-        """The other processes of the learner; of one machine's GPUs each takes its own, as Ray's actors do."""
-        cluster = self.config.cluster
-        if cluster.learners == 1:
-            return None
-        from prdp.diffusion.pipeline_loading import device_of
-
-        gpu = device_of(settings.model).startswith("cuda")
-        own = gpu and cluster.kind == "inline"
-        each = [settings.on_gpu(number) if own else settings for number in range(1, cluster.learners)]
-        backend = "nccl" if gpu and self.config.learner.framework == "torch" else "gloo"
-        ranks = start_ranks(cluster, [partial(build_rank, one) for one in each], backend, self._places)
-        if ranks is not None:
-            self._held.callback(ranks.close)
-        return ranks
-
-    def _build_workforce(self, learner_device: str) -> None:
-        """Samplers and rewards, and the queue of what is asked of them."""
-        config = self.config
-        factory = self.source.sampler_factory(self.learner.recorder)
-        inline = config.cluster.kind == "inline"
-        if inline:
-            factory = partial(_on_one_base, factory, self.policy)
-        if config.cluster.colocate:
-            factory = partial(taking_turns, factory, self.policy if inline else None)
-        self.workforce: Workforce = build_workforce(
-            config.cluster,
-            factory,
-            partial(RewardWorker, self.source.reward(), config.cluster.reward_retries),
-            config.sampler.prompts_per_chunk,
-            learner_device,
-            self._places,
-        )
-        self._held.callback(self.workforce.close)
-        self.stream = PromptStream(self.prompts.train, config.seed, config.prompts.shuffle)
-        self.rollouts = RolloutQueue(
-            self.workforce,
-            self.stream,
-            prompts_per_epoch=config.prompts_per_epoch,
-            images_per_prompt=config.images_per_prompt,
-            seed=config.seed,
-            epochs=config.epochs,
-            max_staleness=config.cluster.max_staleness,
-            online=config.rollout_policy == "current",
-            drawn=self.source.drawn,
-        )
-
     def _introduce(self) -> None:
         """Who works where, and what is to be known of the prompts."""
         progress = self.log.progress
-        progress.cluster(self._status)
+        progress.cluster(lambda: self.parts.status(self.workforce))
         progress.message(self.workforce.plan)
         for line in self.store.changes:
             progress.message(f"changed on the way: {line}")
@@ -212,15 +144,6 @@ class Run:
         if self.config.model.family in FAMILIES:  # what a family from elsewhere makes of long prompts is its own matter
             model = self.config.model
             progress.message(cut_prompts_report(model.config or model.path, self.stream, self.prompts.judged.texts))
-
-    def _status(self) -> dict[str, Any]:
-        """Who works where, the learner's other processes included; see `Workforce.status`."""
-        status = self.workforce.status()
-        if self.ranks is None:
-            return status
-        faults = [fault for fault in (status["last_fault"], self.ranks.last_fault) if fault is not None]
-        fault = max(faults, key=lambda one: float(one["time"]), default=None)
-        return {"actors": [*status["actors"], *self.ranks.status()], "last_fault": fault}
 
     def _catch_up(self) -> None:
         """Log what a run that was ended did not come to log; judge weights that are due and were not judged yet."""
@@ -236,13 +159,8 @@ class Run:
 
     def _judge(self) -> None:
         weights = self.learner.evaluation_weights()
-        self._let_sample()
+        self.parts.rest(self.config)
         self.heldout.judge(weights)
-
-    def _let_sample(self) -> None:
-        """Have the learner make room on devices that it shares with samplers; it takes it again when it needs it."""
-        if self.config.cluster.colocate:
-            self.learner.rest(fixed=self.config.cluster.kind == "ray")
 
     def _learn_epoch(self) -> None:
         """Sample, score, update; the memory of the rollout, gigabytes at true size, is free for the next one then."""
@@ -263,7 +181,7 @@ class Run:
     def _publish(self) -> dict[str, float]:
         """Ask for the rollouts that may be under way now, under the weights that they are due."""
         start, weights = time.monotonic(), self.learner.weights()
-        self._let_sample()
+        self.parts.rest(self.config)
         size = self.rollouts.fill(self.state.epoch, weights)
         return {"time/publish": time.monotonic() - start, "publish_mib": size / 2**20}
 
@@ -296,7 +214,7 @@ class Run:
                 try:
                     self.learner.update(whole, advance, stepped)
                 except RowsLostError:  # samplers make them again
-                    self._let_sample()
+                    self.parts.rest(self.config)
                     raise
 
             return self.workforce.reading(rollout, learn)
@@ -307,10 +225,7 @@ class Run:
     def _export(self) -> None:
         """Write the evaluation weights in diffusers format, for `StableDiffusionPipeline` to load."""
         self.store.lock.check()
-        weights, policy = self.learner.evaluation_weights(), self.policy
-        if self.config.cluster.fsdp_size > 1:  # of its network only some rows are here
-            on_host = dataclasses.replace(self.config.model, device="cpu")
-            policy = learner_policy(on_host, self.config.learner, self.config.seed)
+        weights, policy = self.learner.evaluation_weights(), self.parts.whole_policy(self.config)
         usage = export_weights(self.config, policy, weights, self.prompts.judged.texts[0])
         if usage:
             self.log.progress.message(usage)
@@ -322,12 +237,3 @@ class Run:
             self.log.progress.message(f"report: {write_report(folder)}")
         except ValueError as error:
             _log.warning("there is no report: %s; without that file, prdp report %s writes it", error, folder)
-
-
-def _on_one_base(factory: SamplerFactory, learner: Policy) -> SamplerLike:
-    """The sampler beside a learner in this process, with the learner's frozen tensors in place of its own."""
-    sampler = factory()
-    theirs = getattr(getattr(sampler, "policy", None), "weights", None)
-    if isinstance(theirs, TrainableWeights) and isinstance(learner.weights, TrainableWeights):
-        theirs.share_fixed(learner.weights)
-    return sampler

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp import train
+from prdp import run_parts, train
 from prdp.config import SamplerConfig, TrainConfig
 from prdp.configuration.typed import typed
 from prdp.support.interruption import uninterrupted
@@ -134,9 +134,9 @@ class FakeWorkforce:
 
 def fake_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `Run` be built of these."""
-    monkeypatch.setattr(train, "learner_policy", lambda *_, **__: FakePolicy())
-    monkeypatch.setattr(train, "learner_of", FakeLearner)
-    monkeypatch.setattr(train, "build_workforce", FakeWorkforce)
+    monkeypatch.setattr(run_parts, "learner_policy", lambda *_, **__: FakePolicy())
+    monkeypatch.setattr(run_parts, "learner_of", FakeLearner)
+    monkeypatch.setattr(run_parts, "build_workforce", FakeWorkforce)
     monkeypatch.setattr(train, "cut_prompts_report", lambda *_: "")
     monkeypatch.setattr("os.fsync", lambda _: None)
 

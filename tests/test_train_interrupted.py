@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prdp import train
+from prdp import run_parts, train
 from prdp.checkpoints import run_log, run_state, run_store
 from prdp.checkpoints.run_lock import LOCK_FILE, LockedError, LockLostError
 from prdp.cluster import rollout_queue
@@ -216,7 +216,7 @@ def test_a_second_start_is_refused_while_the_first_is_at_work(tmp_path: Path) ->
 
 def test_a_start_that_is_refused_lets_go_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(train, "build_workforce", failing(ValueError("no actors")))
+        patch.setattr(run_parts, "build_workforce", failing(ValueError("no actors")))
         with pytest.raises(ValueError, match="no actors"):
             fake_run(tmp_path / "run")
     assert not (tmp_path / "run").exists()

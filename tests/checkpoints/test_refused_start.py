@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prdp import cli, train
+from prdp import cli, run_parts
 from prdp.checkpoints import run_store
 from prdp.evaluation.runs import read_trained_run
 from prdp.rewards.redness import Redness
@@ -57,7 +57,7 @@ def other_prompts(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, An
 
 
 def no_actors(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
-    monkeypatch.setattr(train, "build_workforce", Refusing)
+    monkeypatch.setattr(run_parts, "build_workforce", Refusing)
     return {}
 
 
