@@ -27,8 +27,8 @@ def config_of(pipeline: Path, *words: str) -> TrainConfig:
     ("words", "sample", "learn"),
     [
         # A tick is an encoding, a step or a decoding of 4 images: 5 steps in two microbatches, 2 decodings, 1 encoding.
-        (["objective=prdp_denoising", "sampler.guidance_scale=1"], 13, 3 * 8 / 3 * 4),
-        (["objective=prdp_denoising", "sampler.guidance_scale=3"], 13, 3 * 8 / 3 * 4),
+        (["objective=prdp_denoising", "sampler.guidance_scale=1"], 13, 3 * 8 / 3 * 3),
+        (["objective=prdp_denoising", "sampler.guidance_scale=3"], 13, 3 * 8 / 3 * 3),
         # Four steps with noise are learned from, with a pass of the reference each; one more is taken without.
         (["objective=prdp", "sampler.deterministic_final_steps=1"], 5 * 2 + 4 * 2 + 3, 4 * 8 / 3),
     ],
@@ -38,8 +38,8 @@ def test_seconds_are_measured_microbatches_times_what_a_run_takes(
 ) -> None:
     """By a clock that ticks once for each thing measured.
 
-    Evidence of policy and reference is needed beforehand. The distance to the reference takes its output again, as a
-    microbatch holds no group.
+    Evidence of policy and reference is needed beforehand, as a microbatch holds no group. The distance to the reference
+    takes the same output again.
     """
     ticks = itertools.count()
     found = measure_epoch(config_of(small_pipeline, *words), PROMPTS, lambda: float(next(ticks)))
