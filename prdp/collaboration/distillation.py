@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from prdp.checkpoints.unfinished import optimizer_tensors, put_into_optimizer
 from prdp.support.errors import ConfigError
+from prdp.support.microbatches import LEARNER_ADVICE, Microbatch, give_back
 from prdp.types import Float32, Float64, Int64
 
 if TYPE_CHECKING:
@@ -108,6 +110,9 @@ class Distillation:
             eps=learner.adam_epsilon,
             weight_decay=learner.weight_decay,
         )
+        self._microbatch = Microbatch(
+            "learner.microbatch", learner.microbatch, LEARNER_ADVICE, lambda size: give_back()
+        )
         asks = config.target.name == "consistency"
         self._asked = MovingAverage(parameters, config.target.ema_decay) if asks else None
         self._written = MovingAverage(parameters, learner.ema_decay) if learner.ema_decay else None
@@ -156,19 +161,14 @@ class Distillation:
                     self._policy.weights.parameters[name].copy_(value)
 
     def _step(self, batch: ChainBatch) -> dict[str, float]:
-        config, learner, update, times = self._config, self._config.learner, self.update, self._times
+        config, learner, update = self._config, self._config.learner, self.update
         rate = learning_rate(update, config.updates, learner.warmup_updates, learner.learning_rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.zero_grad()
-        steps = np.random.default_rng((_DOMAIN, config.seed, update)).integers(len(times), size=len(batch.latents))
-        loss = 0.0
-        for begin in range(0, len(steps), learner.microbatch):
-            rows = np.arange(begin, min(begin + learner.microbatch, len(steps)))
-            part = _loss(self._policy, batch, rows, steps[rows], times, self._asked, config.target.huber)
-            part = part * len(rows) / len(steps)
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
+        rng = np.random.default_rng((_DOMAIN, config.seed, update))
+        steps = rng.integers(len(self._times), size=len(batch.latents))
+        work = partial(self._gradient, batch, steps)
+        loss = self._microbatch.fitted(work, lambda: len(steps), f"update {update}")
         parameters = list(self._policy.weights.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, learner.max_grad_norm)
         if not (math.isfinite(loss) and bool(norm.isfinite())):
@@ -177,6 +177,23 @@ class Distillation:
         for average in self._averages.values():
             average.move()
         return {"update": update, "loss": loss, "learning_rate": rate, "grad_norm": float(norm)}
+
+    def _gradient(self, batch: ChainBatch, steps: Int64) -> float:
+        """Gather the gradient, from zero; the loss.
+
+        Args:
+            steps: int64 [b], of each chain.
+        """
+        self._optimizer.zero_grad()
+        loss, size = 0.0, self._microbatch.size
+        for begin in range(0, len(steps), size):
+            rows = np.arange(begin, min(begin + size, len(steps)))
+            asked, threshold = self._asked, self._config.target.huber
+            part = _loss(self._policy, batch, rows, steps[rows], self._times, asked, threshold)
+            part = part * len(rows) / len(steps)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        return loss
 
 
 def _loss(

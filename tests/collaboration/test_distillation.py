@@ -112,3 +112,26 @@ def test_microbatches_add_up_and_the_average_is_what_stays() -> None:
 
     assert learned(2, 0.0) == pytest.approx(learned(6, 0.0), abs=1e-5)
     assert abs(learned(6, 0.9) - 0.5) < 0.5 * abs(learned(6, 0.0) - 0.5)
+
+
+@pytest.mark.parametrize("target", ["endpoint", "consistency"])
+def test_memory_that_runs_out_halves_the_microbatch_and_changes_nothing_else(
+    target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Short(Straight):
+        most = 6
+
+        def output(self, latents: torch.Tensor, *arguments: Any) -> Any:
+            if len(latents) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().output(latents, *arguments)
+
+    found = []
+    for most, size in ((1, 4), (6, 1)):
+        learner = LearnerConfig(learning_rate=0.05, ema_decay=0.9, microbatch=size)
+        policy, settings = Short(), config(updates=3, learner=learner, target=TargetConfig(name=target))
+        policy.most = most
+        log = list(Distillation(policy, TIMES, settings).steps(iter([batch()] * 3)))
+        found.append((log, policy.scale.item()))
+    assert found[0] == found[1]
+    assert [line.message[-20:] for line in caplog.records] == ["learner.microbatch=2", "learner.microbatch=1"]
