@@ -1,7 +1,7 @@
-"""UnifiedReward (Wang et al., 2025) on Qwen-VL: a language model that looks at an image and writes its marks in words.
+"""UnifiedReward (Wang et al., 2025): a language model that looks at an image and writes its marks in words.
 
-The checkpoints of github.com/CodeGoat24/UnifiedReward that were tuned from Qwen2.5-VL, in transformers' own classes.
-The first ones, tuned from LLaVA-OneVision in its authors' code, are not read.
+The checkpoints of github.com/CodeGoat24/UnifiedReward that were tuned from Qwen2.5-VL, and the first ones, tuned from
+LLaVA-OneVision, on transformers' classes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from prdp.rewards.batching import Batches, choose_device
 from prdp.rewards.clip_model import check_settings, weights_version
 from prdp.rewards.hpsv3_instruction import IMAGE_TOKEN
 from prdp.rewards.judge_answers import criteria_scores
+from prdp.rewards.llava_onevision import IMAGE, LlavaOnevision, check_llava, is_llava
 from prdp.rewards.pixels import check_batch, qwen2_vl_patches, qwen2_vl_size
 from prdp.rewards.transformers_models import load_pretrained
 from prdp.rewards.weight_files import find_file, find_folder, model_files, read_json
@@ -80,16 +81,21 @@ class UnifiedReward:
         self._instruction = _instruction(instruction)
         folder = find_folder("path", path, FILES)
         assert folder is not None
-        architecture = getattr(transformers, ARCHITECTURES[_kind(folder)])
         self._device = choose_device(self.name, device)
-        self._network, self._tokenizer = load_pretrained(
-            f"path={path}", folder, architecture, transformers.AutoTokenizer, self._device, dtype
-        )
-        self._template = _template(folder, self._tokenizer)
-        self._image = int(self._network.config.image_token_id)
-        if self._said("x").count(IMAGE_TOKEN) != 1:
-            raise ValueError(f"path={path}: the chat template must show one image by {IMAGE_TOKEN}")
-        self._least, self._most = pixel_bounds(folder)
+        kind, self._llava, self._template = _kind(folder), None, None
+        if kind is None:
+            self._llava = LlavaOnevision(f"path={path}", folder, self._device, dtype)
+            self._network, self._tokenizer = self._llava.network, self._llava.tokenizer
+        else:
+            architecture = getattr(transformers, ARCHITECTURES[kind])
+            self._network, self._tokenizer = load_pretrained(
+                f"path={path}", folder, architecture, transformers.AutoTokenizer, self._device, dtype
+            )
+            self._template = _template(folder, self._tokenizer)
+            self._image = int(self._network.config.image_token_id)
+            if self._said("x").count(IMAGE_TOKEN) != 1:
+                raise ValueError(f"path={path}: the chat template must show one image by {IMAGE_TOKEN}")
+            self._least, self._most = pixel_bounds(folder)
         self._criteria, self._unreadable = tuple(criteria), unreadable
         self._max_new_tokens = max_new_tokens
         self.sub_score_names = self._criteria
@@ -99,7 +105,8 @@ class UnifiedReward:
         text = self._network.config.get_text_config()
         # Of a token: keys and values of all layers, and what one layer passes through.
         token = 2 * text.num_hidden_layers * text.hidden_size + 3 * text.intermediate_size + 8 * text.hidden_size
-        tokens = 1024 + max_new_tokens + 324  # instruction, answer, and an image of 512 x 512
+        image = 324 if self._llava is None else 3699  # of 512 x 512
+        tokens = 1024 + max_new_tokens + image  # instruction, answer, and image
         mib = tokens * token * getattr(torch, dtype).itemsize / 2**20
         self._batches = Batches(self.name, batch_size, memory_mib, image_mib=mib)
 
@@ -123,15 +130,18 @@ class UnifiedReward:
         _instruction(instruction)
         folder = find_folder("path", path, FILES, fetch=False)
         if folder is not None:
-            _kind(folder)
+            if _kind(folder) is None:
+                check_llava(f"path={path}", folder)
+                return
             model_files(f"path={path}", folder)
             pixel_bounds(folder)
 
     @staticmethod
     def check_prompt(prompt: str, metadata: Mapping[str, Any]) -> None:
         """Raises ValueError for a prompt with the token of the image in it."""
-        if IMAGE_TOKEN in prompt:
-            raise ValueError(f"prompt {prompt!r} has {IMAGE_TOKEN} in it, which unified_reward must find in one place")
+        for token in (IMAGE_TOKEN, IMAGE):
+            if token in prompt:
+                raise ValueError(f"prompt {prompt!r} has {token} in it, which unified_reward must find in one place")
 
     @staticmethod
     def check_size(height: int, width: int) -> None:
@@ -163,6 +173,9 @@ class UnifiedReward:
         """What the model writes about each of uint8 images [B, H, W, 3]."""
         import torch
 
+        if self._llava is not None:
+            texts = [self._instruction.format(prompt=prompt) for prompt in prompts]
+            return self._llava.answers(images, texts, self._max_new_tokens)
         patches, grid = qwen2_vl_patches(images, self._least, most=self._most)
         ids, mask = self._tokens(prompts, grid[0] * grid[1] // 4)
         with torch.inference_mode():
@@ -235,12 +248,17 @@ def pixel_bounds(folder: Path) -> tuple[int, int]:
     return max(least, LEAST), min(most, MOST)
 
 
-def _kind(folder: Path) -> str:
-    kind = read_json("path", folder / "config.json").get("model_type")
+def _kind(folder: Path) -> str | None:
+    """The model_type of a folder in transformers' format; None for one of LLaVA's authors."""
+    configuration = read_json("path", folder / "config.json")
+    kind = configuration.get("model_type")
+    if is_llava(configuration):
+        return None
     if kind not in ARCHITECTURES:
         raise ValueError(
-            f"path: {folder / 'config.json'} is of a '{kind}' model, expected one of {', '.join(ARCHITECTURES)}: the "
-            "checkpoints that were tuned from Qwen-VL; others can be asked by reward=vlm_judge"
+            f"path: {folder / 'config.json'} is of a '{kind}' model, expected one of {', '.join(ARCHITECTURES)}, or "
+            "LLaVA-OneVision as its authors save it: what UnifiedReward was tuned from; others can be asked by "
+            "reward=vlm_judge"
         )
     return str(kind)
 
@@ -266,8 +284,9 @@ def _instruction(path: str) -> str:
     if places != {"prompt"}:
         has = ", ".join(f"{{{place}}}" for place in sorted(places)) or "none"
         raise ValueError(f"{key}: has the places {has}, must have {{prompt}} alone; other braces are doubled")
-    if IMAGE_TOKEN in text:
-        raise ValueError(f"{key}: must not have {IMAGE_TOKEN} in it, which the chat template puts in")
+    for token in (IMAGE_TOKEN, IMAGE):
+        if token in text:
+            raise ValueError(f"{key}: must not have {token} in it, which the chat template puts in")
     return text
 
 

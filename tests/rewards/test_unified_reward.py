@@ -1,4 +1,4 @@
-"""UnifiedReward on narrow random weights of Qwen2.5-VL's layout, against transformers' own processor and generation."""
+"""UnifiedReward on narrow random weights, against transformers' processor and generation, and LLaVA's own code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from narrow_hpsv3 import IMAGE, TEMPLATE, write_narrow_hpsv3
+from narrow_llava_judge import picture, write_narrow_llava
 from narrow_qwen_judge import write_narrow_judge
 from PIL import Image
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from prdp.rewards.unified_reward import UnifiedReward, pixel_bounds
 
@@ -62,6 +63,54 @@ def test_answers_are_those_of_transformers_one_by_one(images: np.ndarray, folder
     expected = [expected_answer(folder, *pair) for pair in zip(pictures, PROMPTS, strict=True)]
     assert found == expected
     assert len(set(found)) > 1, "the narrow model tells pictures and prompts apart"
+
+
+@pytest.fixture(scope="module")
+def llava(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("llava") / "judge"
+    shutil.copytree(folder, place)
+    write_narrow_llava(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("size", "prompts", "written"),
+    [
+        ((96, 64), ["a red cat", ""], [[119, 51, 70, 75, 6, 237], [119, 164, 106, 5, 159, 106]]),
+        ((200, 512), ["two dögs"], [[19, 124, 66, 60, 171, 109]]),
+        ((1024, 768), ["x y"], [[70, 75, 238, 238, 109, 171]]),
+    ],
+)
+def test_llavas_answers_are_those_of_its_authors_code(
+    llava: Path, size: tuple[int, int], prompts: list[str], written: list[list[int]]
+) -> None:
+    """Tokens that UnifiedReward's own llava package wrote of the same folder and pictures, with transformers 4.45."""
+    UnifiedReward.check(str(llava), str(llava / "ask.txt"))
+    pictures = np.stack([picture(*size)] * len(prompts))
+    tokenizer = Qwen2Tokenizer.from_pretrained(llava)
+    expected = [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+    assert reward_of(llava).answers(pictures, prompts) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_aspect_ratio": "pad"}, "image_aspect_ratio=pad: must be anyres_max_9"),
+        ({"mm_projector_type": "linear"}, "mm_projector_type=linear: must be mlp2x_gelu"),
+        ({"image_grid_pinpoints": [[384, 500]]}, "must be pairs of multiples of a tile's side"),
+        ({"image_grid_pinpoints": [[336, 336]]}, "tiles 336 wide, .* the tower has places for 729"),
+        ({"intermediate_size": 32}, r"has other shapes: model\.language_model\.layers\.0\.mlp"),
+        ({"num_hidden_layers": 3}, r"lacks model\.language_model\.layers\.2"),
+    ],
+)
+def test_llavas_that_are_not_computed_are_named(
+    llava: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    shutil.copytree(llava, tmp_path / "judge")
+    file = tmp_path / "judge" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(ValueError, match=says):
+        UnifiedReward.check(str(file.parent), str(llava / "ask.txt"))
 
 
 def test_marks_are_read_from_lines(images: np.ndarray, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
