@@ -76,10 +76,11 @@ def test_samplers_and_a_divided_learner_that_take_turns_on_ray_end_with_the_same
     assert scores[0] == scores[1] and len(scores[0]) == 2
 
 
-def test_log_ratios_train_an_adapter_and_actors_give_the_same_bits(
+def test_log_ratios_train_adapters_and_actors_and_two_learners_give_the_same_bits(
     model: Path, tmp_path: Path, private_ray: Any
 ) -> None:
-    inline = run(model, tmp_path / "inline")
+    both = {"text_encoders": True, "lora_rank": 4, "learning_rate": 3e-2, "ema_decay": 0.0}
+    inline = run(model, tmp_path / "inline", learner=both)
     start, *epochs = read_metrics(inline)
     assert all(line["ratio_error"] < 1e-5 for line in epochs)
     assert epochs[-1]["logratio"] == 0 and epochs[-1]["grad_norm"] > 0
@@ -87,7 +88,10 @@ def test_log_ratios_train_an_adapter_and_actors_give_the_same_bits(
     assert (inline / "weights" / "pytorch_lora_weights.safetensors").is_file()
     assert "StableDiffusionXLPipeline.from_pretrained" in (inline / "weights" / "README.md").read_text()
     expected = learned(inline)
-    found = learned(run(model, tmp_path / "ray", cluster={"kind": "ray", "samplers": 1}))
+    moved = [name for name, value in expected.items() if "text_encoder" in name and "lora_B" in name and value.any()]
+    assert moved, "text encoders have learned"
+    many = {"kind": "ray", "samplers": 1, "learners": 2}
+    found = learned(run(model, tmp_path / "ray", learner=both, cluster=many))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)

@@ -136,6 +136,22 @@ def test_known_prompts_are_token_ids_so_that_no_state_is_kept(folders: dict[str,
         assert not torch.allclose(output(policy), before, atol=1e-4)
 
 
+def test_evidence_of_half_precision_is_read_in_float32(folders: dict[str, ModelConfig]) -> None:
+    model = folders["stable_diffusion"]
+    half, whole = policy_of(dataclasses.replace(model, dtype="bfloat16")), policy_of(model)
+    weights = moved(half.weights.export(0))
+    with torch.no_grad():
+        stored = dict(half.weights.network.named_parameters())
+        for name, value in whole.weights.network.named_parameters():
+            value.copy_(stored[name])
+        for policy in (half, whole):
+            policy.weights.bind(weights)
+        with half.float32():
+            exact = output(half)
+        torch.testing.assert_close(exact, output(whole), rtol=0, atol=1e-6)
+        assert not torch.allclose(output(half), exact, atol=1e-4)
+
+
 def test_a_learner_has_text_encoders_and_network_alone(model: ModelConfig, tmp_path: Path) -> None:
     whole, bare = (policy_of(model, only_network=only) for only in (False, True))
     parts = {name for name, part in bare.pipeline.components.items() if isinstance(part, torch.nn.Module)}
