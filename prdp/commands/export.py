@@ -13,7 +13,7 @@ from typing import Any
 from prdp import __version__
 from prdp.checkpoints.best import SCORE
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
-from prdp.checkpoints.checkpoint import best_checkpoint
+from prdp.checkpoints.checkpoint import CheckpointError, best_checkpoint
 from prdp.checkpoints.run_folder import check_empty
 from prdp.config import ModelConfig
 from prdp.diffusion.pipeline_formats import FLUX, STABLE_DIFFUSION_3, Z_IMAGE
@@ -26,6 +26,7 @@ from prdp.support.suggest import did_you_mean
 FORMATS = ("diffusers", "kohya", "peft", "merged", "single_file")
 SINGLE_FILE = "model.safetensors"
 PROGRAM = "use_it.py"
+_ATTEMPTS = 4
 _FAMILIES = tuple(one.family for one in FORMATS_OF_FOLDERS)
 _WITH_T5 = (STABLE_DIFFUSION_3.family, FLUX.family)
 _EVALUATING = """\
@@ -91,10 +92,26 @@ def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", ou
     if not is_run(run):
         raise StartError(f"{run}: is no folder of a run (config.yaml with weights, checkpoints or metrics.jsonl)")
     trained = read_trained_run(run)
-    model = chosen(trained, checkpoint)
-    epoch = trained.epoch if model.epoch is None else model.epoch
-    folder = output or run / "exports" / f"{form}_epoch_{epoch or 0:05}"
-    check_empty(folder)
+    _check_format(run, trained, form)
+    for left in reversed(range(_ATTEMPTS)):
+        model = chosen(trained, checkpoint)
+        epoch = trained.epoch if model.epoch is None else model.epoch
+        folder = output or run / "exports" / f"{form}_epoch_{epoch or 0:05}"
+        check_empty(folder)
+        try:
+            with atomic_directory(folder) as place:
+                usage = _write_weights(model, trained, form, place)
+                _write_papers(trained, place, epoch or 0, form, usage)
+            break
+        except (CheckpointError, OSError):
+            # A run that goes on drops its oldest checkpoints meanwhile.
+            gone = model.kind == "checkpoint" and model.path is not None and not model.path.exists()
+            if not (left and gone and checkpoint in (None, "newest", "best")):
+                raise
+    return folder
+
+
+def _check_format(run: Path, trained: TrainedRun, form: str) -> None:
     if trained.config.learner.mode == "full" and form in ("kohya", "peft"):
         raise ConfigError(f"--format {form}: {run} trained full weights, which are no LoRA; take diffusers")
     if form == "single_file" and trained.config.model.family not in _FAMILIES:
@@ -106,10 +123,6 @@ def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", ou
         raise ConfigError(
             f"--format peft: {run} has model.adapters beside what it trained; take diffusers, kohya or merged"
         )
-    with atomic_directory(folder) as place:
-        usage = _write_weights(model, trained, form, place)
-        _write_papers(trained, place, epoch or 0, form, usage)
-    return folder
 
 
 def chosen(run: TrainedRun, checkpoint: str | None) -> EvaluatedModel:

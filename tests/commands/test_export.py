@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from prdp.cli import main
+from prdp.commands import export as export_command
 from prdp.commands.export import export
 from prdp.support.errors import ConfigError, StartError
 from prdp.support.storage import load_tensors
@@ -87,6 +90,23 @@ def test_the_end_of_a_run_is_its_newest_checkpoint(run: Path, tmp_path: Path) ->
     tensors, others = (load_tensors(one / "pytorch_lora_weights.safetensors") for one in (ended, newest))
     assert tensors.keys() == others.keys()
     assert all(np.array_equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_a_run_that_goes_on_may_drop_a_checkpoint_meanwhile(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going = Path(shutil.copytree(run, tmp_path / "going", ignore=shutil.ignore_patterns("weights")))
+    write = export_command._write_weights
+
+    def dropped_first(model: Any, *others: Any) -> str:
+        if model.path.name == "epoch_00002":
+            shutil.rmtree(model.path)
+        return write(model, *others)
+
+    monkeypatch.setattr(export_command, "_write_weights", dropped_first)
+    assert "after epoch 1 of 2" in (export(going, output=tmp_path / "out") / "README.md").read_text()
+    with pytest.raises(StartError, match="has epoch_00001"):
+        export(going, "2")
 
 
 def test_the_card_tells_scores_and_configuration(run: Path, tmp_path: Path) -> None:
