@@ -47,6 +47,15 @@ def test_jobs_run_beside_each_other(tmp_path: Path) -> None:
     assert sources(tmp_path / "beside") == {"mine.txt", ""}
 
 
+def test_submitit_runs_a_job_as_a_process_of_its_own(tmp_path: Path) -> None:
+    """As its launcher for Slurm does, without Slurm."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    words = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "prompts=mine.txt:judged.txt"]
+    assert main([*SMALL, *words, "hydra.sweep.dir=submitted"]) == 0
+    assert score(tmp_path / "submitted" / "0") < 0
+    assert list((tmp_path / "submitted" / ".submitit").glob("*/*_result.pkl"))
+
+
 def test_optuna_chooses_by_the_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweep.dir=chosen"]
