@@ -19,6 +19,7 @@ from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.guards import check_columns
 from prdp.learners.learner import Learner
+from prdp.learners.used_cells import further_passes, used
 from prdp.objectives import OBJECTIVES, Method, build_objective
 from prdp.objectives._groups import by_group, differences
 from prdp.types import PromptBatch, Rollout
@@ -126,15 +127,21 @@ def test_outputs_of_half_the_memory_are_the_same_to_both_sides() -> None:
     assert [size["outputs of the reference"] for size in sizes] == [STEPS, STEPS / 2]
 
 
+def used_cells(learner: Learner, rollout: Rollout) -> np.ndarray:
+    objective = learner.objective
+    names = (*objective.channels, *further_passes(objective))
+    return used(objective, names, learner_data(rollout), {}, learner.cells(rollout))
+
+
 @pytest.mark.parametrize("size", [3, 4])
 def test_an_image_whose_coefficients_cancel_is_not_left_out(size: int) -> None:
     """The second of three images: preferred to one, and another preferred to it."""
     policy = StubPolicy()
     rollout = stub_rollout(policy, TRANSITIONS, size=size)
     learner = build(moved(policy), {"name": "diffusion_dpo", "pairs": "all", "beta": 3.0, "draws": 2})
-    assert len(learner._used_cells(learner_data(rollout), {}, learner.cells(rollout))) == 3 * size * 2
+    assert len(used_cells(learner, rollout)) == 3 * size * 2
     extremes = build(policy, {"name": "diffusion_dpo", "draws": 2})
-    assert len(extremes._used_cells(learner_data(rollout), {}, extremes.cells(rollout))) == 3 * 2 * 2
+    assert len(used_cells(extremes, rollout)) == 3 * 2 * 2
 
 
 def test_a_draw_beyond_a_clip_is_not_left_out() -> None:
@@ -145,7 +152,7 @@ def test_a_draw_beyond_a_clip_is_not_left_out() -> None:
         {"name": "grpo", "evidence": "denoising", "clip_range": 1e-12, "beta": 0.0},
     ):
         learner = build(StubPolicy(), {**objective, "draws": 2})
-        assert len(learner._used_cells(learner_data(rollout), {}, learner.cells(rollout))) == 12 * 2
+        assert len(used_cells(learner, rollout)) == 12 * 2
 
 
 def learner_data(rollout: Rollout) -> dict[str, np.ndarray]:

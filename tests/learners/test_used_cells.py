@@ -15,7 +15,7 @@ from prdp.diffusion.variance_preserving import build_transitions
 from prdp.evidence import Trajectory
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
-from prdp.learners.used_cells import mentioned, strongest
+from prdp.learners.used_cells import mentioned, strongest, used
 from prdp.objectives import Method
 from prdp.types import Rollout
 
@@ -111,11 +111,10 @@ def hinge(log_importance: torch.Tensor, rewards: torch.Tensor) -> tuple[torch.Te
 
 
 def test_a_hinge_that_small_evidence_does_not_reach_is_found() -> None:
-    learner = build({"name": None, "_target_": f"{__name__}.hinged"})
-    rollout = tied_rollout(0)
-    data = {"rewards": np.where(np.arange(IMAGES) < 4, 1.0, 0.0)}
-    used = learner._used_cells(data, learner.objective.evidence.stored(rollout), (IMAGES, STEPS))
-    assert used.tolist() == list(range(4 * STEPS))
+    objective = build({"name": None, "_target_": f"{__name__}.hinged"}).objective
+    sampled, data = objective.evidence.stored(tied_rollout(0)), {"rewards": np.where(np.arange(IMAGES) < 4, 1.0, 0.0)}
+    cells = used(objective, objective.channels, data, sampled, (IMAGES, STEPS))
+    assert cells.tolist() == list(range(4 * STEPS))
 
 
 hinged = Method(hinge)
