@@ -30,7 +30,7 @@ MINIMAL = {"output_dir": "x", "reward": TARGET, "prompts": {"train": TARGET, "he
         ("rewrd=redness", ["'rewrd'", "'reward'"]),
         ("zzzz=1", ["unknown key 'zzzz'; `prdp train --help` tells how to list the keys"]),
         ("experiment=shapes_dmo", ["experiment=shapes_dmo", "'shapes_demo'", "paper_small_scale"]),
-        ("reward=beauty", ["reward=beauty", "available: aesthetic, callable, clipscore"]),
+        ("reward=beauty", ["reward=beauty", "available: aesthetic, blip_vqa, callable"]),
         ("experiment=null", ["experiment=null", "shapes_demo"]),
         ("epochs=many", ["epochs", "'many'", "an integer"]),
         ("epochs=1.5", ["epochs", "'1.5'", "an integer"]),
