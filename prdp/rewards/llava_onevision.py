@@ -63,8 +63,11 @@ class LlavaOnevision:
         )
 
         self._device = device
-        self.network = _bound(key, folder, shapes_only=False).to(device, getattr(torch, dtype))
-        self.network.eval().requires_grad_(False)
+        network = _bound(key, folder, shapes_only=False).to(getattr(torch, dtype))
+        words = network.model.language_model
+        # Frequencies are no weights: made anew, and float32 in any precision, as in the authors' code.
+        words.rotary_emb = type(words.rotary_emb)(network.config.text_config)
+        self.network = network.to(device).eval().requires_grad_(False)
         self.tokenizer = Qwen2Tokenizer.from_pretrained(folder)
         self._ends = _ends(key, folder, self.tokenizer)
         side = self.network.config.vision_config.image_size
@@ -140,9 +143,6 @@ def _bound(key: str, folder: Path, shapes_only: bool) -> Any:
         network = LlavaOnevisionForConditionalGeneration(config)
     # Of the tower's last layer, which is left out, a file may have the pooling behind it.
     bind(key, network, tensors, ignore=("model.vision_tower.head.*",))
-    if not shapes_only:
-        words = network.model.language_model
-        words.rotary_emb = type(words.rotary_emb)(config.text_config)  # frequencies are no weights
     return network
 
 

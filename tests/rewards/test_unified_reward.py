@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from narrow_hpsv3 import IMAGE, TEMPLATE, write_narrow_hpsv3
 from narrow_llava_judge import picture, write_narrow_llava
 from narrow_qwen_judge import write_narrow_judge
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
+from prdp.rewards.llava_onevision import LlavaOnevision
 from prdp.rewards.unified_reward import UnifiedReward, pixel_bounds
 
 PROMPTS = ["a red cat", "two dögs, №5", "", "x y" * 9]
@@ -90,6 +92,13 @@ def test_llavas_answers_are_those_of_its_authors_code(
     tokenizer = Qwen2Tokenizer.from_pretrained(llava)
     expected = [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
     assert reward_of(llava).answers(pictures, prompts) == expected
+
+
+def test_llavas_frequencies_stay_float32(llava: Path) -> None:
+    network = LlavaOnevision("path", llava, "cpu", "bfloat16").network
+    assert network.lm_head.weight.dtype == torch.bfloat16
+    frequencies = network.model.language_model.rotary_emb.inv_freq
+    np.testing.assert_allclose(frequencies, 1e6 ** (-np.arange(8) / 8), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
