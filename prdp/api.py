@@ -35,7 +35,10 @@ def compose(*overrides: str, config_dirs: Iterable[str | Path] = ()) -> TrainCon
 
     Raises:
         ConfigError: an unknown key, a value out of range; by key.
+        TypeError: a list of words, which are given one by one.
     """
+    if wrong := [word for word in overrides if not isinstance(word, str)]:
+        raise TypeError(f"compose takes words one by one, as in compose(*words), got {wrong[0]!r}")
     with Composer(overrides, folders=[Path(folder) for folder in config_dirs]) as composer:
         [job] = composer.jobs()
     config: TrainConfig = job.config

@@ -85,6 +85,8 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
         api.score(api.load_reward("redness"), images, ["a", "b"])
     with pytest.raises(ValueError, match="1 metadata of 3 prompts"):
         api.score(api.load_reward("redness"), images, ["a", "b", "c"], [{}])
+    with pytest.raises(TypeError, match=r"words one by one.*got \['seed=1'\]"):
+        api.compose(["seed=1"])  # type: ignore[arg-type]
 
 
 def test_importing_it_loads_no_torch() -> None:
