@@ -34,10 +34,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 STEPS, GUIDANCE, IMAGES, EPOCHS, SCALE = 10, 5.0, 32, 3, 4
 """SCALE: pixels of a picture's side for each of a latent's."""
 TEXT = "a large solid red circle on a white background"
+RATIOS = "learner.ratio_tolerance=inf"
+"""Batches of other sizes have other last bits, which the guard of trajectories is told to let be."""
 HERE = {
-    "ddpo": ("objective=ddpo", "sampler.microbatch=4", "learner.microbatch=4"),
-    "ddpo, larger batches": ("objective=ddpo", "sampler.microbatch=16", "learner.microbatch=64"),
-    "prdp": ("objective=prdp", "sampler.microbatch=16", "learner.microbatch=64"),
+    "ddpo": ("objective=ddpo", RATIOS, "sampler.microbatch=4", "learner.microbatch=4"),
+    "ddpo, larger batches": ("objective=ddpo", RATIOS, "sampler.microbatch=16", "learner.microbatch=64"),
+    "prdp": ("objective=prdp", RATIOS, "sampler.microbatch=16", "learner.microbatch=64"),
     "prdp_denoising": ("objective=prdp_denoising", "sampler.microbatch=16", "learner.microbatch=64"),
 }
 TRL = "trl"
@@ -66,7 +68,6 @@ def settings(words: Sequence[str]) -> TrainConfig:
         "sampler.deterministic_final_steps=0",
         f"prompts_per_epoch={IMAGES // 8}",
         "images_per_prompt=8",
-        "learner.ratio_tolerance=inf",
         "output_dir=none",
         *words,
     )
