@@ -6,7 +6,6 @@ checked against their targets.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -22,24 +21,13 @@ from prdp.configuration.learner_bounds import (
     sharding_problems,
     text_problems,
 )
-from prdp.configuration.sampler_bounds import log_prob_problems, noise_problems
+from prdp.configuration.objective_bounds import objective_problems
+from prdp.configuration.sampler_bounds import noise_problems, window_problems
 from prdp.diffusion.precision import precision_problem
-from prdp.evidence import Evidence
-from prdp.objectives import (
-    build_objective,
-    evidence_of,
-    method_of,
-    objective_label,
-    objective_mistakes,
-    objectives_without_noise,
-)
 from prdp.support.errors import ConfigError
 from prdp.support.rules import Rule, rules_of
 from prdp.support.suggest import did_you_mean
 from prdp.support.targets import TARGET
-
-STORED = ("final_latents",)
-"""What of `Rollout.stored` a set of images has."""
 
 
 def values(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -121,57 +109,6 @@ def broken_rules(config: Any) -> tuple[dict[str, Rule], list[str]]:
     return {key: rule for key, _, rule in found}, lines
 
 
-def objective_problems(config: TrainConfig) -> list[str]:
-    """What is wrong with the objective and its knobs, or does not fit the rest; imports what a `_target_` names."""
-    found, label = objective_mistakes(config.objective), objective_label(config.objective)
-    with contextlib.suppress(ConfigError, TypeError):  # told by the line above
-        method = method_of(config.objective)
-        if method.compares_images and config.images_per_prompt == 1:
-            found.append(
-                f"images_per_prompt=1: must be at least 2: {label} compares images of the same prompt, and fewer make "
-                "no pair"
-            )
-        if not found:
-            found += _terms_problems(config, label)
-            top = build_objective(config.objective).knobs.get("top", 0)
-            if top >= config.images_per_prompt:
-                found.append(
-                    f"objective.top={top}: must be below images_per_prompt={config.images_per_prompt}: the best of a "
-                    "prompt's images would be all of them"
-                )
-        if found:
-            return found
-        evidence = evidence_of(config.objective, method)
-        found += _stored_problems(config, evidence, label)
-        found += evidence.problems(config.sampler, config.images_per_prompt, label)
-        if evidence.needs_noise:
-            other = next((kind for kind, one in method.kinds.items() if not one.needs_noise), None)
-            advice = (
-                f"set objective.evidence={other}, which needs none"
-                if other
-                else (f"take an objective that needs none: {', '.join(objectives_without_noise())}")
-            )
-            found += [f"{problem}, or {advice}" for problem in log_prob_problems(config.sampler, label)]
-    return found
-
-
-def _stored_problems(config: TrainConfig, evidence: Evidence, label: str) -> list[str]:
-    """Evidence that is computed from more than a set of images keeps."""
-
-    def further(one: Evidence) -> list[str]:
-        others = [name.replace("_", " ") for name in one.keeps if name not in STORED]
-        return others or (["steps of the sampler"] if one.keeps_steps else [])
-
-    if config.rollouts.source != "stored" or not further(evidence):
-        return []
-    enough = [kind for kind, one in method_of(config.objective).kinds.items() if not further(one)]
-    advice = f"set objective.evidence={enough[0]}" if enough else f"take one of {', '.join(objectives_without_noise())}"
-    return [
-        f"rollouts.source=stored: a set of images keeps their final latents alone, and the {evidence.kind} evidence of "
-        f"{label} is computed from {', '.join(further(evidence))}; {advice}"
-    ]
-
-
 def _rollouts_misfits(config: TrainConfig) -> list[str]:
     """Keys of a source that is not taken."""
     rollouts = config.rollouts
@@ -191,18 +128,6 @@ def _rollouts_misfits(config: TrainConfig) -> list[str]:
     ]
 
 
-def _terms_problems(config: TrainConfig, label: str) -> list[str]:
-    from prdp.rewards.weighted_sum import WeightedSum, is_weighted_sum
-
-    objective = build_objective(config.objective)
-    if "reward_terms" not in objective.arrays or is_weighted_sum(config.reward):
-        return []
-    knob = objective.method.only_with.get("reward_terms")
-    asks = f"{label} takes the terms of a reward apart" if knob is None else f"objective.{knob}=true"
-    kind = f"{WeightedSum.__module__}.{WeightedSum.__name__}"
-    return [f"{asks}: reward.{TARGET}={config.reward.get(TARGET)} must be {kind}, as reward=weighted_sum is"]
-
-
 def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     """Values that are fine alone and not together; keys that are wrong already are left out."""
     found = []
@@ -212,6 +137,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
         found += objective_problems(config)
     if not wrong.keys() & {"sampler.kind", "sampler.eta"}:
         found += noise_problems(sampler, config.images_per_prompt)
+    found += window_problems(sampler)
     if sampler.kind == "ddpm" and sampler.deterministic_final_steps > 1:
         found.append(
             f"sampler.deterministic_final_steps={sampler.deterministic_final_steps}: must be 0 or 1 for "

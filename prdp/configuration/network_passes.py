@@ -11,7 +11,7 @@ from prdp.config import ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.evidence.base import Of
-from prdp.objectives import build_objective
+from prdp.objectives import Objective, build_objective
 from prdp.support.errors import UserError
 from prdp.types import Int64
 
@@ -65,18 +65,14 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     group = config.images_per_prompt * columns
     at_once = objective.found_with_gradient(group, config.learner.microbatch, precision)
 
-    old = objective.old_policy
-    alike = {"sampled"}
-    """Whose weights those of the learning policy are at the first update of an epoch."""
-    if old is not None and old.decay(config.epochs) == 0:
-        alike |= {"old", "reference"} if old.old_is_reference else {"old"}
+    alike = _alike(config, objective)
     further = {name: of for name, (_, of) in evidence.passes.items() if name in objective.arrays}
     own = [name for name, of in further.items() if of in alike]
     beside = {of: evidence.guidance_of(of) for name, of in evidence.others.items() if name in channels}
     beside_passes = {of: branches if one is None else branches_of(config.model, one) for of, one in beside.items()}
     not_at_first = sum(count for of, count in beside_passes.items() if of in alike and beside[of] in (None, scale))
 
-    known_first = channels <= linear | set(evidence.sampled) | set(objective.known_beside(own))
+    known_first = channels <= {*linear, *evidence.sampled, *objective.known_beside(own)}
     known_later = channels <= linear - guard
     of_policy = 0 if at_once else (not known_first) + (updates - 1) * (not known_later)
     found = set(objective.found_beside) if at_once else set()
@@ -97,6 +93,29 @@ def image_passes(config: TrainConfig) -> ImagePasses:
         evidence=columns * ((of_policy + of_others - once) * branches + beside_all),
         gradient=columns * branches * updates,
     )
+
+
+def coefficients_known_before(config: TrainConfig) -> bool:
+    """Whether at some update the coefficients are known before the pass with gradient, as far as this tells."""
+    objective, learner = build_objective(config.objective), config.learner
+    precision = learner.autocast or config.model.dtype
+    columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
+    group, channels = config.images_per_prompt * columns, set(objective.channels)
+    if not objective.found_with_gradient(group, learner.microbatch, precision):
+        return True
+    alike = _alike(config, objective)
+    own = [name for name, (_, of) in objective.evidence.passes.items() if of in alike and name in objective.arrays]
+    known = {*objective.linear, *objective.evidence.sampled, *objective.known_beside(own)}
+    return channels <= known
+
+
+def _alike(config: TrainConfig, objective: Objective) -> set[Of]:
+    """Whose weights those of the learning policy are at the first update of an epoch."""
+    alike: set[Of] = {"sampled"}
+    old = objective.old_policy
+    if old is not None and old.decay(config.epochs) == 0:
+        alike |= {"old", "reference"} if old.old_is_reference else {"old"}
+    return alike
 
 
 def kept_outputs(config: TrainConfig) -> dict[Of, int]:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prdp.config import ClusterConfig, LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
-from prdp.configuration.bounds import objective_problems
+from prdp.configuration.objective_bounds import evidence_problems, objective_problems
 from prdp.configuration.rank_problems import idle_rank_problems, rank_device_problems
-from prdp.objectives import build_objective, evidence_of, objective_label
+from prdp.objectives import evidence_of
 from prdp.support.errors import StartError, UserError
 from prdp.support.targets import TARGET
 from prdp.support.trial import why_not
@@ -281,23 +281,3 @@ def negative_prompt_problems(model: ModelConfig, sampler: SamplerConfig) -> list
         f"sampler.negative_prompt={sampler.negative_prompt!r}: must be null where there is no branch without prompt "
         f"(given model.path={model.path}, sampler.guidance_scale={sampler.guidance_scale:g})"
     ]
-
-
-def evidence_problems(config: TrainConfig) -> list[str]:
-    """Why the objective's evidence has no size for this sampler; all else has passed its checks."""
-    from prdp.diffusion import family_of
-
-    objective, sampler = build_objective(config.objective), config.sampler
-    evidence = objective.evidence
-    noisy = family_of(config.model).process_of(config.model).transitions(sampler).noisy
-    where = f"{objective_label(config.objective)}: {type(evidence).__name__}"
-    try:
-        columns = evidence.columns(sampler, noisy)
-        kept = evidence.stored_latents(sampler, noisy, objective.arrays)
-    except ValueError as error:
-        return [str(error)]
-    if not isinstance(columns, int) or columns < 1:
-        return [f"{where}.columns says {columns!r}, must be a whole number of at least 1"]
-    if not isinstance(kept, Mapping) or not all(isinstance(size, int | float) for size in kept.values()):
-        return [f"{where}.stored_latents says {kept!r}, must be a number for each name of what is kept"]
-    return []

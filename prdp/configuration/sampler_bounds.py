@@ -54,6 +54,22 @@ def _schedule_problems(sampler: SamplerConfig) -> list[str]:
     return found
 
 
+def window_problems(sampler: SamplerConfig) -> list[str]:
+    """Keys of windows that the chosen one does not read."""
+    idle = {
+        "all": ("window_size", "window_start", "window_end", "window_every"),
+        "fixed": ("window_end", "window_every"),
+        "random": ("window_every",),
+    }
+    plain = SamplerConfig()
+    changed = [name for name in idle.get(sampler.window, ()) if getattr(sampler, name) != getattr(plain, name)]
+    return [
+        f"sampler.{name}={getattr(sampler, name)}: has no effect with sampler.window={sampler.window}; leave it at "
+        f"{'null' if getattr(plain, name) is None else getattr(plain, name)}"
+        for name in changed
+    ]
+
+
 def without_noise(sampler: SamplerConfig) -> bool:
     """Whether no step of a sampler draws noise."""
     one_step = sampler.kind == "consistency" and sampler.steps == 1

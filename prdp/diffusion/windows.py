@@ -41,6 +41,11 @@ def window_size(sampler: SamplerConfig, noisy: Int64) -> int:
             f"sampler.window_end is {sampler.window_end}, expected at least "
             f"{sampler.window_start + sampler.window_size}, the end of the first window"
         )
+    if sampler.window_end is not None and sampler.window_end > len(noisy):
+        raise ValueError(
+            f"sampler.window_end is {sampler.window_end}, expected at most {len(noisy)}, the number of steps that can "
+            "draw noise"
+        )
     return sampler.window_size
 
 
@@ -76,7 +81,7 @@ def windows(sampler: SamplerConfig, noisy: Int64, seed: int, epoch: int, prompts
         prompts: int64, positions in the epoch; a random window is drawn for each.
     """
     size = window_size(sampler, noisy)
-    end = len(noisy) if sampler.window_end is None else min(sampler.window_end, len(noisy))
+    end = len(noisy) if sampler.window_end is None else sampler.window_end
     places = end - sampler.window_start - size + 1
     if sampler.window == "all":
         starts = np.zeros(len(prompts), np.int64)

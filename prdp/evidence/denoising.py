@@ -72,8 +72,8 @@ class Denoising(Evidence):
         if sampler.trained_share == 1:
             return []
         return [
-            f"sampler.trained_share={sampler.trained_share:g}: has no effect on {label}, whose {self.kind} evidence is "
-            "of final images; leave it at 1"
+            f"sampler.trained_share={sampler.trained_share:g}: has no effect on {label}, whose evidence is of final "
+            "images; leave it at 1"
         ]
 
     def recorder(self, arrays: Collection[str]) -> FinalLatents:

@@ -61,6 +61,7 @@ Settings = TypeVar("Settings", Evidence, OldPolicy)
 TERMS_APART = {"reward_terms": "normalise_terms", "reward_weights": "normalise_terms"}
 """`only_with` of methods that can standardise the terms of a weighted sum each by itself."""
 _KL_AND_TERMS = {"kl_ref": "beta", **TERMS_APART}
+_BUFFER = {"min_count": "buffer_size"}
 _DENOISING = (Denoising(shared_draws=True),)
 
 OBJECTIVES: dict[str, Method] = {
@@ -72,8 +73,10 @@ OBJECTIVES: dict[str, Method] = {
         only_with={"log_ratio_old": "clip_range", "kl_ref": "kl", **TERMS_APART},
         by_group=True,
     ),
-    "ddpo": Method(ddpo, also=_DENOISING, only_with=TERMS_APART, by_group=True),
-    "reinforce": Method(reinforce, also=_DENOISING, linear=("log_importance",), only_with=TERMS_APART),
+    "ddpo": Method(ddpo, also=_DENOISING, only_with=TERMS_APART, by_group=True, idle_without=_BUFFER),
+    "reinforce": Method(
+        reinforce, also=_DENOISING, linear=("log_importance",), only_with=TERMS_APART, idle_without=_BUFFER
+    ),
     "grpo": Method(grpo, also=_DENOISING, linear=("kl_ref",), only_with=_KL_AND_TERMS, by_group=True),
     "tempflow_grpo": Method(tempflow_grpo, linear=("kl_ref",), only_with=_KL_AND_TERMS, by_group=True),
     "grpo_guard": Method(grpo_guard, linear=("kl_ref",), only_with=_KL_AND_TERMS, by_group=True),
@@ -106,6 +109,7 @@ OBJECTIVES: dict[str, Method] = {
         linear=("kl_ref", "kl_old_policy"),
         old_policy=OldPolicy(old_decay_rise=0.001, old_decay_limit=0.3),
         only_with={"kl_old_policy": "beta_old", **_KL_AND_TERMS},
+        idle_unless={"power": ("weighting", "ghuber")},
         by_group=True,
     ),
     "dgpo": Method(

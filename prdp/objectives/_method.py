@@ -34,6 +34,7 @@ class Method:
         by_group: whether the coefficients of an image take the evidence of its group alone. They are then found in the
             pass with gradient, where a microbatch holds a group.
         idle_without: knob -> knob: it has an effect where the other is neither 0 nor null, and may be set there alone.
+        idle_unless: knob -> (knob, value): likewise, where the other has that value.
     """
 
     loss: Callable[..., tuple[torch.Tensor, dict[str, float]]]
@@ -45,6 +46,7 @@ class Method:
     only_with: Mapping[str, str] = field(default_factory=dict)
     by_group: bool = False
     idle_without: Mapping[str, str] = field(default_factory=dict)
+    idle_unless: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def arrays(self) -> tuple[str, ...]:

@@ -63,6 +63,8 @@ def _problems(method: Method) -> Iterator[str]:
     yield from _knob_problems(method)
     yield from _unknown("only_with", method.only_with.values(), method.loss_knobs, "knobs of the loss")
     yield from _unknown("idle_without", (*method.idle_without, *method.idle_without.values()), method.knobs, "knobs")
+    unless = (*method.idle_unless, *(other for other, _ in method.idle_unless.values()))
+    yield from _unknown("idle_unless", unless, method.knobs, "knobs")
     if "history" in method.arrays and "buffer_size" not in method.loss_knobs:
         yield "takes 'history', and has no knob buffer_size, which says how many rewards of a prompt are remembered"
 

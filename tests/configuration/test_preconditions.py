@@ -11,7 +11,7 @@ import pytest
 import torch
 from refused import refusals
 
-from prdp.config import ModelConfig, SamplerConfig, TrainConfig
+from prdp.config import LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
 from prdp.configuration.preconditions import evidence_problems, transition_problems
 from prdp.evidence import Denoising
 from prdp.objectives import OBJECTIVES
@@ -122,6 +122,18 @@ def test_evidence_that_does_not_tell_its_size_is_refused(
     found = evidence_problems(config)
     assert len(found) == len(message)
     assert all(text in line for text, line in zip(message, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("objective", "microbatch", "idle"),
+    [("crd", 64, True), ("crd", 63, False), ("prdp", 1024, False), ("nft", 64, False)],
+)
+def test_coefficients_that_are_not_known_before_are_not_left_out(objective: str, microbatch: int, idle: bool) -> None:
+    mixtures = ModelConfig(family="gaussian_mixtures", path="gaussian_mixtures")
+    learner = LearnerConfig(microbatch=microbatch, least_coefficient=0.1)
+    config = TrainConfig(output_dir="x", reward={}, model=mixtures, objective={"name": objective}, learner=learner)
+    says = "learner.least_coefficient=0.1: has no effect where learner.microbatch=64 holds a group, 64 cells"
+    assert [problem[: len(says)] for problem in evidence_problems(config)] == [says] * idle
 
 
 def test_a_class_that_is_no_policy_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

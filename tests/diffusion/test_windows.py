@@ -168,6 +168,7 @@ def test_a_part_of_the_start_is_each_images_own() -> None:
         ({"window": "fixed", "window_size": 10}, "sampler.window_size is 10, expected 1 to 9"),
         ({"window": "fixed", "window_start": 8}, "sampler.window_start is 8, expected 0 to 7"),
         ({"window": "random", "window_end": 1}, "sampler.window_end is 1, expected at least 2"),
+        ({"window": "random", "window_end": 11}, "sampler.window_end is 11, expected at most"),
         ({"trained_share": 0.0}, "sampler.trained_share is 0.0, expected more than 0"),
     ],
 )

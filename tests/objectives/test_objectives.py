@@ -11,7 +11,7 @@ import yaml
 from golden import batch, evaluate
 
 import prdp.objectives
-from prdp.config import LearnerConfig, TrainConfig
+from prdp.config import LearnerConfig, RolloutsConfig, SamplerConfig, TrainConfig
 from prdp.configuration.bounds import check_bounds
 from prdp.configuration.typed import conf_folder
 from prdp.objectives import BATCH_ARRAYS, OBJECTIVES, build_objective
@@ -88,7 +88,7 @@ def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
             r"it takes top, least, draws, shared_draws, .*~objective\.st",
         ),
         ({"name": "prdp", "beta": "3e-5"}, r"objective\.beta=3e-5: must be a finite number above 0"),
-        ({"name": "prdp", "beta": True}, r"objective\.beta=True: must be a finite number above 0"),
+        ({"name": "prdp", "beta": True}, r"objective\.beta=true: must be a finite number above 0"),
         ({"name": "prdp", "beta": None}, r"objective\.beta=null: must be a finite number above 0"),
         ({"name": "prdp", "pairs": "two"}, r"objective\.pairs=two: must be one of 'all', 'disjoint', 'one'"),
         ({"name": "grpo", "beta": -1}, r"objective\.beta=-1: must be a finite number, at least 0"),
@@ -111,7 +111,7 @@ def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
         ),
         (
             {"name": "prdp", "old_is_reference": True},
-            r"objective\.old_is_reference=True: trajectory evidence knows no old policy; .* objective\.evidence=den",
+            r"objective\.old_is_reference=true: trajectory evidence knows no old policy; .* objective\.evidence=den",
         ),
         (
             {"name": "prdp", "evidence": "denoising", "old_decay": 0.5},
@@ -120,6 +120,30 @@ def test_the_order_of_images_across_groups_does_not_matter(name: str) -> None:
         (
             {"name": "crd", "kl": 0.0, "kl_guidance": 4.5},
             r"objective\.kl_guidance=4\.5: has no effect beside objective\.kl=0; leave it at null",
+        ),
+        (
+            {"name": "nft", "kl": 0.0, "old_is_reference": True},
+            r"objective\.old_is_reference=true: has no effect beside objective\.kl=0; leave it at false",
+        ),
+        (
+            {"name": "dgpo", "kl": 0.0, "frozen_reference": False, "old_is_reference": True},
+            r"old_is_reference=true: has no effect beside objective\.frozen_reference=false and objective\.kl=0",
+        ),
+        (
+            {"name": "awm", "beta_old": 0.0, "old_decay": 0.5},
+            r"old_decay=0\.5: has an effect with old_samples=true or old_is_reference=true or beta_old above 0 alone",
+        ),
+        (
+            {"name": "prdp", "evidence": "denoising", "old_samples": True, "old_decay_delay": 5},
+            r"objective\.old_decay_delay=5: has no effect beside objective\.old_decay_rise=0; leave it at 0",
+        ),
+        (
+            {"name": "awm", "weighting": "t", "power": 0.5},
+            r"objective\.power=0\.5: has no effect beside objective\.weighting=t; leave it at 0\.25",
+        ),
+        (
+            {"name": "reinforce", "buffer_size": 0, "min_count": 5},
+            r"objective\.min_count=5: has no effect beside objective\.buffer_size=0; leave it at 16",
         ),
         ({"name": "best_of_n", "top": 8}, r"objective\.top=8: must be below images_per_prompt=8"),
         ({"name": "best_of_n", "noisiest": 1.5}, r"objective\.noisiest=1\.5: must be above 0 and at most 1"),
@@ -149,6 +173,35 @@ def test_what_must_fit_the_objective() -> None:
     jax = LearnerConfig(framework="jax")
     for name in ("grpo", "best_of_n"):
         check_bounds(TrainConfig(**plain, objective={"name": name}, learner=jax))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("prdp", {"sampler": SamplerConfig(window_size=3)}, r"^sampler\.window_size=3: has no .* leave it at 2$"),
+        (
+            "prdp",
+            {"sampler": SamplerConfig(window="fixed", window_end=5, window_every=4)},
+            r"^sampler\.window_end=5: has no .*=fixed; leave it at null\nsampler\.window_every=4: has no effect",
+        ),
+        ("prdp", {"sampler": SamplerConfig(window="random", window_every=4)}, r"^sampler\.window_every=4: has no"),
+        ("nft", {"learner": LearnerConfig(ratio_tolerance=1e-3)}, r"^learner\.ratio_tolerance=0\.001: has no effect"),
+        (
+            "crd",
+            {"rollout_policy": "reference", "objective": {"name": "crd", "old_samples": True}},
+            r"^objective\.old_samples=true: has no effect with rollout_policy=reference, .* leave it at false$",
+        ),
+        (
+            "nft",
+            {"rollouts": RolloutsConfig(source="stored", path="x"), "objective": {"name": "nft", "old_samples": False}},
+            r"^objective\.old_samples=false: has no effect with rollouts\.source=stored, .* leave it at true$",
+        ),
+    ],
+)
+def test_keys_that_nothing_reads_are_refused(name: str, changes: dict[str, Any], says: str) -> None:
+    plain = {"output_dir": "x", "reward": {"_target_": "a.b"}, "objective": {"name": name}}
+    with pytest.raises(ConfigError, match=says):
+        check_bounds(TrainConfig(**{**plain, **changes}))
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
