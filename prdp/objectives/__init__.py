@@ -155,12 +155,8 @@ def method_of(config: Mapping[str, Any]) -> Method:
 
 
 def objectives_without_noise() -> list[str]:
-    """Names of those whose evidence does not have to be of the sampler's steps."""
-    return [
-        name
-        for name, method in OBJECTIVES.items()
-        if not all(evidence.keeps_steps for evidence in method.kinds.values())
-    ]
+    """Options of the group `objective` whose evidence, as they are, is not of the sampler's steps."""
+    return ["prdp_denoising", *(name for name, method in OBJECTIVES.items() if not method.evidence.keeps_steps)]
 
 
 def objective_label(config: Mapping[str, Any]) -> str:
