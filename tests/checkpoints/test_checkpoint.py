@@ -25,6 +25,8 @@ from prdp.checkpoints.saving import save_checkpoint
 from prdp.support import storage
 from prdp.support.errors import UserError
 from prdp.support.storage import StorageError
+from prdp.tracking.evaluations import save_evaluation
+from prdp.types import PromptBatch
 
 TENSORS: dict[str, Any] = {
     "weights/a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -96,6 +98,23 @@ def test_the_best_on_held_out_prompts_stays_as_well(tmp_path, caplog):
     assert not caplog.records
     assert best_checkpoint(tmp_path, "eval/colour") is None
     assert "checkpoint.keep_best=eval/colour: no evaluation has told it; there are eval/score" in caplog.text
+
+
+def test_the_best_is_chosen_by_the_prompts_that_all_evaluations_have(tmp_path):
+    """The last evaluation has a hard prompt more, whose 0 would let the better epoch lose by its logged mean."""
+    for epoch, scores in {1: [0.6, 0.7], 2: [0.7, 0.8, 0.0]}.items():
+        prompts = PromptBatch(0, 0, ("a", "b", "c")[: len(scores)], ({},) * len(scores))
+        rewards, colours = np.array(scores), np.array([np.nan, 0.95 - epoch / 20, 1.0])[: len(scores)]
+        none = np.zeros((0, 8, 8, 3), np.uint8)
+        metrics = save_evaluation(tmp_path, epoch, prompts, 1, rewards, {"colour": colours}, none)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+        save_checkpoint(tmp_path, epoch, {}, {}, keep=2)
+    assert metrics["eval/score"] == pytest.approx(0.5) and metrics["eval/colour"] == pytest.approx(0.925)
+    assert best_checkpoint(tmp_path, "eval/score") == tmp_path / "checkpoints" / "epoch_00002"
+    assert best_checkpoint(tmp_path, "eval/colour") == tmp_path / "checkpoints" / "epoch_00001"
+    (tmp_path / "evaluations" / "epoch_00002" / "scores.jsonl").unlink()  # then the logged means decide
+    assert best_checkpoint(tmp_path, "eval/score") == tmp_path / "checkpoints" / "epoch_00001"
 
 
 def test_old_ones_go_only_after_the_new_one_is_in_place(tmp_path, monkeypatch):
