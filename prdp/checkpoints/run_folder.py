@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from prdp.checkpoints.checkpoint import FOLDER as CHECKPOINTS
 from prdp.config import TrainConfig
 from prdp.support.errors import ConfigError, ResumableError
-from prdp.support.storage import TEMPORARY, remove_leftovers
+from prdp.support.storage import remove_leftovers
+from prdp.support.writable import as_given, check_can_be_written
 from prdp.tracking.evaluations import FOLDER as EVALUATIONS
 from prdp.tracking.jsonl import read_metrics
 from prdp.tracking.status_file import is_alive, read_status
@@ -21,10 +21,14 @@ _OTHERS_SECONDS = 3600.0
 """Files of this age are no others' work: `prdp report` writes into a run's folder without its lock."""
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, key: str = "output_dir") -> None:
     """Refuse a folder that cannot be made, cannot be written, or leads elsewhere in parts.
 
     It may be a link as a whole. Its lock does not reach what a link within it leads to, where another run may write.
+
+    Args:
+        folder: it need not exist.
+        key: what named it, for the message.
 
     Raises:
         ConfigError: naming the place where it fails and why.
@@ -32,38 +36,25 @@ def check_writable(folder: Path) -> None:
     for name in _WRITTEN_INTO:
         if os.path.islink(folder / name):
             raise ConfigError(
-                f"output_dir={folder}: {name} is a link to {os.readlink(folder / name)}, outside of the run's lock; "
-                "make it a folder, or link the whole output_dir"
+                f"{as_given(key, folder)}: {name} is a link to {os.readlink(folder / name)}, outside of the run's "
+                "lock; make it a folder, or link the whole folder"
             )
-    for place in (folder, *folder.parents):
-        try:
-            os.stat(place)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if not isinstance(error, NotADirectoryError):
-                raise ConfigError(f"output_dir={folder}: {error.strerror}") from None
-            continue
-        if not place.is_dir():
-            raise ConfigError(f"output_dir={folder}: {place} is a file, must be a folder")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise ConfigError(f"output_dir={folder}: {place} cannot be written: its owner, mode or disk forbids it")
-        try:  # modes tell nothing of /proc, /sys and some network disks
-            os.rmdir(tempfile.mkdtemp(prefix=TEMPORARY, dir=place))
-        except OSError as error:
-            raise ConfigError(f"output_dir={folder}: no folder can be made in {place}: {error.strerror}") from None
-        return
+    check_can_be_written(key, folder)
 
 
-def check_empty(folder: Path) -> None:
+def check_empty(folder: Path, key: str = "output_dir") -> None:
     """Refuse a folder for what is written once and as a whole, if something is in it or it cannot be written.
+
+    Args:
+        folder: it need not exist.
+        key: what named it, or would give it another place, for the message.
 
     Raises:
         ConfigError: see `check_writable`.
     """
-    check_writable(folder)
+    check_writable(folder, key)
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"output_dir={folder}: is not empty; name another folder")
+        raise ConfigError(f"{as_given(key, folder)}: is not empty; name another folder")
 
 
 def check_unused(folder: Path) -> None:

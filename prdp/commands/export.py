@@ -97,7 +97,7 @@ def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", ou
         model = chosen(trained, checkpoint)
         epoch = trained.epoch if model.epoch is None else model.epoch
         folder = output or run / "exports" / f"{form}_epoch_{epoch or 0:05}"
-        check_empty(folder)
+        check_empty(folder, "--output")
         try:
             with atomic_directory(folder) as place:
                 usage = _write_weights(model, trained, form, place)

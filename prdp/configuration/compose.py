@@ -127,7 +127,7 @@ class Composer:
             try:
                 jobs.append(Job(tuple(overrides), self._composed(overrides, number)))
             except ConfigError as error:
-                raise ConfigError(f"job {number} ({' '.join(overrides)}): {error}") from error
+                raise ConfigError(f"job {number + 1} ({' '.join(overrides)}): {error}") from error
         if self.is_chosen_later:
             return jobs
         folders = [job.config.output_dir for job in jobs]

@@ -16,6 +16,7 @@ from prdp.rewards.image_embeddings import check_embeddings, load_embeddings
 from prdp.rewards.pixels import check_batch
 from prdp.support.picture_files import FORMATS, opened_picture
 from prdp.support.storage import TensorFileError, load_tensors, save_tensors
+from prdp.support.writable import check_can_be_written
 from prdp.types import Float32, Float64, UInt8
 
 CODE_VERSION = "1"
@@ -79,8 +80,8 @@ class Originality:
         check_settings(**settings)
         pictures_of(folder)
         check_embeddings("model", model)
-        if cache is not None and Path(cache).expanduser().is_file():
-            raise ValueError(f"cache={cache}: is a file, must be a folder")
+        if cache is not None:
+            check_can_be_written("cache", Path(cache).expanduser())
 
     def score(self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Float64:
         """Originalities, float64 [B] in [0, 2], of uint8 images [B, H, W, 3]."""

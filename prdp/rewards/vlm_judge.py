@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -24,8 +25,10 @@ from prdp.support.http_client import MAX_BACKOFF_SECONDS, RETRIED, HttpServer
 from prdp.support.json_lines import load_json
 from prdp.support.side_by_side import results_of
 from prdp.support.storage import write_atomically
+from prdp.support.writable import check_can_be_written
 from prdp.types import Float64, UInt8
 
+_log = logging.getLogger(__name__)
 CODE_VERSION = "1"
 MODES = ("single", "group", "pairs")
 RUBRICS = {
@@ -128,9 +131,14 @@ class VlmJudge:
         sampling = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         self._body = {key: value for key, value in sampling.items() if value is not None} | dict(extra or {})
         self._asked("a prompt", 2)  # refuses a rubric with places that nothing fills
-        self._answers = Answers(Path(cache) if cache else None)
+        self._answers = Answers(Path(cache).expanduser() if cache else None)
         self._left, self._lock = math.inf if max_requests is None else max_requests, Lock()
         self._max_requests = max_requests
+        if mode == "pairs":
+            _log.warning(
+                "vlm_judge, mode=pairs: the mean over a prompt's pictures is one half whatever they show: eval/score "
+                "stands still; watch another reward, or judge checkpoints by mode=single"
+            )
         told = json.dumps([self._body, mode, self._criteria, self._low, self._high, self._rubric, opponents])
         self.version = f"{CODE_VERSION}-{hashlib.blake2b(told.encode(), digest_size=6).hexdigest()}"
         self.waits_seconds: float = asks * ((retries + 1) * timeout_seconds + retries * MAX_BACKOFF_SECONDS)
@@ -139,6 +147,8 @@ class VlmJudge:
     def check(cls, **arguments: Any) -> None:
         """Check the arguments; the server is not asked, as that may cost money."""
         cls(**arguments)
+        if arguments.get("cache"):
+            check_can_be_written("cache", Path(arguments["cache"]).expanduser())
 
     def score(
         self, images: UInt8, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]

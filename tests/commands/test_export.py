@@ -140,5 +140,5 @@ def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
         export(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ConfigError, match="full"):
+    with pytest.raises(ConfigError, match=r"^--output .*full: is not empty"):
         export(run, output=tmp_path / "full")

@@ -229,7 +229,7 @@ def test_sweep_is_the_product_of_its_values() -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["seed=0,1", "epochs=2,0"], ["job 1", "seed=0 epochs=0", "at least 1"]),
+        (["seed=0,1", "epochs=2,0"], ["job 2", "seed=0 epochs=0", "at least 1"]),
         (["reward=redness,beauty"], ["reward=beauty"]),
         (["seed=0,1", "output_dir=x"], ["output_dir", "hydra.sweep.dir"]),
     ],

@@ -71,7 +71,7 @@ def test_a_group_is_seen_as_a_whole() -> None:
         assert parts == {} and len(asked) == 2
 
 
-def test_pairs_are_won_whoever_is_shown_first() -> None:
+def test_pairs_are_won_whoever_is_shown_first(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[float, float]] = []
 
     def brighter(pictures: list[np.ndarray], text: str) -> str:
@@ -84,6 +84,7 @@ def test_pairs_are_won_whoever_is_shown_first() -> None:
         values, _ = reward.score(greys(1, 2, 3, 3, 7), ["a"] * 4 + ["alone"], [{}] * 5)
     np.testing.assert_allclose(values, [0.0, 1 / 3, 2.5 / 3, 2.5 / 3, 0.5])
     assert len(seen) in (5, 6), "every pair once; pictures that are alike make the same question"
+    assert "the mean over a prompt's pictures is one half" in caplog.text
 
 
 def test_opponents_are_shared_out_evenly() -> None:
@@ -147,6 +148,7 @@ def test_the_budget_is_kept_and_a_server_that_is_away_is_another_matter() -> Non
         ({"rubric": "@/nowhere/rubric.txt"}, "cannot be read"),
         ({"url": "ftp://x"}, "must be http"),
         ({"max_requests": 0}, "max_requests=0"),
+        ({"cache": f"{__file__}/kept"}, "cache=.*test_vlm_judge.py is a file, must be a folder"),
     ],
 )
 def test_mistakes_are_told_at_the_start(arguments: dict[str, Any], expected: str) -> None:

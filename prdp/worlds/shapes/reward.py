@@ -30,6 +30,11 @@ class ShapesJudge:
     sub_score_names: tuple[str, ...] = SUB_SCORES
 
     @staticmethod
+    def check_prompt(prompt: str, metadata: Mapping[str, object]) -> None:
+        """Raise ValueError for a prompt outside the grammar."""
+        _scene(prompt)
+
+    @staticmethod
     def check_size(height: int, width: int) -> None:
         """Raise ValueError for pictures that are not square: they would be judged with their shapes distorted."""
         if height != width:

@@ -188,6 +188,8 @@ def test_reward_class() -> None:
     assert rewards == pytest.approx([judge(image, scene)["score"] for scene, image in pairs])
     with pytest.raises(ValueError, match=r"prompt 'a nice cat' is outside the grammar.*'nice'"):
         reward.score(images[:1], ["a nice cat"], [{}])
+    with pytest.raises(ValueError, match="prompt 'a nice cat' is outside the grammar"):
+        ShapesJudge.check_prompt("a nice cat", {})
     with pytest.raises(ValueError, match="20 images, 1 prompts"):
         reward.score(images, prompts[:1], [{}] * 20)
     with pytest.raises(ValueError, match="expected a uint8 array"):
