@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +45,14 @@ def best_epoch(run_dir: Path, metric: str, among: Collection[int]) -> int | None
     return min(found, key=lambda epoch: (-found[epoch], epoch), default=None)
 
 
-def _of_shared_images(run_dir: Path, metric: str, epochs: Collection[int]) -> Mapping[int, float]:
+def _of_shared_images(run_dir: Path, metric: str, epochs: Collection[int]) -> dict[int, float]:
     """Means over the images that the evaluations of all epochs have; empty where that cannot be told."""
     try:
         evaluations = [load_evaluation(run_dir, epoch) for epoch in epochs]
     except (OSError, ValueError):
         return {}
     shared = set.intersection(*(set(image_keys(one)) for one in evaluations)) if evaluations else set()
-    means = {}
+    means: dict[int, float] = {}
     for one in evaluations:
         values = one.scores if metric == SCORE else one.sub_scores.get(metric.removeprefix("eval/"), np.empty(0))
         chosen = values[[key in shared for key in image_keys(one)]] if len(values) else values

@@ -161,6 +161,11 @@ def may_change(key: str) -> bool:
     return key in CHANGEABLE or (section == "objective" and bool(name) and name not in _SHAPES_EVIDENCE)
 
 
+def is_free(key: str) -> bool:
+    """Whether a resumed run may have another value of a key that `checkpoint.change` does not name."""
+    return key not in BOUND_KEYS and any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
 def check_length(done: int, epochs: int) -> None:
     """Refuse a run that would be shorter than it is already.
 

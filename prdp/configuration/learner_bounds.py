@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prdp.checkpoints.compatible import CHANGEABLE, may_change
+from prdp.checkpoints.compatible import CHANGEABLE, is_free, may_change
 from prdp.config import CheckpointConfig, LearnerConfig, ModelConfig, TrainConfig
 from prdp.support.suggest import did_you_mean
 
@@ -178,9 +178,13 @@ def change_problems(checkpoint: CheckpointConfig) -> list[str]:
     if checkpoint.change and checkpoint.resume == "never":
         keys = ",".join(checkpoint.change)
         return [f"checkpoint.change=[{keys}]: needs checkpoint.resume=auto, or the path of a checkpoint"]
-    return [
-        f"checkpoint.change: {key}: a resumed run can change knobs of objective and {', '.join(CHANGEABLE)}"
-        f"{did_you_mean(key, CHANGEABLE)}"
-        for key in checkpoint.change
-        if not may_change(key)
-    ]
+    refused = [key for key in checkpoint.change if not may_change(key)]
+    free = [key for key in refused if is_free(key)]
+    found = [f"checkpoint.change: {key}: may differ without being named; leave it out" for key in free]
+    others = [key for key in refused if key not in free]
+    if others:
+        found.append(
+            f"checkpoint.change: {', '.join(others)}: a resumed run can change knobs of objective and "
+            f"{', '.join(CHANGEABLE)}{''.join(did_you_mean(key, CHANGEABLE) for key in others)}"
+        )
+    return found

@@ -82,6 +82,7 @@ def test_a_run_decays_and_goes_on_with_another_rate(tmp_path: Path, capsys: pyte
             ["checkpoint.resume=auto", "checkpoint.change=[learner.lora_rank]"],
             "checkpoint.change: learner.lora_rank: a resumed run can change knobs of objective and learner.",
         ),
+        (["checkpoint.resume=auto", "checkpoint.change=[epochs]"], "epochs: may differ without being named"),
         (["checkpoint.resume=auto", "checkpoint.change=[objective.name]"], "checkpoint.change: objective.name"),
     ],
 )
