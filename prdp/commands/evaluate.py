@@ -21,7 +21,7 @@ from prdp.evaluation.command_line import EVALUATE, read_command_line
 from prdp.evaluation.exports import FOLDER as EXPORTS
 from prdp.evaluation.exports import check_export, export
 from prdp.evaluation.models import BASE, find_models
-from prdp.evaluation.preconditions import check_drawing
+from prdp.evaluation.preconditions import check_drawing, check_prompts
 from prdp.evaluation.samplers import own_samplers
 from prdp.evaluation.settings import EvaluateConfig
 from prdp.evaluation.store import file_name
@@ -115,15 +115,16 @@ def check_start(
         if not model_is_given:
             raise StartError("against=base: which model is it? Give model.path=..., against=<its name> or against=null")
         models = [*find_models([BASE], config.model), *models]
-    check_drawing(
-        config, models, {"rewards": config.rewards, "watch": config.watch}, here={"features": config.features}
-    )
+    scored = {"rewards": config.rewards, "watch": config.watch}
+    check_drawing(config, models, scored, here={"features": config.features})
     prompts = {}
     for name, section in config.prompts.items():
         source = build_prompts(f"prompts.{name}", section)
         prompts[name] = fixed_prompts(source, config.prompts_per_set, config.prompt_seed)
         for tool in config.export:
             check_export(tool, name, prompts[name])
+    if config.cluster.reward_environment is None:
+        check_prompts(scored, prompts)
     folder = Path(config.output_dir)
     check_writable(folder)
     if (folder / "checkpoints").exists():

@@ -170,8 +170,9 @@ def _choose(chosen: _Chosen, key: str, entry: str, options: Sequence[str], all_c
     else:
         kind = "prompt set" if key == "prompts" else "reward"
         also = "a file of prompts" if key == "prompts" else "the dotted path of a function"
-        hint = did_you_mean(option, options)
-        raise ConfigError(f"{key}: there is no {kind} '{plain}'{hint}; it takes {', '.join(options)}, or {also}")
+        takes = f"it takes {', '.join(options)}, or {also}"
+        hint = did_you_mean(option, options) or f"; {takes}"
+        raise ConfigError(f"{key}: there is no {kind} '{plain}'{hint}")
     if name in chosen.names.setdefault(key, []):
         raise ConfigError(f"{key}: two are called '{name}'; name them, as in {key}=[first:{option},...]")
     chosen.names[key].append(name)

@@ -20,8 +20,9 @@ from prdp.diffusion import family_of
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.samplers import sampler_of, sampler_problems
 from prdp.evaluation.settings import Drawing
-from prdp.rewards import check_reward
+from prdp.rewards import check_reward, prompt_checks
 from prdp.support.errors import UserError, start_up_checks
+from prdp.types import PromptBatch
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Key of the configuration -> name -> section with a `_target_`."""
@@ -72,6 +73,25 @@ def check_drawing(
         raise type(missing[0])("\n".join(map(str, missing)))
     for key, section in here.items():
         check_reward(key, section)
+
+
+def check_prompts(scored: Sections, prompts: Mapping[str, PromptBatch]) -> None:
+    """Refuse prompts that a reward cannot score, before images of them are drawn.
+
+    Args:
+        scored: sections of rewards, which have passed `check_drawing` and are built in the driver's environment.
+        prompts: by name of the set.
+
+    Raises:
+        StartError: naming the reward's key, the set and the prompt.
+    """
+    for key, sections in scored.items():
+        for name, section in sections.items():
+            for place, check in prompt_checks(f"{key}.{name}", section).items():
+                for called, batch in prompts.items():
+                    with start_up_checks(f"{place} on prompts.{called}"):
+                        for prompt, metadata in zip(batch.texts, batch.metadata, strict=True):
+                            check(prompt, metadata)
 
 
 def _check_cascade(model: EvaluatedModel) -> None:

@@ -103,7 +103,7 @@ def _check_is_reward(reward: Any, it_is: bool) -> None:
 def _check_known(name: str, known: Any, reward: str) -> None:
     if name not in known:
         has = f"it has {', '.join(known)}" if len(known) else "it has none"
-        raise ValueError(f"name={name}: {reward} has no such sub-score{did_you_mean(name, known)}; {has}")
+        raise ValueError(f"name={name}: {reward} has no such sub-score; {has}{did_you_mean(name, known)}")
 
 
 def _check_whole_groups(

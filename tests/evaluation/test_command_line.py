@@ -227,6 +227,7 @@ SHAPES = ["models=[base]", "model=shapes", "prompts=[shapes]", "rewards=[redness
         (["models=[base]"], "no prompts: give prompts"),
         ([*SHAPES, "rewards=[rednes]"], "there is no reward 'rednes'. Did you mean 'redness'?"),
         ([*SHAPES, "prompts=[shape]"], "Did you mean 'shapes'"),
+        ([*SHAPES, "prompts=[animals]", "watch=[shapes_judge]"], "watch.shapes_judge on prompts.animals: prompt '"),
         ([*SHAPES, "watch=[redness]"], "'redness' is among rewards already"),
         ([*SHAPES, "reward=redness"], "Did you mean 'rewards'?"),
         ([*SHAPES, "rewards.redness.colour=blue"], "takes no argument 'colour'"),
