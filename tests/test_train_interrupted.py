@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -23,6 +24,7 @@ from prdp.cluster.base import ResumableError
 from prdp.evaluation import heldout
 from prdp.prompts.usage import read_prompt_log
 from prdp.support import interruption
+from prdp.support.errors import ConfigError
 from prdp.support.interruption import TerminatedError
 from prdp.tracking.evaluations import list_evaluations
 from prdp.tracking.jsonl import read_metrics
@@ -212,6 +214,14 @@ def test_a_second_start_is_refused_while_the_first_is_at_work(tmp_path: Path) ->
             fake_run(tmp_path / "run", checkpoint={"resume": resume})
     assert finished(run)["log"].keys() == {0, 1, 2, 3}
     assert not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+def test_what_the_best_checkpoint_is_chosen_by_is_known_after_the_first_evaluation(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", checkpoint={"keep_best": "eval/nothing"})
+    with contextlib.closing(run), pytest.raises(ConfigError, match=r"keep_best=eval/nothing: .* by .*eval/score"):
+        run.train()
+    with contextlib.closing(fake_run(tmp_path / "run", checkpoint={"keep_best": "eval/score"})) as corrected:
+        corrected.train()
 
 
 def test_a_start_that_is_refused_lets_go_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

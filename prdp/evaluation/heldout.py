@@ -13,6 +13,7 @@ from prdp.cluster.base import Workforce
 from prdp.config import TrainConfig
 from prdp.evaluation.diversity import group_diversity
 from prdp.evaluation.picture_statistics import picture_statistics
+from prdp.support.errors import ConfigError
 from prdp.support.interruption import uninterrupted
 from prdp.tracking.alarms import alarms
 from prdp.tracking.evaluations import Evaluation, list_evaluations, load_evaluation, save_evaluation
@@ -32,6 +33,7 @@ class HeldoutEvaluation:
     def __init__(self, config: TrainConfig, prompts: PromptBatch, workforce: Workforce, log: RunLog) -> None:
         self._config, self._folder, self._epochs = config.evaluation, Path(config.output_dir), config.epochs
         self._prompts, self._workforce, self._log = prompts, workforce, log
+        self._best = config.checkpoint.keep_best
         self._read: dict[int, Evaluation] = {}
         self._told: set[str] = set()
 
@@ -40,7 +42,11 @@ class HeldoutEvaluation:
         return epoch in list_evaluations(self._folder)
 
     def judge(self, weights: Weights) -> None:
-        """Judge the weights of now; the next line of the log tells of it."""
+        """Judge the weights of now; the next line of the log tells of it.
+
+        Raises:
+            ConfigError: of the first evaluation, which does not tell what the best checkpoint is chosen by.
+        """
         start, epoch = time.monotonic(), self._log.state.epoch
         count = self._config.final_prompts if epoch in (0, self._epochs) else self._config.prompts
         prompts = PromptBatch(0, 0, self._prompts.texts[:count], self._prompts.metadata[:count])
@@ -54,6 +60,9 @@ class HeldoutEvaluation:
             metrics = save_evaluation(self._folder, epoch, prompts, size, *scores, shown, pictures)
             if "eval/pictures/diversity" in metrics:
                 metrics["eval/diversity"] = metrics.pop("eval/pictures/diversity")
+            if epoch == 0 and self._best is not None and self._best not in metrics:
+                known = ", ".join(sorted(name for name in metrics if not name.endswith(("_low", "_high"))))
+                raise ConfigError(f"checkpoint.keep_best={self._best}: held-out images are judged by {known}")
             metrics["time/evaluate"] = time.monotonic() - start
             self._log.state.unlogged |= metrics
             self._log.trackers.images("heldout", shown[::size], list(prompts.texts[:grid]), epoch)
