@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HTTP_CLIENTS = ("httpx", "httpx2", "requests")
 _NAMED = 4  # Tensors that an error names before it counts the rest.
 
 Tensors = dict[str, "torch.Tensor"]
@@ -291,7 +292,11 @@ def _hub_errors(key: str, repository: str) -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:
+        # Listing a repository lets the errors of its HTTP client through, which is another one in other versions.
+        by_client = type(error).__module__.partition(".")[0] in _HTTP_CLIENTS
+        if not by_client and not isinstance(error, (HfHubHTTPError, HFValidationError, OSError)):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{key}={repository}: there is no such file or folder, and the hub does not give it: {reason}"

@@ -129,6 +129,20 @@ def test_binding_names_what_does_not_fit() -> None:
             bind("path", module(), tensors)
 
 
+def test_a_hub_that_cannot_be_reached_is_told_by_key_and_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    unreachable = type("ConnectError", (Exception,), {"__module__": "httpx2._exceptions"})
+
+    def refused(repository: str) -> list[str]:
+        raise unreachable("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", refused)
+    with pytest.raises(ValueError, match=r"path=owner/name: .*the hub does not give it: Name or service not known"):
+        find_folder("path", "owner/name", [["*.safetensors"]])
+
+
 def test_the_digest_is_the_hubs(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"weights")
