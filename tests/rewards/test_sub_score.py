@@ -94,7 +94,7 @@ def test_a_single_image_without_a_number_is_refused() -> None:
     [
         (
             {"name": "colour", "reward": JUDGE},
-            r"name=colour: ShapesJudge has no such .*Did you mean 'color'\?; it has pre",
+            r"name=colour: ShapesJudge has no such sub-score; it has pre.* Did you mean 'color'\?",
         ),
         ({"name": "", "reward": JUDGE}, "name='': must be the name of a sub-score"),
         (
@@ -113,7 +113,7 @@ def test_what_cannot_run_is_refused_at_the_start(section: dict[str, Any], messag
 
 def test_a_name_that_only_scoring_tells_is_refused_by_the_first_scores() -> None:
     with pytest.raises(
-        RewardFaultError, match=r"name=colr: reward 'table' has no such .*Did you mean 'color'\?; it has color"
+        RewardFaultError, match=r"colr: reward 'table' has no such sub-score; it has color\. Did you mean 'color'\?"
     ):
         ask(SubScore("colr", Table(color=[1.0])), ["a"])
     with pytest.raises(RewardFaultError, match="name=red: reward 'redness' has no such sub-score; it has none"):
