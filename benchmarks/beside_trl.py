@@ -6,8 +6,9 @@
 
 The embedded UNet, LoRA of rank 4 on attention, 10 steps of DDIM with eta 1 and guidance 5, 32 images an epoch, a reward
 that costs nothing, one thread. Each system is a process of its own: an epoch to warm up, then three that count, by the
-CPU time of the process, so that other work on the machine is not counted. Systems take turns; medians over the repeats
-are printed, and medians of the ratios to TRL of the same turn. Images are drawn and learned from; nothing is written.
+CPU time of the process, so that other work on the machine is not counted. Systems take turns; each figure is told as it
+comes, then medians over the repeats, and those of the ratios to the first system, TRL, of the same turn. Nothing is
+written.
 
 `--growth` needs no TRL: it doubles images, steps, images a prompt and pixels, one at a time, under PRDP, and prints
 CPU-seconds an epoch beside those of the smallest, where a straight line is 2 and 4.
@@ -145,6 +146,7 @@ def child(system: str, words: Sequence[str], latents: int) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{system}: exit code {done.returncode}\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{system} {' '.join(words)} {latents}x{latents}: {found}", file=sys.stderr, flush=True)
     return found
 
 

@@ -60,14 +60,14 @@ class HeldoutEvaluation:
             metrics = save_evaluation(self._folder, epoch, prompts, size, *scores, shown, pictures)
             if "eval/pictures/diversity" in metrics:
                 metrics["eval/diversity"] = metrics.pop("eval/pictures/diversity")
-            if epoch == 0 and self._best is not None and self._best not in metrics:
-                known = ", ".join(sorted(name for name in metrics if not name.endswith(("_low", "_high"))))
-                raise ConfigError(f"checkpoint.keep_best={self._best}: held-out images are judged by {known}")
             metrics["time/evaluate"] = time.monotonic() - start
             self._log.state.unlogged |= metrics
             self._log.trackers.images("heldout", shown[::size], list(prompts.texts[:grid]), epoch)
         self._warn(epoch)
         self._workforce.release(rollout)
+        if epoch == 0 and self._best is not None and self._best not in metrics:
+            known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
+            raise ConfigError(f"checkpoint.keep_best={self._best}: held-out images are judged by {known}")
 
     def _looked_at(self, rollout: Rollout, grid: int) -> tuple[UInt8, dict[str, Float64]]:
         """The images of the first prompts, and statistics of all images, of which one group at a time is here."""
