@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 sys.path.insert(0, str(Path(__file__).parent))
 
 MODELS = ("sd15", "sdxl", "sd35_medium", "flux_dev")
@@ -36,6 +38,8 @@ SHARES = {"sd15": 0.2, "sdxl": 0.25, "sd35_medium": 0.35, "flux_dev": 0.2}
 """Of the time that there is."""
 FOREIGN = ("ray", "hydra", "wandb")
 """What may not be imported."""
+BROKEN = 75
+"""Exit code of a process whose device answers nothing any more: the parts that are left need another process."""
 
 Row = dict[str, Any]
 
@@ -78,16 +82,28 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def start(name: str, options: argparse.Namespace, limit: float, lines: Path) -> None:
     """Measure a model in a process of its own; a process that ends badly, or never, is a row too."""
-    command = [sys.executable, __file__, "--one", name, "--until", str(time.time() + limit), "--out", options.out]
+    from gpu_parts import parts_of
+
+    until = time.time() + limit
+    command = [sys.executable, __file__, "--one", name, "--until", str(until), "--out", options.out]
     command += ["--device", options.device, "--repeats", str(options.repeats), "--compiler", options.compiler]
-    command += ["--narrow"] * options.narrow + (["--parts", *options.parts] if options.parts else [])
-    try:
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=limit + 30.0)
-        wrong = "" if not done.returncode else f"ended with {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}"
-    except subprocess.TimeoutExpired:
-        wrong = f"did not end within {limit:.0f} s"
-    if wrong:
-        append(lines, [{"model": name, "part": "all", "failed": wrong[:300]}])
+    command += ["--narrow"] * options.narrow
+    left = [part for part in parts_of(name) if not options.parts or part in options.parts]
+    code: int | None = BROKEN
+    while left and code == BROKEN and time.time() < until:
+        try:
+            done = subprocess.run(
+                [*command, "--parts", *left], stderr=subprocess.PIPE, text=True, timeout=until - time.time() + 30.0
+            )
+            code, words = done.returncode, done.stderr
+        except subprocess.TimeoutExpired as error:
+            code, words = None, (error.stderr or b"").decode(errors="replace")
+        sys.stderr.write(words)
+        measured = {row["part"] for row in map(json.loads, lines.read_text().splitlines()) if row["model"] == name}
+        left = [part for part in left if part not in measured]
+    if code not in (0, BROKEN):
+        wrong = f"did not end within {limit:.0f} s" if code is None else f"ended with {code}"
+        append(lines, [{"model": name, "part": "all", "failed": f"{wrong}: {(words.splitlines() or [''])[-1]}"[:300]}])
 
 
 def measure(name: str, options: argparse.Namespace) -> None:
@@ -113,8 +129,11 @@ def measure(name: str, options: argparse.Namespace) -> None:
                         check = {} if one.bound is None else {"bound": one.bound, "right": one.right}
                         append(lines, [{**row, **found, **check}])
             except Exception as error:  # noqa: BLE001
+                traceback.print_exc()
                 words = str(error).splitlines() or [""]
                 append(lines, [{**row, "failed": f"{type(error).__name__}: {words[0][:200]}"}])
+                if not bench.answers():
+                    sys.exit(BROKEN)
                 bench.free()
             append(lines, [{**row, "seconds": time.perf_counter() - begun}])
     imported = [one for one in FOREIGN if one in sys.modules]
@@ -148,6 +167,8 @@ def append(file: Path, rows: Iterable[Row]) -> None:
 def machine(device: str) -> dict[str, str]:
     """What it was measured on."""
     found = {name: version(name) for name in ("torch", "diffusers")} | {"python": platform.python_version()}
+    # Above 2 something else was at work, and times say little.
+    found["load of the machine"] = f"{os.getloadavg()[2]:.1f}"
     if device.startswith("cuda"):
         import torch
 

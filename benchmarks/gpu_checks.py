@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_bench import DENOISING, FULL, HALF, TRAJECTORY, Bench, Measure, Measures
+from gpu_times import one_pass
 
 from prdp.config import SamplerConfig, TrainConfig
 from prdp.configuration.memory_plan import device_plans
+from prdp.diffusion.determinism import use_deterministic_kernels
 from prdp.learners.learner import Learner
 from prdp.types import Rollout
 
@@ -66,6 +68,31 @@ def precision(bench: Bench) -> Measures:
     yield Measure("log-ratio, stored against recomputed", metrics["ratio_error"], bound=1e-4)
     half = flat_gradient(policy)
     yield Measure("gradient in bfloat16 against float32, 1 - cosine", apart(half, full), bound=0.05)
+
+
+def repeated(bench: Bench) -> Measures:
+    """Whether a gradient has the same bits again, as it is and with deterministic kernels, and what these take."""
+    policy = bench.policy(HALF)
+    time_ = float(policy.process.transitions(bench.settings(policy, noise=False)).times[0])
+    work = one_pass(policy, bench.images, time_)
+
+    def differing() -> float:
+        gradients = []
+        for _ in range(2):
+            for value in policy.weights.parameters.values():
+                value.grad = None
+            work()
+            gradients.append(flat_gradient(policy))
+        return float((gradients[0] != gradients[1]).float().mean())
+
+    yield Measure("entries of a gradient that differ the next time", differing(), "of all")
+    before = bench.seconds(work)
+    use_deterministic_kernels()
+    try:
+        yield Measure("the same with model.deterministic", differing(), "of all", 0.0)
+        yield Measure("its time beside", bench.seconds(work) / before, "x", note="forward and backward")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @contextmanager

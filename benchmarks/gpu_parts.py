@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gpu_bench import Bench, Measures
-from gpu_checks import memory, numbers, precision
+from gpu_checks import memory, numbers, precision, repeated
 from gpu_times import attention, compiled, microbatches, protocol, speed
 
 PARTS: dict[str, tuple[Callable[[Bench], Measures], float]] = {
@@ -16,6 +16,7 @@ PARTS: dict[str, tuple[Callable[[Bench], Measures], float]] = {
     "protocol": (protocol, 90.0),
     "microbatches": (microbatches, 45.0),
     "attention": (attention, 45.0),
+    "repeated": (repeated, 30.0),
     "compile": (compiled, 120.0),
 }
 """By name, in order: the part, and the seconds that it may take."""

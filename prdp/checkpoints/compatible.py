@@ -31,6 +31,7 @@ FREE_KEYS = (
     "model.offload_vae",
     "model.vae_slicing",
     "model.compile",
+    "model.deterministic",
     "sampler.microbatch",
     "sampler.prompts_per_chunk",
     "learner.framework",

@@ -75,6 +75,9 @@ class ModelConfig:
     quantization: Annotated[str, one_of(*QUANTIZATIONS)] | None = None
     """Bits that a frozen network under LoRA keeps the linear layers of its blocks in: 'int8', or 'nf4', 4 bits as in
     QLoRA, of bitsandbytes; null for none. They are widened to model.dtype while a layer computes."""
+    deterministic: bool = False
+    """Have a GPU repeat its bits: a run again, or one that resumes, is then the same run to the bit, as it is on a CPU
+    in any case. Backward passes take longer."""
     device: Annotated[str, DEVICE] = "auto"
     """'auto' takes CUDA when there is one."""
 

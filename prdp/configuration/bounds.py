@@ -14,6 +14,7 @@ from prdp.configuration.learner_bounds import (
     change_problems,
     colocation_problems,
     compile_problems,
+    deterministic_problems,
     frozen_problems,
     keep_best_problems,
     optimizer_problems,
@@ -73,6 +74,7 @@ def check_family(config: TrainConfig) -> None:
         ("learner.autocast", config.learner.autocast, None),
         ("model.quantization", config.model.quantization, None),
         ("model.compile", config.model.compile, None),
+        ("model.deterministic", config.model.deterministic, False),
         ("model.adapters", config.model.adapters, []),
         ("learner.init_adapter", config.learner.init_adapter, None),
     )
@@ -180,6 +182,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     if not any(key.startswith("cluster.") for key in wrong):
         found += _store_misfits(config.cluster) + _transport_misfits(config.cluster) + _rank_misfits(config.cluster)
         found += sharding_problems(config) + colocation_problems(config) + compile_problems(config)
+        found += deterministic_problems(config)
     return found
 
 

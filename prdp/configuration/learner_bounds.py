@@ -146,6 +146,13 @@ def compile_problems(config: TrainConfig) -> list[str]:
     return found
 
 
+def deterministic_problems(config: TrainConfig) -> list[str]:
+    """What torch's switch does not reach."""
+    if not config.model.deterministic or config.learner.framework == "torch":
+        return []
+    return [f"model.deterministic=true: must be false for learner.framework={config.learner.framework}"]
+
+
 def schedule_problems(learner: LearnerConfig) -> list[str]:
     """A decay that ends before it begins, or that nothing follows."""
     updates = learner.decay_updates

@@ -16,6 +16,7 @@ from prdp.diffusion.adapters import fuse, start_problems
 from prdp.diffusion.clip_layers import last_layer
 from prdp.diffusion.compiling import compile_blocks
 from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.determinism import use_deterministic_kernels
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_loading import DTYPES
 from prdp.diffusion.precision import precision_problem, upcast
@@ -93,6 +94,8 @@ class DiffusersPolicy(SavedPolicy):
         if self.device.type == "cuda":
             # TF32, which convolutions take by default, keeps no more digits than float16.
             torch.backends.cudnn.allow_tf32 = False
+            if model.deterministic:
+                use_deterministic_kernels()
         for name in self.FROZEN:
             if getattr(pipeline, name, None) is not None:
                 getattr(pipeline, name).eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from prdp.config import PRECISIONS, ModelConfig
 from prdp.diffusion.libraries import quiet
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION, PipelineFormat
 from prdp.support.errors import StartError
+from prdp.support.microbatches import MemoryShortError, first_words, out_of_memory
 
 DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
@@ -115,10 +116,23 @@ def device_of(model: ModelConfig) -> str:
 
 
 def placed(pipeline: Any, model: ModelConfig) -> Any:
-    """The pipeline on its device; text encoders and the VAE stay on the host where `model` says so."""
+    """The pipeline on its device; text encoders and the VAE stay on the host where `model` says so.
+
+    Raises:
+        MemoryShortError: the device has no memory for it.
+    """
     device = device_of(model)
     for name, part in pipeline.components.items():
         waits = model.offload_vae if name == "vae" else model.offload_encoders and name.startswith("text_encoder")
         if isinstance(part, torch.nn.Module) and not waits:
-            part.to(device)
+            try:
+                part.to(device)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise MemoryShortError(
+                    f"model.device={device}: no memory is left there for the model's {name}: {first_words(error)}; "
+                    "other processes may hold it. model.offload_encoders and model.offload_vae take less, and so do a "
+                    "lower model.dtype and model.quantization; prdp validate plans the memory"
+                ) from error
     return pipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,8 @@ def _engine(
 
         return TorchEngine(*settings)
     if config.framework == "jax":
+        # By itself JAX takes three quarters of a GPU, on which torch's samplers and rewards want memory, too.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         try:
             from prdp.learners.jax_engine import JaxEngine
         except ModuleNotFoundError as error:

@@ -44,7 +44,7 @@ def test_the_numbers_of_every_layout_are_right(gpu: ModuleType, model: str, tmp_
 @pytest.mark.slow
 def test_what_is_timed(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, backend: None)  # which takes long
-    parts = ("speed", "protocol", "microbatches", "attention", "compile")
+    parts = ("speed", "protocol", "microbatches", "attention", "repeated", "compile")
     rows = measured(gpu, tmp_path / "report", "sd35_medium", *parts)
     assert [row for row in rows if "failed" in row] == []
     values = {row["what"]: row["value"] for row in rows if "what" in row}

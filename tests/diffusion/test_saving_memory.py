@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +18,9 @@ from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion import build_policy, family_of
 from prdp.diffusion.dry_run import DryPolicy
 from prdp.diffusion.pipeline_checks import empty_network
+from prdp.diffusion.pipeline_loading import placed
 from prdp.support.errors import StartError
+from prdp.support.microbatches import MemoryShortError
 
 BUILD: dict[str, Callable[..., Any]] = {**NARROW, "stable_diffusion_xl": narrow_xl}
 PROMPTS = ["a small red circle", "two large blue squares"]
@@ -91,3 +93,17 @@ def test_an_attention_backend_is_taken_or_refused_by_its_key(model: ModelConfig)
     assert DryPolicy(kind, of_gpu, learner, network, kind.condition_shapes(model)).with_gradient(1) > 0
     with pytest.raises(StartError, match="needs xformers"):
         family_of(model).check(dataclasses.replace(model, attention_backend="xformers"))
+
+
+def test_a_device_without_memory_for_the_model_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full GPU refuses by either of two errors, at the first tensor."""
+
+    class Full(torch.nn.Module):
+        def to(self, *arguments: Any, **keywords: Any) -> Any:
+            raise RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'")
+
+    class Pipeline:
+        components: ClassVar[dict[str, Any]] = {"tokenizer": None, "unet": Full()}
+
+    with pytest.raises(MemoryShortError, match=r"^model\.device=cpu: no memory .* the model's unet: CUDA error: out"):
+        placed(Pipeline(), ModelConfig(family="stable_diffusion", path="x", device="cpu"))
