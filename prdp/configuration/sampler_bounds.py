@@ -19,6 +19,8 @@ def noise_problems(sampler: SamplerConfig, images_that_share: int = 1) -> list[s
     if sampler.eta == 0 and sampler.kind in FLOW_KINDS and sampler.kind != "euler":
         return [f"{eta}: must be above 0 for {kind}: of a flow's samplers sampler.kind=euler draws no noise"]
     found = _schedule_problems(sampler)
+    if sampler.kind == "euler" and sampler.eta not in (0, SamplerConfig().eta):
+        found.append(f"{eta}: must be 0 for {kind}, which draws no noise")
     if sampler.start_churn and not sampler.shared_start_noise:
         found.append(
             f"sampler.start_churn={sampler.start_churn:g}: needs sampler.shared_start_noise=true: each image has a "

@@ -45,6 +45,14 @@ def test_the_noise_of_cps_is_a_part() -> None:
             typed({**MINIMAL, "sampler": {"kind": "cps", "eta": eta}})
 
 
+def test_a_noise_level_is_refused_where_nothing_reads_it() -> None:
+    learned = {"objective": {"name": "nft"}}
+    for eta in (0.0, 1.0):  # 1 is what stands there where nobody set it
+        assert typed({**MINIMAL, **learned, "sampler": {"kind": "euler", "eta": eta}}).sampler.kind == "euler"
+    with pytest.raises(ConfigError, match=r"^sampler.eta=0.8: must be 0 for sampler.kind=euler, which draws no noise$"):
+        typed({**MINIMAL, **learned, "sampler": {"kind": "euler", "eta": 0.8}})
+
+
 WITHOUT_NOISE = [{"kind": "euler"}, {"kind": "ddim", "eta": 0.0}]
 DENOISING = ("reward_weighted_regression", "best_of_n", "denoising", "diffusion_dpo", "crd", "nft", "awm", "dgpo")
 
