@@ -35,6 +35,8 @@ FREE_KEYS = (
     "sampler.microbatch",
     "sampler.prompts_per_chunk",
     "learner.framework",
+    "learner.jax_data",
+    "learner.jax_fsdp",
     "learner.microbatch",
     "learner.kept_outputs_gib",
     "learner.gradient_checkpointing",

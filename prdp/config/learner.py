@@ -15,6 +15,12 @@ class LearnerConfig:
 
     framework: Annotated[str, one_of(*FRAMEWORKS)] = "torch"
     """'torch', or 'jax' for Stable Diffusion 1.x and 2.x; same numbers, interchangeable checkpoints."""
+    jax_data: Count = 1
+    """Devices of this process among which JAX divides the rows of a microbatch, each with the whole network, or its
+    part of it by jax_fsdp."""
+    jax_fsdp: Count = 1
+    """Devices of this process that hold the network, moments and averages of JAX together, a part each; they divide
+    the rows, too. jax_data groups of them."""
     mode: Annotated[str, one_of("lora", "full")] = "lora"
     """'lora': adapters on the UNet; 'full': all its weights."""
     lora_rank: Count = 16

@@ -16,6 +16,7 @@ from prdp.configuration.learner_bounds import (
     compile_problems,
     deterministic_problems,
     frozen_problems,
+    jax_device_problems,
     keep_best_problems,
     optimizer_problems,
     schedule_problems,
@@ -182,7 +183,7 @@ def _misfits(config: TrainConfig, wrong: dict[str, Rule]) -> list[str]:
     if not any(key.startswith("cluster.") for key in wrong):
         found += _store_misfits(config.cluster) + _transport_misfits(config.cluster) + _rank_misfits(config.cluster)
         found += sharding_problems(config) + colocation_problems(config) + compile_problems(config)
-        found += deterministic_problems(config)
+        found += deterministic_problems(config) + jax_device_problems(config)
     return found
 
 

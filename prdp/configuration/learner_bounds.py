@@ -146,6 +146,22 @@ def compile_problems(config: TrainConfig) -> list[str]:
     return found
 
 
+def jax_device_problems(config: TrainConfig) -> list[str]:
+    """Devices for JAX where JAX does not learn, or learns in several processes."""
+    learner, learners = config.learner, config.cluster.learners
+    asked = {name: getattr(learner, name) for name in ("jax_data", "jax_fsdp")}
+    chosen = [f"learner.{name}={count}" for name, count in asked.items() if count > 1]
+    if learner.framework != "jax":
+        return [f"{one}: needs learner.framework=jax, not {learner.framework}" for one in chosen]
+    if learners > 1:
+        return [
+            f"{one}: needs cluster.learners=1: the devices are those of one process, and cluster.learners={learners} "
+            "are processes of a device each"
+            for one in chosen
+        ]
+    return []
+
+
 def deterministic_problems(config: TrainConfig) -> list[str]:
     """What torch's switch does not reach."""
     if not config.model.deterministic or config.learner.framework == "torch":

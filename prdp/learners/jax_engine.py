@@ -26,6 +26,7 @@ from prdp.evidence.base import Evidence, Of
 from prdp.learners.device_engine import DeviceEngine, Total
 from prdp.learners.engine import Arrays, section
 from prdp.learners.guards import gradient_error, unlearned
+from prdp.learners.jax_mesh import JaxMesh
 from prdp.learners.jax_network import JaxNetwork, Tensors, array_of
 from prdp.types import Weights
 
@@ -54,6 +55,7 @@ class JaxEngine(DeviceEngine):
         config: optimizer, moving average, microbatch.
 
     Raises:
+        StartError: fewer devices than the mesh wants.
         ValueError: a network or an adapter that `prdp.diffusion.jax_unet` does not compute.
     """
 
@@ -79,12 +81,12 @@ class JaxEngine(DeviceEngine):
             dtype=DTYPES[policy.precision],
             remat=config.gradient_checkpointing,
         )
-        self._network = JaxNetwork(unet, frozen)
+        self._network = JaxNetwork(unet, frozen, JaxMesh(config.jax_data, config.jax_fsdp))
         self._adam = optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
         tensors = {name: array_of(value) for name, value in learning.items()}
         # JAX never writes into an array, so that the average may start as the tensors themselves.
         average = tensors if config.ema_decay else None
-        self._state = LearnerState(tensors=tensors, adam=self._adam.init(tensors), average=average)
+        self._state = self._placed(LearnerState(tensors=tensors, adam=self._adam.init(tensors), average=average))
         self._kept: dict[str, Tensors] = {}
         self._apply_gradient = jax.jit(partial(_applied, self._adam, config.weight_decay, config.max_grad_norm))
 
@@ -129,7 +131,7 @@ class JaxEngine(DeviceEngine):
         state, norm = self._apply_gradient(self._state, self._network.gradient, learning_rate, ema_decay)
         if not np.isfinite(float(norm)):
             raise gradient_error(update, largest)
-        self._state, self._network.gradient = state, {}
+        self._state, self._network.gradient = self._placed(state), {}
         return {"grad_norm": float(norm), "parameters_without_gradient": float(len(without))}
 
     def state(self) -> Arrays:
@@ -168,8 +170,8 @@ class JaxEngine(DeviceEngine):
         if average is not None:
             average = read("ema/")
         for of in self._kept.keys() - {"reference"}:
-            self._kept[of] = read(f"{of}/")
-        self._state = LearnerState(tensors=learning, adam=adam, average=average)
+            self._kept[of] = self._network.placed(read(f"{of}/"))
+        self._state = self._placed(LearnerState(tensors=learning, adam=adam, average=average))
 
     @contextmanager
     def _network_of(self, of: Of) -> Iterator[torch.nn.Module | None]:
@@ -206,9 +208,15 @@ class JaxEngine(DeviceEngine):
             for name in names
         ]
         total(sums)
-        network.gradient = {
-            name: jnp.asarray(value.numpy(), jnp.float32) for name, value in zip(names, sums, strict=True)
-        }
+        network.gradient = network.placed(
+            {name: jnp.asarray(value.numpy(), jnp.float32) for name, value in zip(names, sums, strict=True)}
+        )
+
+    def _placed(self, state: LearnerState) -> LearnerState:
+        """The state, each tensor where its part of the network lies."""
+        place = self._network.placed
+        average = None if state.average is None else place(state.average)
+        return LearnerState(tensors=place(state.tensors), adam=place(state.adam), average=average)
 
     def _zero_gradient(self) -> None:
         self._network.gradient, self._network.remainder = {}, {}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from prdp.diffusion.jax_unet import UNet
+from prdp.learners.jax_mesh import JaxMesh
 
 Tensors = dict[str, jax.Array]
 
@@ -24,18 +25,20 @@ class JaxNetwork(torch.nn.Module):
     Args:
         unet: the architecture, in the precision of the pass with gradient.
         frozen: name -> the tensors that do not learn.
+        mesh: where the rows and tensors lie.
 
     Attributes:
         sizes: rows that programs are compiled for.
     """
 
-    def __init__(self, unet: UNet, frozen: Tensors) -> None:
+    def __init__(self, unet: UNet, frozen: Tensors, mesh: JaxMesh) -> None:
         super().__init__()
-        self.unet, self.frozen = unet, frozen
+        self.unet, self.frozen, self._mesh = unet, mesh.tensors(frozen), mesh
         self.tensors: Tensors = {}
         self.gradient: Tensors = {}
         self.remainder: Tensors = {}
         self.sizes: set[int] = set()
+        self._pulled_back = jax.jit(lambda pull_back, gradient: mesh.divided(pull_back(gradient)[0]))
         # What makes autograd call the backward pass, as no tensor of torch learns.
         self._anchor = torch.zeros((), requires_grad=True)
 
@@ -48,7 +51,8 @@ class JaxNetwork(torch.nn.Module):
     ) -> tuple[torch.Tensor]:
         """The output [B, C, h, w] for latents, timesteps int64 [B] and text states [B, tokens, width]."""
         size = self._padded_size(len(latents))
-        inputs = [_padded(value, size) for value in (latents, timesteps.int(), encoder_hidden_states)]
+        given = (latents, timesteps.int(), encoder_hidden_states)
+        inputs = [self._mesh.rows(_padded(value, size)) for value in given]
         if torch.is_grad_enabled():
             output: torch.Tensor = _Differentiable.apply(self._anchor, self, inputs)  # type: ignore[no-untyped-call]
         else:
@@ -56,14 +60,26 @@ class JaxNetwork(torch.nn.Module):
                 output = _tensor(_output(self.unet, self.tensors, self.frozen, *inputs))
         return (output[: len(latents)].to(latents.device),)
 
+    def pulled_back(self, pull_back: Any, gradient: torch.Tensor) -> Tensors:
+        """The gradient of the learning tensors, from that of an output."""
+        tensors: Tensors = self._pulled_back(pull_back, self._mesh.rows(array_of(gradient)))
+        return tensors
+
+    def placed(self, tree: Any) -> Any:
+        """Tensors, gradients or moments, each where it belongs."""
+        return self._mesh.tensors(tree)
+
     def matmul_precision(self) -> Any:
         """Accelerators multiply float32 in half precision unless told otherwise."""
         return jax.default_matmul_precision("highest") if self.unet.dtype == jnp.float32 else nullcontext()
 
     def _padded_size(self, count: int) -> int:
-        """Number of rows to compute for so many: one that is compiled already, unless that is twice as many or more."""
+        """Number of rows to compute for so many: one that is compiled already, unless that is twice as many or more.
+
+        The devices divide it.
+        """
         fitting = [size for size in self.sizes if count <= size < 2 * count]
-        size = min(fitting, default=count)
+        size = min(fitting, default=-(-count // self._mesh.size) * self._mesh.size)
         self.sizes.add(size)
         return size
 
@@ -80,7 +96,7 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:  # type: ignore[override]
         network: JaxNetwork = ctx.network
         with network.matmul_precision():
-            part = _pulled_back(ctx.pull_back, array_of(gradient))
+            part = network.pulled_back(ctx.pull_back, gradient)
         if network.gradient:
             network.gradient, network.remainder = _sum(network.gradient, network.remainder, part)
         else:
@@ -101,12 +117,6 @@ def _linearised(
 ) -> tuple[jax.Array, Any]:
     """The output, and the function that pulls a gradient of it back to one of the learning tensors."""
     return jax.vjp(lambda learning: unet({**frozen, **learning}, latents, timesteps, states), tensors)
-
-
-@jax.jit
-def _pulled_back(pull_back: Any, gradient: jax.Array) -> Tensors:
-    tensors: Tensors = pull_back(gradient)[0]
-    return tensors
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
