@@ -1,9 +1,10 @@
-"""What sampling and learning cost beyond the bare network calls they need, side by side in one process.
+"""What sampling and learning cost beyond their bare network calls, and beside diffusers' own loop, in one process.
 
     python benchmarks/overhead.py [--model shapes] [--repeats 7]
 
 Sampling with trajectories is compared with as many policy and reference forwards plus the decoding; a learner update
-with as many forward and backward passes of the same batches. Medians of the ratios over the repeats are printed.
+with as many forward and backward passes of the same batches. Images without trajectories are compared with a call of
+diffusers' pipeline, with the same scheduler, steps and prompts. Medians of the ratios over the repeats are printed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,6 +29,7 @@ from prdp.learners import build_learner
 from prdp.types import PromptBatch, Weights
 
 PROMPTS, SIZE, STEPS, BATCH = 4, 8, 8, 32
+TEXT = "a large solid red circle on a white background"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -41,6 +44,9 @@ def main() -> None:
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
+    for guidance_scale in (1.0, 5.0):
+        ratio = median(beside_diffusers(options.model, guidance_scale, options.repeats))
+        print(f"images, guidance {guidance_scale:g}: {ratio:.3f}x of diffusers' pipeline", flush=True)
     for mode in ("lora", "full"):
         for guidance_scale in (1.0, 5.0):
             sampling, learning = measure(options.model, mode, guidance_scale, options.repeats)
@@ -60,7 +66,7 @@ def measure(model: str, mode: str, guidance_scale: float, repeats: int) -> tuple
     sampler = Sampler(policy, settings, recorder=TrajectoryRecorder())
     # Version 1, so that the reference is really computed.
     sampler.load_weights(Weights.of(1, policy.weights.export(0).tensors))
-    texts = tuple("a large solid red circle on a white background" for _ in range(PROMPTS))
+    texts = tuple(TEXT for _ in range(PROMPTS))
     prompts = PromptBatch(0, 0, texts, tuple({} for _ in texts))
     rollout = sampler.sample(prompts, SIZE, 0)
     rollout = rollout.scored(np.random.default_rng(0).random(len(rollout)), {})
@@ -97,6 +103,26 @@ def measure(model: str, mode: str, guidance_scale: float, repeats: int) -> tuple
         sampling.append(seconds(lambda: sampler.sample(prompts, SIZE, 0)) / seconds(bare_sampling))
         learning.append(seconds(update) / seconds(bare_update))
     return sampling, learning
+
+
+def beside_diffusers(model: str, guidance_scale: float, repeats: int) -> list[float]:
+    """Ratios of drawing images, from prompts to pictures, to diffusers' own loop; a LoRA is active in both."""
+    policy: Any = build_policy(ModelConfig(path=model), LearnerConfig(), seed=0, keep_reference=False)
+    settings = SamplerConfig(steps=STEPS, guidance_scale=guidance_scale, microbatch=BATCH)
+    sampler, texts = Sampler(policy, settings), tuple(TEXT for _ in range(PROMPTS))
+    prompts = PromptBatch(0, 0, texts, tuple({} for _ in texts))
+
+    def ours() -> None:
+        sampler.sample(prompts, SIZE, 0, trajectory=False)
+
+    def theirs() -> None:
+        policy.pipeline(
+            list(texts), num_images_per_prompt=SIZE, num_inference_steps=STEPS, guidance_scale=guidance_scale, eta=1.0,
+            output_type="np",
+        )  # fmt: skip
+
+    ours(), theirs()
+    return [seconds(ours) / seconds(theirs) for _ in range(repeats)]
 
 
 if __name__ == "__main__":
