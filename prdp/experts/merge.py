@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from prdp.diffusion.adapter_files import AdaptedLayer
 from prdp.experts.lora_files import Expert
 from prdp.experts.merging import MergedLayer, Part
@@ -58,7 +60,7 @@ def normalised(weights: Sequence[float], names: Sequence[str]) -> list[float]:
     """Weights that sum to 1, one a name; equal ones where none are given.
 
     Raises:
-        ConfigError: another number of weights than names.
+        ConfigError: another number of weights than names, or one that is nothing beside the others.
     """
     if weights and len(weights) != len(names):
         raise ConfigError(
@@ -66,8 +68,12 @@ def normalised(weights: Sequence[float], names: Sequence[str]) -> list[float]:
             f"({', '.join(names)}), or none"
         )
     given = list(weights) or [1.0] * len(names)
-    total = math.fsum(given)
-    return [one / total for one in given]
+    largest = max(given)  # the sum of numbers near the largest there is has none
+    total = math.fsum(one / largest for one in given)
+    found = [one / largest / total for one in given]
+    if nothing := next((name for name, one in zip(names, found, strict=True) if one == 0), None):
+        raise ConfigError(f"weights={given}: that of {nothing} comes to 0 beside {largest:g}; leave the model out")
+    return found
 
 
 def absent_layers(experts: Sequence[Expert]) -> dict[tuple[str, ...], list[str]]:
@@ -118,6 +124,9 @@ def merge_experts(
         weights: one each, of which the sum is 1.
         scale: of the merged delta.
         say: is told of each layer that loses something.
+
+    Raises:
+        ConfigError: a layer is beyond float32; names it.
     """
     layers = {}
     for name in sorted({name for expert in experts for name in expert.layers}):
@@ -126,8 +135,14 @@ def merge_experts(
             for expert, weight in zip(experts, weights, strict=True)
             if name in expert.layers
         ]
-        merged = method.layer(parts, scale)
+        beyond = f"scale={scale:g}: layer {name} has numbers beyond float32 then; must be smaller"
+        try:
+            merged = method.layer(parts, scale)
+        except torch.linalg.LinAlgError as error:
+            raise ConfigError(beyond) from error
         layer = AdaptedLayer(merged.layer.down.contiguous(), merged.layer.up.contiguous(), merged.layer.scale)
+        if not (layer.down.isfinite().all() and layer.up.isfinite().all()):
+            raise ConfigError(beyond)
         layers[name] = dataclasses.replace(merged, layer=layer)
         if not method.exact:
             say(f"{name}: rank {layer.rank}, relative error {merged.error:.2e}")

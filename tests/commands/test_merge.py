@@ -136,6 +136,8 @@ def test_what_is_refused_before_anything_is_written(
     assert count in told(both, "weights=[1]")
     assert "weights=[1.0, -1.0]: must be numbers above 0" in told(both, "weights=[1,-1]")
     assert "scale=0: must be a finite number above 0" in told(one, "scale=0")
+    for method in (["merge=mean_delta"], ["merge=svd", "merge.rank=1"]):
+        assert "scale=1e+39: layer unet." in told(one, "scale=1e39", *method)
     assert "format=onnx: must be one of diffusers, kohya, peft" in told(one, "format=onnx")
     assert "merge=tie: there is no such merge; available: dare, mean_delta, svd, ties." in told(one, "merge=tie")
     assert "merge.density=0: must be a number above 0 and at most 1" in told(one, "merge=ties", "merge.density=0")

@@ -152,5 +152,8 @@ def test_weights_sum_to_one_whatever_the_count_and_the_names() -> None:
         assert math.fsum(normalised([], names)) == pytest.approx(1.0, abs=1e-15)
         assert normalised([3.0] * count, names) == pytest.approx([1 / count] * count)
     assert normalised([1.0, 3.0], ["a", "b"]) == [0.25, 0.75]
+    assert normalised([1e308, 1e308], ["a", "b"]) == [0.5, 0.5]
+    with pytest.raises(ConfigError, match=r"that of a comes to 0 beside 1e\+308; leave the model out"):
+        normalised([1e-320, 1e308], ["a", "b"])
     with pytest.raises(ConfigError, match=r"has 3 numbers: must be one for each of the 2 models \(a, b\), or none"):
         normalised([1.0, 2.0, 3.0], ["a", "b"])
