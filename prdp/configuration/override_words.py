@@ -17,6 +17,8 @@ _OPTION = re.compile(r"--?([A-Za-z_][\w.-]*)(?:=(.*))?", re.DOTALL)
 _COLON = re.compile(rf"({_KEY}):\s*(.*)", re.DOTALL)
 _SPACED = re.compile(rf"({_KEY})\s*=?\s+(.+)|({_KEY})\s+=\s*(.+)", re.DOTALL)
 _HOME = re.compile(rf"({_KEY}=)(~(?:/[^\s\"'(){{}}\[\],]*)?)")
+_ENTRY = re.compile(r"""\s*(?:(["'])(.*?)\1|(.*?))\s*(?:,|$)""")
+"""Of a list: within quotes, where a comma or the end follows them, or up to a comma."""
 
 
 def home_quoted(word: str) -> str:
@@ -39,7 +41,10 @@ def as_typed(key: str, value: str) -> str:
 
 
 def split_lists(words: Iterable[str], keys: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Key -> entries of `key=[a,b]` for some keys, whatever signs the entries hold; and the other words."""
+    """Key -> entries of `key=[a,b]` for some keys, whatever signs the entries hold; and the other words.
+
+    An entry with a comma stands in quotes.
+    """
     lists: dict[str, list[str]] = {}
     rest, keys = [], set(keys)
     for word in words:
@@ -48,7 +53,8 @@ def split_lists(words: Iterable[str], keys: Iterable[str]) -> tuple[dict[str, li
             rest.append(word)
             continue
         inner = value.strip().removeprefix("[").removesuffix("]")
-        lists[key] = [entry.strip().strip("'\"") for entry in inner.split(",") if entry.strip()]
+        entries = [match[2] or (match[3] or "").strip("'\"") for match in _ENTRY.finditer(inner)]
+        lists[key] = [entry for entry in entries if entry]
     return lists, rest
 
 

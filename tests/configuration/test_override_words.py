@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prdp.configuration.compose import Composer
-from prdp.configuration.override_words import as_typed, how_to_write
+from prdp.configuration.override_words import as_typed, how_to_write, split_lists
 from prdp.configuration.typed import read_config, write_config
 from prdp.evaluation.command_line import read_command_line
 from prdp.support.errors import ConfigError, StartError
@@ -77,6 +77,22 @@ def test_a_name_that_needs_quotes_is_told_with_them(name: str) -> None:
 )
 def test_other_forms_are_told_how_to_write(word: str, says: str) -> None:
     assert how_to_write(word, KEYS) == says
+
+
+@pytest.mark.parametrize(
+    ("word", "entries"),
+    [
+        ("models=[a,b]", ["a", "b"]),
+        ("models=a", ["a"]),
+        ("models=[ x:a , 'b' ,]", ["x:a", "b"]),
+        ("models=[it's,b]", ["it's", "b"]),
+        ("models=['x:runs/a=1,b=2',c]", ["x:runs/a=1,b=2", "c"]),
+        ('models=["my expert, v1 [x]","it\'s, too"]', ["my expert, v1 [x]", "it's, too"]),
+        ("models=['',]", []),
+    ],
+)
+def test_entries_of_a_list_may_be_quoted(word: str, entries: list[str]) -> None:
+    assert split_lists([word, "epochs=3"], ["models"]) == ({"models": entries}, ["epochs=3"])
 
 
 def test_home_is_expanded_where_hydra_makes_the_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
