@@ -59,15 +59,21 @@ def set_notes(config: TrainConfig, sets: Sequence[ImageSet]) -> list[str]:
 
 
 def guidance_notes(one: ImageSet, scale: float, cause: str) -> list[str]:
-    """A warning where a set that was drawn with guidance is learned from without; empty elsewhere.
+    """A warning where a set was drawn with another guidance than it is learned from with; empty elsewhere.
 
     Args:
         scale: of the guidance that it is learned with.
         cause: what says so.
     """
     drawn_with = one.manifest.guidance_scale
-    if drawn_with is None or drawn_with == scale or guided(scale):
+    if drawn_with is None or drawn_with == scale or not (guided(drawn_with) or guided(scale)):
         return []
+    if guided(scale):
+        return [
+            f"warning: guidance: {one.folder} was drawn with guidance {drawn_with:g} and is learned from with another "
+            f"({cause}): the model learns to draw with {scale:g} what it drew with {drawn_with:g}, so that a gain or a "
+            "loss may be that of guidance"
+        ]
     return [
         f"warning: guidance: {one.folder} was drawn with guidance {drawn_with:g} and is learned from without "
         f"({cause}): the model learns to draw guided images unguided, so that a gain may be that of guidance, and "

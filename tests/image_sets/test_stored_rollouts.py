@@ -238,6 +238,7 @@ def test_what_ought_to_be_known_is_told(base_set: Path, small_pipeline: Path, tm
     assert "keeps scores by redness version 1, which are used" in notes()
     assert "guidance" not in notes()
     assert "was drawn with guidance 2 and is learned from without" in notes(sampler={"guidance_scale": 1.0})
+    assert "learned from with another (sampler.guidance_scale=3)" in notes(sampler={"guidance_scale": 3.0})
     other = {"_target_": "prdp.rewards.compressibility.Compressibility"}
     assert "keeps no scores by prdp.rewards.compressibility" in notes(reward=other)
     config = configured(tmp_path, small_pipeline, rollouts=stored(base_set))
