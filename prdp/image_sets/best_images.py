@@ -53,19 +53,24 @@ def best_images(sets: Sequence[ImageSet], aspect: str) -> list[Chosen]:
     Raises:
         StartError: a set was not scored by it; names what it was scored by.
     """
-    found = []
-    for one in sets:
-        chunk, scores = None, np.empty(0)
-        for entry in one.entries:
-            if entry.chunk != chunk:
-                chunk, scores = entry.chunk, _scores(one, entry, aspect)
-            size = one.manifest.images_per_prompt
-            group = scores[entry.row * size : (entry.row + 1) * size]
-            if np.isfinite(group).any():
-                found.append(Chosen(one, entry, int(np.nanargmax(group))))
+    found = [
+        Chosen(one, entry, int(np.nanargmax(group)))
+        for one in sets
+        for entry, group in _groups(one, aspect)
+        if np.isfinite(group).any()
+    ]
     if not found:
         raise StartError(f"aspects: {aspect} applies to no prompt of the sets: none of its scores is finite")
     return found
+
+
+def best_scores(one: ImageSet, aspect: str, count: int, skill: str | None = None) -> Float64:
+    """The best score of the first `count` images of every prompt, perhaps of one skill alone; float64 [prompts].
+
+    Prompts that the aspect does not apply to are left out. Raises as `best_images`.
+    """
+    groups = [group[:count] for entry, group in _groups(one, aspect) if skill is None or entry.skill == skill]
+    return np.array([np.nanmax(group) for group in groups if np.isfinite(group).any()], np.float64)
 
 
 def shuffled(chosen: Sequence[Chosen], size: int, seed: int) -> Iterator[list[Chosen]]:
@@ -77,6 +82,15 @@ def shuffled(chosen: Sequence[Chosen], size: int, seed: int) -> Iterator[list[Ch
         while len(waiting) >= size:
             yield waiting[:size]
             waiting = waiting[size:]
+
+
+def _groups(one: ImageSet, aspect: str) -> Iterator[tuple[Entry, Float64]]:
+    """Every prompt with the scores of its images."""
+    chunk, scores, size = None, np.empty(0), one.manifest.images_per_prompt
+    for entry in one.entries:
+        if entry.chunk != chunk:
+            chunk, scores = entry.chunk, _scores(one, entry, aspect)
+        yield entry, scores[entry.row * size : (entry.row + 1) * size]
 
 
 def _scores(one: ImageSet, entry: Entry, aspect: str) -> Float64:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prdp.config import ModelConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.latent_space import is_vae_of, vae_digest
+from prdp.image_sets.best_images import best_scores
 from prdp.image_sets.reading import ImageSet
-from prdp.image_sets.stored_scores import names_within
+from prdp.image_sets.stored_scores import names_of, names_within
 from prdp.support.errors import StartError
 from prdp.support.targets import TARGET
 
@@ -55,7 +57,40 @@ def set_notes(config: TrainConfig, sets: Sequence[ImageSet]) -> list[str]:
             else f"rewards: {one.folder} keeps no scores by {config.reward.get(TARGET)} with these arguments, so that "
             "its images are scored in every epoch; prdp generate with rewards=[...] adds scores"
         )
+        notes += _threshold_notes(config, one)
     return notes
+
+
+def _threshold_notes(config: TrainConfig, one: ImageSet) -> list[str]:
+    """How many prompts of a set are left out by `objective.least`, as far as its scores tell."""
+    least = config.objective.get("least")
+    aspect = _aspect_of(config.reward, one)
+    if config.objective.get("name") != "best_of_n" or least is None or aspect is None:
+        return []
+    try:
+        best = best_scores(one, aspect, config.images_per_prompt, config.rollouts.skill)
+    except StartError:
+        return []  # A set that is not whole is told by what reads its scores.
+    if not len(best):
+        return []
+    below = int((best < least).sum())
+    where = f"objective.least={least:g}: by {aspect} of {one.folder}"
+    if below < len(best):
+        return [f"{where} leaves out {below:,} of {len(best):,} prompts"] if below else []
+    return [
+        f"warning: {where} leaves out all {below:,} prompts, of which nothing is learned: the best image of all has "
+        f"{best.max():.4g}"
+    ]
+
+
+def _aspect_of(section: Mapping[str, Any], one: ImageSet) -> str | None:
+    """The name of a set's scores by a reward, or of sub-scores by one that `reward=sub_score` takes one of."""
+    if names := names_of(one.manifest, section):
+        return names[0]
+    inner = section.get("reward")
+    if str(section.get(TARGET)).endswith(".SubScore") and isinstance(inner, Mapping):
+        return next((f"{name}.{section.get('name')}" for name in names_of(one.manifest, inner)), None)
+    return None
 
 
 def guidance_notes(one: ImageSet, scale: float, cause: str) -> list[str]:

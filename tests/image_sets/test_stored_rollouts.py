@@ -16,8 +16,9 @@ from prdp.commands.train import check_start
 from prdp.config import TrainConfig
 from prdp.configuration.geometry import geometry
 from prdp.configuration.typed import typed
+from prdp.image_sets.best_images import best_scores
 from prdp.image_sets.manifest import Entry, write
-from prdp.image_sets.reading import StoredPrompts
+from prdp.image_sets.reading import ImageSet, StoredPrompts
 from prdp.image_sets.source import rollout_source
 from prdp.image_sets.stored_scores import StoredReward
 from prdp.rewards import build_reward
@@ -30,6 +31,7 @@ from prdp.train import Run
 from prdp.train import main as train
 from prdp.types import Rollout, tensors_checksum
 
+JUDGE = "prdp.worlds.shapes.reward.ShapesJudge"
 SHAPES = {"_target_": "prdp.worlds.shapes.prompts.ShapesPrompts", "split": "heldout", "size": 2}
 
 
@@ -243,6 +245,23 @@ def test_what_ought_to_be_known_is_told(base_set: Path, small_pipeline: Path, tm
     assert "keeps no scores by prdp.rewards.compressibility" in notes(reward=other)
     config = configured(tmp_path, small_pipeline, rollouts=stored(base_set))
     assert geometry(config)["sampling_passes_per_epoch"] == 0
+
+
+def test_what_a_threshold_leaves_out_is_told_before_the_start(
+    base_set: Path, small_pipeline: Path, tmp_path: Path
+) -> None:
+    def notes(least: float, **changes: Any) -> str:
+        objective = {"name": "best_of_n", "least": least}
+        config = configured(tmp_path, small_pipeline, rollouts=stored(base_set), objective=objective, **changes)
+        return "\n".join(rollout_source(config).notes())
+
+    best = sorted(best_scores(ImageSet.open(base_set), "redness", 2).tolist())
+    assert "objective.least" not in notes(best[0])
+    assert f"by redness of {base_set} leaves out 2 of 4 prompts" in notes((best[1] + best[2]) / 2)
+    all_of_them = f"leaves out all 4 prompts, of which nothing is learned: the best image of all has {best[3]:.4g}"
+    assert all_of_them in notes(best[3] + 0.01)
+    color = {"_target_": "prdp.rewards.sub_score.SubScore", "name": "color", "reward": {"_target_": JUDGE}}
+    assert "warning: objective.least=2: by shapes_judge.color of" in notes(2.0, reward=color)
 
 
 def test_several_sets_are_one_and_a_skill_chooses(base_set: Path) -> None:
