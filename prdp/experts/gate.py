@@ -184,13 +184,15 @@ class Mixture:
         """Set all gates.
 
         Raises:
-            ValueError: a tensor that is missing, unknown or of another shape; names it.
+            ValueError: a tensor that is missing, unknown, of another shape or not finite; names it.
         """
         if odd := sorted(tensors.keys() ^ self.parameters.keys()):
             raise ValueError(f"gates: {odd[0]} is {'unknown' if odd[0] in tensors else 'missing'}")
         for name, value in self.parameters.items():
             if value.shape != tensors[name].shape:
                 raise ValueError(f"gates: {name} has shape {list(tensors[name].shape)}, expected {list(value.shape)}")
+            if not tensors[name].isfinite().all():
+                raise ValueError(f"gates: {name} must hold finite numbers")
             value.data.copy_(tensors[name])
 
 

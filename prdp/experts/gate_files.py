@@ -84,7 +84,8 @@ def read_gated(folder: Path) -> GatedModel:
     """Read what a gated model is; of its weights nothing.
 
     Raises:
-        StartError: the file is damaged, of another format, or names a model that is a class of somebody's own.
+        StartError: the file is damaged, of another format, names a model that is a class of somebody's own, or stands
+            alone.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -111,7 +112,10 @@ def read_gated(folder: Path) -> GatedModel:
         )
     if share not in SHARES or not names:
         raise StartError(f"models: {file} is damaged: share={share} with {len(names)} experts")
-    return GatedModel(folder, model, share, names)
+    gated = GatedModel(folder, model, share, names)
+    if missing := [one.relative_to(folder) for one in gated.files() if not one.is_file()]:
+        raise StartError(f"models: {folder} is not whole: {missing[0]} is missing, which prdp gate wrote")
+    return gated
 
 
 def write_gated(

@@ -305,6 +305,8 @@ def test_what_does_not_fit_is_refused(
         mixture.load({key: value for key, value in tensors.items() if key != first})
     with pytest.raises(ValueError, match=r"has shape \[1\], expected"):
         mixture.load(tensors | {first: torch.ones(1)})
+    with pytest.raises(ValueError, match="must hold finite numbers"):
+        mixture.load(tensors | {first: tensors[first] * float("nan")})
     write_gated(tmp_path, mixture, given, "layer", dataclasses.replace(model, family="my.Family"), {})
     with pytest.raises(ConfigError, match="is a class of its maker's own, which is not run"):
         find_models([str(tmp_path)], model)
@@ -312,5 +314,8 @@ def test_what_does_not_fit_is_refused(
     (tmp_path / "gate.json").write_text(text.replace('"format": 1', '"format": 9'))
     with pytest.raises(StartError, match="format=9: this version reads format 1"):
         find_models([str(tmp_path)], model)
-    assert (tmp_path / "experts" / "0" / LORA_FILE).is_file()
+    (tmp_path / "gate.json").write_text(text.replace("my.Family", model.family))
+    (tmp_path / "experts" / "0" / LORA_FILE).unlink()
+    with pytest.raises(StartError, match=r"is not whole: experts/0/pytorch_lora_weights\.safetensors is missing"):
+        find_models([str(tmp_path)], model)
     assert Gate(4, 3).weight.shape == (3, 36)
