@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prdp.checkpoints.run_folder import check_empty
 from prdp.configuration.compose import Composer
@@ -14,6 +15,9 @@ from prdp.configuration.override_words import OverrideParser, quoted_list, split
 from prdp.configuration.typed import Root, conf_folder, groups, schema_keys
 from prdp.experts.settings import MergeConfig, check_merge
 from prdp.support.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prdp.experts.merge import Merged
 
 RECORD_FILE = "merge.json"
 _MERGE = Root(name="merge", schema=MergeConfig, groups=("merge",), check=check_merge)
@@ -91,10 +95,26 @@ def merge(config: MergeConfig) -> Path:
     for expert, weight in zip(experts, weights, strict=True):
         print(f"{weight:.4g} x {expert.name}  {expert.source}")
     print(f"{len(merged.layers)} layers, rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}")
+    if note := _spare_note(merged):
+        print(note)
     if not merged.method.exact:
         print(f"relative error {merged.error:.2e} of all deltas together")
     print(f"{folder / file.name}  {size / 1e6:.1f} MB")
     return folder
+
+
+def _spare_note(merged: Merged) -> str:
+    """Layers whose rank is larger than that of any delta of their shape; empty where there are none."""
+    most = {name: min(one.layer.up.shape[0], one.layer.down[0].numel()) for name, one in merged.layers.items()}
+    spare = [name for name, one in merged.layers.items() if one.layer.rank > most[name]]
+    if not spare:
+        return ""
+    first = spare[0]
+    return (
+        f"{len(spare)} layers have a larger rank than their deltas can, such as {first} "
+        f"({merged.layers[first].layer.rank} of {most[first]}): merge=svd merge.rank={max(most.values())} loses "
+        "nothing of them and takes less room"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

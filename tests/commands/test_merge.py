@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ def test_a_smaller_rank_tells_what_it_loses(
     tensors = [load_file(tmp_path / name / LORA_FILE) for name in ("d1", "d2")]
     assert tensors[0].keys() == tensors[1].keys()
     assert all(value.equal(tensors[1][name]) for name, value in tensors[0].items())
+
+
+def test_more_rank_than_a_layer_can_have_is_told_with_what_takes_less(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = f"models=[{','.join(f'e{number}:{sweep}/1' for number in range(4))}]"
+    out = merged(capsys, models, f"output_dir={tmp_path}/wide")
+    [rank] = re.findall(r"\(12 of 8\): merge=svd merge\.rank=(\d+) loses nothing", out)
+    out = merged(capsys, models, "merge=svd", f"merge.rank={rank}", f"output_dir={tmp_path}/narrow")
+    assert "(12 of 8)" not in out
+    assert json.loads((tmp_path / "narrow" / "merge.json").read_text())["relative_error"] < 1e-6
 
 
 def test_what_is_refused_before_anything_is_written(
