@@ -7,6 +7,8 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from prdp.prompt_writers.numbered_list import parse_list
 from prdp.prompt_writers.requests import request_for
 from prdp.prompt_writers.rouge import SimilarityPool
 from prdp.prompt_writers.settings import EXAMPLES, WriteConfig, scenes_of
+from prdp.prompts.table import LONGEST_PROMPT
 from prdp.support.errors import StartError
 from prdp.support.printable import printable
 
@@ -26,10 +29,13 @@ REASONS = {
     "similar": "too similar to one",
     "off_skill": "not a prompt of the skill",
     "empty": "nothing behind the number",
+    "unreadable": "with characters that no text has, or longer than a prompt may be",
     "stray": "a line that is not the next of the list",
 }
 """Why something of an answer was dropped."""
 _SHOWN = 400
+_REPLACEMENT = "\ufffd"
+"""Unicode's sign for what could not be read."""
 
 
 @dataclass
@@ -81,6 +87,8 @@ class Pool:
     def _reason(self, text: str) -> str | None:
         if not text:
             return "empty"
+        if len(text) > LONGEST_PROMPT or any(map(_is_unreadable, text)):
+            return "unreadable"
         if self.scenes is not None and self.scenes.problem(text) is not None:
             return "off_skill"
         if _plain(text) in self._seen:
@@ -121,7 +129,7 @@ def write(config: WriteConfig, writer: Callable[[], Writer], log: AnswerLog, say
             numbers = [number for number in range(first, first + size) if number not in there]
             requests = [request_for(config, number, pool.examples, pool.scenes) for number in numbers]
             for place, answer in made.answers(requests):
-                there[numbers[place]] = Answered(first, size, numbers[place], made.name, answer)
+                there[numbers[place]] = Answered(first, size, numbers[place], made.name, _encodable(answer))
                 log.write(there[numbers[place]])
         for number in range(first, first + size):
             new = pool.take(there[number].answer, there[number].writer)
@@ -160,10 +168,20 @@ def _rounds(answered: list[Answered]) -> dict[int, dict[int, Answered]]:
 def _gives_up(pool: Pool, barren: int, last: Answer) -> str:
     shown = printable(last.text[:_SHOWN].strip()) or "nothing"
     dropped = ", ".join(f"{count:,} {name}" for name, count in pool.dropped.items() if count) or "nothing"
+    there = f"; count={len(pool.kept)} makes a file of these" if pool.kept else ""
     return (
         f"writer: {barren} requests in a row brought no new prompt ({len(pool.kept):,} of {pool.config.count:,} were "
-        f"written before; dropped in all: {dropped}). The last answer: {shown}"
+        f"written before{there}; dropped in all: {dropped}). The last answer: {shown}"
     )
+
+
+def _encodable(answer: Answer) -> Answer:
+    """With halves of surrogate pairs, which JSON can hold and UTF-8 cannot, replaced."""
+    return dataclasses.replace(answer, text=answer.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def _is_unreadable(letter: str) -> bool:
+    return letter == _REPLACEMENT or unicodedata.category(letter) == "Cc"
 
 
 def _plain(text: str) -> str:

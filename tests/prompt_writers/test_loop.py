@@ -103,11 +103,19 @@ def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
     assert "dropped, too similar to one: 1\n" in told
 
 
+def test_what_no_reader_of_prompts_takes_is_dropped(tmp_path: Path) -> None:
+    halved = "4. a red\x00 fox\n5. \x1b[31mred\n6. half \ud83d of a pair"
+    answers = [halved, f"4. {'x' * 2**17}y\n5. plain fox", fresh(2)]
+    pool = run(tmp_path, Scripted(lambda number: answers[number]), count=2)
+    assert pool.kept[0] == "plain fox" and pool.dropped["unreadable"] == 4
+    assert run(tmp_path, Scripted(lambda number: None), count=2).kept == pool.kept, "the log is read back"
+
+
 def test_it_gives_up_after_barren_requests_and_tells_what_was_answered(tmp_path: Path) -> None:
     writer = Scripted(lambda number: fresh(number) if number == 1 else "I cannot\nhelp with that.")
     message = (
-        r"^writer: 3 requests in a row brought no new prompt \(3 of 6 were written before; dropped in all: 8 stray\)\. "
-        r"The last answer: I cannot\\nhelp with that\.$"
+        r"^writer: 3 requests in a row brought no new prompt \(3 of 6 were written before; count=3 makes a file of "
+        r"these; dropped in all: 8 stray\)\. The last answer: I cannot\\nhelp with that\.$"
     )
     with pytest.raises(StartError, match=message):
         run(tmp_path, writer)
