@@ -46,8 +46,11 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         words = [_named(word, Path(folder)) for word in options.overrides]
         folders = [*options.config_dir, *([Path(folder)] if words != options.overrides else [])]
-        with Composer(words, folders=folders, root=WRITE) as composer:
-            [job] = composer.jobs()
+        try:
+            with Composer(words, folders=folders, root=WRITE) as composer:
+                [job] = composer.jobs()
+        except ConfigError as error:
+            raise ConfigError(_with_own_names(str(error), options.overrides, words, folder)) from error
     return write(job.config)
 
 
@@ -101,6 +104,15 @@ def _named(word: str, folder: Path) -> str:
     (folder / "skill").mkdir(exist_ok=True)
     shutil.copyfile(file, folder / "skill" / f"{name}.yaml")
     return f"skill={name}"
+
+
+def _with_own_names(message: str, given: Sequence[str], words: Sequence[str], folder: str) -> str:
+    """A message in which files of skills are called as they were given, not as their copies."""
+    for word, copied in zip(given, words, strict=True):
+        if word != copied:
+            name = f"skill/{copied.partition('=')[2]}.yaml"
+            message = message.replace(f"{folder}/{name}", name).replace(name, word.partition("=")[2])
+    return message
 
 
 def _check_same(config: WriteConfig, file: Path) -> None:

@@ -152,6 +152,18 @@ def test_what_cannot_be_written(words: list[str], message: str, capsys: pytest.C
     assert not list(Path(".").glob("x.*"))
 
 
+def test_a_file_of_a_skill_is_named_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["skill=./owls.yaml", "writer=endpoint", "writer.url=http://h/v1", "output=o.jsonl"]
+    for text, message in (
+        (OWN.replace("rules:", "ruels:"), r"owls\.yaml: unknown key 'skill\.ruels'"),
+        ("name: [", r'in "\./owls\.yaml", line 1'),
+    ):
+        Path("owls.yaml").write_text(text)
+        assert main(["prompts", "write", *words]) == 2
+        shown = capsys.readouterr().err
+        assert re.search(message, shown) and "file_owls" not in shown
+
+
 def test_a_file_of_others_and_other_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prompts", "write", "skill=shapes_size", "writer=grammar", "count=5", "output=mine.jsonl"]
     Path("mine.jsonl").write_text('{"prompt": "by hand"}\n')
