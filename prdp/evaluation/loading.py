@@ -21,6 +21,7 @@ from prdp.evaluation.models import EvaluatedModel
 from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.experts.gate_files import read_gated
 from prdp.experts.kohya import FOREIGN_PREFIXES, KOHYA_PREFIXES
+from prdp.support.errors import StartError, UserError
 from prdp.types import Weights
 
 _APPLIED = "applied"
@@ -132,8 +133,18 @@ def apply_lora(policy: Any, file: Path) -> None:
         file: *.safetensors.
 
     Raises:
-        ValueError: no LoRA in the file, or tensors that match no layer of the model.
+        StartError: no LoRA in the file, or tensors that match no layer of the model; names one.
     """
+    try:
+        _apply_lora(policy, file)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        policy.adapter("models", str(file))  # tells what does not fit, where it can
+        raise StartError(f"models: {error}") from error
+
+
+def _apply_lora(policy: Any, file: Path) -> None:
     from diffusers.utils import logging
     from safetensors.torch import load_file
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from expert_files import write_expert
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from prdp.cli import main
 from prdp.config import LearnerConfig, ModelConfig
@@ -23,6 +23,7 @@ from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_tensors import LORA_FILE, PEFT_FILE
 from prdp.evaluation.loading import apply_lora
 from prdp.experts.lora_files import read_layers
+from prdp.support.errors import StartError
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,21 @@ def test_other_formats_are_evaluated_too(
         scaled = module.scaling["applied"] * module.lora_B["applied"].weight
         torch.testing.assert_close(scaled, layer.scale * layer.up, rtol=1e-6, atol=0)
     assert sum(hasattr(part, "lora_A") for part in policy.network.modules()) == len(layers)
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "message"),
+    [("mid_block.attentions.0.proj_in", 99, r"has shape \[2, 99\], expected"), ("odd.one", 8, "of another model")],
+)
+def test_a_file_of_another_base_is_told_by_its_tensor(
+    layer: str, width: int, message: str, small_pipeline: Path, tmp_path: Path
+) -> None:
+    tensors = {"lora_A": torch.ones(2, width), "lora_B": torch.ones(16, 2)}
+    save_file({f"unet.{layer}.{name}.weight": value for name, value in tensors.items()}, tmp_path / LORA_FILE)
+    base, frozen = ModelConfig(path=str(small_pipeline)), LearnerConfig(mode="frozen")
+    policy = build_policy(base, frozen, seed=0, keep_reference=False)
+    with pytest.raises(StartError, match=rf"^models: {tmp_path}/.*: unet\.{layer}\.lora_A\.weight: .*{message}"):
+        apply_lora(policy, tmp_path / LORA_FILE)
 
 
 def test_a_smaller_rank_tells_what_it_loses(
