@@ -37,5 +37,8 @@ def opened_picture(path: Path, formats: Sequence[str] = ("PNG",)) -> Iterator[Im
             if width * height > MAX_PIXELS:
                 raise ValueError(f"it declares {width} x {height} pixels, at most {MAX_PIXELS} are taken")
             yield image
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # Pillow's words show the buffer's place in memory
+        known = " or ".join(dict.fromkeys(formats))
+        raise ValueError(f"{path} is not a whole picture: it begins as no {known} does") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a whole picture: {error}") from error

@@ -150,7 +150,7 @@ def test_captions_may_stand_beside_pictures_and_small_ones_are_told(tmp_path: Pa
     [
         ("z.txt", None, r"z\.png has no caption: write it into z\.txt beside it"),
         ("z.txt", "  \n", r"z\.txt: the caption is empty"),
-        ("z.png", "no picture", r"z\.png is not a whole picture"),
+        ("z.png", "no picture", r"z\.png is not a whole picture: it begins as no PNG or JPEG or WEBP does"),
         ("metadata.jsonl", '{"file_name": "y.png", "text": "a"}', r"line 1: file_name=y\.png: there is no such"),
         ("metadata.jsonl", '{"file_name": "../z.png", "text": "a"}', r"must lie in"),
         ("metadata.jsonl", '{"text": "a"}', "expected an object with file_name"),
