@@ -20,6 +20,7 @@ from prdp.diffusion.pipeline_formats import FLUX, STABLE_DIFFUSION_3, Z_IMAGE
 from prdp.diffusion.pipeline_formats import FORMATS as FORMATS_OF_FOLDERS
 from prdp.evaluation.models import EvaluatedModel, named_models
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run
+from prdp.experts.gate_files import is_gated
 from prdp.support.errors import ConfigError, StartError
 from prdp.support.suggest import did_you_mean
 
@@ -89,6 +90,11 @@ def export(run: Path, checkpoint: str | None = None, form: str = "diffusers", ou
     """
     from prdp.support.storage import atomic_directory
 
+    if is_gated(run):
+        raise StartError(
+            f"{run}: is a mixture of experts with gates, which no other program computes; prdp gate with "
+            "gate.frozen_average=true writes one LoRA of them beside the gates"
+        )
     if not is_run(run):
         raise StartError(f"{run}: is no folder of a run (config.yaml with weights, checkpoints or metrics.jsonl)")
     trained = read_trained_run(run)

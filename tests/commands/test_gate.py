@@ -77,6 +77,8 @@ def test_gates_learn_from_a_set_and_are_one_model(
     policy = build_policy(base, frozen, seed=0, keep_reference=False)
     mixture = read_gated(folder).put_into(policy.weights.network)
     assert mixture.names == ["e0", "e1"]
+    assert main(["export", str(folder)]) == 2
+    assert "gate.frozen_average=true writes one LoRA" in capsys.readouterr().err
 
 
 def test_the_best_image_of_each_prompt(image_set: Path) -> None:
