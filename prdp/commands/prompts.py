@@ -20,7 +20,8 @@ SOURCE is a file (.txt, .csv, .tsv, .json, .jsonl, .parquet; all but the last al
 folder of a Hugging Face dataset. --option KEY=VALUE is handed to its reader, the same keys as in conf/prompts:
   --option prompt_column=caption --option category_column=style --option 'metadata_columns=[tag,include]'
   --option 'columns=[source,prompt]'   names the columns of a file without a header line
-Outputs end on .jsonl (prompts with their metadata) or .txt (prompts alone).
+Outputs end on .jsonl (prompts with their metadata: all columns, unless options above choose some) or .txt (prompts
+alone).
 """
 _SHOWN = 20
 WRITE = "write"
@@ -82,7 +83,7 @@ def dedupe(options: argparse.Namespace) -> int:
     from prdp.prompts.duplicates import find_duplicates
 
     _check_outputs(options.output, options.dropped)
-    source = _open(options)
+    source = _open(options, options.output)
     matches, bounded = find_duplicates(list(source.texts()), None if options.exact else options.near)
     _tell_bounded(bounded)
     _drop(options, source, {match.row: (match, source) for match in matches})
@@ -95,7 +96,7 @@ def leakage(options: argparse.Namespace) -> int:
     from prdp.prompts.duplicates import find_leaks
 
     _check_outputs(options.output, options.dropped)
-    source = _open(options)
+    source = _open(options, options.output)
     texts = list(source.texts())
     leaks: dict[int, tuple[Match, PromptTable]] = {}
     for path, *words in options.against:
@@ -116,7 +117,7 @@ def split(options: argparse.Namespace) -> int:
     from prdp.prompts.writing import write_prompts
 
     _check_outputs(options.train, options.heldout)
-    source = _open(options)
+    source = _open(options, options.train, options.heldout)
     held_out = held_out_rows(source.texts(), options.count, options.seed)
     aside = set(held_out)
     write_prompts(options.heldout, (source[row] for row in held_out))
@@ -142,10 +143,15 @@ def used(options: argparse.Namespace) -> int:
     return 1 if usage.faults else 0
 
 
-def _open(options: argparse.Namespace) -> PromptTable:
-    from prdp.prompts.any_file import open_prompts, parse_options
+def _open(options: argparse.Namespace, *outputs: str | None) -> PromptTable:
+    """The source; with all its columns where an output keeps them, unless options of the reader choose some."""
+    from prdp.prompts.any_file import has_columns, open_prompts, parse_options
 
-    return open_prompts(options.source, **parse_options(options.option))
+    given = parse_options(options.option)
+    keeps = has_columns(options.source) and any(path is not None and path.endswith(".jsonl") for path in outputs)
+    if keeps and not given.keys() & {"metadata_columns", "category_column"}:
+        given["metadata_columns"] = "all"
+    return open_prompts(options.source, **given)
 
 
 def _check_outputs(*paths: str | None) -> None:

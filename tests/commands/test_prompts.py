@@ -94,6 +94,17 @@ def test_split_writes_both_sides(folder: Path, capsys: pytest.CaptureFixture[str
     assert not {text.lower().rstrip("!") for text in train} & {text.lower().rstrip("!") for text in held_out}
 
 
+def test_outputs_keep_all_metadata_unless_columns_are_chosen(folder: Path) -> None:
+    rows = [{"prompt": f"{count} owls", "skill": "count", "scene": {"owls": count}} for count in range(3)]
+    (folder / "owls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["prompts", "split", "owls.jsonl", "--count", "1", "--train", "a.jsonl", "--heldout", "b.jsonl"]
+    assert main(words) == 0
+    both = lines(folder / "a.jsonl") + lines(folder / "b.jsonl")
+    assert sorted(both, key=lambda row: str(row["prompt"])) == rows
+    assert main(["prompts", "dedupe", "owls.jsonl", "--option", "metadata_columns=[skill]", "--output", "c.jsonl"]) == 0
+    assert lines(folder / "c.jsonl")[0].keys() == {"prompt", "skill"}
+
+
 def test_used_answers_1_for_a_fault(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = {"rows": 2, "pass_length": 2, "every_prompt_once": True}
     for indices, code in (([1, 0], 0), ([1, 1], 1)):
