@@ -42,7 +42,8 @@ def find_experts(entries: Sequence[str]) -> FoundExperts:
     for model in models:
         if model.kind != "lora":
             what = {
-                "checkpoint": "a checkpoint: experts are exported weights, which a run writes at its end",
+                "checkpoint": "a checkpoint: experts are exported weights, which a run writes at its end, and "
+                "prdp export RUN --checkpoint EPOCH at any time",
                 "gated": "a mixture of experts, and no expert",
             }.get(model.kind, "a whole model: experts are LoRAs, of learner=lora")
             raise StartError(f"models: {model.name}: {model.source} is {what}")
