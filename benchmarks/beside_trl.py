@@ -49,7 +49,10 @@ GROWTH = {
     "images": [("prompts_per_epoch=2",), ("prompts_per_epoch=4",), ("prompts_per_epoch=8",)],
     "steps": [(f"sampler.steps={steps}",) for steps in (5, 10, 20)],
     "images a prompt": [(f"images_per_prompt={size}",) for size in (4, 8, 16)],
-    "pixels": [(f"model.height={side}", f"model.width={wide}") for side, wide in ((32, 32), (32, 64), (64, 64))],
+    "pixels": [
+        (f"model.height={side}", f"model.width={wide}", "reward=redness")  # the judge's pictures are squares
+        for side, wide in ((32, 32), (32, 64), (64, 64))
+    ],
 }
 """What is doubled: the words of each point."""
 
