@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +61,18 @@ def main(arguments: Sequence[str]) -> int:
     with Composer(words, folders=options.config_dir, root=GATE) as composer:
         [job] = composer.jobs()
     apply_threads(1)
-    gate(job.config, any(word.lstrip("+").startswith(("model=", "model.path=")) for word in rest))
+    keys = [word.lstrip("+").partition("=")[0] for word in rest]
+    named = {key.split(".")[1] for key in keys if key.startswith("model.")}
+    gate(job.config, "model" in keys or "path" in named, named)
     return 0
 
 
-def gate(config: GateConfig, model_is_given: bool = True) -> Path:
+def gate(config: GateConfig, model_is_given: bool = True, named: Collection[str] = ()) -> Path:
     """Check, learn and write; the folder.
 
     Args:
         model_is_given: whether the section `model` names the base, also where an expert is a run's.
+        named: keys of the section that hold whatever the base is, such as its device.
 
     Raises:
         ConfigError, StartError: what is wrong, before anything is learned.
@@ -83,8 +86,8 @@ def gate(config: GateConfig, model_is_given: bool = True) -> Path:
 
     folder = Path(config.output_dir)
     check_empty(folder)
-    found, chosen, notes = check_start(config, model_is_given)
-    config = _with_base(config, found, model_is_given)
+    found, chosen, notes = check_start(config, model_is_given, named)
+    config = _with_base(config, found, model_is_given, named)
     for note in notes:
         print(note)
     with start_up_checks():
@@ -132,7 +135,9 @@ def gate(config: GateConfig, model_is_given: bool = True) -> Path:
     return folder
 
 
-def check_start(config: GateConfig, model_is_given: bool) -> tuple[FoundExperts, list[Chosen], list[str]]:
+def check_start(
+    config: GateConfig, model_is_given: bool, named: Collection[str] = ()
+) -> tuple[FoundExperts, list[Chosen], list[str]]:
     """Find experts and images, and check everything that can be checked without computing; what people should know.
 
     Raises:
@@ -149,7 +154,7 @@ def check_start(config: GateConfig, model_is_given: bool) -> tuple[FoundExperts,
     found = find_experts(config.models)
     if len(found.experts) < 2:
         raise ConfigError(f"models={config.models}: holds one expert; a gate weighs at least two")
-    model = _with_base(config, found, model_is_given).model
+    model = _with_base(config, found, model_is_given, named).model
     family_of(model).check(model)
     sets = [ImageSet.open(Path(folder).expanduser()) for folder in config.rollouts.folders]
     problems = device_problems("model.device", model.device, ClusterConfig(kind="inline"), 0.0, True)
@@ -167,9 +172,14 @@ def check_start(config: GateConfig, model_is_given: bool) -> tuple[FoundExperts,
     return found, chosen, notes
 
 
-def _with_base(config: GateConfig, found: FoundExperts, model_is_given: bool) -> GateConfig:
-    """With the base that the experts' runs tell, where the command line names none."""
-    return config if model_is_given or found.base is None else dataclasses.replace(config, model=found.base)
+def _with_base(
+    config: GateConfig, found: FoundExperts, model_is_given: bool, named: Collection[str]
+) -> GateConfig:
+    """With the base that the experts' runs tell, where the command line names none; with what it names of that."""
+    if model_is_given or found.base is None:
+        return config
+    own = {key: getattr(config.model, key) for key in named}
+    return dataclasses.replace(config, model=dataclasses.replace(found.base, **own))
 
 
 def _batches(policy: Any, chosen: Sequence[Chosen], size: int, seed: int) -> Iterator[GateBatch]:

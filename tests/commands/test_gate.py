@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from prdp.cli import main
 from prdp.commands.gate import LOG_FILE
 from prdp.config import LearnerConfig, ModelConfig
+from prdp.configuration.typed import typed, write_config
 from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.evaluation.models import find_models
@@ -28,6 +29,9 @@ SET = (
     "images_per_prompt=3", "rewards=[shapes_judge]", "sampler.steps=2", "sampler.guidance_scale=2",
     "sampler.prompts_per_chunk=2",
 )  # fmt: skip
+
+
+TARGET = {"_target_": "a.b"}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,25 @@ def test_prompts_that_an_aspect_does_not_apply_to_are_left_out(
     monkeypatch.setattr("prdp.image_sets.best_images._scores", lambda *_: np.full(6, np.nan))
     with pytest.raises(StartError, match="aspects: any applies to no prompt"):
         best_images([one], "any")
+
+
+def test_keys_of_the_model_hold_where_a_run_tells_the_base(
+    image_set: Path, experts: list[Path], small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, expert in enumerate(experts):
+        run = tmp_path / "runs" / str(number)
+        (run / "weights").mkdir(parents=True)
+        (run / "weights" / LORA_FILE).write_bytes(expert.read_bytes())
+        plain = {"prompts": {"train": TARGET, "heldout": TARGET}, "reward": TARGET, "seed": number}
+        model = {"path": str(small_pipeline), "device": "cpu"}
+        write_config(typed({**plain, "model": model, "output_dir": str(run)}), run / "config.yaml")
+    given = ["gate", f"models=[{tmp_path}/runs]", f"rollouts.path={image_set}", "gate.steps=1", "gate.batch_size=2"]
+    assert main([*given, "model.height=16", "model.width=16", f"output_dir={tmp_path}/out"]) == 2
+    told = capsys.readouterr().err
+    assert f"the shape 4 x 8 x 8, and those of model.path={small_pipeline} 4 x 16 x 16" in told
+    assert main([*given, "model.dtype=bfloat16", f"output_dir={tmp_path}/out"]) == 0
+    base = read_gated(tmp_path / "out").model
+    assert (base.path, base.dtype, base.device) == (str(small_pipeline), "bfloat16", "cpu")
 
 
 def test_what_is_refused_before_anything_is_learned(
