@@ -11,6 +11,7 @@ import torch
 
 from prdp.diffusion.process import Draws, denoising_error
 from prdp.experts.gate import Mixture, balance, entropy, usage
+from prdp.support.errors import ConfigError
 from prdp.types import Float32
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def train_gate(
         The metrics of each step; usage is by the experts' names.
 
     Raises:
-        ValueError: a loss that is not finite.
+        ConfigError: a loss that is not finite.
     """
     optimizer = torch.optim.AdamW(mixture.parameters.values(), lr=learning_rate, weight_decay=0.0)
     for step in range(steps):
@@ -65,7 +66,10 @@ def train_gate(
         term = balance(said)
         loss = error + balance_weight * term
         if not torch.isfinite(loss):
-            raise ValueError(f"step {step}: the loss is {float(loss)}; a smaller gate.learning_rate may help")
+            raise ConfigError(
+                f"gate.learning_rate={learning_rate:g}: at step {step} the loss is {float(loss)}, expected a finite "
+                "one; a smaller rate may help, and float32 where half precision overflows"
+            )
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(mixture.parameters.values()), _GRADIENT_NORM)

@@ -171,6 +171,10 @@ def test_only_gates_learn(model: ModelConfig, given: list[Expert]) -> None:
     assert steps[0]["usage"] == pytest.approx({"e0": 1 / 3, "e1": 1 / 3, "e2": 1 / 3})
     _, again = trained(model, given)
     assert all(value.equal(again.parameters[name]) for name, value in mixture.parameters.items())
+    batch = next(batches(policy))
+    harmed = iter([GateBatch(batch.latents * np.float32("nan"), batch.conditions)])
+    with pytest.raises(ConfigError, match=r"gate\.learning_rate=0\.05: at step 0 the loss is nan"):
+        next(train_gate(policy, mixture, harmed, steps=1, learning_rate=0.05, balance_weight=0.01, seed=0))
 
 
 def test_the_gradient_is_that_of_the_error_and_the_balance(model: ModelConfig, given: list[Expert]) -> None:
