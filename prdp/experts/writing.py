@@ -123,12 +123,16 @@ def _kohya_tensors(layers: Mapping[str, AdaptedLayer], family: str | None) -> di
     return tensors
 
 
-def _settings(layers: Mapping[str, AdaptedLayer]) -> dict[str, Any]:
-    """Arguments of peft's LoraConfig for layers without their component: the common rank, and others by name."""
+def _settings(layers: Mapping[str, AdaptedLayer], start: str = "^") -> dict[str, Any]:
+    """Arguments of peft's LoraConfig for layers without their component: the common rank, and others by name.
+
+    Args:
+        start: of patterns; empty where something may stand before the names.
+    """
     ranks = {name: layer.rank for name, layer in layers.items()}
     common = Counter(ranks.values()).most_common(1)[0][0]
     # peft takes a pattern for the end of a name unless it begins with this sign.
-    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
+    others = {f"{start}{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
     return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": dict(others)}
 
 
@@ -147,7 +151,12 @@ def _diffusers_header(layers: Mapping[str, AdaptedLayer]) -> dict[str, Any]:
             for name, layer in layers.items()
             if name.startswith(f"{component}.")
         }
-        settings = {**_settings(inner), "target_modules": list(inner)}
+        settings = _settings(inner)
+        if is_of_text_encoder(component):
+            # Some versions of transformers put text_model before CLIP's paths; diffusers takes these names as they are.
+            inner = {name.removeprefix("text_model."): layer for name, layer in inner.items()}
+            settings = _settings(inner, start="")
+        settings["target_modules"] = list(inner)
         found |= {f"{component}.{key}": value for key, value in settings.items()}
     return found
 

@@ -355,3 +355,21 @@ def test_settings_have_to_agree_with_the_tensors(experts: list[Path], tmp_path: 
     shutil.copy(tmp_path / "pickle" / "pytorch_lora_weights.bin", tmp_path / "renamed.safetensors")
     with pytest.raises(StartError, match="cannot be read as safetensors"):
         read_expert("models", str(tmp_path / "renamed.safetensors"))
+
+
+def test_plain_diffusers_loads_text_encoders_of_several_ranks(small_pipeline: Path, tmp_path: Path) -> None:
+    ranks = {"q_proj": 2, "k_proj": 2, "v_proj": 3, "out_proj": 5}
+    begin = "text_model.encoder.layers.0.self_attn."
+    layers = {
+        f"text_encoder.{begin}{name}": AdaptedLayer(torch.randn(rank, 16), torch.randn(16, rank), 1.0)
+        for name, rank in ranks.items()
+    }
+    file = write_lora(tmp_path, layers, "diffusers", {})
+    pipeline = StableDiffusionPipeline.from_pretrained(small_pipeline, safety_checker=None)
+    pipeline.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="merged")
+    modules = {name.removeprefix("text_model."): one for name, one in pipeline.text_encoder.named_modules()}
+    for name in ranks:
+        found: Any = modules[f"{begin.removeprefix('text_model.')}{name}"]
+        expected = layers[f"text_encoder.{begin}{name}"]
+        assert found.scaling["merged"] == 1 and found.lora_A["merged"].weight.equal(expected.down)
+        assert found.lora_B["merged"].weight.equal(expected.up)
