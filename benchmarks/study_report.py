@@ -62,6 +62,7 @@ _TITLES = {
     "normalised": "Gradients of one norm, and a target out of reach",
     "rewards": "One reward, the other, and both",
     "forward": "Methods on denoising errors",
+    "kin": "GRPO's kin at GRPO's rate, without a search",
     "denoising": "PRDP on plain denoising errors and raw rewards, at a beta of 10",
 }
 _AXES: tuple[tuple[str, Callable[[Line], float] | None, str], ...] = (

@@ -156,6 +156,7 @@ def test_students_evaluations_sets_and_experts(
     with endpoint(three_prompts) as server:
         for page in ("collaboration", "evaluation", "image_sets", "experts"):
             texts = {"http://127.0.0.1:8000/v1": server.url, "/models/base": str(EMBEDDED_FOLDERS["shapes"])}
+            texts |= dict.fromkeys(("--checkpoint 2500", "--checkpoint 4000"), "--checkpoint newest")
             walk(DOCS / f"{page}.md", changes, texts)
     judged = json.loads(Path("runs/figure/results.json").read_text())
     assert {row["model"] for row in judged["scores"]} == {"base", "four", "student", "refine_all"}

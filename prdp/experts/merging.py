@@ -72,7 +72,8 @@ def norm(layer: AdaptedLayer) -> float:
 
 
 def truncated(layer: AdaptedLayer, rank: int) -> MergedLayer:
-    """The nearest delta of a smaller rank, by singular values; one of that rank or below stays as it is.
+    """The nearest delta of a rank, by singular values, where the layer's factors have a larger one than that, or than
+    any delta of its shape can have; others stay as they are.
 
     With R the layer's rank the work is on R x R numbers: of QR factors of B and of A transposed. In float64.
 
@@ -84,7 +85,7 @@ def truncated(layer: AdaptedLayer, rank: int) -> MergedLayer:
     right, outer = torch.linalg.qr(down.T)
     vectors, values, others = torch.linalg.svd(inner @ outer.T)
     size = float(values.norm())
-    if rank >= layer.rank:
+    if layer.rank <= min(rank, len(up), down.shape[1]):
         return MergedLayer(AdaptedLayer(layer.down.float(), layer.scale * layer.up.float(), 1.0), size, 0.0)
     return _factors(left @ vectors, values, others @ right.T, rank, layer)
 

@@ -15,15 +15,16 @@ from prdp.configuration.typed import typed
 from prdp.support.errors import ConfigError
 from tests.points_run import points_run
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+EIGHT = "--xla_force_host_platform_device_count=8"
 
 
 @pytest.mark.slow
 def test_updates_on_eight_devices_are_those_on_one(small_pipeline: Path, tmp_path: Path) -> None:
     out, program = tmp_path / "found.json", Path(__file__).with_name("mesh_updates.py")
+    changes = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {EIGHT}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, str(program), str(small_pipeline), str(out)],
-        env={**os.environ, **EIGHT, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True,
+        env={**os.environ, **changes, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(out.read_text())
