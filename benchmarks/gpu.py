@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product, for the part `repeated`
 sys.path.insert(0, str(Path(__file__).parent))
 
 MODELS = ("sd15", "sdxl", "sd35_medium", "flux_dev")

@@ -99,7 +99,7 @@ RUNS = {
 }  # fmt: skip
 """By name."""
 PROGRAM = """
-import json, sys, time
+import json, sys
 memory, report, words = json.loads(sys.argv[1])
 device = next((word.partition("=")[2] for word in words if word.startswith("model.device=")), "cuda")
 if memory and device.startswith("cuda"):

@@ -77,7 +77,7 @@ class ModelConfig:
     QLoRA, of bitsandbytes; null for none. They are widened to model.dtype while a layer computes."""
     deterministic: bool = False
     """Have a GPU repeat its bits: a run again, or one that resumes, is then the same run to the bit, as it is on a CPU
-    in any case. Backward passes take longer."""
+    in any case. Backward passes may take longer."""
     device: Annotated[str, DEVICE] = "auto"
     """'auto' takes CUDA when there is one."""
 

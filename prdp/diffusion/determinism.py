@@ -1,8 +1,24 @@
-"""Kernels of a GPU that give the same bits again."""
+"""How exactly a GPU computes: float32 as float32, and the same bits again where that is asked for."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def set_up_arithmetic(device: torch.device, deterministic: bool) -> None:
+    """For all that this process computes on the device from here on; a CPU needs nothing of it."""
+    import torch
+
+    if device.type != "cuda":
+        return
+    # TF32, which convolutions take by default, keeps no more digits than float16.
+    torch.backends.cudnn.allow_tf32 = False
+    if deterministic:
+        use_deterministic_kernels()
 
 
 def use_deterministic_kernels() -> None:

@@ -16,7 +16,7 @@ from prdp.diffusion.adapters import fuse, start_problems
 from prdp.diffusion.clip_layers import last_layer
 from prdp.diffusion.compiling import compile_blocks
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.determinism import use_deterministic_kernels
+from prdp.diffusion.determinism import set_up_arithmetic
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_loading import DTYPES
 from prdp.diffusion.precision import precision_problem, upcast
@@ -91,11 +91,7 @@ class DiffusersPolicy(SavedPolicy):
             raise ValueError(problem)
         self.precision: str = learner.autocast or stored
         self._in_float32 = self.precision == "float32"
-        if self.device.type == "cuda":
-            # TF32, which convolutions take by default, keeps no more digits than float16.
-            torch.backends.cudnn.allow_tf32 = False
-            if model.deterministic:
-                use_deterministic_kernels()
+        set_up_arithmetic(self.device, model.deterministic)
         for name in self.FROZEN:
             if getattr(pipeline, name, None) is not None:
                 getattr(pipeline, name).eval().requires_grad_(False)

@@ -95,9 +95,11 @@ def learner_policy(model: ModelConfig, learner: LearnerConfig, seed: int, shards
     if on_host:
         import torch
 
+        from prdp.diffusion.determinism import set_up_arithmetic
         from prdp.diffusion.pipeline_loading import device_of
 
         policy.device = torch.device(device_of(model))
+        set_up_arithmetic(policy.device, model.deterministic)
     return policy
 
 

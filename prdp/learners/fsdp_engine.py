@@ -51,7 +51,6 @@ class FsdpEngine(TorchEngine):
         self._network: ShardedNetwork | None = None
         if policy.device.type == "cuda":
             torch.cuda.set_device(policy.device)  # by which FSDP and NCCL go
-            torch.backends.cudnn.allow_tf32 = False
 
     def join(self, group: ShardGroup) -> None:
         """Keep the rows of this process alone."""
