@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def numbers(bench: Bench) -> Measures:
     policy = bench.policy(FULL, bench.place.layout.small)
     settings = bench.settings(policy, noise=True, steps=3)
     learner = bench.learner(policy, settings, TRAJECTORY, microbatch=3)
-    rollout = bench.rollout(policy, settings, learner, 1, 2)
+    rollout = bench.rollout(bench.sampler(policy, settings, learner), 1, 2)
     expected = gradient_of_one_graph(policy, learner, rollout)
     metrics = learner.update(rollout)
     size = float(np.abs(rollout.stored["log_ratio"]).max())
@@ -60,7 +60,7 @@ def precision(bench: Bench) -> Measures:
     policy = bench.policy(HALF, bench.place.layout.small)
     settings = bench.settings(policy, noise=True, steps=3)
     learner = bench.learner(policy, settings, TRAJECTORY, microbatch=4)
-    rollout = bench.rollout(policy, settings, learner, 1, 2)
+    rollout = bench.rollout(bench.sampler(policy, settings, learner), 1, 2)
     with widened(policy):
         full = gradient_of_one_graph(policy, learner, rollout)
     metrics = learner.update(rollout)
@@ -68,6 +68,63 @@ def precision(bench: Bench) -> Measures:
     yield Measure("log-ratio, stored against recomputed", metrics["ratio_error"], bound=1e-4)
     half = flat_gradient(policy)
     yield Measure("gradient in bfloat16 against float32, 1 - cosine", apart(half, full), bound=0.05)
+
+
+def evidence(bench: Bench) -> Measures:
+    """Log-ratios in true size, of denoising errors and of trajectories, in less than float32: errors and time."""
+    yield from _less_than_float32(bench, "noised copies", DENOISING, "denoising")
+    yield from _less_than_float32(bench, "trajectories", TRAJECTORY, "log_ratio")
+
+
+def _less_than_float32(bench: Bench, kind: str, objective: dict[str, Any], channel: str) -> Measures:
+    policy = bench.policy(HALF)
+    settings = bench.settings(policy, noise=objective is TRAJECTORY, steps=3)
+    learner = bench.learner(policy, settings, objective)
+    rollout = bench.rollout(bench.sampler(policy, settings, learner), 1, 2)
+    engine, cells = learner.engine, np.arange(np.prod(learner.cells(rollout)))
+    batch = engine.batch(rollout, 1)
+
+    def log_ratio() -> np.ndarray:
+        found = engine.evidence(batch, cells, channels=(channel,))[channel]
+        if channel == "denoising":
+            found = found - engine.evidence(batch, cells, of="reference", channels=(channel,))[channel]
+        return found
+
+    expected, full = log_ratio(), bench.seconds(log_ratio)
+    yield Measure(f"{kind}: log-ratio, root mean square", rms(expected), note=f"{len(cells)} cells")
+    for way, context in (("TF32", tf32()), (HALF, narrow(policy))):
+        with context:
+            error, seconds = log_ratio() - expected, bench.seconds(log_ratio)
+        yield Measure(f"{kind}: error in {way}, root mean square", rms(error))
+        yield Measure(f"{kind}: time in {way} beside float32", seconds / full, "x")
+
+
+def rms(values: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.square(values).mean()))
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Products and convolutions of float32 keep 10 bits of what they multiply."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    for backend in backends:
+        backend.allow_tf32 = True
+    try:
+        yield
+    finally:
+        for backend in backends:
+            backend.allow_tf32 = False
+
+
+@contextmanager
+def narrow(policy: Any) -> Iterator[None]:
+    """Passes without gradient are as those with it."""
+    policy.float32 = nullcontext
+    try:
+        yield
+    finally:
+        del policy.float32
 
 
 def repeated(bench: Bench) -> Measures:
@@ -135,10 +192,11 @@ def memory(bench: Bench) -> Measures:
         yield Measure(f"planned, {part}", size, "GiB")
     if not bench.cuda:
         return
-    rollout = bench.rollout(policy, settings, learner, 1, bench.images)
+    sampler = bench.sampler(policy, settings, learner)
+    rollout = bench.rollout(sampler, 1, bench.images)
     learner.update(rollout)
     works = {
-        "drawing": lambda: bench.rollout(policy, settings, learner, 1, bench.images),
+        "drawing": lambda: bench.rollout(sampler, 1, bench.images),
         "learning": lambda: learner.update(rollout),
     }
     for part, work in works.items():

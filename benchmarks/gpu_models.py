@@ -56,7 +56,7 @@ class Layout:
 
 LAYOUTS = {
     "sd15": Layout(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5", "stable_diffusion", 512, 256, 16, 10, False,
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", "stable_diffusion", 512, 256, 8, 10, False,
         {
             "unet": {
                 "sample_size": 8, "block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4, "layers_per_block": 1,
@@ -77,7 +77,7 @@ LAYOUTS = {
         },
     ),
     "sd35_medium": Layout(
-        "stabilityai/stable-diffusion-3.5-medium", "stable_diffusion_3", 512, 256, 16, 10, True,
+        "stabilityai/stable-diffusion-3.5-medium", "stable_diffusion_3", 512, 256, 8, 10, True,
         {
             "transformer": {
                 "sample_size": 8, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,

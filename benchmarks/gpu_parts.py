@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gpu_bench import Bench, Measures
-from gpu_checks import memory, numbers, precision, repeated
+from gpu_checks import evidence, memory, numbers, precision, repeated
 from gpu_times import attention, compiled, microbatches, protocol, speed
 
 PARTS: dict[str, tuple[Callable[[Bench], Measures], float]] = {
     "numbers": (numbers, 60.0),
     "precision": (precision, 60.0),
+    "evidence": (evidence, 45.0),
     "speed": (speed, 90.0),
     "memory": (memory, 60.0),
     "protocol": (protocol, 90.0),

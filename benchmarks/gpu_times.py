@@ -20,6 +20,7 @@ def speed(bench: Bench) -> Measures:
     policy = bench.policy(HALF)
     settings = bench.settings(policy, noise=False)
     learner = bench.learner(policy, settings, DENOISING)
+    sampler = bench.sampler(policy, settings, learner)
     count, table = bench.images, learner.engine.transitions
     conditions = policy.encode(["one"] * count)
     latents = torch.randn(count, *policy.latent_shape, device=policy.device)
@@ -39,7 +40,7 @@ def speed(bench: Bench) -> Measures:
             )  # fmt: skip
 
     def drawing() -> Rollout:
-        return bench.rollout(policy, settings, learner, 1, count)
+        return bench.rollout(sampler, 1, count)
 
     ours, bare, theirs = (bench.seconds(work) for work in (drawing, bare_drawing, diffusers_loop))
     yield Measure("pictures drawn", count / ours, "images/s", note=f"{count} at a time, {bench.steps} steps, unguided")
@@ -69,11 +70,11 @@ def speed(bench: Bench) -> Measures:
     yield Measure("of these, evidence in float32", evidence / (evidence + gradient), "of the time", note="no TF32")
 
     noisy = bench.settings(policy, noise=True)
-    recorder = bench.learner(policy, noisy, TRAJECTORY)
-    seconds = bench.seconds(lambda: bench.rollout(policy, noisy, recorder, 1, count), 1, warm_up=False)
-    yield Measure(
-        "pictures drawn with trajectories", count / seconds, "images/s", note="policy and reference in float32"
-    )
+    noisy_sampler = bench.sampler(policy, noisy, bench.learner(policy, noisy, TRAJECTORY))
+    few = max(count // 4, 1)
+    seconds = bench.seconds(lambda: bench.rollout(noisy_sampler, 1, few), 1)
+    note = f"{few} at a time, policy and reference in float32"
+    yield Measure("pictures drawn with trajectories", few / seconds, "images/s", note=note)
 
 
 def microbatches(bench: Bench) -> Measures:
@@ -151,15 +152,15 @@ def compiled(bench: Bench) -> Measures:
 def protocol(bench: Bench) -> Measures:
     """A step of 48 prompts x 16 images, 10 steps, 512x512, 2 updates: measured on a part of it, and scaled up."""
     prompts, images, steps, updates = (2, 4, 2, 2) if bench.place.narrow else (48, 16, 10, 2)
-    part = 1 if bench.place.narrow else 2
+    part = 1
     policy = bench.policy(HALF)
     settings = bench.settings(policy, noise=False, steps=steps)
     learner = bench.learner(policy, settings, DENOISING)
-    rollout = bench.rollout(policy, settings, learner, 1, 2)
-    learner.update(rollout)
+    sampler = bench.sampler(policy, settings, learner)
+    learner.update(bench.rollout(sampler, 1, 2))
     bench.wait()
     begun = time.perf_counter()
-    rollout = bench.rollout(policy, settings, learner, part, images)
+    rollout = bench.rollout(sampler, part, images)
     bench.wait()
     drawn = time.perf_counter()
     for _ in range(updates):
