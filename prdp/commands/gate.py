@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +22,7 @@ from prdp.experts.gate_settings import GateConfig, check_gate
 from prdp.support.errors import ConfigError, start_up_checks
 
 if TYPE_CHECKING:
+    from prdp.checkpoints.unfinished import Unfinished
     from prdp.evaluation.experts import FoundExperts
     from prdp.experts.gate_training import GateBatch
     from prdp.image_sets.best_images import Chosen
@@ -32,6 +34,8 @@ _AVERAGED = 16
 """Batches that the frozen average is taken over, at most."""
 GATE = Root(name="gate", schema=GateConfig, groups=("model",), check=check_gate)
 _LISTS = ("models", "aspects")
+_BESIDE = ("models", "rollouts", "output_dir", "checkpoint_every")
+"""Keys that may change while gates learn; experts, images and the base count by their digests."""
 _HELP = """\
 MODELS are the experts, as prdp merge takes them: runs, a sweep, LoRA files. The base is what the first run was trained
 from, unless model=... or model.path=... is given.
@@ -43,6 +47,7 @@ OVERRIDES
   gate.share=block                   a gate for each block instead of each layer
   gate.steps=400  gate.batch_size=16  gate.learning_rate=1e-2  gate.balance=0.01
   gate.frozen_average=true           also one LoRA with the gates' average weights
+  checkpoint_every=50                steps; the same command again goes on from the last of them
   output_dir=runs/gated              a new folder; prdp evaluate takes it as a model
 """
 _MORE = """\
@@ -77,40 +82,98 @@ def gate(config: GateConfig, model_is_given: bool = True, named: Collection[str]
     Raises:
         ConfigError, StartError: what is wrong, before anything is learned.
     """
+    from prdp.checkpoints.unfinished import Unfinished
     from prdp.config import LearnerConfig
     from prdp.diffusion import build_policy
     from prdp.experts.gate import Mixture
-    from prdp.experts.gate_files import write_gated
-    from prdp.experts.gate_training import average_gates, train_gate
-    from prdp.support.storage import atomic_directory
 
     folder = Path(config.output_dir)
     check_empty(folder)
     found, chosen, notes = check_start(config, model_is_given, named)
     config = _with_base(config, found, model_is_given, named)
-    for note in notes:
-        print(note)
-    with start_up_checks():
-        learner = LearnerConfig(mode="frozen", autocast=config.autocast)
-        policy: Any = build_policy(config.model, learner, seed=config.seed, keep_reference=False)
-        mixture = Mixture(policy.network, found.experts, config.gate.share)
-    count = sum(value.numel() for value in mixture.parameters.values())
-    print(f"{len(found.experts)} experts, {len(mixture.gates)} gates of {count:,} weights, {len(chosen):,} images")
-    log, settings = [], config.gate
-    every = max(1, settings.steps // _LINES)
-    for one in train_gate(
+    unfinished = Unfinished(folder, _settings(config, found, chosen))
+    with unfinished.held():
+        unfinished.read()  # other settings are refused before anything is loaded
+        for note in notes:
+            print(note)
+        with start_up_checks():
+            learner = LearnerConfig(mode="frozen", autocast=config.autocast)
+            policy: Any = build_policy(config.model, learner, seed=config.seed, keep_reference=False)
+            mixture = Mixture(policy.network, found.experts, config.gate.share)
+        count = sum(value.numel() for value in mixture.parameters.values())
+        print(f"{len(found.experts)} experts, {len(mixture.gates)} gates of {count:,} weights, {len(chosen):,} images")
+        log = _learn(config, policy, mixture, chosen, unfinished)
+        _write(config, policy, mixture, found, chosen, log)
+        unfinished.remove()
+    print(f"{folder}  (prdp evaluate models=[{folder}] ...)")
+    return folder
+
+
+def _settings(config: GateConfig, found: FoundExperts, chosen: Sequence[Chosen]) -> dict[str, Any]:
+    """What decides what gates learn."""
+    from prdp.diffusion.pipeline_formats import FORMATS
+    from prdp.evaluation.models import BASE, EvaluatedModel, model_digest
+
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in _BESIDE}
+    settings["model"] |= {"device": None}
+    del settings["gate"]["frozen_average"]  # it is taken afterwards
+    images = hashlib.blake2b(digest_size=12)
+    for one in chosen:
+        images.update(f"{one.entry.prompt}|{one.entry.latents[one.number]}|".encode())
+    has_files = any(config.model.family == one.family for one in FORMATS)
+    return {
+        **settings,
+        "models": [f"{expert.name} (SHA-256 {expert.digest[:12]})" for expert in found.experts],
+        "rollouts": {"path": f"{len(chosen)} images (digest {images.hexdigest()})"},
+        "files of model": {"path": model_digest(EvaluatedModel(BASE, "pipeline", config.model)) if has_files else None},
+    }
+
+
+def _learn(
+    config: GateConfig, policy: Any, mixture: Any, chosen: Sequence[Chosen], unfinished: Unfinished
+) -> list[dict[str, Any]]:
+    """Learn, from where a killed run was; the log of all steps."""
+    from prdp.checkpoints.unfinished import Learned
+    from prdp.experts.gate_training import GateTraining
+
+    settings, log = config.gate, list[dict[str, Any]]()
+    training = GateTraining(
         policy,
         mixture,
-        _batches(policy, chosen, settings.batch_size, config.seed),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         balance_weight=settings.balance,
         seed=config.seed,
-    ):
+    )
+    if (learned := unfinished.read()) is not None:
+        log = list(learned.facts["log"])
+        with start_up_checks(f"{unfinished.place}"):
+            training.go_on(learned.tensors, len(log))
+        print(f"goes on at step {len(log)} of {settings.steps} ({unfinished.place})")
+    every = max(1, settings.steps // _LINES)
+    for one in training.learn(_batches(policy, chosen, settings.batch_size, config.seed, training.step)):
         log.append(one)
         if one["step"] % every == 0 or one["step"] == settings.steps - 1:
-            print(_line(one))
-    averages = {}
+            print(_line(one), flush=True)
+        if config.checkpoint_every and len(log) % config.checkpoint_every == 0 and len(log) < settings.steps:
+            unfinished.write(Learned({"log": log}, training.state()))
+    return log
+
+
+def _write(
+    config: GateConfig,
+    policy: Any,
+    mixture: Any,
+    found: FoundExperts,
+    chosen: Sequence[Chosen],
+    log: Sequence[dict[str, Any]],
+) -> None:
+    """The folder of the gated model."""
+    from prdp.experts.gate_files import write_gated
+    from prdp.experts.gate_training import average_gates
+    from prdp.support.storage import atomic_directory
+
+    settings, averages = config.gate, {}
     if settings.frozen_average:
         averages = average_gates(
             policy,
@@ -126,13 +189,11 @@ def gate(config: GateConfig, model_is_given: bool = True, named: Collection[str]
         "aspects": list(config.aspects),
         "sets": {name: one.manifest.digest for name, one in sets.items()},
     }
-    with atomic_directory(folder) as place:
+    with atomic_directory(Path(config.output_dir)) as place:
         write_gated(place, mixture, found.experts, settings.share, config.model, {"learned": learned})
         (place / LOG_FILE).write_text("".join(json.dumps(one) + "\n" for one in log), encoding="utf-8")
         if settings.frozen_average:
             _write_average(place, mixture, found, averages)
-    print(f"{folder}  (prdp evaluate models=[{folder}] ...)")
-    return folder
 
 
 def check_start(
@@ -182,13 +243,14 @@ def _with_base(
     return dataclasses.replace(config, model=dataclasses.replace(found.base, **own))
 
 
-def _batches(policy: Any, chosen: Sequence[Chosen], size: int, seed: int) -> Iterator[GateBatch]:
+def _batches(policy: Any, chosen: Sequence[Chosen], size: int, seed: int, first: int = 0) -> Iterator[GateBatch]:
+    """Of all steps from number `first` on."""
     import numpy as np
 
     from prdp.experts.gate_training import GateBatch
     from prdp.image_sets.best_images import shuffled
 
-    for batch in shuffled(chosen, size, seed):
+    for batch in itertools.islice(shuffled(chosen, size, seed), first, None):
         conditions = policy.encode([one.entry.prompt for one in batch])
         yield GateBatch(np.stack([one.latents() for one in batch]), conditions)
 

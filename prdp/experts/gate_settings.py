@@ -81,6 +81,9 @@ class GateConfig:
     gate: GateLearning = field(default_factory=GateLearning)
     model: ModelConfig = field(default_factory=ModelConfig)
     """The base of the experts; what the first run among them was trained from unless given."""
+    checkpoint_every: CountOrZero = 50
+    """Steps between two times that learning is written down, beside output_dir: a killed run goes on from there. 0 for
+    never."""
     output_dir: Text = MISSING
     """A folder that is not there yet, or is empty."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from expert_files import write_expert
 from safetensors.torch import load_file
 
@@ -19,6 +22,7 @@ from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.evaluation.models import find_models
 from prdp.evaluation.store import read_scores
 from prdp.experts.gate_files import TENSORS, read_gated
+from prdp.experts.gate_training import GateTraining
 from prdp.experts.lora_files import read_layers
 from prdp.image_sets.best_images import all_images, best_images, shuffled
 from prdp.image_sets.reading import ImageSet
@@ -83,6 +87,47 @@ def test_gates_learn_from_a_set_and_are_one_model(
     assert mixture.names == ["e0", "e1"]
     assert main(["export", str(folder)]) == 2
     assert "gate.frozen_average=true writes one LoRA" in capsys.readouterr().err
+
+
+def test_killed_gates_end_as_those_that_were_not(
+    image_set: Path, experts: list[Path], small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "aspects=[shapes_judge.color,shapes_judge]", "gate.steps=5", "gate.batch_size=4", "gate.learning_rate=0.1",
+        "gate.frozen_average=true",
+    ]  # fmt: skip
+    given = [*words(experts, image_set, small_pipeline), *options]
+    whole, killed = (f"output_dir={tmp_path}/{name}" for name in ("whole", "killed"))
+    assert main([*given, whole]) == 0
+    taken = GateTraining._take
+
+    def until_the_fourth(self: GateTraining, batch: Any) -> Any:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return taken(self, batch)
+
+    with patch.object(GateTraining, "_take", until_the_fourth):
+        assert main([*given, "checkpoint_every=2", killed]) != 0
+    assert not (tmp_path / "killed").exists()
+    capsys.readouterr()
+
+    def refused(*more: str, files: list[Path] = experts) -> str:
+        assert main([*words(files, image_set, small_pipeline), *options, *more, killed]) == 2
+        return capsys.readouterr().err
+
+    assert "other settings (gate.batch_size=4 there and 3 here)" in refused("gate.batch_size=3")
+    assert "seed=0 there and 1 here" in refused("seed=1")
+    assert "(models=['e0 (SHA-256 " in refused(files=experts[::-1])
+    other = refused("aspects=[shapes_judge.color]")
+    assert "aspects=['shapes_judge.color', 'shapes_judge'] there and ['shapes_judge.color'] here" in other
+    assert "rollouts.path=10 images (digest " in other and " there and 5 images (digest " in other
+    assert main([*given, killed]) == 0
+    assert "goes on at step 2 of 5" in capsys.readouterr().out
+    for file in sorted((tmp_path / "whole").rglob("*.safetensors")):
+        again = load_file(tmp_path / "killed" / file.relative_to(tmp_path / "whole"))
+        assert all(torch.equal(value, again[name]) for name, value in load_file(file).items()), file.name
+    assert (tmp_path / "whole" / LOG_FILE).read_text() == (tmp_path / "killed" / LOG_FILE).read_text()
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_the_best_image_of_each_prompt(image_set: Path) -> None:

@@ -24,7 +24,7 @@ from prdp.evaluation.loading import build_evaluated_sampler
 from prdp.evaluation.models import EvaluatedModel, find_models, model_digest
 from prdp.experts.gate import Gate, Mixture, balance, entropy, usage
 from prdp.experts.gate_files import frozen_average, write_gated
-from prdp.experts.gate_training import GateBatch, average_gates, train_gate
+from prdp.experts.gate_training import GateBatch, GateTraining, average_gates
 from prdp.experts.lora_files import Expert, read_expert
 from prdp.experts.merge import merge_experts
 from prdp.experts.methods import MeanDelta
@@ -146,8 +146,14 @@ def batches(policy: Any) -> Iterator[GateBatch]:
 def trained(model: ModelConfig, experts: list[Expert]) -> tuple[Any, Mixture]:
     policy: Any = build_policy(model, FROZEN, seed=0, keep_reference=False)
     mixture = Mixture(policy.network, experts)
-    list(train_gate(policy, mixture, batches(policy), steps=3, learning_rate=0.05, balance_weight=0.01, seed=0))
+    list(training(policy, mixture).learn(batches(policy)))
     return policy, mixture
+
+
+def training(policy: Any, mixture: Mixture, **settings: Any) -> GateTraining:
+    return GateTraining(
+        policy, mixture, **{"steps": 3, "learning_rate": 0.05, "balance_weight": 0.01, "seed": 0, **settings}
+    )
 
 
 def frozen_tensors(network: Any) -> dict[str, torch.Tensor]:
@@ -160,9 +166,7 @@ def test_only_gates_learn(model: ModelConfig, given: list[Expert]) -> None:
     before = frozen_tensors(policy.network)
     inside = [name for name, _ in policy.network.named_buffers() if name.endswith((".down", ".up"))]
     assert len(inside) == 2 * len(mixture.leaders)
-    steps = list(
-        train_gate(policy, mixture, batches(policy), steps=3, learning_rate=0.05, balance_weight=0.01, seed=0)
-    )
+    steps = list(training(policy, mixture).learn(batches(policy)))
     for name, value in (*policy.network.named_parameters(), *policy.network.named_buffers()):
         assert value.equal(before[name]) and value.grad is None and not value.requires_grad
     assert sum(value.abs().max() > 0 for value in mixture.parameters.values()) == len(mixture.parameters)
@@ -174,7 +178,7 @@ def test_only_gates_learn(model: ModelConfig, given: list[Expert]) -> None:
     batch = next(batches(policy))
     harmed = iter([GateBatch(batch.latents * np.float32("nan"), batch.conditions)])
     with pytest.raises(ConfigError, match=r"gate\.learning_rate=0\.05: at step 0 the loss is nan"):
-        next(train_gate(policy, mixture, harmed, steps=1, learning_rate=0.05, balance_weight=0.01, seed=0))
+        next(training(policy, mixture).learn(harmed))
 
 
 def test_the_gradient_is_that_of_the_error_and_the_balance(model: ModelConfig, given: list[Expert]) -> None:
@@ -182,9 +186,8 @@ def test_the_gradient_is_that_of_the_error_and_the_balance(model: ModelConfig, g
     policy: Any = build_policy(model, FROZEN, seed=0, keep_reference=False)
     mixture = Mixture(policy.network, given)
     set_gates(mixture, [3.0, 0.0, 0.0])
-    steps = list(
-        train_gate(policy, mixture, batches(policy), steps=4, learning_rate=0.6, balance_weight=1e4, seed=0)
-    )
+    rates = {"steps": 4, "learning_rate": 0.6, "balance_weight": 1e4}
+    steps = list(training(policy, mixture, **rates).learn(batches(policy)))
     assert steps[0]["usage"]["e0"] > 0.85 and steps[-1]["usage"]["e0"] < 0.6
 
 
