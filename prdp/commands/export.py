@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from prdp.diffusion.pipeline_formats import FORMATS as FORMATS_OF_FOLDERS
 from prdp.evaluation.models import EvaluatedModel, named_models
 from prdp.evaluation.runs import TrainedRun, is_run, read_trained_run
 from prdp.experts.gate_files import is_gated
+from prdp.experts.names import is_of_text_encoder
 from prdp.support.errors import ConfigError, StartError
 from prdp.support.suggest import did_you_mean
 
@@ -37,6 +38,10 @@ for part in pipeline.components.values():
 _KOHYA_SD3 = (
     "* ComfyUI and kohya's programs load this file. diffusers does not read kohya's names of Stable Diffusion 3: take "
     "`prdp export --format diffusers` for it."
+)
+_KOHYA_TEXT = (
+    "* ComfyUI and kohya's programs load this file. Of text encoders diffusers reads kohya's names of attention only "
+    "where out_proj is among them: take `prdp export --format diffusers` for it."
 )
 _PEFT = """\
 from peft import PeftModel
@@ -198,9 +203,21 @@ def _write_weights(model: EvaluatedModel, run: TrainedRun, form: str, place: Pat
             usage = usage.replace("pipeline.load_lora_weights(weights)", "\n".join(lines))
         family = config.model.family
         write_lora(place, layers, form, {"run": run.folder.name, "epoch": model.epoch}, family)
-        usage = _KOHYA_SD3 if (form, family) == ("kohya", STABLE_DIFFUSION_3.family) else usage
+        usage = _usage_of_kohya(usage, layers, family) if form == "kohya" else usage
         shutil.rmtree(place / "unconverted", ignore_errors=True)
     return usage
+
+
+def _usage_of_kohya(usage: str, layers: Collection[str], family: str) -> str:
+    """The program that loads the file, or what is said where diffusers does not read it.
+
+    Args:
+        layers: names with their components.
+    """
+    if family == STABLE_DIFFUSION_3.family:
+        return _KOHYA_SD3
+    attention = [name for name in layers if is_of_text_encoder(name) and ".self_attn." in name]
+    return _KOHYA_TEXT if attention and not any(name.endswith(".out_proj") for name in attention) else usage
 
 
 def _from_one_file(usage: str, model: ModelConfig) -> str:

@@ -1,5 +1,5 @@
-"""LoRA adapters in files of diffusers, PEFT and kohya: every tensor belongs to a layer of the network, or the file is
-refused by its name and the tensor's.
+"""LoRA adapters in files of diffusers, PEFT and kohya: every tensor belongs to a layer of the network or of a text
+encoder, or the file is refused by its name and the tensor's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Adapter:
 
     Attributes:
         source: its file.
-        layers: path of the layer in the network -> its factors.
+        layers: path of the layer in the network -> its factors; none where text encoders alone are adapted.
         weight: by which its output is scaled beside alpha / rank.
         text: component -> path of the layer in that text encoder -> its factors.
     """
@@ -84,7 +84,7 @@ def read_adapter(
     weight: float = 1.0,
     encoders: Mapping[str, Any] | None = None,
 ) -> Adapter:
-    """Read a LoRA and check that it fits a network; its scales are those that diffusers gives to its layers.
+    """Read a LoRA and check that it fits a network; its scales are those that the file tells, or diffusers gives.
 
     Args:
         key: of the configuration, for messages: model.adapters or learner.init_adapter.
@@ -100,7 +100,7 @@ def read_adapter(
         StartError: the file cannot be read, or a tensor belongs to no layer of the network or of an encoder; names file
             and tensor.
     """
-    from prdp.diffusion.lora_file import lora_matrices, network_of_zeros
+    from prdp.diffusion.lora_file import network_of_zeros
 
     file = adapter_file(key, path)
     where = f"{key}: {file}"
@@ -111,8 +111,25 @@ def read_adapter(
     alphas = {name: alpha for name, alpha in alphas.items() if not name.startswith(TEXT)}
     empty = network_of_zeros(network)
     factors = _factors(where, empty, state, origin, component)
-    if not factors:
+    if not factors and not text_state:
         raise StartError(f"{where}: holds no factor of a LoRA of the {component}")
+    layers = _bound(where, empty, state, factors, pipeline, component, alphas, metadata) if factors else {}
+    return Adapter(file, layers, weight, text)
+
+
+def _bound(
+    where: str,
+    empty: Any,
+    state: Mapping[str, torch.Tensor],
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    pipeline: Any,
+    component: str,
+    alphas: Mapping[str, float],
+    metadata: dict[str, Any] | None,
+) -> dict[str, AdaptedLayer]:
+    """Factors with scales, when diffusers has bound the same ones to a network of zeros."""
+    from prdp.diffusion.lora_file import lora_matrices
+
     try:
         with warnings.catch_warnings():
             # peft warns of layers without matrices; all are compared below.
@@ -126,17 +143,13 @@ def read_adapter(
             found = bound.get(f"{name}.{part}")
             if found is None or found[0].device.type == "meta" or not found[0].equal(value):
                 raise StartError(f"{where}: diffusers does not bind {name}.{part}")
-        scale = float(bound[f"{name}.lora_A"][1])
+        # Of kohya's alphas diffusers takes one for all layers of attention.
         told = _told_scale(alphas, f"{component}.{name}", int(down.shape[0]))
-        if told is not None and abs(told - scale) > 1e-6 * abs(told):
-            raise StartError(
-                f"{where}: diffusers scales layer {name} by {scale:g}, and the file's alpha / rank is {told:g}: its "
-                "loader takes one alpha for all layers of attention; save the file in the format of diffusers or PEFT"
-            )
+        scale = float(bound[f"{name}.lora_A"][1]) if told is None else told
         layers[name] = AdaptedLayer(down, up, scale)
     if bound.keys() - {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B")}:
         raise StartError(f"{where}: diffusers puts adapters on layers that the file does not hold")
-    return Adapter(file, layers, weight, text)
+    return layers
 
 
 def _text(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from prdp.config import ModelConfig
 from prdp.diffusion.adapter_files import model_adapters
 from prdp.diffusion.adapter_tensors import PEFT_CONFIG, PEFT_FILE, PEFT_KEYS, PEFT_PREFIX, adapter_file, read_tensors
 from prdp.diffusion.adapters import frozen_name
 from prdp.diffusion.fused_factors import authors_layout
+
+if TYPE_CHECKING:
+    import torch
 
 _PEFT = '''
 def load_peft(folder, name):
@@ -21,6 +27,14 @@ def load_peft(folder, name):
     )
 
 '''
+
+
+def _misread(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether diffusers leaves out or changes something of a file: names of authors, and kohya's text encoders and
+    alphas that differ.
+    """
+    alphas = {float(value) for name, value in tensors.items() if name.endswith(".alpha")}
+    return authors_layout(tensors) is not None or len(alphas) > 1 or any(name.startswith("lora_te") for name in tensors)
 
 
 def loading_lines(model: ModelConfig, mode: str, component: str) -> list[str]:
@@ -51,9 +65,9 @@ def loading_lines(model: ModelConfig, mode: str, component: str) -> list[str]:
     for file, name in zip(files, names, strict=False):
         if file.name == PEFT_FILE:
             lines.append(f"load_peft({str(file.parent)!r}, {name!r})")
-        elif authors_layout(read_tensors("model.adapters", file)) is not None:
+        elif _misread(read_tensors("model.adapters", file)):
             lines += [
-                "from prdp.diffusion.fused_factors import diffusers_state  # diffusers does not read these names",
+                "from prdp.experts.lora_files import diffusers_state  # diffusers does not read all of this file",
                 f"pipeline.load_lora_weights(diffusers_state({str(file)!r}), adapter_name={name!r})",
             ]
         else:

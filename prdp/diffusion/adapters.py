@@ -44,7 +44,7 @@ def _parts(network: Any, adapter: Adapter) -> list[tuple[Any, Adapter]]:
     if isinstance(network, NetworkWithEncoders):
         encoders = network.encoders.items()
         found += [(one, adapter.of_text(component)) for component, one in encoders if component in adapter.text]
-    return found
+    return [(part, own) for part, own in found if own.layers]
 
 
 @contextmanager
@@ -185,6 +185,8 @@ def start_problems(
             f"{where}: adapts {' and '.join(start.text)} too: set learner.text_encoders=true, or take it frozen by "
             "model.adapters"
         ]
+    if not start.layers:
+        return [f"{where}: adapts {' and '.join(start.text)} alone: take it frozen by model.adapters"]
     parts = [start.layers, *start.text.values()]
     ranks, alphas = ({getattr(one, key) for layers in parts for one in layers.values()} for key in ("rank", "alpha"))
     if len(ranks) > 1 or max(alphas) - min(alphas) > 1e-6 * max(map(abs, alphas)):

@@ -148,17 +148,6 @@ def joined_factors(layout: Layout, layers: Mapping[str, Factors]) -> dict[str, F
     return found
 
 
-def diffusers_state(file: str) -> dict[str, torch.Tensor]:
-    """A LoRA with names of `authors_layout` as `load_lora_weights` of diffusers takes it, scales in it."""
-    from safetensors.torch import load_file
-
-    state = {}
-    for layer, ((down, up), scale, _) in split_factors(file, load_file(file)).items():
-        state[f"transformer.{layer}.lora_A.weight"] = down.float()
-        state[f"transformer.{layer}.lora_B.weight"] = up.float() * scale
-    return state
-
-
 def _joined(parts: tuple[str, ...], given: Mapping[str, Factors]) -> Factors:
     import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from prdp.types import Weights
 
 _APPLIED = "applied"
 """Name of the adapter that `apply_lora` loads."""
-_CONVERTED = (*KOHYA_PREFIXES, *FOREIGN_PREFIXES)
 
 
 def build_evaluated_sampler(
@@ -149,10 +149,7 @@ def _apply_lora(policy: Any, file: Path) -> None:
     from safetensors.torch import load_file
 
     state = load_file(file)
-    # Of such files diffusers scales, splits and fuses factors of transformers, which cannot be counted below.
-    foreign = authors_layout(state) is not None or any(name.startswith(_CONVERTED) for name in state)
-    converted = policy.NETWORK == "transformer" and foreign
-    if file.name == PEFT_FILE or converted:
+    if _read_by_layers(file, state, policy.NETWORK):
         adapter = policy.adapter("models", str(file))
         put_adapter(policy.weights.network, _APPLIED, adapter)
         if not policy.reads_in_passes:
@@ -179,6 +176,19 @@ def _apply_lora(policy: Any, file: Path) -> None:
     encoders = [getattr(pipeline, name, None) for name in policy.FROZEN if name.startswith("text_encoder")]
     _check_bound(file, state, [policy.network, *(one for one in encoders if one is not None)])
     policy.weights.join(_APPLIED)
+
+
+def _read_by_layers(file: Path, names: Collection[str], component: str) -> bool:
+    """Whether a file is read as `model.adapters` is: diffusers' own loading of it would leave out or change something.
+
+    PEFT's files have their alphas in another one. Of kohya's diffusers takes one alpha for all layers of attention, and
+    of text encoders without an adapted out_proj no attention. Factors of transformers it scales, splits and fuses, so
+    that they cannot be counted.
+    """
+    if file.name == PEFT_FILE or any(name.startswith(KOHYA_PREFIXES) for name in names):
+        return True
+    foreign = authors_layout(names) is not None or any(name.startswith(FOREIGN_PREFIXES) for name in names)
+    return component == "transformer" and foreign
 
 
 def _check_bound(file: Path, state: dict[str, Any], networks: list[Any]) -> None:

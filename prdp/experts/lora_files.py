@@ -108,6 +108,19 @@ def read_layers(where: str, file: Path) -> dict[str, AdaptedLayer]:
     return _layers(where, state, origins, settings)
 
 
+def diffusers_state(file: str) -> dict[str, torch.Tensor]:
+    """A LoRA of any format as `load_lora_weights` of diffusers takes it: float32, scales in it.
+
+    Raises:
+        StartError: see `read_layers`.
+    """
+    state = {}
+    for name, layer in read_layers(file, Path(file)).items():
+        state[f"{name}.lora_A.weight"] = layer.down.float()
+        state[f"{name}.lora_B.weight"] = layer.up.float() * layer.scale
+    return state
+
+
 def _peft_text_name(name: str) -> str:
     """<component>/<PEFT's name> in the scheme of `diffusers_name`."""
     component, _, inner = name.partition("/")

@@ -18,9 +18,9 @@ from prdp.config import LearnerConfig, ModelConfig
 from prdp.diffusion import build_policy, family_of
 from prdp.diffusion.adapter_files import AdaptedLayer
 from prdp.diffusion.adapter_tensors import LORA_FILE
-from prdp.diffusion.fused_factors import diffusers_state, split_factors
+from prdp.diffusion.fused_factors import split_factors
 from prdp.evaluation.loading import apply_lora
-from prdp.experts.lora_files import read_layers
+from prdp.experts.lora_files import diffusers_state, read_layers
 from prdp.experts.writing import write_lora
 from prdp.support.errors import StartError
 
