@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -20,12 +21,16 @@ from prdp.learners import build_learner
 from prdp.learners.learner import Learner
 from prdp.types import PromptBatch, Rollout, Weights
 
-DENOISING = {"name": "prdp", "evidence": "denoising", "beta": 1e-3, "clip_range": None, "draws": 3}
+DENOISING = {"name": "prdp", "evidence": "denoising", "beta": 1e-3, "clip_range": None, "draws": 2}
 """The default method: no trajectories, so that pictures are drawn in the precision of the network."""
 TRAJECTORY = {"name": "prdp", "evidence": "trajectory", "beta": 1.0, "clip_range": None}
 HALF, FULL = "bfloat16", "float32"
 _LONG = 5.0
 """Seconds after which nothing is repeated."""
+
+
+GROUP = 4
+"""Images of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,17 @@ class Measure:
 
 
 Measures = Iterator[Measure]
+
+
+@contextmanager
+def evidence_in(way: str, policy: Any, learner: Learner) -> Iterator[None]:
+    """As `learner.evidence_precision` would have it from the start."""
+    engine: Any = learner.engine
+    before, policy._tf32, engine.evidence_precision = engine.evidence_precision, way == "tf32", way
+    try:
+        yield
+    finally:
+        policy._tf32, engine.evidence_precision = False, before
 
 
 class Bench:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from gpu_bench import DENOISING, FULL, HALF, TRAJECTORY, Bench, Measure, Measures
+from gpu_bench import DENOISING, FULL, HALF, TRAJECTORY, Bench, Measure, Measures, evidence_in
 from gpu_times import one_pass
 
 from prdp.config import SamplerConfig, TrainConfig
@@ -92,8 +92,8 @@ def _less_than_float32(bench: Bench, kind: str, objective: dict[str, Any], chann
 
     expected, full = log_ratio(), bench.seconds(log_ratio)
     yield Measure(f"{kind}: log-ratio, root mean square", rms(expected), note=f"{len(cells)} cells")
-    for way, context in (("TF32", tf32()), (HALF, narrow(policy))):
-        with context:
+    for way in ("tf32", HALF):
+        with evidence_in(way, policy, learner):
             error, seconds = log_ratio() - expected, bench.seconds(log_ratio)
         yield Measure(f"{kind}: error in {way}, root mean square", rms(error))
         yield Measure(f"{kind}: time in {way} beside float32", seconds / full, "x")
@@ -102,29 +102,6 @@ def _less_than_float32(bench: Bench, kind: str, objective: dict[str, Any], chann
 def rms(values: np.ndarray) -> float:
     """Root mean square."""
     return float(np.sqrt(np.square(values).mean()))
-
-
-@contextmanager
-def tf32() -> Iterator[None]:
-    """Products and convolutions of float32 keep 10 bits of what they multiply."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    for backend in backends:
-        backend.allow_tf32 = True
-    try:
-        yield
-    finally:
-        for backend in backends:
-            backend.allow_tf32 = False
-
-
-@contextmanager
-def narrow(policy: Any) -> Iterator[None]:
-    """Passes without gradient are as those with it."""
-    policy.float32 = nullcontext
-    try:
-        yield
-    finally:
-        del policy.float32
 
 
 def repeated(bench: Bench) -> Measures:

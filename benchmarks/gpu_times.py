@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_bench import DENOISING, HALF, TRAJECTORY, Bench, Measure, Measures
+from gpu_bench import DENOISING, FULL, GROUP, HALF, TRAJECTORY, Bench, Measure, Measures, evidence_in
 from gpu_models import prompt_arguments
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -40,34 +40,42 @@ def speed(bench: Bench) -> Measures:
             )  # fmt: skip
 
     def drawing() -> Rollout:
-        return bench.rollout(sampler, 1, count)
+        return bench.rollout(sampler, count // GROUP, GROUP)
 
     ours, bare, theirs = (bench.seconds(work) for work in (drawing, bare_drawing, diffusers_loop))
     yield Measure("pictures drawn", count / ours, "images/s", note=f"{count} at a time, {bench.steps} steps, unguided")
     yield Measure("time beside the bare passes and decoding", ours / bare, "x")
     yield Measure("time beside diffusers' pipeline", ours / theirs, "x")
 
-    rollout = drawing()
-    cells = count * DENOISING["draws"]
-    times = torch.full((bench.images,), float(table.times[0]), device=policy.device)
+    rollout, draws = drawing(), int(DENOISING["draws"])
+    learner.engine.use_microbatch(GROUP * draws)
+    cells = GROUP * draws
+    conditions = policy.encode(["one"] * cells)
+    latents = torch.randn(cells, *policy.latent_shape, device=policy.device)
+    times = torch.full((cells,), float(table.times[0]), device=policy.device)
+    parts = range(count // GROUP)
 
     def bare_evidence() -> None:
         with torch.no_grad(), policy.float32():
-            for _ in range(-(-cells // bench.images)):
+            for _ in parts:
                 with policy.reference() as network:
                     policy.output(latents, times, conditions, 1.0, network)
                 policy.output(latents, times, conditions, 1.0)
 
     def bare_gradient() -> None:
-        for _ in range(-(-cells // bench.images)):
+        for _ in parts:
             policy.output(latents, times, conditions, 1.0).square().mean().backward()
 
-    works = (lambda: learner.update(rollout), bare_evidence, bare_gradient)
-    learned, evidence, gradient = (bench.seconds(work) for work in works)
-    copies = f"{DENOISING['draws']} noised copies of each"
-    yield Measure("images learned from", count / learned, "images/s", note=copies)
-    yield Measure("time of an update beside its bare passes", learned / (evidence + gradient), "x")
-    yield Measure("of these, evidence in float32", evidence / (evidence + gradient), "of the time", note="no TF32")
+    note = f"{draws} noised copies of each, {cells} cells at a time"
+    gradient = bench.seconds(bare_gradient)
+    for way in (FULL, "tf32", HALF):
+        with evidence_in(way, policy, learner):
+            learned = bench.seconds(lambda: learner.update(rollout))
+            evidence = bench.seconds(bare_evidence) if way == FULL else 0.0
+        yield Measure(f"images learned from, evidence in {way}", count / learned, "images/s", note=note)
+        if way == FULL:
+            yield Measure("time of an update beside its bare passes", learned / (evidence + gradient), "x")
+            yield Measure("of these, evidence", evidence / (evidence + gradient), "of the time")
 
     noisy = bench.settings(policy, noise=True)
     noisy_sampler = bench.sampler(policy, noisy, bench.learner(policy, noisy, TRAJECTORY))

@@ -20,6 +20,8 @@ FAMILIES = {
 }
 """Name -> dotted path of the policy class."""
 PRECISIONS = ("float32", "bfloat16", "float16")
+EVIDENCE_PRECISIONS = ("float32", "tf32", "half")
+"""Of passes whose numbers become coefficients; 'half' is the precision of the pass with gradient."""
 DIFFUSION_KINDS = ("ddim", "ddpm", "consistency")
 """Samplers of variance-preserving models."""
 FLOW_KINDS = ("flow_sde", "dance_sde", "cps", "edm_churn", "euler")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from prdp.config.choices import FRAMEWORKS, MODULES, OPTIMIZERS, HalfPrecision
+from prdp.config.choices import EVIDENCE_PRECISIONS, FRAMEWORKS, MODULES, OPTIMIZERS, HalfPrecision
 from prdp.support.rules import Count, CountOrZero, Fraction, NotNegative, Positive, PositiveOrInfinite, Text, one_of
 
 
@@ -66,7 +66,11 @@ class LearnerConfig:
     """0 keeps no moving average; otherwise evaluation and export use the averaged weights."""
     autocast: HalfPrecision | None = None
     """Precision of the network's pass with gradient and of pictures of evaluations; null for that of model.dtype.
-    Trajectories and other passes without gradient are float32."""
+    Trajectories and other passes without gradient are of evidence_precision."""
+    evidence_precision: Annotated[str, one_of(*EVIDENCE_PRECISIONS)] = "float32"
+    """Of trajectories and other passes without gradient. 'tf32': on GPUs, products and convolutions keep 10 bits of
+    their factors; else as float32. 'half': that of the pass with gradient, for evidence of denoising errors, of which
+    it saves passes, too. What this does to the coefficients is measured and logged, see docs/precision.md."""
     microbatch: Count = 64
     """(image, step) cells per network call; changes speed and memory, not results beyond rounding. It is halved where
     memory runs out."""

@@ -73,6 +73,7 @@ def check_family(config: TrainConfig) -> None:
         ("learner.framework", config.learner.framework, "torch"),
         ("model.dtype", config.model.dtype, "float32"),
         ("learner.autocast", config.learner.autocast, None),
+        ("learner.evidence_precision", config.learner.evidence_precision, "float32"),
         ("model.quantization", config.model.quantization, None),
         ("model.compile", config.model.compile, None),
         ("model.deterministic", config.model.deterministic, False),

@@ -11,7 +11,7 @@ from prdp.cluster.object_store import planned_room
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import TrainConfig
 from prdp.configuration.memory_plan import device_plans, gib
-from prdp.configuration.network_passes import branches_of, image_passes, kept_outputs, noisy_steps
+from prdp.configuration.network_passes import branches_of, image_passes, kept_outputs, noisy_steps, precisions
 from prdp.diffusion import family_of
 from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
 from prdp.learners.precision import spot_check_size
@@ -25,8 +25,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
     What a network pass is, and which an image takes, says `ImagePasses`. Images that are left out are counted all the
-    same. In half precision a few cells that a sampler has stored are evaluated twice more, to check them and to measure
-    their noise.
+    same. In less than float32 a few cells are evaluated twice more, to measure their noise.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
@@ -34,10 +33,10 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
     passes = image_passes(config)
-    half = (config.learner.autocast or config.model.dtype) != "float32"
+    rounded = set(precisions(config)) != {"float32"}
     cells = images * objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
     checked = 0
-    if half and objective.evidence.guard(objective.channels) is not None:
+    if rounded and objective.evidence.guard(objective.channels) is not None:
         checked = 2 * spot_check_size(cells, config.learner.microbatch)
         checked *= branches_of(config.model, config.sampler.guidance_scale)
     evaluation = config.evaluation

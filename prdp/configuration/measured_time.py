@@ -126,7 +126,8 @@ def measure_epoch(
             value.grad = None
 
     parts[f"forward and backward of {learned} cells"] = backward = seconds(gradient)
-    with torch.no_grad(), policy.float32():
+    in_half = config.learner.evidence_precision == "half"
+    with torch.no_grad(), nullcontext() if in_half else policy.float32():
         evidence = seconds(lambda: policy.output(latents, times, conditions, scale))
 
     passes, branches = image_passes(config), branches_of(config.model, scale)

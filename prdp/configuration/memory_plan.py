@@ -166,6 +166,7 @@ class _Sizes:
         prompts = self._prompts(min(-(-cells // (config.images_per_prompt * self._columns())) + 1, cells))
         found = {f"learning {cells} cells": self._gathered(True) + self._dry.with_gradient(at_once, prompts)}
         if self._evidence:
+            # In half precision a few cells are computed in float32 all the same.
             evidence = self._dry.without_gradient(at_once, prompts, float32=True)
             found["computing evidence"] = self._gathered(False) + evidence
         return found

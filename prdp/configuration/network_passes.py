@@ -11,6 +11,7 @@ from prdp.config import ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.evidence.base import Of
+from prdp.learners.precision import evidence_precision, tells_evidence
 from prdp.objectives import Objective, build_objective
 from prdp.support.errors import UserError
 from prdp.types import Int64
@@ -58,12 +59,12 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     updates, scale = config.updates_per_epoch, config.sampler.guidance_scale
     branches = branches_of(config.model, scale)
     noisy = noisy_steps(config.sampler)
-    precision = config.learner.autocast or config.model.dtype
+    told = gradient_tells_evidence(config)
     evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.linear)
-    guard = {evidence.guard(objective.channels)} if precision != "float32" else set()
+    guard = set() if told else {evidence.guard(objective.channels)}
     columns = evidence.columns(config.sampler, noisy)
     group = config.images_per_prompt * columns
-    at_once = objective.found_with_gradient(group, config.learner.microbatch, precision)
+    at_once = objective.found_with_gradient(group, config.learner.microbatch, told)
 
     alike = _alike(config, objective)
     further = {name: of for name, (_, of) in evidence.passes.items() if name in objective.arrays}
@@ -95,13 +96,23 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     )
 
 
+def precisions(config: TrainConfig) -> tuple[str, str]:
+    """Of the pass with gradient, and of evidence."""
+    gradient = config.learner.autocast or config.model.dtype
+    return gradient, evidence_precision(config.learner.evidence_precision, gradient)
+
+
+def gradient_tells_evidence(config: TrainConfig) -> bool:
+    """See `tells_evidence`."""
+    return tells_evidence(*precisions(config))
+
+
 def coefficients_known_before(config: TrainConfig) -> bool:
     """Whether at some update the coefficients are known before the pass with gradient, as far as this tells."""
     objective, learner = build_objective(config.objective), config.learner
-    precision = learner.autocast or config.model.dtype
     columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
     group, channels = config.images_per_prompt * columns, set(objective.channels)
-    if not objective.found_with_gradient(group, learner.microbatch, precision):
+    if not objective.found_with_gradient(group, learner.microbatch, gradient_tells_evidence(config)):
         return True
     alike = _alike(config, objective)
     own = [name for name, (_, of) in objective.evidence.passes.items() if of in alike and name in objective.arrays]
@@ -124,13 +135,13 @@ def kept_outputs(config: TrainConfig) -> dict[Of, int]:
     Those that do not fit as a whole are left out, though a part of them is kept.
     """
     objective, learner, cluster = build_objective(config.objective), config.learner, config.cluster
-    precision = learner.autocast or config.model.dtype
+    gradient, evidence = precisions(config)
     asked = {objective.evidence.beside[name] for name in objective.found_beside}
     columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
     group, images = config.images_per_prompt * columns, config.prompts_per_epoch * config.images_per_prompt
-    if not asked or precision != "float32" or cluster.fsdp_size > 1:
+    if not asked or gradient != evidence or cluster.fsdp_size > 1:
         return {}
-    if objective.found_with_gradient(group, learner.microbatch, precision):
+    if objective.found_with_gradient(group, learner.microbatch, gradient_tells_evidence(config)):
         return {}
     try:
         latent = math.prod(family_of(config.model).latent_shape_of(config.model))

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Mapping
 
 from prdp.config import LearnerConfig, TrainConfig
-from prdp.configuration.network_passes import coefficients_known_before
+from prdp.configuration.network_passes import coefficients_known_before, precisions
 from prdp.configuration.sampler_bounds import log_prob_problems
 from prdp.evidence import Evidence
+from prdp.learners.precision import TF32_TOLERANCE
 from prdp.objectives import (
     Method,
     build_objective,
@@ -47,6 +48,7 @@ def objective_problems(config: TrainConfig) -> list[str]:
             return found
         evidence = evidence_of(config.objective, method)
         found += _stored_problems(config, evidence, label) + _idle_problems(config, method, label)
+        found += _precision_problems(config, label)
         found += evidence.problems(config.sampler, config.images_per_prompt, label)
         if evidence.needs_noise:
             other = next((kind for kind, one in method.kinds.items() if not one.needs_noise), None)
@@ -97,6 +99,31 @@ def _idle_problems(config: TrainConfig, method: Method, label: str) -> list[str]
             f"the sampler stores nothing to compare with; leave it at {unset:g}"
         )
     return found
+
+
+def _precision_problems(config: TrainConfig, label: str) -> list[str]:
+    """Evidence in less than float32 where it says nothing, or where stored log-ratios would be rounding."""
+    learner = config.learner
+    chosen = f"learner.evidence_precision={learner.evidence_precision}"
+    if learner.evidence_precision == "float32":
+        return []
+    if learner.framework == "jax":
+        return [f"{chosen}: must be float32 for learner.framework=jax"]
+    objective = build_objective(config.objective)
+    stored = objective.evidence.guard(objective.channels) is not None
+    what = f"the {objective.evidence.kind} evidence of {label}"
+    if learner.evidence_precision == "tf32":
+        if not stored or learner.ratio_tolerance >= TF32_TOLERANCE:
+            return []
+        return [
+            f"{chosen}: {what} repeats less exactly than learner.ratio_tolerance={learner.ratio_tolerance:g}; set that "
+            f"to {TF32_TOLERANCE:g}"
+        ]
+    if stored:
+        return [f"{chosen}: must be float32 or tf32 for {what}, which half precision rounds away"]
+    if precisions(config)[0] == "float32":
+        return [f"{chosen}: needs learner.autocast or model.dtype in half precision"]
+    return []
 
 
 def _terms_problems(config: TrainConfig, label: str) -> list[str]:

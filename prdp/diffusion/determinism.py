@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -15,10 +17,29 @@ def set_up_arithmetic(device: torch.device, deterministic: bool) -> None:
 
     if device.type != "cuda":
         return
-    # TF32, which convolutions take by default, keeps no more digits than float16.
+    # Which convolutions take by default.
     torch.backends.cudnn.allow_tf32 = False
     if deterministic:
         use_deterministic_kernels()
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Whether GPUs keep only 10 bits of what they multiply in float32, as float16 does, in products and convolutions.
+
+    Meanwhile, for all that this process computes.
+    """
+    import torch
+
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 def use_deterministic_kernels() -> None:

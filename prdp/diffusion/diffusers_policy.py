@@ -16,7 +16,7 @@ from prdp.diffusion.adapters import fuse, start_problems
 from prdp.diffusion.clip_layers import last_layer
 from prdp.diffusion.compiling import compile_blocks
 from prdp.diffusion.conditions import Conditions
-from prdp.diffusion.determinism import set_up_arithmetic
+from prdp.diffusion.determinism import set_up_arithmetic, tf32_products
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_loading import DTYPES
 from prdp.diffusion.precision import precision_problem, upcast
@@ -91,6 +91,7 @@ class DiffusersPolicy(SavedPolicy):
             raise ValueError(problem)
         self.precision: str = learner.autocast or stored
         self._in_float32 = self.precision == "float32"
+        self._tf32 = learner.evidence_precision == "tf32"
         set_up_arithmetic(self.device, model.deterministic)
         for name in self.FROZEN:
             if getattr(pipeline, name, None) is not None:
@@ -278,10 +279,13 @@ class DiffusersPolicy(SavedPolicy):
 
     @contextmanager
     def float32(self) -> Iterator[None]:
-        """Let the network and its reference compute in float32: log-ratios are far below half precision."""
+        """Let the network and its reference compute in float32: log-ratios are far below half precision.
+
+        By the products of `learner.evidence_precision`.
+        """
         before, self._in_float32 = self._in_float32, True
         try:
-            with upcast(*self.weights.networks()):
+            with tf32_products(self._tf32), upcast(*self.weights.networks()):
                 yield
         finally:
             self._in_float32 = before

@@ -51,7 +51,8 @@ class DeviceEngine(Engine):
         channels: the ones that the loss is differentiated by.
         microbatch: cells per network call.
         seed: of the run; denoising evidence draws its noise from it.
-        kept_bytes: on the host, for outputs of other policies that the pass with gradient takes again.
+        kept_bytes: on the host, for outputs of other policies that the pass with gradient takes again; 0 where that
+            compares outputs of another rounding.
 
     Attributes:
         beside: data that is found where these channels are computed, see `Evidence.found_beside`.
@@ -81,8 +82,7 @@ class DeviceEngine(Engine):
         self.microbatch = microbatch
         self.seed = seed
         self.checks_evidence = True
-        # In half precision the pass with gradient compares outputs of its own rounding.
-        self._outputs = KeptOutputs(kept_bytes if policy.precision == "float32" else 0.0)
+        self._outputs = KeptOutputs(kept_bytes)
         self._reference: Of = "reference"
         self._alike: tuple[Of, ...] = ()
 
@@ -100,12 +100,14 @@ class DeviceEngine(Engine):
         give_back()
 
     @torch.no_grad()
-    def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:
+    def evidence(
+        self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = (), exact: bool = False
+    ) -> Channels:
         names = tuple(channels) or self.channels
         found = self._unknown(batch, names)
-        keeps = of if self.shards == 1 and of in self._asked_again(names) else None
+        keeps = of if self.shards == 1 and not exact and of in self._asked_again(names) else None
         self._find_alike()
-        with self._float32(), self._resolved(of) as network:
+        with self._arithmetic(exact), self._resolved(of) as network:
             parts = list(self._microbatches(batch, cells))
             idle = self._idle(parts)
             for images, columns in parts:
@@ -211,8 +213,8 @@ class DeviceEngine(Engine):
         """The network whose evidence is asked for; None for the policy's own."""
 
     @abstractmethod
-    def _float32(self) -> AbstractContextManager[None]:
-        """Everything computes in float32 meanwhile."""
+    def _arithmetic(self, exact: bool) -> AbstractContextManager[None]:
+        """Of passes without gradient, meanwhile: that of `evidence_precision`, or float32."""
 
     @abstractmethod
     def _zero_gradient(self) -> None:

@@ -45,15 +45,17 @@ class Engine(ABC):
         policy: its network and conditions; what `weights` and `reference` mean.
         transitions: the table that the rollouts were sampled with.
         microbatch: cells per network call.
+        evidence_precision: of passes without gradient: float32, tf32, or that of the pass with gradient.
     """
 
     policy: Policy
     transitions: Transitions
     microbatch: int
+    evidence_precision: str = "float32"
 
     @property
     def precision(self) -> str:
-        """Of the pass with gradient: float32, bfloat16 or float16. Passes without are float32 in any case."""
+        """Of the pass with gradient: float32, bfloat16 or float16."""
         return self.policy.precision
 
     @abstractmethod
@@ -66,12 +68,15 @@ class Engine(ABC):
         return Batch(batch.rollout, changed, batch.update, batch.factor * factor)
 
     @abstractmethod
-    def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:
-        """Channels at flat cells, without gradient, computed in float32.
+    def evidence(
+        self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = (), exact: bool = False
+    ) -> Channels:
+        """Channels at flat cells, without gradient.
 
         Args:
             of: whose.
             channels: which; none for those of the loss.
+            exact: in float32, whatever `evidence_precision` is.
 
         Raises:
             ValueError: evidence that is no number for each cell, or not finite; names the first such cell.

@@ -69,7 +69,7 @@ class JaxEngine(DeviceEngine):
         config: LearnerConfig,
         seed: int,
     ) -> None:
-        size, kept_bytes = config.microbatch, config.kept_outputs_gib * 2**30
+        size, kept_bytes = config.microbatch, config.kept_outputs_gib * 2**30 * (policy.precision == "float32")
         super().__init__(policy, transitions, guidance_scale, evidence, channels, size, seed, kept_bytes)
         network: Any = policy.weights.network
         fixed, learning = policy.weights.fixed(), policy.weights.parameters
@@ -183,7 +183,7 @@ class JaxEngine(DeviceEngine):
             self._network.tensors = before
 
     @contextmanager
-    def _float32(self) -> Iterator[None]:
+    def _arithmetic(self, exact: bool) -> Iterator[None]:
         before = self._network.unet
         self._network.unet = dataclasses.replace(before, dtype=jnp.float32)
         try:

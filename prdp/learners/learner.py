@@ -17,10 +17,11 @@ from prdp.evidence.base import Channels
 from prdp.learners.engine import Engine, Progress
 from prdp.learners.guards import check_columns, check_rollout
 from prdp.learners.history import RewardHistory
+from prdp.learners.precision import tells_evidence
 from prdp.learners.precision_watch import PrecisionWatch, accumulated
 from prdp.learners.reward_terms import TERMS, reward_terms
 from prdp.learners.schedule import learning_rate
-from prdp.learners.used_cells import filled, further_passes, own_passes, strongest, used
+from prdp.learners.used_cells import filled, further_passes, own_passes, sources, strongest, used
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
 from prdp.support.microbatches import LEARNER_ADVICE, Microbatch, optimizer_memory
@@ -168,7 +169,7 @@ class Learner:
         group whose rewards are all equal, take no pass, and cells whose coefficient is 0 none with gradient.
 
         In half precision the gradient alone is computed in it; what coefficients, clips and metrics are computed from
-        is float32 evidence. The error of what a sampler has stored is measured on a few cells at the first update of
+        is evidence of `learner.evidence_precision`. The error of that is measured on a few cells at the first update of
         every rollout.
 
         Where memory runs out in a pass, the update begins again with half the microbatch.
@@ -217,18 +218,22 @@ class Learner:
         if first and self._keeps_sampled:
             engine.keep("sampled")
         own = own_passes(objective, engine, first)
-        half, linear = engine.precision != "float32", objective.linear + objective.known_beside(own)
+        rounded, linear = engine.evidence_precision != "float32", objective.linear + objective.known_beside(own)
+        told = tells_evidence(engine.precision, engine.evidence_precision)
         checked: dict[str, float] = {}
-        if half and guard is not None:
+        if guard is not None and (rounded or not told):
             if on_policy or not watch.measured(rollout.prompts.epoch):
                 checked = watch.spot_check(batch, guard, sampled[guard], on_policy, weights)
             if not on_policy:
                 watch.check_clip(self._updates)
-            # The pass with gradient would tell a drift that is rounding.
-            linear = tuple(name for name in linear if name != guard)
+            if not told:
+                # The pass with gradient would tell a drift that is rounding.
+                linear = tuple(name for name in linear if name != guard)
+        if guard is None and rounded and not watch.measured(rollout.prompts.epoch):
+            checked = watch.measure(batch, shape, sources(objective, own))
         known = all(name in stored or name in linear for name in objective.channels)
         group = rollout.images_per_prompt * shape[1]
-        at_once = not known and objective.found_with_gradient(group, engine.microbatch, engine.precision)
+        at_once = not known and objective.found_with_gradient(group, engine.microbatch, told)
         beside = objective.found_beside if at_once else ()
         for name, (channel, of) in self._further_passes.items():
             if name not in own and name not in beside:
@@ -245,7 +250,7 @@ class Learner:
             stored, scale = {}, 1.0
         else:
             if not known:
-                needed = [name for name in objective.channels if half or name not in linear]
+                needed = [name for name in objective.channels if not told or name not in linear]
                 stored = filled(engine.evidence(batch, cells, channels=needed), sampled, cells)
             now = dict.fromkeys(objective.channels, np.zeros(shape)) | stored
             result = coefficients_of(now)
@@ -253,11 +258,13 @@ class Learner:
             known_at = known_at if stored.keys() >= set(objective.channels) else cells
             recomputed, scale = accumulated(engine, batch, cells, result.tables, progress)
         recomputed = filled(recomputed, sampled, cells)
-        if on_policy and not half and guard is not None:
+        if on_policy and told and guard is not None:
             watch.check_ratio(rollout, sampled[guard], recomputed[guard], self._updates)
         if stored.keys() < set(objective.channels):
             now = recomputed | stored
             result = coefficients_of(now)
+        if guard is None and rounded:
+            checked |= watch.check_coefficients(now, data, weights, self._updates)
         with uninterrupted():
             metrics |= self._step()
             if self._history is not None:
@@ -265,7 +272,7 @@ class Learner:
             metrics |= result.metrics | evidence.describe(now, data, known_at) | {"loss": result.loss}
             metrics |= checked | ({"gradient_scale": scale} if scale != 1.0 else {})
             metrics |= {"coefficients_left_out": left_out} if self._config.least_coefficient else {}
-            if stored and not half:
+            if stored and told:
                 errors = [np.abs(recomputed[name] - stored[name]).ravel()[cells].max() for name in stored]
                 metrics["ratio_error"] = float(max(errors))
             metrics |= self._microbatch.metrics()

@@ -22,8 +22,30 @@ ATTEMPTS = 4
 """How often a gradient is accumulated before an overflow counts as an error."""
 NUDGE = 1.0 + 2.0**-22
 """Factor on the text states that makes roundings fall another way and changes next to nothing else."""
+ROUNDED_COEFFICIENTS = 0.01, 0.1
+"""Shares of the coefficients that rounding may move: what is told in the log, and what ends a run."""
+TF32_TOLERANCE = 1e-3
+"""Of log-ratios of trajectories: on an H100 they repeat within 1e-4, less exactly where the policy has moved far."""
 SHORTFALL = 4.0
 """Factor on what changes under NUDGE: errors against float64 are 3 to 4 times as large, see docs/precision.md."""
+
+
+def evidence_precision(chosen: str, gradient: str) -> str:
+    """float32, tf32, bfloat16 or float16.
+
+    Args:
+        chosen: `learner.evidence_precision`.
+        gradient: precision of the pass with gradient.
+    """
+    return gradient if chosen == "half" else chosen
+
+
+def tells_evidence(gradient: str, evidence: str) -> bool:
+    """Whether the pass with gradient is as exact as evidence has to be, so that coefficients may be found in it.
+
+    Not in float16, where coefficients have to be known before, so that they can be scaled.
+    """
+    return gradient == "float32" or gradient == evidence != "float16"
 
 
 def gradient_scale(tables: Mapping[str, Float64], dims: int) -> float:
@@ -52,6 +74,34 @@ def spot_cells(images: int, columns: int, microbatch: int) -> Int64:
     return np.asarray(chosen * images // len(chosen) * columns + chosen % columns, np.int64)
 
 
+def check_rounding(noise: float, precision: str, update: int, told: bool) -> bool:
+    """Compare what rounding does to coefficients with what a run can bear.
+
+    Args:
+        noise: share by which it moves them.
+        precision: of evidence.
+        told: whether the log has been told before; it is told once.
+
+    Returns:
+        whether it has been told now or before.
+
+    Raises:
+        UserError: they are rounding for a large part.
+    """
+    some, much = ROUNDED_COEFFICIENTS
+    if noise <= some:
+        return told
+    fact = f"update {update}: rounding of evidence in {precision} moves the coefficients by {noise:.2g} of themselves"
+    if not noise <= much:
+        raise UserError(
+            f"{fact} (coefficient_noise), more than {much:g}: set learner.evidence_precision=float32, or tf32, which "
+            "rounds less than half precision does, and start anew in another output_dir"
+        )
+    if not told:
+        log.warning("%s (coefficient_noise)", fact)
+    return True
+
+
 def check_noise(noise: float, clip_range: float, *, precision: str, update: int, told: bool = False) -> bool:
     """Compare the error of the evidence with the range that a clip lets it move in.
 
@@ -70,7 +120,7 @@ def check_noise(noise: float, clip_range: float, *, precision: str, update: int,
     if not noise <= clip_range:
         raise UserError(
             f"update {update}: {fact}: the clip would act on rounding. The network computes in {precision} "
-            "(learner.autocast, model.dtype), and its evidence in float32 as this machine does it. Set a larger "
+            "(learner.autocast, model.dtype), and its evidence as learner.evidence_precision says. Set a larger "
             "objective.clip_range, or updates_per_epoch=1 and cluster.max_staleness=0, where no clip acts, and start "
             "anew in another output_dir"
         )

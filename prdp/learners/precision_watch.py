@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from prdp.config import LearnerConfig
-from prdp.evidence.base import Channels
+from prdp.evidence.base import Channels, Of
 from prdp.learners.engine import Batch, Engine, Progress
 from prdp.learners.guards import check_ratio
 from prdp.learners.precision import (
@@ -16,6 +16,7 @@ from prdp.learners.precision import (
     NUDGE,
     SHORTFALL,
     check_noise,
+    check_rounding,
     gradient_scale,
     spot_cells,
 )
@@ -35,6 +36,7 @@ class PrecisionWatch:
         self._noise: float | None = None
         self._epoch: int | None = None
         self._told = False
+        self._errors: dict[str, Float64] = {}
 
     def measured(self, epoch: int) -> bool:
         """Whether the last spot check was of the rollout of this epoch."""
@@ -60,6 +62,8 @@ class PrecisionWatch:
     ) -> dict[str, float]:
         """Recompute a few cells with all roundings otherwise and, of an on-policy rollout, against what is stored.
 
+        Where evidence is in less than float32, they are recomputed in float32 instead.
+
         Args:
             guard: the channel that is stored.
             stored: [n, T].
@@ -75,8 +79,11 @@ class PrecisionWatch:
         cells = spot_cells(images, columns, self._engine.microbatch)
         rows = np.unravel_index(cells, stored.shape)
         again = self._engine.evidence(batch, cells)
-        nudged = self._engine.evidence(self._engine.scaled(batch, NUDGE), cells)[guard]
-        noise = SHORTFALL * np.abs(again[guard] - nudged)
+        if self._engine.evidence_precision == "float32":
+            nudged = self._engine.evidence(self._engine.scaled(batch, NUDGE), cells)[guard]
+            noise = SHORTFALL * np.abs(again[guard] - nudged)
+        else:
+            noise = np.abs(again[guard] - self._engine.evidence(batch, cells, exact=True)[guard])
         metrics = {}
         if on_policy:
             seen = np.zeros_like(stored)
@@ -91,6 +98,64 @@ class PrecisionWatch:
             return metrics
         # Rounding of the pass with gradient adds up in a square, so that it would tell a KL that is not there.
         return metrics | ({"kl_ref": float(again["kl_ref"][rows].mean())} if "kl_ref" in again else {})
+
+    def measure(self, batch: Batch, shape: tuple[int, int], sources: Mapping[str, tuple[str, Of]]) -> dict[str, float]:
+        """Recompute a few cells of a rollout in float32 and as evidence is: what rounding does to it.
+
+        Args:
+            shape: of evidence, [n, T].
+            sources: array of the loss -> the channel that it is, and whose.
+
+        Returns:
+            evidence_noise, the largest error of any array; nothing where coefficients depend on no evidence.
+        """
+        cells = spot_cells(*shape, self._engine.microbatch)
+        rows = np.unravel_index(cells, shape)
+        errors: dict[tuple[str, Of], Float64] = {}
+        for channel, of in dict.fromkeys(sources.values()):
+            rounded, exact = (
+                self._engine.evidence(batch, cells, of=of, channels=(channel,), exact=one)[channel][rows]
+                for one in (False, True)
+            )
+            errors[channel, of] = rounded - exact
+        self._errors = {name: errors[source] for name, source in sources.items()}
+        self._epoch = batch.rollout.prompts.epoch
+        return {"evidence_noise": float(max(np.abs(error).max() for error in errors.values()))} if errors else {}
+
+    def check_coefficients(
+        self, channels: Channels, data: Mapping[str, np.ndarray], weights: Float64 | None, update: int
+    ) -> dict[str, float]:
+        """How far coefficients move where evidence has once more the errors that were measured.
+
+        Args:
+            channels, data, weights: of `Objective.coefficients`.
+
+        Returns:
+            coefficient_noise, relative to the root mean square of a channel's coefficients.
+
+        Raises:
+            UserError: they would be rounding for a large part.
+        """
+        if not self._errors:
+            return {}
+        values = {**data, **channels}
+        count = len(next(iter(self._errors.values())))
+        shape = next(iter(channels.values())).shape
+        # Errors of the same cell, so that what two passes round alike cancels here too.
+        drawn = np.random.default_rng(update).integers(count, size=shape)
+        moved = values | {name: values[name] + error[drawn] for name, error in self._errors.items()}
+        before, after = (
+            self._objective.coefficients(
+                {name: one[name] for name in channels}, {name: one[name] for name in data}, weights
+            ).tables
+            for one in (values, moved)
+        )
+        noise = max(
+            float(np.linalg.norm(after[name] - table) / (np.linalg.norm(table) or 1.0))
+            for name, table in before.items()
+        )
+        self._told = check_rounding(noise, self._engine.evidence_precision, update, self._told)
+        return {"coefficient_noise": noise}
 
     def check_clip(self, update: int) -> None:
         """Clips act on rollouts of another policy: compare their range with the error last measured.

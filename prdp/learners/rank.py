@@ -105,7 +105,9 @@ class LearnerRank:
         self._end_passes()
         self._batch = None
 
-    def evidence(self, cells: Int64, update: int, factor: float, of: Of, channels: Sequence[str]) -> dict[str, Float64]:
+    def evidence(
+        self, cells: Int64, update: int, factor: float, of: Of, channels: Sequence[str], exact: bool
+    ) -> dict[str, Float64]:
         """Channels at cells, float64 [b] each; see `Engine.evidence`.
 
         Args:
@@ -114,7 +116,7 @@ class LearnerRank:
         batch, local = self._at(cells, update)
         if factor != batch.factor:
             batch = self.engine.scaled(batch, factor / batch.factor)
-        found = self.engine.evidence(batch, local, of=of, channels=channels)
+        found = self.engine.evidence(batch, local, of=of, channels=channels, exact=exact)
         return {name: table.ravel()[local] for name, table in found.items()}
 
     def accumulate(

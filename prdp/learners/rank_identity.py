@@ -45,6 +45,7 @@ def identity_of(engine: DeviceEngine, configuration: str) -> dict[str, str]:
         "evidence": f"{engine.kind}: {', '.join(engine.channels)}",
         "microbatch": str(engine.microbatch),
         "precision": engine.precision,
+        "precision of evidence": engine.evidence_precision,
         "sampler": tensors_checksum(tables),
         "network": fingerprint(network.state_dict()),
     }

@@ -45,6 +45,7 @@ class ShardedEngine(Engine):
 
     def __init__(self, engine: DeviceEngine, ranks: Ranks, configuration: str = "") -> None:
         self.policy, self.transitions, self.microbatch = engine.policy, engine.transitions, engine.microbatch
+        self.evidence_precision = engine.evidence_precision
         self._engine = engine
         self._held: dict[int, tuple[weakref.ref[Rollout], int, int]] = {}
         """By rank, the part of a rollout that it has: groups from the first to before the end."""
@@ -65,9 +66,11 @@ class ShardedEngine(Engine):
         self._held.clear()
         self._replicas.everywhere("let_go")
 
-    def evidence(self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = ()) -> Channels:
+    def evidence(
+        self, batch: Batch, cells: Int64, *, of: Of = "policy", channels: Sequence[str] = (), exact: bool = False
+    ) -> Channels:
         names = tuple(channels) or self._engine.channels
-        return self._passed(lambda: self._evidence(batch, cells, of, names))
+        return self._passed(lambda: self._evidence(batch, cells, of, names, exact))
 
     def accumulate(
         self,
@@ -170,9 +173,9 @@ class ShardedEngine(Engine):
                 f"together: {first_words(error)}"
             ) from error
 
-    def _evidence(self, batch: Batch, cells: Int64, of: Of, names: tuple[str, ...]) -> Channels:
+    def _evidence(self, batch: Batch, cells: Int64, of: Of, names: tuple[str, ...], exact: bool) -> Channels:
         shares = self._deal(batch, self._shares(batch, cells))
-        arguments = (batch.update, batch.factor, of, names)
+        arguments = (batch.update, batch.factor, of, names, exact)
         parts = self._on_shares(shares, lambda rank, share: ("evidence", (share, *arguments)))
         return self._joined(batch, shares, parts, names)
 

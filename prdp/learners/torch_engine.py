@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
 import torch
 
 from prdp.config import LearnerConfig
+from prdp.diffusion.determinism import tf32_products
 from prdp.diffusion.policy import Policy
 from prdp.diffusion.transitions import Transitions
 from prdp.diffusion.turns import WaitingRoom, tensors_in, tensors_of
@@ -26,6 +27,7 @@ from prdp.learners.device_engine import DeviceEngine, Total
 from prdp.learners.engine import Arrays, section
 from prdp.learners.guards import gradient_error, unlearned
 from prdp.learners.optimizers import build_optimizer
+from prdp.learners.precision import evidence_precision
 from prdp.types import Weights
 
 Tensors = dict[str, torch.Tensor]
@@ -48,8 +50,10 @@ class TorchEngine(DeviceEngine):
         config: LearnerConfig,
         seed: int,
     ) -> None:
-        size, kept_bytes = config.microbatch, config.kept_outputs_gib * 2**30
+        size, precision = config.microbatch, evidence_precision(config.evidence_precision, policy.precision)
+        kept_bytes = config.kept_outputs_gib * 2**30 * (precision == policy.precision)
         super().__init__(policy, transitions, guidance_scale, evidence, channels, size, seed, kept_bytes)
+        self.evidence_precision = precision
         self._parameters = policy.weights.parameters
         self._max_grad_norm = config.max_grad_norm
         self._divisible = config.mode == "full"  # an `FsdpEngine` may go on from here
@@ -144,8 +148,13 @@ class TorchEngine(DeviceEngine):
             finally:
                 self._swap(kept)
 
-    def _float32(self) -> AbstractContextManager[None]:
-        return self.policy.float32()
+    @contextmanager
+    def _arithmetic(self, exact: bool) -> Iterator[None]:
+        if not exact and self.evidence_precision not in ("float32", "tf32"):
+            yield
+            return
+        with self.policy.float32(), tf32_products(False) if exact else nullcontext():
+            yield
 
     def tensors(self) -> Tensors:
         return {name: value.detach() for name, value in self._parameters.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -80,6 +80,19 @@ def filled(found: Channels, sampled: Channels, cells: Int64) -> Channels:
 def further_passes(objective: Objective) -> dict[str, tuple[str, Of]]:
     """What an objective asks for that takes passes beside those of its channels; see `Evidence.passes`."""
     return {name: where for name, where in objective.evidence.passes.items() if name in objective.arrays}
+
+
+def sources(objective: Objective, own: Collection[str]) -> dict[str, tuple[str, Of]]:
+    """Arrays that coefficients depend on, of those that are evidence -> the channel that it is, and whose.
+
+    Args:
+        own: of `own_passes`.
+    """
+    further = further_passes(objective).items()
+    found: dict[str, tuple[str, Of]] = {
+        name: (channel, "policy" if name in own else of) for name, (channel, of) in further
+    }
+    return {name: (name, "policy") for name in objective.channels if name not in objective.linear} | found
 
 
 def own_passes(objective: Objective, engine: Engine, first: bool) -> list[str]:

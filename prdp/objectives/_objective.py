@@ -108,17 +108,15 @@ class Objective:
             )
         )
 
-    def found_with_gradient(self, cells_per_group: int, microbatch: int, precision: str) -> bool:
+    def found_with_gradient(self, cells_per_group: int, microbatch: int, exact: bool) -> bool:
         """Whether coefficients that take the evidence are found in the pass with gradient, a group at a time.
-
-        In half precision they are of float32 evidence, which takes a pass of its own.
 
         Args:
             cells_per_group: images of a prompt times columns.
             microbatch: cells that have a gradient at a time.
-            precision: of the pass with gradient.
+            exact: whether that pass tells evidence; else it takes a pass of its own.
         """
-        return self.method.by_group and cells_per_group <= microbatch and precision == "float32"
+        return self.method.by_group and cells_per_group <= microbatch and exact
 
     def coefficients(self, channels: Arrays, data: Arrays, step_weights: npt.ArrayLike | None = None) -> Coefficients:
         """Evaluate on the host in float64 and differentiate with respect to every channel.
