@@ -83,6 +83,11 @@ RUNS = {
     "halved": Whole(f"{SMALL} learner.microbatch=512", like="plain", within=0.02, memory=0.6),
     "compiled": Whole(f"{SMALL} model.compile=inductor", like="plain", within=0.05),
     "bfloat16": Whole(f"{SMALL} model.dtype=bfloat16", like="plain"),
+    "TF32": Whole(f"{SMALL} learner.evidence_precision=tf32", like="plain", within=0.02),
+    "autocast": Whole(f"{SMALL} learner.autocast=bfloat16", like="plain"),
+    "autocast, evidence too": Whole(
+        f"{SMALL} learner.autocast=bfloat16 learner.evidence_precision=half", like="autocast", within=0.05
+    ),
     "int8": Whole(f"{SMALL} model.quantization=int8", like="plain"),
     "full weights": Whole(f"{SMALL} {FULL}"),
     "full weights, turns": Whole(f"{SMALL} {FULL} cluster.colocate=true", like="full weights", bits=True),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from prdp.config import ModelConfig
 from prdp.diffusion.conditions import Conditions
+from prdp.diffusion.determinism import tf32_products
 from prdp.diffusion.pipeline_formats import STABLE_DIFFUSION_XL
 from prdp.diffusion.precision import upcast
 from prdp.diffusion.text_adapters import GAIN
@@ -46,12 +47,17 @@ class StableDiffusionXLPolicy(UNetPolicy):
     def decode(self, latents: torch.Tensor) -> UInt8:
         """See `DiffusersPolicy.decode`; in float32 where the VAE's force_upcast says so, as it overflows in float16.
 
+        A VAE that is stored in half precision is decoded with by TF32 products then: pixels have 8 bits.
+
         Raises:
             RuntimeError: the VAE was left out.
         """
         self._needs("vae")
         vae = self.pipeline.vae
-        with upcast(vae) if vae.config.force_upcast else nullcontext():
+        with ExitStack() as held:
+            if vae.config.force_upcast and vae.dtype != torch.float32:
+                held.enter_context(tf32_products(True))
+                held.enter_context(upcast(vae))
             return super().decode(latents)
 
     def _tokenised(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+STEP = "a step, evidence in bfloat16"
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
@@ -48,11 +49,12 @@ def test_what_is_timed(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.Monk
     rows = measured(gpu, tmp_path / "report", "sd35_medium", *parts)
     assert [row for row in rows if "failed" in row] == []
     values = {row["what"]: row["value"] for row in rows if "what" in row}
-    for what in ("pictures drawn", "images learned from", "microbatch of 2", "torch's own choice", "a step"):
+    learned = "images learned from, evidence in tf32"
+    for what in ("pictures drawn", learned, "microbatch of 2", "torch's own choice", STEP):
         assert values[what] > 0
-    assert values["samples per GPU-hour"] == pytest.approx(8 / values["a step"] * 3600)
+    assert values["samples per GPU-hour, evidence in bfloat16"] == pytest.approx(8 / values[STEP] * 3600)
     page = gpu.page(rows, {"torch": "2"})
-    assert "| protocol | samples per GPU-hour |" in page
+    assert "| protocol | samples per GPU-hour, evidence in bfloat16 |" in page
     assert "0 parts could not be measured" in page
 
 
