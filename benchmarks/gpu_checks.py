@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -171,15 +171,16 @@ def memory(bench: Bench) -> Measures:
         return
     sampler = bench.sampler(policy, settings, learner)
     rollout = bench.rollout(sampler, 1, bench.images)
-    learner.update(rollout)
-    works = {
-        "drawing": lambda: bench.rollout(sampler, 1, bench.images),
-        "learning": lambda: learner.update(rollout),
-    }
-    for part, work in works.items():
+
+    def compared(part: str, work: Callable[[], Any]) -> Measures:
         measured = bench.peak(work)
         yield Measure(f"measured, {part}", measured, "GiB")
-        yield Measure(f"measured over planned, {part}", measured / planned[part], "x", 1.1)
+        yield Measure(f"measured over planned, {part}", measured / planned[part.split()[0]], "x", 1.1)
+
+    yield from compared("drawing", lambda: bench.rollout(sampler, 1, bench.images))
+    for way in (HALF, "tf32", FULL):
+        with evidence_in(way, policy, learner):
+            yield from compared(f"learning with evidence in {way}", lambda: learner.update(rollout))
 
 
 def run_config(bench: Bench, settings: SamplerConfig, **changes: Any) -> TrainConfig:

@@ -62,7 +62,7 @@ class PrecisionWatch:
     ) -> dict[str, float]:
         """Recompute a few cells with all roundings otherwise and, of an on-policy rollout, against what is stored.
 
-        Where evidence is in less than float32, they are recomputed in float32 instead.
+        Where evidence is in less than float32, they are recomputed more exactly instead.
 
         Args:
             guard: the channel that is stored.
@@ -100,7 +100,7 @@ class PrecisionWatch:
         return metrics | ({"kl_ref": float(again["kl_ref"][rows].mean())} if "kl_ref" in again else {})
 
     def measure(self, batch: Batch, shape: tuple[int, int], sources: Mapping[str, tuple[str, Of]]) -> dict[str, float]:
-        """Recompute a few cells of a rollout in float32 and as evidence is: what rounding does to it.
+        """Recompute a few cells of a rollout as evidence is and more exactly: what rounding does to it.
 
         Args:
             shape: of evidence, [n, T].

@@ -150,10 +150,11 @@ class TorchEngine(DeviceEngine):
 
     @contextmanager
     def _arithmetic(self, exact: bool) -> Iterator[None]:
-        if not exact and self.evidence_precision not in ("float32", "tf32"):
+        half = self.evidence_precision not in ("float32", "tf32")
+        if half and not exact:
             yield
             return
-        with self.policy.float32(), tf32_products(False) if exact else nullcontext():
+        with self.policy.float32(), tf32_products(half) if exact else nullcontext():
             yield
 
     def tensors(self) -> Tensors:
