@@ -207,6 +207,7 @@ def check_start(
     from prdp.config import ClusterConfig
     from prdp.diffusion import family_of
     from prdp.evaluation.experts import find_experts
+    from prdp.experts.gate import fitting_layers
     from prdp.experts.merge import absent_layers
     from prdp.image_sets.best_images import all_images, best_images
     from prdp.image_sets.checks import guidance_notes, latent_problems, missing_problems
@@ -216,7 +217,11 @@ def check_start(
     if len(found.experts) < 2:
         raise ConfigError(f"models={config.models}: holds one expert; a gate weighs at least two")
     model = _with_base(config, found, model_is_given, named).model
-    family_of(model).check(model)
+    family: Any = family_of(model)
+    family.check(model)
+    if hasattr(family, "empty_model"):
+        empty = family.empty_model(model)
+        fitting_layers(found.experts, empty.network, empty.component)
     sets = [ImageSet.open(Path(folder).expanduser()) for folder in config.rollouts.folders]
     problems = device_problems("model.device", model.device, ClusterConfig(kind="inline"), 0.0, True)
     problems = problems or precision_problems(model, config.autocast)

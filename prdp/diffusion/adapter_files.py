@@ -4,15 +4,14 @@ encoder, or the file is refused by its name and the tensor's.
 
 from __future__ import annotations
 
-import inspect
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prdp.diffusion.adapter_names import UNREADABLE, converted, plain_layer
+from prdp.diffusion.adapter_binding import bound_scales
+from prdp.diffusion.adapter_names import converted, plain_layer
 from prdp.diffusion.adapter_tensors import TEXT, adapter_file, told_scale
 from prdp.diffusion.clip_layers import text_path
 from prdp.support.errors import StartError
@@ -102,54 +101,79 @@ def read_adapter(
     """
     from prdp.diffusion.lora_file import network_of_zeros
 
+    empty = network_of_zeros(network)
+    found = _fitting(key, path, empty, network, pipeline, component, encoders)
+    scales = bound_scales(found, empty, pipeline, component) if found.factors else {}
+    layers = {name: AdaptedLayer(*found.factors[name], scale) for name, scale in scales.items()}
+    return Adapter(found.file, layers, weight, found.text)
+
+
+def check_adapter(
+    key: str, path: str, network: Any, pipeline: Any, component: str, encoders: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a LoRA whose names, shapes or ranks do not fit a network; see `read_adapter`, whose binding by diffusers
+    is left out here.
+
+    Raises:
+        StartError: likewise.
+    """
+    _fitting(key, path, network, network, pipeline, component, encoders)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What stands in a file, all of which fits; tensors are mapped from it.
+
+    Attributes:
+        file, where: of it; the second begins messages.
+        state: tensors of the network, as diffusers' loader takes them.
+        factors: layer -> its two factors.
+        text: as `Adapter.text`.
+        alphas, metadata: see `converted`.
+    """
+
+    file: Path
+    where: str
+    state: Mapping[str, torch.Tensor]
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    text: Mapping[str, Mapping[str, AdaptedLayer]]
+    alphas: Mapping[str, float]
+    metadata: dict[str, Any] | None
+
+
+def _fitting(
+    key: str,
+    path: str,
+    network: torch.nn.Module,
+    configured: Any,
+    pipeline: Any,
+    component: str,
+    encoders: Mapping[str, Any] | None,
+) -> Fitting:
+    """What stands in a file; see `read_adapter`.
+
+    Args:
+        network: without adapters.
+        configured: the same, with its configuration.
+    """
     file = adapter_file(key, path)
     where = f"{key}: {file}"
-    state, origin, alphas, metadata = converted(where, file, pipeline, component, network)
+    state, origin, alphas, metadata = converted(where, file, pipeline, component, configured)
     text_state = {name: value for name, value in state.items() if name.startswith(TEXT)}
     state = {name: value for name, value in state.items() if name not in text_state}
     text = {} if encoders is None else _text(where, text_state, origin, alphas, metadata, encoders, component)
     alphas = {name: alpha for name, alpha in alphas.items() if not name.startswith(TEXT)}
-    empty = network_of_zeros(network)
-    factors = _factors(where, empty, state, origin, component)
+    factors = _factors(where, network, state, origin, component)
     if not factors and not text_state:
         raise StartError(f"{where}: holds no factor of a LoRA of the {component}")
-    layers = _bound(where, empty, state, factors, pipeline, component, alphas, metadata) if factors else {}
-    return Adapter(file, layers, weight, text)
-
-
-def _bound(
-    where: str,
-    empty: Any,
-    state: Mapping[str, torch.Tensor],
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    pipeline: Any,
-    component: str,
-    alphas: Mapping[str, float],
-    metadata: dict[str, Any] | None,
-) -> dict[str, AdaptedLayer]:
-    """Factors with scales, when diffusers has bound the same ones to a network of zeros."""
-    from prdp.diffusion.lora_file import lora_matrices
-
-    try:
-        with warnings.catch_warnings():
-            # peft warns of layers without matrices; all are compared below.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            load_into(pipeline, component, empty, state, "read", alphas, metadata)
-    except UNREADABLE as error:
-        raise StartError(f"{where}: diffusers cannot load it: {error}") from error
-    bound, layers = lora_matrices(empty, "read"), {}
-    for name, (down, up) in factors.items():
-        for part, value in (("lora_A", down), ("lora_B", up)):
-            found = bound.get(f"{name}.{part}")
-            if found is None or found[0].device.type == "meta" or not found[0].equal(value):
-                raise StartError(f"{where}: diffusers does not bind {name}.{part}")
-        # Of kohya's alphas diffusers takes one for all layers of attention.
-        told = _told_scale(alphas, f"{component}.{name}", int(down.shape[0]))
-        scale = float(bound[f"{name}.lora_A"][1]) if told is None else told
-        layers[name] = AdaptedLayer(down, up, scale)
-    if bound.keys() - {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B")}:
-        raise StartError(f"{where}: diffusers puts adapters on layers that the file does not hold")
-    return layers
+    settings = {
+        name.removeprefix(f"{component}."): value
+        for name, value in (metadata or {}).items()
+        if name.startswith(f"{component}.")
+    }
+    for layer, (down, _) in factors.items() if settings else ():
+        told_scale(f"{where}: {component}.{layer}", settings, layer, int(down.shape[0]))
+    return Fitting(file, where, state, factors, text, alphas, metadata)
 
 
 def _text(
@@ -244,41 +268,3 @@ def _factors(
                 name = origin[f"{component}.{layer}.lora_{part}.weight"]
                 raise StartError(f"{where}: {name}: has shape {list(shape)}, expected {list(expected)}")
     return {layer: (parts["A"], parts["B"]) for layer, parts in found.items()}
-
-
-def load_into(
-    pipeline: Any,
-    component: str,
-    network: Any,
-    state: Mapping[str, torch.Tensor],
-    name: str,
-    alphas: Mapping[str, float] | None,
-    metadata: Any,
-) -> None:
-    """Put a LoRA beside the layers of a network by the loader of its pipeline's class.
-
-    Args:
-        state, metadata: of `lora_state_dict`.
-        name: of the adapter.
-        alphas: kohya's, for loaders that take them; of others they are in the factors.
-    """
-    loader = getattr(pipeline, f"load_lora_into_{component}")
-    taken = "network_alphas" in inspect.signature(loader).parameters
-    loader(
-        dict(state),
-        **({"network_alphas": alphas or None} if taken else {}),
-        **{component: network},
-        adapter_name=name,
-        metadata=metadata,
-        low_cpu_mem_usage=True,
-    )
-
-
-def _told_scale(alphas: Mapping[str, float], layer: str, rank: int) -> float | None:
-    """alpha / rank of a layer by kohya's own tensor; None where there is none."""
-    for name, alpha in alphas.items():
-        if plain_layer(name.removesuffix(".alpha")) == layer:
-            return alpha / rank
-    return None
-
-

@@ -7,11 +7,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prdp.diffusion.adapter_files import Adapter, model_adapters, read_adapter
+from prdp.diffusion.adapter_files import Adapter, check_adapter, model_adapters, read_adapter
 from prdp.diffusion.text_adapters import NetworkWithEncoders, network_in
 from prdp.support.errors import StartError
 
@@ -22,6 +23,31 @@ TRAINED = "default"
 """Name of the adapter that learns, in checkpoints too."""
 START = "start"
 """Name of the frozen copy of what it started as."""
+
+
+@dataclass(frozen=True)
+class EmptyModel:
+    """A model without weights, which files of LoRAs are checked against.
+
+    Attributes:
+        network: on the meta device.
+        pipeline: class of the diffusers pipeline.
+        component: that the network is in it, unet or transformer.
+        encoders: component -> text encoder that takes adapters, on the meta device.
+    """
+
+    network: Any
+    pipeline: Any
+    component: str
+    encoders: Mapping[str, Any]
+
+    def read(self, key: str, path: str, weight: float = 1.0) -> Adapter:
+        """See `read_adapter`."""
+        return read_adapter(key, path, self.network, self.pipeline, self.component, weight, self.encoders)
+
+    def check(self, key: str, path: str) -> None:
+        """See `check_adapter`. What is for text encoders is left out where none takes adapters: diffusers loads it."""
+        check_adapter(key, path, self.network, self.pipeline, self.component, self.encoders or None)
 
 
 def frozen_name(number: int) -> str:
@@ -228,10 +254,8 @@ def _target_problems(
     ]
 
 
-def check_adapters(
-    model: ModelConfig, network: torch.nn.Module, pipeline: Any, component: str, encoders: Mapping[str, Any]
-) -> None:
-    """Refuse `model.adapters` that do not fit networks, which may be on the meta device; see `read_adapter`.
+def check_adapters(model: ModelConfig, empty: EmptyModel) -> None:
+    """Refuse `model.adapters` that do not fit; see `read_adapter`.
 
     Raises:
         StartError: all that is wrong, a line each.
@@ -239,25 +263,21 @@ def check_adapters(
     problems = []
     for path, weight in model_adapters(model):
         try:
-            read_adapter("model.adapters", path, network, pipeline, component, weight, encoders)
+            empty.read("model.adapters", path, weight)
         except StartError as error:
             problems.append(str(error))
     if problems:
         raise StartError("\n".join(problems))
 
 
-def init_adapter_problems(
-    learner: LearnerConfig, network: torch.nn.Module, pipeline: Any, component: str, encoders: Mapping[str, Any]
-) -> list[str]:
+def init_adapter_problems(learner: LearnerConfig, empty: EmptyModel) -> list[str]:
     """What is wrong with `learner.init_adapter`; see `read_adapter` and `start_problems`."""
     assert learner.init_adapter is not None
     try:
-        start = read_adapter(
-            "learner.init_adapter", learner.init_adapter, network, pipeline, component, encoders=encoders
-        )
+        start = empty.read("learner.init_adapter", learner.init_adapter)
     except StartError as error:
         return [str(error)]
-    return start_problems(start, network, learner, encoders)
+    return start_problems(start, empty.network, learner, empty.encoders)
 
 
 def endings(layers: Sequence[str] | Any, modules: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from prdp.config import LearnerConfig, ModelConfig
-from prdp.diffusion.adapters import check_adapters, init_adapter_problems
+from prdp.diffusion.adapters import EmptyModel, check_adapters, init_adapter_problems
 from prdp.diffusion.diffusers_policy import DiffusersPolicy
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.image_size import picture_size
@@ -71,7 +71,7 @@ class FolderPolicy(DiffusersPolicy, ABC):
     @classmethod
     def check(cls, model: ModelConfig) -> None:
         """The folder is whole, its components are ones that are computed exactly, and size and adapters fit."""
-        from prdp.diffusion.pipeline_checks import check_components, empty_network
+        from prdp.diffusion.pipeline_checks import check_components
 
         _check_text_tokens(model, cls.FORMAT)
         folder = cls._folder(model)
@@ -81,8 +81,16 @@ class FolderPolicy(DiffusersPolicy, ABC):
         check_components(f"model.path={model.path}", folder, model.variant, cls.FORMAT, single_file(model))
         cls._latent_shape_in(folder, model)
         if model.adapters:
-            network, pipeline = empty_network(folder, cls.FORMAT), pipeline_class(cls.FORMAT)
-            check_adapters(model, network, pipeline, cls.NETWORK, cls._empty_encoders(folder))
+            check_adapters(model, cls.empty_model(model))
+
+    @classmethod
+    def empty_model(cls, model: ModelConfig) -> EmptyModel:
+        """What files of LoRAs are checked against before anything is loaded."""
+        from prdp.diffusion.pipeline_checks import empty_network
+
+        folder = cls._folder(model)
+        network, encoders = empty_network(folder, cls.FORMAT), cls._empty_encoders(folder)
+        return EmptyModel(network, pipeline_class(cls.FORMAT), cls.NETWORK, encoders)
 
     @classmethod
     def learner_problems(cls, model: ModelConfig, learner: LearnerConfig) -> list[str]:
@@ -106,8 +114,8 @@ class FolderPolicy(DiffusersPolicy, ABC):
                 key = "learner.text_encoder_targets"
                 targets += lora_target_problems(encoder, learner.text_encoder_targets, key)
             if learner.init_adapter is not None and not targets:
-                pipeline = pipeline_class(cls.FORMAT)
-                targets = init_adapter_problems(learner, network, pipeline, cls.NETWORK, encoders)
+                empty = EmptyModel(network, pipeline_class(cls.FORMAT), cls.NETWORK, encoders)
+                targets = init_adapter_problems(learner, empty)
             problems += targets or optimizer_target_problems(learner, network)
         return list(dict.fromkeys(problems))
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from prdp.diffusion.adapter_files import load_into, read_adapter
+from prdp.diffusion.adapter_binding import load_into
+from prdp.diffusion.adapter_files import read_adapter
 from prdp.diffusion.adapter_names import lora_options
 from prdp.diffusion.adapter_tensors import LORA_FILE
 from prdp.diffusion.adapters import TRAINED

@@ -149,7 +149,7 @@ def _apply_lora(policy: Any, file: Path) -> None:
     from safetensors.torch import load_file
 
     state = load_file(file)
-    if _read_by_layers(file, state, policy.NETWORK):
+    if reads_by_layers(file, state, policy.NETWORK):
         adapter = policy.adapter("models", str(file))
         put_adapter(policy.weights.network, _APPLIED, adapter)
         if not policy.reads_in_passes:
@@ -178,7 +178,7 @@ def _apply_lora(policy: Any, file: Path) -> None:
     policy.weights.join(_APPLIED)
 
 
-def _read_by_layers(file: Path, names: Collection[str], component: str) -> bool:
+def reads_by_layers(file: Path, names: Collection[str], component: str) -> bool:
     """Whether a file is read as `model.adapters` is: diffusers' own loading of it would leave out or change something.
 
     PEFT's files have their alphas in another one. Of kohya's diffusers takes one alpha for all layers of attention, and

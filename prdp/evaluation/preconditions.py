@@ -17,6 +17,7 @@ from prdp.configuration.preconditions import (
     size_problems,
 )
 from prdp.diffusion import family_of
+from prdp.evaluation.lora_checks import lora_problems
 from prdp.evaluation.models import EvaluatedModel
 from prdp.evaluation.samplers import sampler_of, sampler_problems
 from prdp.evaluation.settings import Drawing
@@ -124,4 +125,4 @@ def _problems(
         problems += precision_problems(config.model, config.autocast)
         for model in models:
             problems += model_problems(model.model, sampler_of(config, model), needs_log_probs=config.kl)
-    return problems
+    return problems or lora_problems(models)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ class Mixture:
 
     def __init__(self, network: Any, experts: Sequence[Expert], share: str = "layer") -> None:
         component = "unet" if "UNet" in type(network).__name__ else "transformer"
-        found = _by_layer(experts, network, component)
+        found = fitting_layers(experts, network, component)
         network.requires_grad_(False)
         self.names = [expert.name for expert in experts]
         self.leaders = _leaders([path for path, _ in network.named_modules() if path in found], share)
@@ -230,11 +231,19 @@ def _block(layer: str) -> str:
     return match[1] if match else layer
 
 
-def _by_layer(
+def fitting_layers(
     experts: Sequence[Expert], network: nn.Module, component: str
 ) -> dict[str, list[tuple[int, Any]]]:
-    """Path in the network -> (number of the expert, factors)."""
+    """Path in the network -> (number of the expert, factors).
+
+    Args:
+        network: may be on the meta device.
+
+    Raises:
+        StartError: experts that do not fit, a line each; names the file, the layer and the shapes.
+    """
     modules, found = dict(network.named_modules()), dict[str, list[tuple[int, Any]]]()
+    problems: dict[Path, str] = {}
     for number, expert in enumerate(experts):
         for name, layer in expert.layers.items():
             told = f"models: {expert.source}: layer {name}"
@@ -242,9 +251,13 @@ def _by_layer(
             base: Any = modules.get(path)
             plain = getattr(base, "base_layer", base)
             if of != component or not isinstance(plain, ADAPTED):
-                raise StartError(f"{told}: the {component} that is to be gated has no such layer")
+                problems.setdefault(expert.source, f"{told}: the {component} that is to be gated has no such layer")
+                continue
             shape = (int(layer.up.shape[0]), *layer.down.shape[1:])
             if weight_shape(plain) != shape or getattr(plain, "groups", 1) != 1:
-                raise StartError(f"{told}: is for a layer of shape {list(shape)}, not {list(weight_shape(plain))}")
+                other = f"{told}: is for a layer of shape {list(shape)}, not {list(weight_shape(plain))}"
+                problems.setdefault(expert.source, other)
             found.setdefault(path, []).append((number, layer))
+    if problems:
+        raise StartError("\n".join(problems.values()))
     return found

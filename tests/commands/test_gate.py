@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from expert_files import write_expert
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from prdp.cli import main
 from prdp.commands.gate import LOG_FILE
@@ -19,6 +20,7 @@ from prdp.config import LearnerConfig, ModelConfig
 from prdp.configuration.typed import typed, write_config
 from prdp.diffusion import build_policy
 from prdp.diffusion.adapter_tensors import LORA_FILE
+from prdp.evaluation.lora_checks import lora_problems
 from prdp.evaluation.models import find_models
 from prdp.evaluation.store import read_scores
 from prdp.experts.gate_files import TENSORS, read_gated
@@ -59,6 +61,13 @@ def words(experts: list[Path], image_set: Path, pipeline: Path) -> list[str]:
     return ["gate", f"models=[{named}]", f"rollouts.path={image_set}", f"model.path={pipeline}", "model.device=cpu"]
 
 
+TO_Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def of_another_base() -> dict[str, torch.Tensor]:
+    return {f"{TO_Q}.lora_A.weight": torch.ones(2, 320), f"{TO_Q}.lora_B.weight": torch.ones(320, 2)}
+
+
 def test_gates_learn_from_a_set_and_are_one_model(
     image_set: Path, experts: list[Path], small_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +94,11 @@ def test_gates_learn_from_a_set_and_are_one_model(
     policy = build_policy(base, frozen, seed=0, keep_reference=False)
     mixture = read_gated(folder).put_into(policy.weights.network)
     assert mixture.names == ["e0", "e1"]
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    save_file(of_another_base(), other / "experts" / "0" / LORA_FILE)
+    [told] = lora_problems(find_models([str(other)], None))
+    assert f"{other}/experts/0/{LORA_FILE}: layer {TO_Q}: is for a layer of shape [320, 320], not [16, 16]" in told
+    assert lora_problems([model]) == []
     assert main(["export", str(folder)]) == 2
     assert "gate.frozen_average=true writes one LoRA" in capsys.readouterr().err
 
@@ -201,6 +215,13 @@ def test_what_is_refused_before_anything_is_learned(
     assert "rollouts.path=[]: must be a folder, or a list of folders" in told("rollouts.path=[]")
     assert "its latents have the shape 4 x 8 x 8" in told("model.height=16", "model.width=16")
     assert "aspects: x: " in told("aspects=[x]")
+    others = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for file in others:
+        save_file(of_another_base(), file)
+    with patch("prdp.diffusion.build_policy", side_effect=AssertionError("nothing is loaded")):
+        lines = [line for line in told(given=others).splitlines() if "models: " in line]
+    for line, file in zip(lines, others, strict=True):
+        assert f"models: {file}: layer {TO_Q}: is for a layer of shape [320, 320], not [16, 16]" in line
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         main(["gate", "--help"])

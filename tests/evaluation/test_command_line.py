@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from prdp.commands.evaluate import check_start, main
 from prdp.configuration.compose import Composer
@@ -19,7 +21,7 @@ from prdp.support.errors import ConfigError, UserError
 
 
 def run_folder(folder: Path, reward: str = "redness.Redness", **changes: Any) -> Path:
-    """A finished run, with an empty LoRA file."""
+    """A finished run, with a LoRA file of zeros."""
     arguments = changes.pop("arguments", {})
     config = typed(
         {
@@ -37,7 +39,10 @@ def run_folder(folder: Path, reward: str = "redness.Redness", **changes: Any) ->
     )
     write_config(config, folder / "config.yaml")
     (folder / "weights").mkdir()
-    (folder / "weights" / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    shapes = {f"{layer}.lora_A.weight": (2, 64), f"{layer}.lora_B.weight": (64, 2)}
+    lora = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(lora, folder / "weights" / "pytorch_lora_weights.safetensors")
     (folder / "metrics.jsonl").write_text('{"epoch": 4, "wall_seconds": 12.5}\n')
     return folder
 
