@@ -100,4 +100,3 @@ def test_what_the_loader_takes_passes(fits: Path, small_pipeline: Path, tmp_path
     ]
     models = find_models([str(file) for file in files], ModelConfig(path=str(small_pipeline), device="cpu"))
     assert [model.kind for model in models] == ["lora"] * 4 and lora_problems(models) == []
-

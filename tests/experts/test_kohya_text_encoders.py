@@ -135,9 +135,7 @@ def test_text_encoders_alone(built: Callable[..., Any], tmp_path: Path) -> None:
     assert told == f"learner.init_adapter: {file}: adapts text_encoder alone: take it frozen by model.adapters"
 
 
-def test_programs_load_such_files_as_they_say(
-    built: Callable[..., Any], small_pipeline: Path, tmp_path: Path
-) -> None:
+def test_programs_load_such_files_as_they_say(built: Callable[..., Any], small_pipeline: Path, tmp_path: Path) -> None:
     """diffusers alone finds no scheme of names in queries alone, and takes one alpha for several layers."""
     file, deltas = kohya(tmp_path, CASES["queries alone"], 1)
     model = ModelConfig(path=str(small_pipeline), adapters=[str(file)])
