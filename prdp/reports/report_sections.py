@@ -54,8 +54,13 @@ TRAINING: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "Evidence noise",
-        "Error of the log-ratios in half precision; where it is not far below the clip range, clips act on rounding.",
-        (("evidence_noise", "evidence_noise"), ("ratio_error", "ratio_error")),
+        "Error of evidence in half precision, and the share by which it moves coefficients. Where the former is not "
+        "far below the clip range, clips act on rounding.",
+        (
+            ("evidence_noise", "evidence_noise"),
+            ("ratio_error", "ratio_error"),
+            ("coefficient_noise", "coefficient_noise"),
+        ),
     ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "grad_norm"),)),
 )

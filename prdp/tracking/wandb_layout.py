@@ -41,6 +41,7 @@ SECTIONS: dict[str, tuple[Lines, ...]] = {
         Lines("new against sampling policy", ("approx_kl", "logratio")),
         Lines("clipped", ("clipfrac",)),
         Lines("stored against recomputed", ("ratio_error", "evidence_noise")),
+        Lines("coefficients that are rounding", ("coefficient_noise",), log_y=True),
         Lines("staleness", pattern="staleness.*"),
     ),
     "Learning": (

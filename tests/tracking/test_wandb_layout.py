@@ -18,7 +18,7 @@ pytest.importorskip("wandb_workspaces")
 LOGGED = [
     *("eval/score", "eval/score_low", "eval/score_high", "eval/color", "eval/diversity", "reward/mean", "reward/std"),
     *("reward/group_std", "reward/color", "logratio", "logratio_ref", "approx_kl", "clipfrac", "ratio_error", "loss"),
-    *("prediction_size", "evidence_noise", "gradient_scale", "learner_microbatch"),
+    *("prediction_size", "evidence_noise", "coefficient_noise", "gradient_scale", "learner_microbatch"),
     *("grad_norm", "learning_rate", "rewards_constant", "groups_tied", "parameters_without_gradient"),
     *("images_per_second/sample", "time/learn", "time/evaluate"),
 ]
