@@ -1,6 +1,6 @@
 """Experts and what is made of them: merges, gates, skills, one model that teaches another (docs/results/experts.md).
 
-    python benchmarks/experts.py run FOLDER [--seeds 0,1,2] [--parts aspects,skills,weak_to_strong]
+    python benchmarks/experts.py run FOLDER [--seeds 0,1,2] [--parts aspects,rounds,skills,weak_to_strong]
     python benchmarks/experts.py plan FOLDER
     python benchmarks/experts.py report FOLDER docs/results
 
@@ -34,6 +34,8 @@ ASPECTS = ("color", "shape", "count", "fill")
 PAIR = ASPECTS[:2]
 WELL_DRAWN = "sampler.steps=40"
 """Of images that are learned from: those of few steps teach the errors of the few steps."""
+LONGER = ("color", "count")
+ROUNDS = 3
 SKILLS = ("color", "count", "relation", "size", "fill")
 UPDATES = 12
 """Of one expert; the run on the sum of all aspects gets as many for each of them."""
@@ -104,6 +106,32 @@ def aspects(seed: int) -> Iterator[Step]:
     yield evaluation("aspects", names, ("model=shapes", "prompts=[shapes]", *UNGUIDED), seed)
 
 
+def rounds(seed: int) -> Iterator[Step]:
+    """Best-of-N on color in three rounds, each from images of the model before, and the same without selection; and
+    experts of 36 updates."""
+    expert = ("experiment=shapes_expert", *JUDGED_LATER, "rollouts.source=stored", "reward.name=color")
+    slow = (*expert, "learner.learning_rate=1e-3", "objective.draws=8", "epochs=12")
+    best, unselected = ("objective=best_of_n", "images_per_prompt=12"), ("objective=denoising", "images_per_prompt=1")
+    kinds = {"best": best, "unselected": unselected}
+    count = ("prompts_per_set=96", "images_per_prompt=12", f"seed={seed}", *UNGUIDED, WELL_DRAWN)
+    for kind, words in kinds.items():
+        before, started = "base", tuple[str, ...]()
+        for turn in range(1, ROUNDS + 1):
+            drawn, learned = f"{before}_images", f"{kind}_round_{turn}"
+            if before != "base" or kind == "best":
+                source = (f"models=[{before}]", "model=shapes", "prompts=[shapes.train]", JUDGE)
+                chosen = (f"prompt_seed={10 * seed + turn}", f"output_dir={drawn}")
+                yield Step(drawn, ("generate", *source, *count, *chosen))
+            yield train(learned, seed, *slow, *words, f"rollouts.path={drawn}", *started)
+            before, started = learned, (f"learner.init_adapter={learned}/weights",)
+    for aspect in LONGER:
+        long = ("experiment=shapes_expert", *JUDGED_LATER, f"reward.name={aspect}", f"epochs={3 * UPDATES}")
+        yield train(f"longer_{aspect}", seed, *long)
+    names = [f"{kind}_round_{turn}" for kind in kinds for turn in range(1, ROUNDS + 1)]
+    names += [f"longer_{aspect}" for aspect in LONGER]
+    yield evaluation("rounds", names, ("model=shapes", "prompts=[shapes]", *UNGUIDED), seed)
+
+
 def skills(seed: int) -> Iterator[Step]:
     """SELMA: prompts, images and a LoRA for each skill, merged; beside rendered truth, and one LoRA for all skills."""
     for skill in SKILLS:
@@ -150,7 +178,7 @@ def evaluation(name: str, models: Sequence[str], words: Sequence[str], seed: int
     return Step(f"evaluation_{name}", ("evaluate", named, *words, *count, f"output_dir=evaluation_{name}"))
 
 
-PARTS = {"aspects": aspects, "skills": skills, "weak_to_strong": weak_to_strong}
+PARTS = {"aspects": aspects, "rounds": rounds, "skills": skills, "weak_to_strong": weak_to_strong}
 
 
 def render(folder: Path, out: Path) -> None:
@@ -288,7 +316,8 @@ def report(folder: Path, out: Path) -> str:
     aspects_told = [("shapes", "all"), *(("shapes", one) for one in (*ASPECTS, "size", "relation"))]
     skills_told = [(skill, "all") for skill in SKILLS]
     page = [_HEAD]
-    for part, columns in (("aspects", aspects_told), ("skills", skills_told), ("weak_to_strong", aspects_told)):
+    for part in PARTS:
+        columns = skills_told if part == "skills" else aspects_told
         if seeds[part]:
             names = [prompts if part == "skills" else aspect for prompts, aspect in columns]
             page += [f"## {part.replace('_', ' ').capitalize()}", " ".join((PARTS[part].__doc__ or "").split())]
