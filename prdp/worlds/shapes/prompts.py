@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from prdp.worlds.shapes.grammar import caption, count_prompts
 from prdp.worlds.shapes.split import SPLITS, distinct_scenes
 
 # Scenes are found by drawing until enough distinct ones have come; well below all of them, repeats stay rare.
 MAX_SIZE = count_prompts() // 100
+
+
+@lru_cache(maxsize=4)
+def _captions(split: str, size: int, seed: int) -> tuple[tuple[str, int], ...]:
+    """Caption and number of objects of each item. The checks of a run and the run itself ask for the same ones."""
+    return tuple((caption(scene), len(scene.objects)) for scene in distinct_scenes(split, size, seed))
 
 
 class ShapesPrompts:
@@ -26,7 +34,6 @@ class ShapesPrompts:
         self.split = split
         self.size = size
         self.seed = seed
-        self._items: list[tuple[str, int]] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -42,9 +49,6 @@ class ShapesPrompts:
         """
         if not -self.size <= i < self.size:
             raise IndexError(f"index {i} is outside a data set of {self.size} prompts")
-        if self._items is None:
-            scenes = distinct_scenes(self.split, self.size, self.seed)
-            self._items = [(caption(scene), len(scene.objects)) for scene in scenes]
-        text, objects = self._items[i]
+        text, objects = _captions(self.split, self.size, self.seed)[i]
         category = "1 object" if objects == 1 else f"{objects} objects"
         return text, {"objects": objects, "split": self.split, "category": category}
