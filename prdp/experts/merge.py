@@ -89,8 +89,9 @@ def check_same_base(experts: Sequence[Expert]) -> None:
     """Refuse experts whose layers have other shapes, which are of different bases.
 
     Raises:
-        StartError: names the layer, the files and their shapes.
+        StartError: for each expert that differs from one before, the first such layer, the files and their shapes.
     """
+    problems: dict[str, str] = {}
     first: dict[str, tuple[Expert, tuple[list[int], int]]] = {}
     components: dict[str, Expert] = {}
     for expert in experts:
@@ -98,13 +99,16 @@ def check_same_base(experts: Sequence[Expert]) -> None:
             shape = (list(layer.down.shape[1:]), int(layer.up.shape[0]))
             other, expected = first.setdefault(name, (expert, shape))
             if shape != expected:
-                raise StartError(
+                told = (
                     f"models: {expert.source}: layer {name} takes {shape[0]} and gives {shape[1]}; in {other.source} "
                     f"it takes {expected[0]} and gives {expected[1]}: they are of different bases"
                 )
+                problems.setdefault(expert.name, told)
             component = name.partition(".")[0]
             if component in ("unet", "transformer"):
                 components.setdefault(component, expert)
+    if problems:
+        raise StartError("\n".join(problems.values()))
     if len(components) > 1:
         told = " and ".join(f"{expert.source} is of a {component}" for component, expert in components.items())
         raise StartError(f"models: {told}: they are of different bases")

@@ -157,12 +157,12 @@ def test_experts_of_other_bases_are_refused(experts: list[Path], tmp_path: Path)
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     wide, high = layers[name].down.shape[1], layers[name].up.shape[0]
 
-    def told(changed: dict[str, AdaptedLayer]) -> str:
+    def told(changed: dict[str, AdaptedLayer], times: int = 1) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         file = write_lora(folder, changed, "diffusers", {})
         with pytest.raises(StartError) as caught:
-            check_same_base(read([experts[0], file]))
+            check_same_base(read([experts[0], *[file] * times]))
         return str(caught.value).replace(str(file), "OTHER").replace(str(experts[0]), "FIRST")
 
     other = AdaptedLayer(torch.ones(1, wide + 2), torch.ones(high, 1), 1.0)
@@ -170,6 +170,7 @@ def test_experts_of_other_bases_are_refused(experts: list[Path], tmp_path: Path)
         f"models: OTHER: layer {name} takes [{wide + 2}] and gives {high}; in FIRST it takes [{wide}] and gives "
         f"{high}: they are of different bases"
     )
+    assert told({name: other}, times=2).count("they are of different bases") == 2, "all of them"
     flow = {"transformer.x.to_q": AdaptedLayer(torch.ones(1, 2), torch.ones(2, 1), 1.0)}
     assert told(flow) == "models: FIRST is of a unet and OTHER is of a transformer: they are of different bases"
     check_same_base(read(experts))
