@@ -141,6 +141,7 @@ def geometry_text(config: TrainConfig) -> str:
             f"({size['learning_backwards_per_epoch']:,} with backward)",
         ),
         ("network passes an image", image_passes(config).text),
+        *([("precision", _precision_text(config))] if set(precisions(config)) != {"float32"} else []),
         ("updates", f"{size['updates']:,} = {size['epochs']:,} epochs x {size['updates_per_epoch']:,}"),
         (
             "images in all",
@@ -156,6 +157,14 @@ def geometry_text(config: TrainConfig) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
+def _precision_text(config: TrainConfig) -> str:
+    gradient, evidence = precisions(config)
+    objective = build_objective(config.objective)
+    could = "float32" != gradient != evidence and objective.evidence.guard(objective.channels) is None
+    advice = "; learner.evidence_precision=half saves most of the latter's time on a GPU" if could else ""
+    return f"{gradient} with gradient, evidence in {evidence}{advice}"
+
+
 def _parts(config: TrainConfig) -> dict[str, int]:
     family = family_of(config.model)
     return rollout_bytes(config, family.latent_shape_of(config.model), family.picture_size_of(config.model))
@@ -166,4 +175,3 @@ def _memory_text(parts: Mapping[str, int]) -> str:
     if total < 0.01 * _GIB:
         return f"below 0.01 GiB of {', '.join(parts)}"
     return f"{gib(total)} = {' + '.join(f'{gib(size)} {name}' for name, size in parts.items())}"
-

@@ -207,3 +207,29 @@ def test_the_numbers_of_a_run() -> None:
     text = geometry_text(config)
     assert "24 = 6 prompts x 4 images" in text
     assert "3 samplers" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "objective", "told"),
+    [
+        ({}, "prdp_denoising", ""),
+        (
+            {"autocast": "bfloat16"},
+            "prdp_denoising",
+            "bfloat16 with gradient, evidence in float32; learner.evidence_precision=half saves most of the latter's "
+            "time on a GPU",
+        ),
+        (
+            {"autocast": "bfloat16", "evidence_precision": "half"},
+            "prdp_denoising",
+            "bfloat16 with gradient, evidence in bfloat16",
+        ),
+        ({"autocast": "float16"}, "prdp", "float16 with gradient, evidence in float32"),
+        ({"evidence_precision": "tf32"}, "prdp_denoising", "float32 with gradient, evidence in tf32"),
+    ],
+)
+def test_precision_is_told_where_it_is_not_float32(changes: dict[str, str], objective: str, told: str) -> None:
+    words = [f"learner.{key}={value}" for key, value in changes.items()]
+    shown = geometry_text(compose("experiment=shapes_demo", f"objective={objective}", "output_dir=x", *words))
+    lines = [line.split(maxsplit=1) for line in shown.splitlines()]
+    assert [line[1] for line in lines if line[0] == "precision"] == [told] * bool(told)
