@@ -11,10 +11,9 @@ from prdp.cluster.object_store import planned_room
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import TrainConfig
 from prdp.configuration.memory_plan import device_plans, gib
-from prdp.configuration.network_passes import branches_of, image_passes, kept_outputs, noisy_steps, precisions
+from prdp.configuration.network_passes import checked_passes, image_passes, kept_outputs, noisy_steps
 from prdp.diffusion import family_of
 from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
-from prdp.learners.precision import spot_check_size
 from prdp.objectives import build_objective, evidence_of, objectives_without_noise
 from prdp.support.memory import available_memory
 
@@ -25,7 +24,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     """Derived sizes of a run.
 
     What a network pass is, and which an image takes, says `ImagePasses`. Images that are left out are counted all the
-    same. In less than float32 a few cells are evaluated twice more, to measure their noise.
+    same, and so are the few cells by which the error of evidence is measured.
 
     `learning_backwards_per_epoch` counts the passes that are also differentiated.
     """
@@ -33,12 +32,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
     groups, size, updates = config.prompts_per_epoch, config.images_per_prompt, config.updates_per_epoch
     images = groups * size
     passes = image_passes(config)
-    rounded = set(precisions(config)) != {"float32"}
     cells = images * objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
-    checked = 0
-    if rounded and objective.evidence.guard(objective.channels) is not None:
-        checked = 2 * spot_check_size(cells, config.learner.microbatch)
-        checked *= branches_of(config.model, config.sampler.guidance_scale)
     evaluation = config.evaluation
     between = (config.epochs - 1) // evaluation.every if evaluation.every else 0
     ray = config.cluster.kind == "ray"
@@ -53,7 +47,7 @@ def geometry(config: TrainConfig) -> dict[str, int]:
         "images_per_chunk": min(groups, config.sampler.prompts_per_chunk) * size,
         "cells_per_update": cells,
         "sampling_passes_per_epoch": images * (passes.policy + passes.reference),
-        "learning_passes_per_epoch": images * (passes.evidence + passes.gradient) + checked,
+        "learning_passes_per_epoch": images * (passes.evidence + passes.gradient) + checked_passes(config),
         "learning_backwards_per_epoch": images * passes.gradient,
         "evaluations": 2 + between,
         "evaluation_images": (2 * evaluation.final_prompts + between * evaluation.prompts)

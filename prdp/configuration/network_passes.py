@@ -10,8 +10,8 @@ import numpy as np
 from prdp.config import ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
-from prdp.evidence.base import Of
-from prdp.learners.precision import evidence_precision, tells_evidence
+from prdp.evidence.base import Evidence, Of
+from prdp.learners.precision import evidence_precision, spot_check_size, tells_evidence
 from prdp.objectives import Objective, build_objective
 from prdp.support.errors import UserError
 from prdp.types import Int64
@@ -52,8 +52,8 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     first, unless the loss is linear in it, or its coefficients are found in the pass with gradient. Evidence of the
     reference or of an old policy takes a pass more, unless the old policy has the weights of the one that learns; that
     of the policy which an epoch's updates start from does at further updates. Images of sets take no pass to sample.
-    What the batch alone tells is not counted: images that the loss leaves out, cells that are clipped, and in half
-    precision a few cells that are checked.
+    Of rollouts that an older policy has drawn, or the frozen start, nothing is known before. What the batch alone tells
+    is not counted: images that the loss leaves out, and cells that are clipped. Nor are those of `checked_passes`.
     """
     objective = build_objective(config.objective)
     updates, scale = config.updates_per_epoch, config.sampler.guidance_scale
@@ -68,12 +68,12 @@ def image_passes(config: TrainConfig) -> ImagePasses:
 
     alike = _alike(config, objective)
     further = {name: of for name, (_, of) in evidence.passes.items() if name in objective.arrays}
-    own = [name for name, of in further.items() if of in alike]
+    own = _own(config, objective)
     beside = {of: evidence.guidance_of(of) for name, of in evidence.others.items() if name in channels}
     beside_passes = {of: branches if one is None else branches_of(config.model, one) for of, one in beside.items()}
     not_at_first = sum(count for of, count in beside_passes.items() if of in alike and beside[of] in (None, scale))
 
-    known_first = channels <= {*linear, *evidence.sampled, *objective.known_beside(own)}
+    known_first = channels <= {*linear, *_sampled(config, evidence), *objective.known_beside(own)}
     known_later = channels <= linear - guard
     of_policy = 0 if at_once else (not known_first) + (updates - 1) * (not known_later)
     found = set(objective.found_beside) if at_once else set()
@@ -86,8 +86,8 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     """Whose outputs are made once, where both a pass of their own and the one with gradient take them."""
     once = len({further[name] for name in first} & set(kept) - alike)
     once += (updates - 1) * len({further[name] for name in later} & set(kept))
-    drawn = config.rollouts.source == "sample"
-    reference_steps = evidence.reference_passes(config.sampler, noisy, objective.arrays)
+    drawn, frozen = config.rollouts.source == "sample", config.rollout_policy == "reference"
+    reference_steps = 0 if frozen else evidence.reference_passes(config.sampler, noisy, objective.arrays)
     return ImagePasses(
         policy=config.sampler.steps * branches * drawn,
         reference=reference_steps * branches * drawn,
@@ -107,6 +107,31 @@ def gradient_tells_evidence(config: TrainConfig) -> bool:
     return tells_evidence(*precisions(config))
 
 
+def checked_passes(config: TrainConfig) -> int:
+    """In an epoch after the first, of the few cells by which the error of evidence is measured: by `PrecisionWatch`."""
+    from prdp.learners.used_cells import sources
+
+    gradient, precision = precisions(config)
+    objective, told = build_objective(config.objective), gradient_tells_evidence(config)
+    columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
+    passes, before = 0, None
+    if objective.evidence.guard(objective.channels) is not None:
+        if precision != "float32" or not told:
+            others = {of for name, of in objective.evidence.others.items() if name in objective.channels}
+            passes = 2 + len(others)
+    elif precision != "float32":
+        group, channels = config.images_per_prompt * columns, set(objective.channels)
+        exact = gradient == "float32" and objective.found_with_gradient(group, config.learner.microbatch, told)
+        for own in (_own(config, objective), [])[: config.updates_per_epoch]:
+            at_once = exact and not channels <= {*objective.linear, *objective.known_beside(own)}
+            found = sources(objective, own, (*channels, *own, *objective.found_beside) if at_once else ())
+            passes += 2 * len(set(found.values())) if found != before else 0
+            before = found
+    cells = config.prompts_per_epoch * config.images_per_prompt * columns
+    branches = branches_of(config.model, config.sampler.guidance_scale)
+    return passes * spot_check_size(cells, config.learner.microbatch) * branches
+
+
 def coefficients_known_before(config: TrainConfig) -> bool:
     """Whether at some update the coefficients are known before the pass with gradient, as far as this tells."""
     objective, learner = build_objective(config.objective), config.learner
@@ -114,10 +139,23 @@ def coefficients_known_before(config: TrainConfig) -> bool:
     group, channels = config.images_per_prompt * columns, set(objective.channels)
     if not objective.found_with_gradient(group, learner.microbatch, gradient_tells_evidence(config)):
         return True
-    alike = _alike(config, objective)
-    own = [name for name, (_, of) in objective.evidence.passes.items() if of in alike and name in objective.arrays]
-    known = {*objective.linear, *objective.evidence.sampled, *objective.known_beside(own)}
-    return channels <= known
+    return channels <= {
+        *objective.linear,
+        *_sampled(config, objective.evidence),
+        *objective.known_beside(_own(config, objective)),
+    }
+
+
+def _sampled(config: TrainConfig, evidence: Evidence) -> tuple[str, ...]:
+    """What the sampler has stored of the policy that learns, at the first update of an epoch."""
+    stale = config.cluster.kind == "ray" and config.cluster.max_staleness > 0
+    return () if stale or config.rollout_policy == "reference" else evidence.sampled
+
+
+def _own(config: TrainConfig, objective: Objective) -> list[str]:
+    """As `prdp.learners.used_cells.own_passes`, at the first update of an epoch."""
+    alike, passes = _alike(config, objective), objective.evidence.passes
+    return [name for name, (_, of) in passes.items() if of in alike and name in objective.arrays]
 
 
 def _alike(config: TrainConfig, objective: Objective) -> set[Of]:

@@ -229,12 +229,15 @@ class Learner:
             if not told:
                 # The pass with gradient would tell a drift that is rounding.
                 linear = tuple(name for name in linear if name != guard)
-        if guard is None and rounded and not watch.measured(rollout.prompts.epoch):
-            checked = watch.measure(batch, shape, sources(objective, own))
         known = all(name in stored or name in linear for name in objective.channels)
         group = rollout.images_per_prompt * shape[1]
         at_once = not known and objective.found_with_gradient(group, engine.microbatch, told)
-        beside = objective.found_beside if at_once else ()
+        apart = not told and engine.precision != engine.evidence_precision
+        beside = objective.found_beside if at_once or (apart and not known) else ()
+        if guard is None and rounded:
+            # What is found in a pass with gradient that is float32 has no error.
+            exact = (*objective.channels, *own, *beside) if at_once and engine.precision == "float32" else ()
+            checked = watch.measure(batch, shape, sources(objective, own, exact))
         for name, (channel, of) in self._further_passes.items():
             if name not in own and name not in beside:
                 data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
@@ -250,8 +253,10 @@ class Learner:
             stored, scale = {}, 1.0
         else:
             if not known:
-                needed = [name for name in objective.channels if not told or name not in linear]
-                stored = filled(engine.evidence(batch, cells, channels=needed), sampled, cells)
+                needed = [name for name in objective.channels if name not in linear]
+                if apart:  # and as exact a metric of the others as takes no pass more
+                    needed = [name for name in objective.channels if name in needed or objective.costs_nothing(name)]
+                stored = filled(engine.evidence(batch, cells, channels=(*needed, *beside)), sampled, cells)
             now = dict.fromkeys(objective.channels, np.zeros(shape)) | stored
             result = coefficients_of(now)
             cells, left_out = strongest(result.tables, cells, self._config.least_coefficient)
@@ -260,11 +265,12 @@ class Learner:
         recomputed = filled(recomputed, sampled, cells)
         if on_policy and told and guard is not None:
             watch.check_ratio(rollout, sampled[guard], recomputed[guard], self._updates)
-        if stored.keys() < set(objective.channels):
+        if not stored.keys() >= set(objective.channels):
             now = recomputed | stored
             result = coefficients_of(now)
         if guard is None and rounded:
-            checked |= watch.check_coefficients(now, data, weights, self._updates)
+            teaches = not metrics.get("rewards_constant")
+            checked |= watch.check_coefficients(now, data, weights, self._updates, teaches)
         with uninterrupted():
             metrics |= self._step()
             if self._history is not None:

@@ -91,7 +91,7 @@ def check_rounding(noise: float, precision: str, update: int, told: bool) -> boo
     some, much = ROUNDED_COEFFICIENTS
     if noise <= some:
         return told
-    fact = f"update {update}: rounding of evidence in {precision} moves the coefficients by {noise:.2g} of themselves"
+    fact = f"update {update}: rounding of evidence in {precision} moves the coefficients by {noise:.3g} of themselves"
     if not noise <= much:
         raise UserError(
             f"{fact} (coefficient_noise), more than {much:g}: set learner.evidence_precision=float32, or tf32, which "

@@ -37,6 +37,7 @@ class PrecisionWatch:
         self._epoch: int | None = None
         self._told = False
         self._errors: dict[str, Float64] = {}
+        self._measured: tuple[int, bool, Mapping[str, tuple[str, Of]]] | None = None
 
     def measured(self, epoch: int) -> bool:
         """Whether the last spot check was of the rollout of this epoch."""
@@ -80,10 +81,11 @@ class PrecisionWatch:
         rows = np.unravel_index(cells, stored.shape)
         again = self._engine.evidence(batch, cells)
         if self._engine.evidence_precision == "float32":
-            nudged = self._engine.evidence(self._engine.scaled(batch, NUDGE), cells)[guard]
+            nudged = self._engine.evidence(self._engine.scaled(batch, NUDGE), cells, channels=(guard,))[guard]
             noise = SHORTFALL * np.abs(again[guard] - nudged)
         else:
-            noise = np.abs(again[guard] - self._engine.evidence(batch, cells, exact=True)[guard])
+            exact = self._engine.evidence(batch, cells, channels=(guard,), exact=True)[guard]
+            noise = np.abs(again[guard] - exact)
         metrics = {}
         if on_policy:
             seen = np.zeros_like(stored)
@@ -102,13 +104,21 @@ class PrecisionWatch:
     def measure(self, batch: Batch, shape: tuple[int, int], sources: Mapping[str, tuple[str, Of]]) -> dict[str, float]:
         """Recompute a few cells of a rollout as evidence is and more exactly: what rounding does to it.
 
+        Once for a rollout. And once more when policies that were the same have moved apart, those of the first update,
+        too: the same weights err alike, and differences of their evidence have no error.
+
         Args:
             shape: of evidence, [n, T].
             sources: array of the loss -> the channel that it is, and whose.
 
         Returns:
-            evidence_noise, the largest error of any array; nothing where coefficients depend on no evidence.
+            evidence_noise, the largest error of any array; nothing where coefficients depend on no evidence, or nothing
+            new is to be measured.
         """
+        measured = batch.rollout.prompts.epoch, batch.update == 0, sources
+        if measured == self._measured:
+            return {}
+        self._measured = measured
         cells = spot_cells(*shape, self._engine.microbatch)
         rows = np.unravel_index(cells, shape)
         errors: dict[tuple[str, Of], Float64] = {}
@@ -119,16 +129,17 @@ class PrecisionWatch:
             )
             errors[channel, of] = rounded - exact
         self._errors = {name: errors[source] for name, source in sources.items()}
-        self._epoch = batch.rollout.prompts.epoch
         return {"evidence_noise": float(max(np.abs(error).max() for error in errors.values()))} if errors else {}
 
     def check_coefficients(
-        self, channels: Channels, data: Mapping[str, np.ndarray], weights: Float64 | None, update: int
+        self, channels: Channels, data: Mapping[str, np.ndarray], weights: Float64 | None, update: int, teaches: bool
     ) -> dict[str, float]:
         """How far coefficients move where evidence has once more the errors that were measured.
 
         Args:
             channels, data, weights: of `Objective.coefficients`.
+            teaches: whether the batch has rewards that differ. Else coefficients are next to nothing, and rounding a
+                large part of that: no fault of the precision.
 
         Returns:
             coefficient_noise, relative to the root mean square of a channel's coefficients.
@@ -150,11 +161,10 @@ class PrecisionWatch:
             ).tables
             for one in (values, moved)
         )
-        noise = max(
-            float(np.linalg.norm(after[name] - table) / (np.linalg.norm(table) or 1.0))
-            for name, table in before.items()
-        )
-        self._told = check_rounding(noise, self._engine.evidence_precision, update, self._told)
+        moves = [np.linalg.norm(after[name] - table) / (np.linalg.norm(table) or 1.0) for name, table in before.items()]
+        noise = float(np.max(moves))  # not a number where one is none
+        if teaches:
+            self._told = check_rounding(noise, self._engine.evidence_precision, update, self._told)
         return {"coefficient_noise": noise}
 
     def check_clip(self, update: int) -> None:

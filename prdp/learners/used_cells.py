@@ -82,17 +82,19 @@ def further_passes(objective: Objective) -> dict[str, tuple[str, Of]]:
     return {name: where for name, where in objective.evidence.passes.items() if name in objective.arrays}
 
 
-def sources(objective: Objective, own: Collection[str]) -> dict[str, tuple[str, Of]]:
+def sources(objective: Objective, own: Collection[str], exact: Collection[str] = ()) -> dict[str, tuple[str, Of]]:
     """Arrays that coefficients depend on, of those that are evidence -> the channel that it is, and whose.
 
     Args:
         own: of `own_passes`.
+        exact: those that are left out, as they are computed without rounding.
     """
     further = further_passes(objective).items()
     found: dict[str, tuple[str, Of]] = {
-        name: (channel, "policy" if name in own else of) for name, (channel, of) in further
+        name: (name, "policy") for name in objective.channels if name not in objective.linear
     }
-    return {name: (name, "policy") for name in objective.channels if name not in objective.linear} | found
+    found |= {name: (channel, "policy" if name in own else of) for name, (channel, of) in further}
+    return {name: source for name, source in found.items() if name not in exact}
 
 
 def own_passes(objective: Objective, engine: Engine, first: bool) -> list[str]:

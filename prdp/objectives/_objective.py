@@ -82,6 +82,11 @@ class Objective:
         """Data of the evidence's passes that takes none where the channels are computed."""
         return tuple(name for name in self.evidence.found_beside(self.channels) if name in self.arrays)
 
+    def costs_nothing(self, channel: str) -> bool:
+        """Whether a channel takes no output of another network, or one that data is found beside."""
+        of = self.evidence.others.get(channel)
+        return of is None or of in {self.evidence.beside[name] for name in self.found_beside}
+
     @cached_property
     def linear(self) -> tuple[str, ...]:
         """Channels whose coefficients do not depend on any channel's values."""

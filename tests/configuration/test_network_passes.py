@@ -13,7 +13,7 @@ from points_run import points_run
 
 from prdp import api
 from prdp.config import TrainConfig
-from prdp.configuration.network_passes import ImagePasses, image_passes
+from prdp.configuration.network_passes import ImagePasses, checked_passes, image_passes
 from prdp.configuration.typed import typed
 from prdp.evidence import Denoising, FiniteDifference, Trajectory
 from prdp.objectives import OBJECTIVES
@@ -56,8 +56,12 @@ def config_of(name: str, knobs: dict[str, Any], updates: int, microbatch: int) -
     )
 
 
-def counted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[ImagePasses]:
-    """Of each epoch of a run, passes an image."""
+def counted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, checked: int = 0) -> list[ImagePasses]:
+    """Of each epoch of a run, passes an image.
+
+    Args:
+        checked: passes that are left out of the second one's evidence, and the first one with it.
+    """
     counts: Counter[str] = Counter()
     output, phase = GaussianMixturesPolicy.output, ["sample"]
 
@@ -70,15 +74,19 @@ def counted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[ImageP
 
     monkeypatch.setattr(GaussianMixturesPolicy, "output", counting)
     parts = api.build(config)
-    found = []
+    found, start = [], parts.learner.weights()
     for epoch in range(2):
         phase[0] = "sample"
-        parts.sampler.load_weights(parts.learner.weights())
+        current = config.rollout_policy == "current" and not config.cluster.max_staleness
+        parts.sampler.load_weights(parts.learner.weights() if current else start)
         rollout = parts.sampler.sample(parts.prompts.next(config.prompts_per_epoch, epoch), 4, config.seed)
         rollout = rollout.scored(*api.score(parts.reward, rollout.images, rollout.image_prompts))
         phase[0] = "learn"
         for _ in range(config.updates_per_epoch):
             parts.learner.update(rollout)
+        if checked and not epoch:
+            counts.clear()
+        counts["evidence"] -= checked * epoch
         assert all(count % IMAGES == 0 for count in counts.values())
         names = [field.name for field in dataclasses.fields(ImagePasses)]
         found.append(ImagePasses(*(counts[name] // IMAGES for name in names)))
@@ -101,6 +109,57 @@ def test_the_passes_that_are_told_are_those_of_a_run(
     assert first.reference == 0, "the policy is its own reference"
     assert first.evidence <= second.evidence
     assert dataclasses.replace(first, reference=second.reference, evidence=second.evidence) == second
+
+
+WAYS = (("float32", "bfloat16"), ("half", "bfloat16"), ("half", "float16"), ("tf32", None))
+KL = {"evidence": "denoising", "kl": 0.2}
+HALF = [
+    ("prdp", {}, "float32", "bfloat16", 5),
+    ("prdp", {}, "tf32", None, 12),
+    ("fdfo", {"kl": 1.0}, "float32", "bfloat16", 5),
+    *(("prdp", KL, *way, microbatch) for way in WAYS for microbatch in (5, 12)),
+    *((name, {}, *way, 12) for way in WAYS for name in ("crd", "dgpo", "awm")),
+]
+
+
+@pytest.mark.parametrize(("name", "knobs", "precision", "gradient", "microbatch"), HALF)
+def test_the_passes_in_less_than_float32_are_those_of_a_run(
+    name: str, knobs: dict[str, Any], precision: str, gradient: str | None, microbatch: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The network computes in float32 all the same, so that nothing is rounded; a group has up to 12 cells."""
+    config = config_of(name, knobs, 2, microbatch)
+    config.learner.evidence_precision, config.learner.autocast = precision, gradient
+    made = GaussianMixturesPolicy.__init__
+
+    def made_in_half(self: Any, *arguments: Any, **named: Any) -> None:
+        made(self, *arguments, **named)
+        self.precision = gradient or "float32"
+
+    monkeypatch.setattr(GaussianMixturesPolicy, "__init__", made_in_half)
+    monkeypatch.setattr(api, "check", lambda config: None)  # this family is refused in half precision
+    for kind in (Trajectory, Denoising, FiniteDifference):
+        monkeypatch.setattr(kind, "skips_unused", False)
+    monkeypatch.setattr("prdp.learners.learner.strongest", lambda tables, cells, share: (cells, 0.0))
+    assert counted(config, monkeypatch, checked_passes(config))[1] == image_passes(config)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_of_rollouts_that_another_policy_has_drawn_nothing_is_known_before(
+    frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("prdp", {}, 1, 5)
+    if frozen:
+        config.rollout_policy = "reference"
+    else:
+        config.cluster.kind, config.cluster.max_staleness = "ray", 1
+    told = image_passes(config)
+    assert (told.evidence, told.gradient) == (2, 2)
+    config.cluster.kind = "inline"
+    _, found = counted(config, monkeypatch)
+    assert dataclasses.replace(found, reference=told.reference) == told
+    assert found.reference == 0, "in both epochs it is the start that draws"
+    assert not frozen or told.reference == 0
 
 
 def test_the_text_of_passes() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
-from prdp.configuration.network_passes import image_passes
+from prdp.configuration.network_passes import checked_passes, image_passes
 from prdp.configuration.objective_bounds import objective_problems
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.determinism import tf32_products
@@ -19,6 +21,7 @@ from prdp.evidence.denoising import FinalLatents
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
 from prdp.learners.precision import check_rounding, tells_evidence
+from prdp.learners.precision_watch import PrecisionWatch
 from prdp.support.errors import UserError
 from prdp.types import PromptBatch, Rollout
 
@@ -28,12 +31,12 @@ IMAGES = 4
 BACKENDS = torch.backends.cuda.matmul, torch.backends.cudnn
 
 
-def learner(folder: Path, objective: dict[str, Any] = PRDP, **changes: Any) -> Learner:
+def learner(folder: Path, objective: dict[str, Any] = PRDP, updates: int = 1, **changes: Any) -> Learner:
     settings: dict[str, Any] = {"lora_rank": 4, "learning_rate": 1e-4, "max_grad_norm": 1e9, "microbatch": 8}
     config = LearnerConfig(**{**settings, **changes})
     policy = build_policy(ModelConfig(path=str(folder)), config, seed=0, keep_reference=True)
     table = policy.process.transitions(SAMPLER)
-    found = build_learner(policy, table, SAMPLER.guidance_scale, config, objective)
+    found = build_learner(policy, table, SAMPLER.guidance_scale, config, objective, updates_per_epoch=updates)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # a policy that is not its reference
         for value in policy.weights.parameters.values():
@@ -85,9 +88,10 @@ def test_half_precision_saves_passes_and_keeps_the_gradient(
     assert 0 < metrics["coefficient_noise"] < 1e-3
     assert metrics["loss"] == pytest.approx(before["loss"], rel=1e-3)
     assert "evidence_noise" not in before
+    half.update(rollout)
     counts[:] = 0, 0
     half.update(rollout)
-    assert tuple(counts) == expected, "once for each rollout"
+    assert tuple(counts) == expected, "once for each rollout, and again after a run's first update"
 
 
 def test_the_passes_that_are_told(narrow_pipeline: Path) -> None:
@@ -99,6 +103,7 @@ def test_the_passes_that_are_told(narrow_pipeline: Path) -> None:
     assert (image_passes(config).evidence, image_passes(config).gradient) == (6, 2)
     config.learner.evidence_precision = "half"
     assert (image_passes(config).evidence, image_passes(config).gradient) == (2, 2)
+    assert checked_passes(config) == 2 * 2 * 16, "the policy and the reference, as they are and better"
     config.learner.autocast = "float16"  # whose coefficients are known before the gradient
     assert image_passes(config).evidence == 4
 
@@ -110,6 +115,52 @@ def test_coefficients_that_would_be_rounding_end_the_run(narrow_pipeline: Path) 
     with pytest.raises(UserError, match=r"update 0: rounding of evidence in bfloat16 .* learner.evidence_precision="):
         one.update(drawn(narrow_pipeline))
     assert one.weights().checksum == before
+
+
+def test_policies_that_have_moved_apart_are_measured_anew(narrow_pipeline: Path) -> None:
+    """Those of the same weights err alike. A clip of their differences acts from the second update on."""
+    clipped = {"name": "ddpo", "evidence": "denoising", "draws": 2, "clip_range": 1e-5}
+    one = learner(narrow_pipeline, clipped, updates=2, autocast="bfloat16", evidence_precision="half")
+    rollout = drawn(narrow_pipeline)
+    assert one.update(rollout)["coefficient_noise"] == 0.0
+    with pytest.raises(UserError, match="update 1: rounding of evidence in bfloat16"):
+        one.update(rollout)
+
+
+def test_a_batch_whose_rewards_are_all_equal_ends_no_run(narrow_pipeline: Path) -> None:
+    """Its coefficients are next to nothing, and rounding a large part of them."""
+    predicting = {"name": "crd", "draws": 2, "kl": 0.0}
+    one = learner(narrow_pipeline, predicting, autocast="bfloat16", evidence_precision="half", learning_rate=1e-7)
+    rollout = drawn(narrow_pipeline)
+    one.update(rollout)
+    tied = rollout.scored(np.ones(len(rollout)), {})
+    metrics = one.update(dataclasses.replace(tied, prompts=dataclasses.replace(rollout.prompts, epoch=1)))
+    assert metrics["coefficient_noise"] > 0.1
+    assert metrics["rewards_constant"] == 1.0
+
+
+def test_coefficients_that_are_no_number_end_the_run() -> None:
+    answers = iter([{"one": np.ones((1, 1)), "other": np.ones((1, 1))}, {"one": np.ones((1, 1)), "other": _NAN}])
+    objective: Any = SimpleNamespace(coefficients=lambda *_: SimpleNamespace(tables=next(answers)))
+    engine: Any = SimpleNamespace(evidence_precision="bfloat16")
+    watch = PrecisionWatch(engine, objective, LearnerConfig())
+    watch._errors = {"one": np.ones(1)}
+    with pytest.raises(UserError, match="by nan of themselves"):
+        watch.check_coefficients({"one": np.ones((1, 1))}, {}, None, update=0, teaches=True)
+
+
+_NAN = np.full((1, 1), np.nan)
+
+
+def test_what_a_pass_with_gradient_in_float32_tells_has_no_error_of_tf32(
+    narrow_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference alone, which takes a pass of its own, is measured: 16 cells, and twice the 16 of the batch."""
+    one = learner(narrow_pipeline, {**PRDP, "kl": 0.0}, evidence_precision="tf32")
+    rollout = drawn(narrow_pipeline)
+    counts = cells_passed(one, monkeypatch)
+    one.update(rollout)
+    assert counts == [16 + 2 * 16, 16]
 
 
 def test_noise_is_told_once_between_its_bounds(caplog: pytest.LogCaptureFixture) -> None:
