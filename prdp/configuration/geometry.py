@@ -11,7 +11,7 @@ from prdp.cluster.object_store import planned_room
 from prdp.cluster.process_threads import plan_threads
 from prdp.config import TrainConfig
 from prdp.configuration.memory_plan import device_plans, gib
-from prdp.configuration.network_passes import checked_passes, image_passes, kept_outputs, noisy_steps
+from prdp.configuration.network_passes import checked_passes, image_passes, kept_outputs, noisy_steps, precisions
 from prdp.diffusion import family_of
 from prdp.diffusion.model_folder import EMBEDDED_FOLDERS
 from prdp.objectives import build_objective, evidence_of, objectives_without_noise
@@ -155,6 +155,9 @@ def _precision_text(config: TrainConfig) -> str:
     gradient, evidence = precisions(config)
     objective = build_objective(config.objective)
     could = "float32" != gradient != evidence and objective.evidence.guard(objective.channels) is None
+    # A clip, which acts from the second update on, would act on rounding.
+    could &= image_passes(config).evidence > 0
+    could &= objective.knobs.get("clip_range") is None or config.updates_per_epoch == 1
     advice = "; learner.evidence_precision=half saves most of the latter's time on a GPU" if could else ""
     return f"{gradient} with gradient, evidence in {evidence}{advice}"
 

@@ -105,7 +105,7 @@ def _precision_problems(config: TrainConfig, label: str) -> list[str]:
     """Evidence in less than float32 where it says nothing, or where stored log-ratios would be rounding."""
     learner = config.learner
     chosen = f"learner.evidence_precision={learner.evidence_precision}"
-    if learner.evidence_precision == "float32":
+    if learner.evidence_precision not in ("tf32", "half"):
         return []
     if learner.framework == "jax":
         return [f"{chosen}: must be float32 for learner.framework=jax"]

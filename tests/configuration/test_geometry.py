@@ -225,6 +225,7 @@ def test_the_numbers_of_a_run() -> None:
             "bfloat16 with gradient, evidence in bfloat16",
         ),
         ({"autocast": "float16"}, "prdp", "float16 with gradient, evidence in float32"),
+        ({"autocast": "bfloat16"}, "denoising", "bfloat16 with gradient, evidence in float32"),  # which takes no pass
         ({"evidence_precision": "tf32"}, "prdp_denoising", "float32 with gradient, evidence in tf32"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
+from prdp.configuration.bounds import check_bounds
 from prdp.configuration.network_passes import checked_passes, image_passes
 from prdp.configuration.objective_bounds import objective_problems
 from prdp.diffusion import build_policy, build_sampler
@@ -22,7 +23,7 @@ from prdp.learners import build_learner
 from prdp.learners.learner import Learner
 from prdp.learners.precision import check_rounding, tells_evidence
 from prdp.learners.precision_watch import PrecisionWatch
-from prdp.support.errors import UserError
+from prdp.support.errors import ConfigError, UserError
 from prdp.types import PromptBatch, Rollout
 
 SAMPLER = SamplerConfig(steps=3, guidance_scale=1.0, eta=0.0, timestep_spacing="trailing")
@@ -206,6 +207,17 @@ def flags_in_an_update(narrow_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RuntimeError, match="ends"), tf32_products(True):
         raise RuntimeError("ends")
     assert not any(backend.allow_tf32 for backend in BACKENDS)
+
+
+def test_a_precision_that_there_is_not_is_told_once() -> None:
+    with pytest.raises(ConfigError) as told:
+        check_bounds(
+            TrainConfig(
+                output_dir="x", reward={"_target_": "x"}, objective=PRDP, learner=LearnerConfig(evidence_precision="f8")
+            )
+        )
+    lines = [line for line in str(told.value).splitlines() if "evidence_precision" in line]
+    assert lines == ["learner.evidence_precision=f8: must be one of float32, tf32, half"]
 
 
 @pytest.mark.parametrize(
