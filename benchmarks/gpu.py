@@ -34,8 +34,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the fir
 sys.path.insert(0, str(Path(__file__).parent))
 
 MODELS = ("sd15", "sdxl", "sd35_medium", "flux_dev")
-SHARES = {"sd15": 0.2, "sdxl": 0.25, "sd35_medium": 0.35, "flux_dev": 0.2}
-"""Of the time that there is."""
+SHARES = {"sd15": 0.24, "sdxl": 0.24, "sd35_medium": 0.3, "flux_dev": 0.22}
+"""Of the time that is left, beside those of the models that follow."""
 FOREIGN = ("ray", "hydra", "wandb")
 """What may not be imported."""
 BROKEN = 75
@@ -53,15 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = Path(f"{options.out}.jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
     lines.write_text("")
-    whole = sum(SHARES[name] for name in options.models)
-    for name in options.models:
-        limit = 60.0 * options.minutes * SHARES[name] / whole
-        start(name, options, limit, lines)
+    until = time.time() + 60.0 * options.minutes
+    for number, name in enumerate(options.models):
+        start(name, options, limit(options.models[number:], until - time.time()), lines)
         print(f"{name}: done", flush=True)
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     Path(f"{options.out}.md").write_text(page(rows, machine(options.device)))
     print(f"{options.out}.md, {lines}")
     return int(any(row.get("right") is False for row in rows))
+
+
+def limit(models: Sequence[str], left: float) -> float:
+    """Seconds for the first of these models; what it does not take is for those that follow."""
+    return left * SHARES[models[0]] / sum(SHARES[name] for name in models)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,20 +85,38 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def start(name: str, options: argparse.Namespace, limit: float, lines: Path) -> None:
-    """Measure a model in a process of its own; a process that ends badly, or never, is a row too."""
-    from gpu_parts import parts_of
+    """Measure a model in a process of its own, and another for each part that wants one.
+
+    A process that ends badly, or never, is a row too.
+    """
+    from gpu_parts import APART, PARTS, parts_of
 
     until = time.time() + limit
+    chosen = [part for part in parts_of(name) if not options.parts or part in options.parts]
+    apart = [part for part in chosen if part in APART]
+    together = [part for part in chosen if part not in APART]
+    if together:
+        kept = sum(PARTS[part][1] for part in apart)
+        run_parts(name, together, options, max(until - kept, time.time() + limit / 2), lines, {})
+    for part in apart:
+        run_parts(name, [part], options, until, lines, APART[part])
+
+
+def run_parts(
+    name: str, parts: Sequence[str], options: argparse.Namespace, until: float, lines: Path, environment: dict[str, str]
+) -> None:
+    """Measure parts of a model in a process with this environment, and in others while devices break in them."""
     command = [sys.executable, __file__, "--one", name, "--until", str(until), "--out", options.out]
     command += ["--device", options.device, "--repeats", str(options.repeats), "--compiler", options.compiler]
     command += ["--narrow"] * options.narrow
-    left = [part for part in parts_of(name) if not options.parts or part in options.parts]
+    begun, left, words = time.time(), list(parts), ""
     code: int | None = BROKEN
     while left and code == BROKEN and time.time() < until:
         try:
             done = subprocess.run(
-                [*command, "--parts", *left], stderr=subprocess.PIPE, text=True, timeout=until - time.time() + 30.0
-            )
+                [*command, "--parts", *left], env=os.environ | environment, stderr=subprocess.PIPE, text=True,
+                timeout=until - time.time() + 30.0,
+            )  # fmt: skip
             code, words = done.returncode, done.stderr
         except subprocess.TimeoutExpired as error:
             code, words = None, (error.stderr or b"").decode(errors="replace")
@@ -102,8 +124,10 @@ def start(name: str, options: argparse.Namespace, limit: float, lines: Path) -> 
         measured = {row["part"] for row in map(json.loads, lines.read_text().splitlines()) if row["model"] == name}
         left = [part for part in left if part not in measured]
     if code not in (0, BROKEN):
-        wrong = f"did not end within {limit:.0f} s" if code is None else f"ended with {code}"
+        wrong = f"did not end within {until - begun:.0f} s" if code is None else f"ended with {code}"
         append(lines, [{"model": name, "part": "all", "failed": f"{wrong}: {(words.splitlines() or [''])[-1]}"[:300]}])
+    elif left:
+        append(lines, [{"model": name, "part": part, "failed": "no time is left"} for part in left])
 
 
 def measure(name: str, options: argparse.Namespace) -> None:
@@ -134,7 +158,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
                 append(lines, [{**row, "failed": f"{type(error).__name__}: {words[0][:200]}"}])
                 if not bench.answers():
                     sys.exit(BROKEN)
-                bench.free()
+            bench.free()  # of what an error has held, too, now that it is gone
             append(lines, [{**row, "seconds": time.perf_counter() - begun}])
     imported = [one for one in FOREIGN if one in sys.modules]
     append(lines, [{"model": name, "part": "imports", "foreign": imported, "right": not imported}])

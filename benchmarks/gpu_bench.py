@@ -25,8 +25,8 @@ DENOISING = {"name": "prdp", "evidence": "denoising", "beta": 1e-3, "clip_range"
 """The default method: no trajectories, so that pictures are drawn in the precision of the network."""
 TRAJECTORY = {"name": "prdp", "evidence": "trajectory", "beta": 1.0, "clip_range": None}
 HALF, FULL = "bfloat16", "float32"
-_LONG = 5.0
-"""Seconds after which nothing is repeated."""
+_LONG = 1.0
+"""Seconds after which nothing is repeated: what takes so long varies little."""
 
 
 GROUP = 4
@@ -86,6 +86,8 @@ class Bench:
         layout = place.layout
         self.images, self.steps = (4, 3) if place.narrow else (layout.images, layout.steps)
         self._policy: tuple[tuple[str, int | None], Any] | None = None
+        self.warm: set[str] = set()
+        """Precisions of evidence whose kernels have been loaded."""
 
     def policy(self, dtype: str, side: int | None = None) -> Any:
         """One is held at a time."""

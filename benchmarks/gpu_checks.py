@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,11 +73,12 @@ def precision(bench: Bench) -> Measures:
 
 def evidence(bench: Bench) -> Measures:
     """Log-ratios in true size, of denoising errors and of trajectories, in less than float32: errors and time."""
-    yield from _less_than_float32(bench, "noised copies", DENOISING, "denoising")
-    yield from _less_than_float32(bench, "trajectories", TRAJECTORY, "log_ratio")
+    yield from _less_than_float32(bench, "noised copies", DENOISING, "denoising", "tf32", HALF)
+    # Of which half precision is refused.
+    yield from _less_than_float32(bench, "trajectories", TRAJECTORY, "log_ratio", "tf32")
 
 
-def _less_than_float32(bench: Bench, kind: str, objective: dict[str, Any], channel: str) -> Measures:
+def _less_than_float32(bench: Bench, kind: str, objective: dict[str, Any], channel: str, *ways: str) -> Measures:
     policy = bench.policy(HALF)
     settings = bench.settings(policy, noise=objective is TRAJECTORY, steps=3)
     learner = bench.learner(policy, settings, objective)
@@ -90,11 +92,11 @@ def _less_than_float32(bench: Bench, kind: str, objective: dict[str, Any], chann
             found = found - engine.evidence(batch, cells, of="reference", channels=(channel,))[channel]
         return found
 
-    expected, full = log_ratio(), bench.seconds(log_ratio)
+    expected, full = log_ratio(), bench.seconds(log_ratio, warm_up=False)
     yield Measure(f"{kind}: log-ratio, root mean square", rms(expected), note=f"{len(cells)} cells")
-    for way in ("tf32", HALF):
+    for way in ways:
         with evidence_in(way, policy, learner):
-            error, seconds = log_ratio() - expected, bench.seconds(log_ratio)
+            error, seconds = log_ratio() - expected, bench.seconds(log_ratio, warm_up=False)
         yield Measure(f"{kind}: error in {way}, root mean square", rms(error))
         yield Measure(f"{kind}: time in {way} beside float32", seconds / full, "x")
 
@@ -169,18 +171,33 @@ def memory(bench: Bench) -> Measures:
         yield Measure(f"planned, {part}", size, "GiB")
     if not bench.cuda:
         return
-    sampler = bench.sampler(policy, settings, learner)
-    rollout = bench.rollout(sampler, 1, bench.images)
+    sampler, drawn = bench.sampler(policy, settings, learner), []
 
     def compared(part: str, work: Callable[[], Any]) -> Measures:
         measured = bench.peak(work)
         yield Measure(f"measured, {part}", measured, "GiB")
         yield Measure(f"measured over planned, {part}", measured / planned[part.split()[0]], "x", 1.1)
 
-    yield from compared("drawing", lambda: bench.rollout(sampler, 1, bench.images))
+    yield from compared("drawing", lambda: drawn.append(bench.rollout(sampler, 1, bench.images)))
     for way in (HALF, "tf32", FULL):
         with evidence_in(way, policy, learner):
-            yield from compared(f"learning with evidence in {way}", lambda: learner.update(rollout))
+            yield from compared(f"learning with evidence in {way}", lambda: learner.update(drawn[0]))
+        bench.warm.add(way)
+
+
+def workspace(bench: Bench) -> Measures:
+    """Learning with evidence in float32 where cuDNN's workspaces are bounded, beside `memory` and `speed`."""
+    policy = bench.policy(HALF)
+    settings = bench.settings(policy, noise=False)
+    learner = bench.learner(policy, settings, DENOISING)
+    rollout = bench.rollout(bench.sampler(policy, settings, learner), 1, bench.images)
+    note = f"CUDNN_CONV_WSCAP_DBG={os.environ.get('CUDNN_CONV_WSCAP_DBG')}"
+    with evidence_in(FULL, policy, learner):
+        if bench.cuda:
+            peak = bench.peak(lambda: learner.update(rollout))
+            yield Measure("measured, learning with evidence in float32", peak, "GiB", note=note)
+        seconds = bench.seconds(lambda: learner.update(rollout), warm_up=not bench.cuda)
+    yield Measure("images learned from, evidence in float32", bench.images / seconds, "images/s", note=note)
 
 
 def run_config(bench: Bench, settings: SamplerConfig, **changes: Any) -> TrainConfig:

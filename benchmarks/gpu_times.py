@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,10 +44,10 @@ def speed(bench: Bench) -> Measures:
     def drawing() -> Rollout:
         return bench.rollout(sampler, count // GROUP, GROUP)
 
-    ours, bare, theirs = (bench.seconds(work) for work in (drawing, bare_drawing, diffusers_loop))
+    ours = bench.seconds(drawing)
     yield Measure("pictures drawn", count / ours, "images/s", note=f"{count} at a time, {bench.steps} steps, unguided")
-    yield Measure("time beside the bare passes and decoding", ours / bare, "x")
-    yield Measure("time beside diffusers' pipeline", ours / theirs, "x")
+    yield Measure("time beside the bare passes and decoding", ours / bench.seconds(bare_drawing), "x")
+    yield Measure("time beside diffusers' pipeline", ours / bench.seconds(diffusers_loop), "x")
 
     rollout, draws = drawing(), int(DENOISING["draws"])
     learner.engine.use_microbatch(GROUP * draws)
@@ -55,12 +57,14 @@ def speed(bench: Bench) -> Measures:
     times = torch.full((cells,), float(table.times[0]), device=policy.device)
     parts = range(count // GROUP)
 
-    def bare_evidence() -> None:
-        with torch.no_grad(), policy.float32():
+    def bare_evidence(way: str) -> None:
+        """Of the reference; and of the policy, which the pass with gradient tells in half precision."""
+        with torch.no_grad(), nullcontext() if way == HALF else policy.float32():
             for _ in parts:
                 with policy.reference() as network:
                     policy.output(latents, times, conditions, 1.0, network)
-                policy.output(latents, times, conditions, 1.0)
+                if way != HALF:
+                    policy.output(latents, times, conditions, 1.0)
 
     def bare_gradient() -> None:
         for _ in parts:
@@ -68,19 +72,22 @@ def speed(bench: Bench) -> Measures:
 
     note = f"{draws} noised copies of each, {cells} cells at a time"
     gradient = bench.seconds(bare_gradient)
-    for way in (FULL, "tf32", HALF):
+    for way in (HALF, "tf32", FULL):
         with evidence_in(way, policy, learner):
-            learned = bench.seconds(lambda: learner.update(rollout))
-            evidence = bench.seconds(bare_evidence) if way == FULL else 0.0
-        yield Measure(f"images learned from, evidence in {way}", count / learned, "images/s", note=note)
-        if way == FULL:
-            yield Measure("time of an update beside its bare passes", learned / (evidence + gradient), "x")
-            yield Measure("of these, evidence", evidence / (evidence + gradient), "of the time")
+            # In less than float32 the first update of a rollout measures noise, too.
+            learned = bench.seconds(lambda: learner.update(rollout), warm_up=way != FULL or way not in bench.warm)
+            yield Measure(f"images learned from, evidence in {way}", count / learned, "images/s", note=note)
+            if way == "tf32":
+                continue
+            evidence = bench.seconds(partial(bare_evidence, way), warm_up=False)
+        beside = f"evidence in {way}: "
+        yield Measure(f"{beside}time of an update beside its bare passes", learned / (evidence + gradient), "x")
+        yield Measure(f"{beside}share of it in these", evidence / (evidence + gradient), "of the time")
 
     noisy = bench.settings(policy, noise=True)
     noisy_sampler = bench.sampler(policy, noisy, bench.learner(policy, noisy, TRAJECTORY))
     few = max(count // 4, 1)
-    seconds = bench.seconds(lambda: bench.rollout(noisy_sampler, 1, few), 1)
+    seconds = bench.seconds(lambda: bench.rollout(noisy_sampler, 1, few), 1, warm_up=False)
     note = f"{few} at a time, policy and reference in float32"
     yield Measure("pictures drawn with trajectories", few / seconds, "images/s", note=note)
 
@@ -174,15 +181,11 @@ def protocol(bench: Bench) -> Measures:
     drawn = time.perf_counter() - begun
     scale, note = prompts / part, f"from {part} of the prompts"
     yield Measure("drawing, of a step", scale * drawn, "s", note=note)
-    for way in (FULL, HALF):
+    for way in (HALF, FULL):
         with evidence_in(way, policy, learner):
-            learner.update(rollout)
-            bench.wait()
-            begun = time.perf_counter()
-            for _ in range(updates):
-                learner.update(rollout)
-            bench.wait()
-        step = scale * (drawn + time.perf_counter() - begun)
+            # In half precision the first update of a rollout measures noise: on as many cells as these, of all.
+            update = bench.seconds(lambda: learner.update(rollout), 1, warm_up=way == HALF or way not in bench.warm)
+        step = scale * (drawn + updates * update)
         note = f"{prompts} x {images} images, {updates} updates, unguided, PRDP on denoising errors, no reward"
         yield Measure(f"a step, evidence in {way}", step, "s", note=note)
         yield Measure(f"samples per GPU-hour, evidence in {way}", prompts * images / step * 3600.0)

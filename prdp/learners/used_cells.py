@@ -85,16 +85,19 @@ def further_passes(objective: Objective) -> dict[str, tuple[str, Of]]:
 def sources(objective: Objective, own: Collection[str], exact: Collection[str] = ()) -> dict[str, tuple[str, Of]]:
     """Arrays that coefficients depend on, of those that are evidence -> the channel that it is, and whose.
 
+    Differences of a policy's evidence to its own are 0, whatever that is.
+
     Args:
         own: of `own_passes`.
         exact: those that are left out, as they are computed without rounding.
     """
-    further = further_passes(objective).items()
-    found: dict[str, tuple[str, Of]] = {
-        name: (name, "policy") for name in objective.channels if name not in objective.linear
-    }
-    found |= {name: (channel, "policy" if name in own else of) for name, (channel, of) in further}
-    return {name: source for name, source in found.items() if name not in exact}
+    pairs = [pair for name, pair in objective.evidence.derived.items() if name in objective.takes]
+    nothing = {*objective.linear, *exact, *objective.known_beside(own)}
+    nothing |= {name for name in own if all(pair[0] in nothing for pair in pairs if name in pair)}
+    found: dict[str, tuple[str, Of]] = {name: (name, "policy") for name in objective.channels}
+    for name, (channel, of) in further_passes(objective).items():
+        found[name] = channel, "policy" if name in own else of
+    return {name: source for name, source in found.items() if name not in nothing}
 
 
 def own_passes(objective: Objective, engine: Engine, first: bool) -> list[str]:
