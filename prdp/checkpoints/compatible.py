@@ -49,7 +49,7 @@ CHANGEABLE = tuple(
     f"learner.{name}"
     for name in (
         "learning_rate", "text_encoder_learning_rate", "warmup_updates", "schedule", "decay_updates", "adam_beta1",
-        "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm",
+        "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "evidence_precision",
     )
 )  # fmt: skip
 """Keys outside objective that `checkpoint.change` may name."""

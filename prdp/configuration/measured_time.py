@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from prdp.config import TrainConfig
-from prdp.configuration.network_passes import branches_of, image_passes, noisy_steps
+from prdp.configuration.network_passes import branches_of, checked_passes, image_passes, noisy_steps
 from prdp.types import PromptBatch
 
 _REPEATS = 2
@@ -131,13 +131,14 @@ def measure_epoch(
         evidence = seconds(lambda: policy.output(latents, times, conditions, scale))
 
     passes, branches = image_passes(config), branches_of(config.model, scale)
-    if passes.evidence:
+    without = images * passes.evidence + checked_passes(config)
+    if without:
         parts[f"evidence of {learned} cells"] = evidence
     sampled = (passes.policy + passes.reference) / branches * step / drawn + (passes.policy > 0) * decode / drawn
     return EpochTime(
         sample=images * sampled + config.prompts_per_epoch * encode / drawn,
         score=images * score / drawn,
-        learn=images / branches / learned * (passes.gradient * backward + passes.evidence * evidence),
+        learn=(images * passes.gradient * backward + without * evidence) / branches / learned,
         parts=parts,
         peak=torch.cuda.max_memory_allocated(policy.device) if gpu else _process_peak(),
     )

@@ -95,7 +95,8 @@ def check_rounding(noise: float, precision: str, update: int, told: bool) -> boo
     if not noise <= much:
         raise UserError(
             f"{fact} (coefficient_noise), more than {much:g}: set learner.evidence_precision=float32, or tf32, which "
-            "rounds less than half precision does, and start anew in another output_dir"
+            "rounds less than half precision does. From its checkpoints the run goes on so by checkpoint.resume=auto "
+            "checkpoint.change=[learner.evidence_precision]"
         )
     if not told:
         log.warning("%s (coefficient_noise)", fact)

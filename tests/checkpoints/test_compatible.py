@@ -90,6 +90,8 @@ def test_what_checkpoint_change_names_may_differ_and_is_told():
     told = check_compatible(config(), allowed)
     assert [line.partition(":")[0] for line in told] == ["learner.learning_rate", "objective.beta"]
     assert told[0].endswith("1e-05 now")
+    exact = {"learner__evidence_precision": "tf32", "checkpoint__change": ["learner.evidence_precision"]}
+    assert len(check_compatible(config(), config(**exact))) == 1, "as a run that rounding has ended advises"
     with pytest.raises(
         CheckpointError, match=r"(?s)objective.beta.*name what.*checkpoint.change=\[objective.beta\]"
     ) as caught:

@@ -15,6 +15,8 @@ from prdp.types import PromptBatch
 
 PROMPTS = PromptBatch(0, 0, ("a small red circle", "two large stars"), ({}, {}))
 
+HALF = ("learner.autocast=bfloat16", "learner.evidence_precision=half")
+
 
 def config_of(pipeline: Path, *words: str) -> TrainConfig:
     sizes = ["prompts_per_epoch=4", "images_per_prompt=2", "sampler.steps=5", "sampler.microbatch=4"]
@@ -29,6 +31,8 @@ def config_of(pipeline: Path, *words: str) -> TrainConfig:
         # A tick is an encoding, a step or a decoding of 4 images: 5 steps in two microbatches, 2 decodings, 1 encoding.
         (["objective=prdp_denoising", "sampler.guidance_scale=1"], 13, 3 * 8 / 3 * 3),
         (["objective=prdp_denoising", "sampler.guidance_scale=3"], 13, 3 * 8 / 3 * 3),
+        # And 16 cells, of the policy and the reference, as they are and better.
+        (["objective=prdp_denoising", "sampler.guidance_scale=1", *HALF], 13, 3 * 8 / 3 * 3 + 16 * 4 / 3),
         # Four steps with noise are learned from, with a pass of the reference each; one more is taken without.
         (["objective=prdp", "sampler.deterministic_final_steps=1"], 5 * 2 + 4 * 2 + 3, 4 * 8 / 3),
     ],
