@@ -1,6 +1,6 @@
 """Experts and what is made of them: merges, gates, skills, one model that teaches another (docs/results/experts.md).
 
-    python benchmarks/experts.py run FOLDER [--seeds 0,1,2] [--parts aspects,rounds,skills,weak_to_strong]
+    python benchmarks/experts.py run FOLDER [--seeds 0,1,2] [--parts aspects,rounds,skills,weak_to_strong,...]
     python benchmarks/experts.py plan FOLDER
     python benchmarks/experts.py report FOLDER docs/results
 
@@ -74,6 +74,11 @@ def lora(rate: str) -> tuple[str, ...]:
     return "experiment=shapes_demo", targets, f"learner.learning_rate={rate}", *JUDGED_LATER
 
 
+def plain_lora() -> tuple[str, ...]:
+    """A LoRA of the embedded UNet by denoising of stored images."""
+    return *lora("3e-4"), *PLAIN, "prompts_per_epoch=64", "objective.draws=2"
+
+
 def train(name: str, seed: int, *words: str) -> Step:
     """A training run in the folder `name`."""
     return Step(name, ("train", *words, f"seed={seed}", "checkpoint.resume=auto", f"output_dir={name}"))
@@ -144,7 +149,7 @@ def skills(seed: int) -> Iterator[Step]:
     yield Step("set_drawn", ("generate", *drawn, *GUIDED, "sampler.steps=25", f"seed={seed}", "output_dir=set_drawn"))
     yield Step("pictures", (RENDER, "pictures", str(seed)))
     yield Step("set_rendered", ("generate", "pictures=pictures", "model=shapes", "output_dir=set_rendered"))
-    recipe = (*lora("3e-4"), *PLAIN, "prompts_per_epoch=64", "objective.draws=2")
+    recipe = plain_lora()
     for source in ("drawn", "rendered"):
         for skill in SKILLS:
             chosen = (f"rollouts.path=set_{source}", f"rollouts.skill=shapes_{skill}", "epochs=32")
@@ -153,22 +158,39 @@ def skills(seed: int) -> Iterator[Step]:
         yield Step(f"{source}_merged", ("merge", models, f"output_dir={source}_merged"))
         yield train(f"{source}_all", seed, *recipe, f"rollouts.path=set_{source}", f"epochs={32 * len(SKILLS)}")
     names = [f"{source}_{which}" for source in ("drawn", "rendered") for which in (*SKILLS, "merged", "all")]
-    sets = ",".join(f"{skill}:prompts/heldout_{skill}.jsonl" for skill in SKILLS)
-    yield evaluation("skills", names, ("model=shapes", f"prompts=[{sets}]", *GUIDED), seed, images=1)
+    yield evaluation("skills", names, ("model=shapes", heldout_skills(), *GUIDED), seed, images=1)
+
+
+def heldout_skills() -> str:
+    """Held-out prompts of each skill."""
+    return f"prompts=[{','.join(f'{skill}:prompts/heldout_{skill}.jsonl' for skill in SKILLS)}]"
+
+
+def flow_images(seed: int) -> Step:
+    """One image of the embedded flow model for each prompt of the skills."""
+    files = ",".join(f"prompts/{skill}.jsonl" for skill in SKILLS)
+    own = ("models=[base]", *FLOW, "sampler.guidance_scale=3", f"prompts=[{files}]", "prompts_per_set=null")
+    drawn = ("images_per_prompt=1", "sampler.steps=25", f"seed={seed}", "output_dir=set_flow")
+    return Step("set_flow", ("generate", *own, *drawn))
 
 
 def weak_to_strong(seed: int) -> Iterator[Step]:
     """Images of the embedded UNet train the embedded flow model, beside the flow model's own images."""
-    files = ",".join(f"prompts/{skill}.jsonl" for skill in SKILLS)
-    own = ("models=[base]", *FLOW, "sampler.guidance_scale=3", f"prompts=[{files}]", "prompts_per_set=null")
-    drawn = ("images_per_prompt=1", "sampler.steps=25", f"seed={seed}", "output_dir=set_flow")
-    yield Step("set_flow", ("generate", *own, *drawn))
+    yield flow_images(seed)
     recipe = ("experiment=shapes_flow", *PLAIN, "prompts_per_epoch=64", "objective.draws=2", *JUDGED_LATER)
     recipe = (*recipe, "learner.learning_rate=3e-4", "rollouts.encode=true", "epochs=120")
     for name, path in (("flow_own", "set_flow"), ("flow_taught", "set_drawn"), ("flow_rendered", "set_rendered")):
         yield train(name, seed, *recipe, f"rollouts.path={path}")
     models = ["flow_own", "flow_taught", "flow_rendered"]
     yield evaluation("weak_to_strong", models, ("prompts=[shapes]", *FLOW, "sampler.guidance_scale=3"), seed)
+
+
+def weak_teacher(seed: int) -> Iterator[Step]:
+    """Images of the embedded flow model train the embedded UNet, which is the better one; beside `drawn_all` above."""
+    yield flow_images(seed)
+    source = ("rollouts.path=set_flow", "rollouts.encode=true", f"epochs={32 * len(SKILLS)}")
+    yield train("taught_all", seed, *plain_lora(), *source)
+    yield evaluation("weak_teacher", ["taught_all"], ("model=shapes", heldout_skills(), *GUIDED), seed, images=1)
 
 
 def evaluation(name: str, models: Sequence[str], words: Sequence[str], seed: int, images: int = 2) -> Step:
@@ -178,7 +200,13 @@ def evaluation(name: str, models: Sequence[str], words: Sequence[str], seed: int
     return Step(f"evaluation_{name}", ("evaluate", named, *words, *count, f"output_dir=evaluation_{name}"))
 
 
-PARTS = {"aspects": aspects, "rounds": rounds, "skills": skills, "weak_to_strong": weak_to_strong}
+PARTS = {
+    "aspects": aspects,
+    "rounds": rounds,
+    "skills": skills,
+    "weak_to_strong": weak_to_strong,
+    "weak_teacher": weak_teacher,
+}
 
 
 def render(folder: Path, out: Path) -> None:
@@ -317,9 +345,10 @@ def report(folder: Path, out: Path) -> str:
     skills_told = [(skill, "all") for skill in SKILLS]
     page = [_HEAD]
     for part in PARTS:
-        columns = skills_told if part == "skills" else aspects_told
+        by_skill = part in ("skills", "weak_teacher")
+        columns = skills_told if by_skill else aspects_told
         if seeds[part]:
-            names = [prompts if part == "skills" else aspect for prompts, aspect in columns]
+            names = [prompts if by_skill else aspect for prompts, aspect in columns]
             page += [f"## {part.replace('_', ' ').capitalize()}", " ".join((PARTS[part].__doc__ or "").split())]
             page.append(f"Seeds {', '.join(map(str, seeds[part]))}.")
             page.append(table([["model", *names], *cells(lines, part, columns)]))
