@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from prdp.config import LearnerConfig, TrainConfig
-from prdp.configuration.network_passes import coefficients_known_before, precisions
+from prdp.configuration.network_passes import coefficients_known_before
 from prdp.configuration.sampler_bounds import log_prob_problems
 from prdp.evidence import Evidence
 from prdp.learners.precision import TF32_TOLERANCE
@@ -121,8 +121,6 @@ def _precision_problems(config: TrainConfig, label: str) -> list[str]:
         ]
     if stored:
         return [f"{chosen}: must be float32 or tf32 for {what}, which half precision rounds away"]
-    if precisions(config)[0] == "float32":
-        return [f"{chosen}: needs learner.autocast or model.dtype in half precision"]
     return []
 
 

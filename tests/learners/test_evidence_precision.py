@@ -21,7 +21,7 @@ from prdp.diffusion.determinism import tf32_products
 from prdp.evidence.denoising import FinalLatents
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
-from prdp.learners.precision import check_rounding, tells_evidence
+from prdp.learners.precision import check_rounding, evidence_precision, tells_evidence
 from prdp.learners.precision_watch import PrecisionWatch
 from prdp.support.errors import ConfigError, UserError
 from prdp.types import PromptBatch, Rollout
@@ -186,6 +186,9 @@ def test_what_tells_evidence() -> None:
     assert tells_evidence("bfloat16", "bfloat16")
     assert not tells_evidence("bfloat16", "tf32")
     assert not tells_evidence("float16", "float16")
+    assert evidence_precision("half", "float32") == "float32"
+    assert evidence_precision("half", "bfloat16") == "bfloat16"
+    assert evidence_precision("tf32", "bfloat16") == "tf32"
 
 
 def test_tf32_is_for_passes_of_evidence_alone(narrow_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +230,6 @@ def test_a_precision_that_there_is_not_is_told_once() -> None:
 @pytest.mark.parametrize(
     ("objective", "changes", "told"),
     [
-        (PRDP, {"evidence_precision": "half"}, "needs learner.autocast or model.dtype in half precision"),
         (PRDP, {"evidence_precision": "tf32", "framework": "jax"}, "must be float32 for learner.framework=jax"),
         (
             {"name": "prdp"},
