@@ -62,6 +62,7 @@ def test_stages_in_turns_or_shared_out(small_pipeline: Path) -> None:
     assert time.epoch(config_of(small_pipeline, *ray, "cluster.max_staleness=1", "cluster.reward_actors=5")) == 6
 
 
+@pytest.mark.slow
 def test_validate_measures_when_asked(
     small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def small_flow(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     )
 
 
+@pytest.mark.slow
 def test_fewer_bits_and_other_optimizers_are_counted(small_flow: ModelConfig) -> None:
     config = compose("sampler=euler", "objective=prdp_denoising", "learner.lora_targets=[attn.to_q]", "output_dir=x")
     config = dataclasses.replace(config, model=small_flow)
@@ -147,6 +148,7 @@ def test_fewer_bits_and_other_optimizers_are_counted(small_flow: ModelConfig) ->
     assert plain["network"] - held(quantization="int8")["network"] == 3 * numbers - 4 * rows
 
 
+@pytest.mark.slow
 def test_text_encoders_that_learn_are_counted(small_flow: ModelConfig) -> None:
     """Their weights at the learner, their adapters, and what a pass keeps of them for its gradient."""
     config = compose("sampler=euler", "objective=prdp_denoising", "learner.lora_targets=[attn.to_q]", "output_dir=x")
@@ -180,6 +182,7 @@ def test_text_encoders_that_learn_are_counted(small_flow: ModelConfig) -> None:
     assert 0.9 < dry.with_gradient(2, prompts=2) / live.peak < 1.5
 
 
+@pytest.mark.slow
 def test_a_plan_tells_processes_apart(small_flow: ModelConfig) -> None:
     lora = {"lora_targets": ["attn.to_q"]}
     words = ["sampler=euler", "objective=prdp_denoising", "output_dir=x"]

@@ -34,6 +34,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return ModelConfig(family="stable_diffusion_3", path=str(path), max_sequence_length=2, device="cpu")
 
 
+@pytest.mark.slow
 def test_frozen_adapters_are_those_of_diffusers(folder: Path, style: Path, tmp_path: Path) -> None:
     base = ModelConfig(path=str(folder))
     other = exported(base, tmp_path, 1, lora_rank=3, lora_alpha=2.0, lora_targets=["to_k", "conv1", "linear_1"])
@@ -129,6 +130,7 @@ def test_the_program_beside_an_export_makes_the_pictures_of_the_sampler(
     assert np.abs(picture.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_jax_twin_has_frozen_adapters_in_its_weights(folder: Path, style: Path, peft_folder: Path) -> None:
     jax, jax_unet = pytest.importorskip("jax"), pytest.importorskip("prdp.diffusion.jax_unet")
     model = ModelConfig(path=str(folder), adapters=[str(style), str(peft_folder)], adapter_weights=[0.5, 1.0])

@@ -161,6 +161,7 @@ def with_embedded_guidance(folder: Path) -> None:
     changed(folder, {"_class_name": "LCMScheduler", **BETAS, "original_inference_steps": 20}, index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "LatentConsistencyModelPipeline"])
 def test_latent_consistency_models_are_told_the_guidance(model_folder: Path, name: str) -> None:
     import diffusers

@@ -92,6 +92,7 @@ def test_ends_of_names_are_as_short_as_can_be() -> None:
     assert endings(["a.proj_out"], modules) == ["a.proj_out"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Already found a .peft_config")
 def test_evaluations_take_the_start_along(folder: Path, style: Path, begun: Path, tmp_path: Path) -> None:
     model = ModelConfig(path=str(folder), adapters=[str(style)], adapter_weights=[0.5])

@@ -45,6 +45,7 @@ def files(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", [FULL, LearnerConfig(lora_rank=2)])
 def test_a_learner_holds_the_network_alone_and_exports_the_whole(
     model: ModelConfig, learner: LearnerConfig, tmp_path: Path

@@ -49,6 +49,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return whole, dataclasses.replace(whole, path=str(file), config=str(place / "settings"))
 
 
+@pytest.mark.slow
 def test_a_file_draws_what_the_folder_draws(models: tuple[ModelConfig, ModelConfig]) -> None:
     folder, file = models
     family_of(file).check(file)
@@ -63,6 +64,7 @@ def test_a_file_draws_what_the_folder_draws(models: tuple[ModelConfig, ModelConf
     assert bare.latent_shape == build_policy(folder, LORA, seed=0, keep_reference=False).latent_shape
 
 
+@pytest.mark.slow
 def test_what_is_learned_goes_out_as_from_a_folder(
     models: tuple[ModelConfig, ModelConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

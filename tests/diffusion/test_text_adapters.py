@@ -166,6 +166,7 @@ def test_a_learner_has_text_encoders_and_network_alone(model: ModelConfig, tmp_p
     assert (tmp_path / LORA_FILE).is_file()
 
 
+@pytest.mark.slow
 def test_diffusers_loads_what_is_written(model: ModelConfig, tmp_path: Path) -> None:
     """Its pipeline's own states and network, from the same latents."""
     policy = policy_of(model)
@@ -183,6 +184,7 @@ def test_diffusers_loads_what_is_written(model: ModelConfig, tmp_path: Path) -> 
         torch.testing.assert_close(output(frozen), output(policy), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_file_goes_on_or_stays_frozen(model: ModelConfig, tmp_path: Path) -> None:
     policy = policy_of(model)
     policy.weights.bind(moved(policy.weights.export(0)))

@@ -50,6 +50,7 @@ def test_tensors_wait_and_come_back_with_their_views() -> None:
     assert room.is_empty, "of another device"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["prdp", "nft"])
 def test_a_run_that_takes_turns_is_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str

@@ -176,6 +176,7 @@ CASES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_update_is_that_of_one_process_to_the_bit(case: str, processes: Processes, rollout: Rollout) -> None:
     sizes, name, knobs, learner, precision = CASES[case]
@@ -206,6 +207,7 @@ def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if not key.startswith("time/")}
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_another_number_of_processes_and_an_interruption_keeps_what_was_done(
     processes: Processes, rollout: Rollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +244,7 @@ def test_it_goes_on_with_another_number_of_processes_and_an_interruption_keeps_w
     assert learner.evaluation_weights().checksum == straight.evaluation_weights().checksum
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_ends_the_pass_for_all(processes: Processes, rollout: Rollout) -> None:
     learner = processes.learner(2, 2, {"name": "nft", **KNOBS["nft"]}, {}, "float32")
     policy: Any = learner.engine.policy
@@ -257,6 +260,7 @@ def test_memory_that_runs_out_in_one_process_ends_the_pass_for_all(processes: Pr
         learner.update(rollout)
 
 
+@pytest.mark.slow
 def test_a_unet_learns_as_one_process_has_it(processes: Processes, narrow_pipeline: Path) -> None:
     """Of the layout of Stable Diffusion, in bfloat16, with activations that are computed again."""
     model, sampling = ModelConfig(path=str(narrow_pipeline)), SamplerConfig(steps=2, microbatch=4)
@@ -282,6 +286,7 @@ def test_a_unet_learns_as_one_process_has_it(processes: Processes, narrow_pipeli
     assert [name for name, value in expected.items() if not np.array_equal(value, found[name])] == []
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_torch() -> None:
     for length in (1, 2, 3, 8, 13):
         whole = {"a": np.arange(3.0 * length).reshape(length, 3), "step": np.array(2.0)}
@@ -295,6 +300,7 @@ def test_rows_are_those_of_torch() -> None:
         assert again["step"] == 2.0
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_process_goes_on_from_its_checkpoint_to_the_same_end_and_then_as_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -60,6 +60,7 @@ def expect_same(found: Learner, expected: Learner) -> None:
     assert scalars.items() >= of_other.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "knobs", "given", "most", "error", "fits"),
     [
@@ -104,6 +105,7 @@ def test_the_update_is_that_of_the_smaller_microbatch(
             assert again.state()[1]["microbatch"] == fits
 
 
+@pytest.mark.slow
 def test_half_precision_tells_its_noise_all_the_same() -> None:
     metrics = []
     for policy, size in (
@@ -119,6 +121,7 @@ def test_half_precision_tells_its_noise_all_the_same() -> None:
     assert "evidence_noise" in metrics[0]
 
 
+@pytest.mark.slow
 def test_it_ends_at_one_cell_and_in_the_step_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = stub_rollout(StubPolicy(), TRANSITIONS)
     learner = build(ShortPolicy(0, ON_A_GPU), "nft", microbatch=5)
@@ -135,6 +138,7 @@ def test_it_ends_at_one_cell_and_in_the_step_by_name(monkeypatch: pytest.MonkeyP
     assert not out_of_memory(MemoryShortError("out of memory"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prdp", "dgpo"])
 def test_all_ranks_take_the_size_that_one_needs(name: str) -> None:
     """Also one that starts later."""
@@ -163,6 +167,7 @@ def test_all_ranks_take_the_size_that_one_needs(name: str) -> None:
     expect_same(together, small)
 
 
+@pytest.mark.slow
 def test_a_run_whose_network_is_held_together_begins_again_with_half(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

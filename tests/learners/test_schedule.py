@@ -55,6 +55,7 @@ def test_a_decay_is_as_long_as_the_run_unless_it_is_told() -> None:
         learning_rate(LearnerConfig(schedule="linear"), 0)
 
 
+@pytest.mark.slow
 def test_a_run_decays_and_goes_on_with_another_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*POINTS, "learner.learning_rate=0.01", f"output_dir={tmp_path / 'run'}"]
     assert main(["train", *words, "epochs=2", "learner.schedule=linear", "learner.decay_updates=4"]) == 0

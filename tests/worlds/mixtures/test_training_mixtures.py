@@ -38,6 +38,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_a_short_run_comes_nearer_to_the_optimum(tmp_path: Path) -> None:
     config = composed(tmp_path / "run", *SHORT)
     main(config)
