@@ -39,6 +39,7 @@ RATIOS = "learner.ratio_tolerance=inf"
 """Batches of other sizes have other last bits, which the guard of trajectories is told to let be."""
 HERE = {
     "ddpo": ("objective=ddpo", RATIOS, "sampler.microbatch=4", "learner.microbatch=4"),
+    "ddpo, batches of 16": ("objective=ddpo", RATIOS, "sampler.microbatch=16", "learner.microbatch=16"),
     "ddpo, larger batches": ("objective=ddpo", RATIOS, "sampler.microbatch=16", "learner.microbatch=64"),
     "prdp": ("objective=prdp", RATIOS, "sampler.microbatch=16", "learner.microbatch=64"),
     "prdp_denoising": ("objective=prdp_denoising", "sampler.microbatch=16", "learner.microbatch=64"),

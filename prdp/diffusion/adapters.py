@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prdp.diffusion.adapter_files import Adapter, check_adapter, model_adapters, read_adapter
+from prdp.diffusion.direct_layers import direct
 from prdp.diffusion.text_adapters import NetworkWithEncoders, network_in
 from prdp.support.errors import StartError
 
@@ -94,6 +95,7 @@ def _put(network: Any, name: str, adapter: Adapter) -> None:
     )
     with torch.random.fork_rng(devices=[]), another_adapter():
         network.add_adapter(config, adapter_name=name)
+    direct(network)
     _fill(network, name, adapter)
     for layer, part in adapter.layers.items():
         network.get_submodule(layer).scaling[name] = adapter.weight * part.scale

@@ -17,6 +17,7 @@ from prdp.diffusion.clip_layers import last_layer
 from prdp.diffusion.compiling import compile_blocks
 from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.determinism import set_up_arithmetic, tf32_products
+from prdp.diffusion.direct_layers import direct
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.pipeline_loading import DTYPES
 from prdp.diffusion.precision import precision_problem, upcast
@@ -113,6 +114,8 @@ class DiffusersPolicy(SavedPolicy):
             seed=seed,
             keep_reference=keep_reference,
         )
+        for network in self.weights.networks():
+            direct(network)
         self._save_memory(pipeline, model)
         if learner.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()

@@ -23,6 +23,20 @@ def precision_problem(dtype_key: str, dtype: str, autocast_key: str, autocast: s
 
 
 @contextmanager
+def conversions_kept(device: torch.device) -> Iterator[None]:
+    """Weights that autocast converts are converted once for the whole context, instead of once for each pass in it.
+
+    For passes without gradient between which no weight changes: what was converted is not looked at again. Outside
+    of `autocast` nothing is converted.
+    """
+    import torch
+
+    # It forgets what it has converted when the outermost context is left, whether that one converts or not.
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
 def upcast(*modules: torch.nn.Module) -> Iterator[None]:
     """Parameters and buffers in half precision are float32 for the time of the context; their values do not change.
 

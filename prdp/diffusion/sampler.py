@@ -15,6 +15,7 @@ from prdp.diffusion.conditions import Conditions
 from prdp.diffusion.guidance import guided
 from prdp.diffusion.noise import ImageNoise
 from prdp.diffusion.policy import Policy
+from prdp.diffusion.precision import conversions_kept
 from prdp.diffusion.process import column
 from prdp.diffusion.recording import Chains, Recorder, Recording
 from prdp.diffusion.transitions import Transitions
@@ -143,7 +144,8 @@ class Sampler:
                     at_start=self._version == 0,
                 )
                 recording = None if recorder is None else recorder.start(chains)
-                latents = self._draw(chains, noise, recording, first, None if given is None else given[rows])
+                with conversions_kept(self._policy.device):
+                    latents = self._draw(chains, noise, recording, first, None if given is None else given[rows])
                 self._check_finite(latents, prompts, of_prompts, numbers[rows])
                 pictures.append(self._policy.decode(latents))
                 kept.append({} if recording is None else _of_images(recording.finish(latents), len(latents)))

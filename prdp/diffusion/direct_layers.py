@@ -1,0 +1,116 @@
+"""Adapted layers and attention that compute at once what peft and diffusers look up anew in every pass.
+
+A pass over few images takes as long as the host needs to start its operations. Much of that is spent on dispatch, on
+reading signatures, and on conversions that change nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+
+def direct(network: torch.nn.Module) -> None:
+    """Have the LoRA layers and the attention of a network compute directly, those that have not been told so.
+
+    Tensors, names and outputs in float32 stay as they are, to the bit. Layers of other kinds (quantized, other methods
+    of peft) are left as they are, and so are those whose LoRA has dropout or a bias. Sub-classes take the place of
+    peft's and diffusers' classes, so `isinstance` holds.
+    """
+    ours = _direct_classes()
+    for module in network.modules():
+        kind = ours.get(type(module))
+        if kind is not None and _plain(module):
+            module.__class__ = kind
+
+
+def _plain(module: Any) -> bool:
+    """Whether the adapters of a layer, if it has any, are two matrices and nothing else."""
+    parts = module._modules
+    dropouts, ups = (parts[name].values() if name in parts else () for name in ("lora_dropout", "lora_B"))
+    return all(isinstance(one, torch.nn.Identity) for one in dropouts) and all(one.bias is None for one in ups)
+
+
+@cache
+def _direct_classes() -> dict[type, type]:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.transformers.transformer_flux import FluxAttention
+    from peft.tuners.lora.layer import Conv2d, Linear
+
+    found = {Attention: _Attention, FluxAttention: _FluxAttention, Conv2d: _Adapted, Linear: _Adapted}
+    return {kind: type(f"Direct{kind.__name__}", (mixin, kind), {}) for kind, mixin in found.items()}
+
+
+class _Adapted:
+    """A layer with LoRA, of two matrices each."""
+
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args or kwargs or self.merged_adapters or self.lora_variant:
+            of_peft: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return of_peft
+        parts = self._modules
+        result: torch.Tensor = parts["base_layer"](x)
+        if self._disable_adapters:
+            return result
+        scales, downs, ups = self.scaling, parts["lora_A"]._modules, parts["lora_B"]._modules
+        dtype, autocast = result.dtype, torch.is_autocast_enabled(x.device.type)
+        for name in self._active_adapter:
+            if name not in downs:
+                continue
+            down = downs[name]
+            change = ups[name](down(x if autocast else x.to(down.weight.dtype)))  # autocast converts by itself
+            if change.dtype is torch.float32:
+                result = result + change * scales[name]
+            else:
+                result = torch.add(result, change, alpha=scales[name])  # rounds once less
+        return result.to(dtype)
+
+
+class _Attention:
+    """Attention of diffusers, which tells its processor what it is told."""
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        processor = self.processor
+        if not kwargs.keys() <= _arguments(type(processor).__call__):
+            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
+        return processor(
+            self,
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+
+
+class _FluxAttention:
+    """The same for the attention of FLUX.1."""
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        processor = self.processor
+        given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        if not kwargs.keys() <= _arguments(type(processor).__call__):
+            return super().forward(*given, **kwargs)  # type: ignore[misc]
+        return processor(self, *given, **kwargs)
+
+
+@cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of what a function takes."""
+    return frozenset(inspect.signature(function).parameters)
