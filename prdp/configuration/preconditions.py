@@ -36,6 +36,7 @@ def check_preconditions(config: TrainConfig) -> None:
     learns_here = inline or not cluster.learner_gpus
     problems += device_problems("model.device", config.model.device, cluster, cluster.sampler_gpus, learns_here)
     problems += rank_device_problems(config)
+    problems += jax_device_count_problems(config.learner) if not problems else []
     for key, device in devices_in("reward", config.reward).items():
         problems += device_problems(key, device, cluster, cluster.reward_gpus, inline)
     if not problems:
@@ -115,6 +116,15 @@ def gpu_problems(cluster: ClusterConfig) -> list[str]:
                 f"{there or 'none'}"
             )
     return problems
+
+
+def jax_device_count_problems(learner: LearnerConfig) -> list[str]:
+    """More devices for JAX than this process has; JAX is there, see `package_problems`."""
+    if learner.framework != "jax" or learner.jax_data * learner.jax_fsdp == 1:
+        return []
+    from prdp.learners.jax_mesh import device_count_problems
+
+    return device_count_problems(learner.jax_data, learner.jax_fsdp)
 
 
 def devices_in(key: str, section: Any) -> dict[str, str]:

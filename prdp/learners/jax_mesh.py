@@ -13,6 +13,18 @@ from prdp.support.errors import StartError
 DATA, FSDP = "data", "fsdp"
 
 
+def device_count_problems(data: int, fsdp: int) -> list[str]:
+    """That this process has fewer devices than `data` x `fsdp`, in a line that names the keys."""
+    size, devices = data * fsdp, jax.devices()
+    if size <= len(devices):
+        return []
+    return [
+        f"learner.jax_data={data} and learner.jax_fsdp={fsdp}: need {size} devices of JAX, and this process has "
+        f"{len(devices)} ({devices[0].platform}); of a CPU XLA_FLAGS=--xla_force_host_platform_device_count={size} "
+        "makes so many"
+    ]
+
+
 class JaxMesh:
     """A mesh with two axes. Rows of a microbatch are divided among all devices, tensors among those of the axis `fsdp`.
 
@@ -32,14 +44,9 @@ class JaxMesh:
 
     def __init__(self, data: int, fsdp: int) -> None:
         self.size, self._fsdp = data * fsdp, fsdp
-        devices = jax.devices()
-        if self.size > len(devices):
-            raise StartError(
-                f"learner.jax_data={data} and learner.jax_fsdp={fsdp}: need {self.size} devices of JAX, and this "
-                f"process has {len(devices)} ({devices[0].platform}); of a CPU "
-                f"XLA_FLAGS=--xla_force_host_platform_device_count={self.size} makes so many"
-            )
-        self._mesh = Mesh(np.array(devices[: self.size]).reshape(data, fsdp), (DATA, FSDP))
+        if problems := device_count_problems(data, fsdp):
+            raise StartError(problems[0])
+        self._mesh = Mesh(np.array(jax.devices()[: self.size]).reshape(data, fsdp), (DATA, FSDP))
 
     def rows(self, array: jax.Array) -> jax.Array:
         """An array whose first axis the devices divide, in equal parts on all of them."""

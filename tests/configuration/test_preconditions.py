@@ -37,6 +37,10 @@ from prdp.objectives import OBJECTIVES
         (["model.height=12"], ["model.height=12: must be a multiple of 8 pixels, such as 8 or 16"]),
         (["model.height=16"], ["reward: shapes_judge scores square pictures, not 16 x 8 (height x width)"]),
         (["reward=quadratic_of_point"], ["quadratic_of_point scores points", "not pictures of 8 x 8"]),
+        (
+            ["learner.framework=jax", "learner.optimizer=adamw", "learner.jax_data=64", "learner.jax_fsdp=2"],
+            ["learner.jax_data=64 and learner.jax_fsdp=2: need 128 devices of JAX, and this process has"],
+        ),
         (["model.device=cuda"], ["model.device=cuda: torch", "no CUDA"]),
         (["model.device=cuda:7"], ["model.device=cuda:7: torch"]),
         (["model.device=mps"], ["model.device=mps: this machine has none"]),
