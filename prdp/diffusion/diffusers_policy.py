@@ -221,6 +221,15 @@ class DiffusersPolicy(SavedPolicy):
         """One branch of the network's output, [B, C, h, w]."""
 
     @property
+    def converts_adapters(self) -> torch.dtype | None:
+        """What every pass outside of `float32` converts the tensors that learn to, if it only multiplies by them.
+
+        LoRA in half precision. Compiled blocks would need further programs for tensors that come converted.
+        """
+        learns_lora, compiled = self.weights.mode == "lora", self._model.compile is not None
+        return DTYPES[self.precision] if self.precision != "float32" and learns_lora and not compiled else None
+
+    @property
     def embeds_guidance(self) -> bool:
         """Whether the network takes the guidance scale as an input, and draws with it in one pass a step."""
         return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -152,7 +152,8 @@ class TorchEngine(DeviceEngine):
     def _arithmetic(self, exact: bool) -> Iterator[None]:
         half = self.evidence_precision not in ("float32", "tf32")
         if half and not exact:
-            yield
+            with self._converted():
+                yield
             return
         with self.policy.float32(), tf32_products(half) if exact else nullcontext():
             yield
@@ -183,17 +184,28 @@ class TorchEngine(DeviceEngine):
     @contextmanager
     def _gathering(self) -> Iterator[None]:
         """Add each gradient to its sum as soon as it is there, and let go of it."""
-        hooks = [
-            value.register_post_accumulate_grad_hook(partial(self._add, name))
-            for name, value in self._parameters.items()
-        ]
         order = added_inside_first(self.policy.weights.network) if self._divisible else nullcontext()
+        with self._converted(), order, ExitStack() as hooks:
+            for name, value in self._parameters.items():
+                hooks.callback(value.register_post_accumulate_grad_hook(partial(self._add, name)).remove)
+            yield
+
+    @contextmanager
+    def _converted(self) -> Iterator[None]:
+        """Adapters are in the precision of the passes for the time of the context.
+
+        Autocast would convert them to the same bits in each pass, and each gradient back.
+        """
+        dtype = getattr(self.policy, "converts_adapters", None)
+        if dtype is None:
+            yield
+            return
+        converted = {name: value.detach().to(dtype) for name, value in self._parameters.items()}
+        self._swap(converted)
         try:
-            with order:
-                yield
+            yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            self._swap(converted)
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         assert value.grad is not None

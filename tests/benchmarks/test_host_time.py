@@ -22,6 +22,7 @@ def test_operations_of_a_pass() -> None:
     assert all(by_peft == here for by_peft, here in counts(torch.float32))
     (by_peft, here), (by_peft_learning, here_learning) = counts(torch.bfloat16)
     adapted = 128
-    # Two conversions of the input, the scaling, and those of the two matrices, which drawing makes once.
+    # Two conversions of the input, the scaling, and those of the two matrices, which are made once for several passes.
     assert by_peft - here >= 4.5 * adapted
-    assert by_peft_learning - here_learning >= 3 * adapted
+    # Those of the two gradients, too, and of the input's gradient.
+    assert by_peft_learning - here_learning >= 7.5 * adapted

@@ -18,6 +18,7 @@ from prdp.configuration.network_passes import checked_passes, image_passes
 from prdp.configuration.objective_bounds import objective_problems
 from prdp.diffusion import build_policy, build_sampler
 from prdp.diffusion.determinism import tf32_products
+from prdp.diffusion.diffusers_policy import DiffusersPolicy
 from prdp.evidence.denoising import FinalLatents
 from prdp.learners import build_learner
 from prdp.learners.learner import Learner
@@ -252,3 +253,46 @@ def test_what_does_not_fit_is_refused(objective: dict[str, Any], changes: dict[s
     [problem] = [line for line in objective_problems(config) if "evidence_precision" in line]
     assert problem.startswith(f"learner.evidence_precision={changes['evidence_precision']}: ")
     assert problem.endswith(told)
+
+
+NFT = {"name": "nft", "draws": 2}
+
+
+@pytest.mark.parametrize("objective", [PRDP, NFT])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_adapters_that_are_converted_once_learn_the_same(
+    narrow_pipeline: Path, objective: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = drawn(narrow_pipeline)
+
+    def learned() -> tuple[Learner, list[dict[str, float]]]:
+        one = learner(narrow_pipeline, objective, 2, autocast=dtype, evidence_precision="half", microbatch=4)
+        told = [one.update(rollout) for _ in range(2)]
+        return one, [{name: value for name, value in each.items() if name != "time/learn"} for each in told]
+
+    converted, metrics = learned()
+    monkeypatch.setattr(DiffusersPolicy, "converts_adapters", None)
+    anew, expected = learned()
+    assert metrics == expected
+    for name, value in converted.engine.policy.weights.parameters.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, anew.engine.policy.weights.parameters[name]), name
+
+
+def test_adapters_are_float32_again_after_a_pass_that_fails(
+    narrow_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = drawn(narrow_pipeline)
+    one = learner(narrow_pipeline, autocast="bfloat16", evidence_precision="half", microbatch=4)
+    parameters = one.engine.policy.weights.parameters
+    before, seen = {name: value.clone() for name, value in parameters.items()}, []
+
+    def failing(*arguments: Any) -> torch.Tensor:
+        seen.extend(value.dtype for value in parameters.values())
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(one.engine.policy, "output", failing)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        one.update(rollout)
+    assert set(seen) == {torch.bfloat16}
+    assert all(torch.equal(value, before[name]) for name, value in parameters.items())
