@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from prdp.config import ModelConfig, SamplerConfig, TrainConfig
 from prdp.diffusion import family_of
 from prdp.diffusion.guidance import guided
 from prdp.evidence.base import Evidence, Of
-from prdp.learners.precision import evidence_precision, spot_check_size, tells_evidence
+from prdp.learners.precision import evidence_precision, spot_check_size
+from prdp.learners.update_plan import Precisions, UpdatePlan, alike_policies, plan_update
 from prdp.objectives import Objective, build_objective
 from prdp.support.errors import UserError
 from prdp.types import Int64
@@ -55,78 +57,67 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     Of rollouts that an older policy has drawn, or the frozen start, nothing is known before. What the batch alone tells
     is not counted: images that the loss leaves out, and cells that are clipped. Nor are those of `checked_passes`.
     """
-    objective = build_objective(config.objective)
-    updates, scale = config.updates_per_epoch, config.sampler.guidance_scale
-    branches = branches_of(config.model, scale)
-    noisy = noisy_steps(config.sampler)
-    told = gradient_tells_evidence(config)
-    evidence, channels, linear = objective.evidence, set(objective.channels), set(objective.linear)
-    guard = set() if told else {evidence.guard(objective.channels)}
+    objective, scale = build_objective(config.objective), config.sampler.guidance_scale
+    evidence, channels, noisy = objective.evidence, objective.channels, noisy_steps(config.sampler)
+    branches, kept = branches_of(config.model, scale), kept_outputs(config).keys()
+    without = 0
+    for plan, alike in _updates(config, objective):
+        same = {of for of in alike if evidence.guidance_of(of) in (None, scale)}
+        """Whose outputs are those of the policy."""
+        asked = [{of for name, of in evidence.others.items() if name in names} for names in (plan.before, channels)]
+        asked[0] |= {evidence.beside[name] for name in plan.beside if plan.before}
+        without += branches * (bool(plan.before) + len(plan.further))
+        without += sum(_branches_of_other(config, evidence, of) for others in asked for of in others - same)
+        # Made once, where both a pass of their own and the one with gradient take them.
+        without -= branches * len({of for _, of in plan.further.values()} & kept - same)
     columns = evidence.columns(config.sampler, noisy)
-    group = config.images_per_prompt * columns
-    at_once = objective.found_with_gradient(group, config.learner.microbatch, told)
-
-    alike = _alike(config, objective)
-    further = {name: of for name, (_, of) in evidence.passes.items() if name in objective.arrays}
-    own = _own(config, objective)
-    beside = {of: evidence.guidance_of(of) for name, of in evidence.others.items() if name in channels}
-    beside_passes = {of: branches if one is None else branches_of(config.model, one) for of, one in beside.items()}
-    not_at_first = sum(count for of, count in beside_passes.items() if of in alike and beside[of] in (None, scale))
-
-    known_first = channels <= {*linear, *_sampled(config, evidence), *objective.known_beside(own)}
-    known_later = channels <= linear - guard
-    of_policy = 0 if at_once else (not known_first) + (updates - 1) * (not known_later)
-    found = set(objective.found_beside) if at_once else set()
-    """Data that takes no pass in updates whose coefficients are found in the pass with gradient."""
-    first = further.keys() - set(own) - (set() if known_first else found)
-    later = further.keys() - (set() if known_later else found)
-    of_others = len(first) + (updates - 1) * len(later)
-    beside_all = updates * sum(beside_passes.values()) - not_at_first
-    kept = kept_outputs(config)
-    """Whose outputs are made once, where both a pass of their own and the one with gradient take them."""
-    once = len({further[name] for name in first} & set(kept) - alike)
-    once += (updates - 1) * len({further[name] for name in later} & set(kept))
     drawn, frozen = config.rollouts.source == "sample", config.rollout_policy == "reference"
     reference_steps = 0 if frozen else evidence.reference_passes(config.sampler, noisy, objective.arrays)
     return ImagePasses(
         policy=config.sampler.steps * branches * drawn,
         reference=reference_steps * branches * drawn,
-        evidence=columns * ((of_policy + of_others - once) * branches + beside_all),
-        gradient=columns * branches * updates,
+        evidence=columns * without,
+        gradient=columns * branches * config.updates_per_epoch,
     )
 
 
-def precisions(config: TrainConfig) -> tuple[str, str]:
+def _updates(config: TrainConfig, objective: Objective) -> Iterator[tuple[UpdatePlan, set[Of]]]:
+    """Of every update of an epoch, its plan, and whose weights those of the learning policy are."""
+    evidence, old = objective.evidence, objective.old_policy
+    group = config.images_per_prompt * evidence.columns(config.sampler, noisy_steps(config.sampler))
+    stale = config.cluster.kind == "ray" and config.cluster.max_staleness > 0
+    on_policy = not stale and config.rollout_policy == "current"
+    for update in range(config.updates_per_epoch):
+        first = update == 0
+        unmoved = first and old is not None and old.decay(config.epochs) == 0
+        alike = alike_policies(objective, first, unmoved)
+        sampled = evidence.sampled if first and on_policy else ()
+        yield plan_update(objective, precisions(config), group, config.learner.microbatch, sampled, alike), alike
+
+
+def _branches_of_other(config: TrainConfig, evidence: Evidence, of: Of) -> int:
+    """Network passes of an output that `Evidence.others` names."""
+    scale = evidence.guidance_of(of)
+    return branches_of(config.model, config.sampler.guidance_scale if scale is None else scale)
+
+
+def precisions(config: TrainConfig) -> Precisions:
     """Of the pass with gradient, and of evidence."""
     gradient = config.learner.autocast or config.model.dtype
-    return gradient, evidence_precision(config.learner.evidence_precision, gradient)
-
-
-def gradient_tells_evidence(config: TrainConfig) -> bool:
-    """See `tells_evidence`."""
-    return tells_evidence(*precisions(config))
+    return Precisions(gradient, evidence_precision(config.learner.evidence_precision, gradient))
 
 
 def checked_passes(config: TrainConfig) -> int:
     """In an epoch after the first, of the few cells by which the error of evidence is measured: by `PrecisionWatch`."""
-    from prdp.learners.used_cells import sources
-
-    gradient, precision = precisions(config)
-    objective, told = build_objective(config.objective), gradient_tells_evidence(config)
+    objective, given = build_objective(config.objective), precisions(config)
     columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
     passes, before = 0, None
-    if objective.evidence.guard(objective.channels) is not None:
-        if precision != "float32" or not told:
-            others = {of for name, of in objective.evidence.others.items() if name in objective.channels}
-            passes = 2 + len(others)
-    elif precision != "float32":
-        group, channels = config.images_per_prompt * columns, set(objective.channels)
-        exact = gradient == "float32" and objective.found_with_gradient(group, config.learner.microbatch, told)
-        for own in (_own(config, objective), [])[: config.updates_per_epoch]:
-            at_once = exact and not channels <= {*objective.linear, *objective.known_beside(own)}
-            found = sources(objective, own, (*channels, *own, *objective.found_beside) if at_once else ())
-            passes += 2 * len(set(found.values())) if found != before else 0
-            before = found
+    if objective.evidence.guard(objective.channels) is None:
+        for plan, _ in _updates(config, objective):
+            passes += 2 * len(set(plan.rounded.values())) if plan.rounded != before else 0
+            before = plan.rounded
+    elif given.evidence != "float32" or not given.tell:
+        passes = 2 + len({of for name, of in objective.evidence.others.items() if name in objective.channels})
     cells = config.prompts_per_epoch * config.images_per_prompt * columns
     branches = branches_of(config.model, config.sampler.guidance_scale)
     return passes * spot_check_size(cells, config.learner.microbatch) * branches
@@ -134,37 +125,7 @@ def checked_passes(config: TrainConfig) -> int:
 
 def coefficients_known_before(config: TrainConfig) -> bool:
     """Whether at some update the coefficients are known before the pass with gradient, as far as this tells."""
-    objective, learner = build_objective(config.objective), config.learner
-    columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
-    group, channels = config.images_per_prompt * columns, set(objective.channels)
-    if not objective.found_with_gradient(group, learner.microbatch, gradient_tells_evidence(config)):
-        return True
-    return channels <= {
-        *objective.linear,
-        *_sampled(config, objective.evidence),
-        *objective.known_beside(_own(config, objective)),
-    }
-
-
-def _sampled(config: TrainConfig, evidence: Evidence) -> tuple[str, ...]:
-    """What the sampler has stored of the policy that learns, at the first update of an epoch."""
-    stale = config.cluster.kind == "ray" and config.cluster.max_staleness > 0
-    return () if stale or config.rollout_policy == "reference" else evidence.sampled
-
-
-def _own(config: TrainConfig, objective: Objective) -> list[str]:
-    """As `prdp.learners.used_cells.own_passes`, at the first update of an epoch."""
-    alike, passes = _alike(config, objective), objective.evidence.passes
-    return [name for name, (_, of) in passes.items() if of in alike and name in objective.arrays]
-
-
-def _alike(config: TrainConfig, objective: Objective) -> set[Of]:
-    """Whose weights those of the learning policy are at the first update of an epoch."""
-    alike: set[Of] = {"sampled"}
-    old = objective.old_policy
-    if old is not None and old.decay(config.epochs) == 0:
-        alike |= {"old", "reference"} if old.old_is_reference else {"old"}
-    return alike
+    return not all(plan.at_once for plan, _ in _updates(config, build_objective(config.objective)))
 
 
 def kept_outputs(config: TrainConfig) -> dict[Of, int]:
@@ -173,13 +134,13 @@ def kept_outputs(config: TrainConfig) -> dict[Of, int]:
     Those that do not fit as a whole are left out, though a part of them is kept.
     """
     objective, learner, cluster = build_objective(config.objective), config.learner, config.cluster
-    gradient, evidence = precisions(config)
+    given = precisions(config)
     asked = {objective.evidence.beside[name] for name in objective.found_beside}
     columns = objective.evidence.columns(config.sampler, noisy_steps(config.sampler))
     group, images = config.images_per_prompt * columns, config.prompts_per_epoch * config.images_per_prompt
-    if not asked or gradient != evidence or cluster.fsdp_size > 1:
+    if not asked or given.gradient != given.evidence or cluster.fsdp_size > 1:
         return {}
-    if objective.found_with_gradient(group, learner.microbatch, gradient_tells_evidence(config)):
+    if objective.found_with_gradient(group, learner.microbatch, given.tell):
         return {}
     try:
         latent = math.prod(family_of(config.model).latent_shape_of(config.model))

@@ -6,7 +6,7 @@ import numpy as np
 
 from prdp.config import TrainConfig
 from prdp.configuration.geometry import geometry
-from prdp.configuration.network_passes import gradient_tells_evidence
+from prdp.configuration.network_passes import precisions
 from prdp.objectives import build_objective
 
 
@@ -19,7 +19,7 @@ def idle_rank_problems(config: TrainConfig) -> list[str]:
 
     cells, images = geometry(config)["cells_per_update"], config.prompts_per_epoch * config.images_per_prompt
     group = cells // images * config.images_per_prompt
-    at_once = build_objective(config.objective).found_with_gradient(group, size, gradient_tells_evidence(config))
+    at_once = build_objective(config.objective).found_with_gradient(group, size, precisions(config).tell)
     parts = len(microbatches(np.arange(cells), size, group if at_once else None))
     if count <= parts:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,11 @@ from prdp.evidence.base import Channels
 from prdp.learners.engine import Engine, Progress
 from prdp.learners.guards import check_columns, check_rollout
 from prdp.learners.history import RewardHistory
-from prdp.learners.precision import tells_evidence
 from prdp.learners.precision_watch import PrecisionWatch, accumulated
 from prdp.learners.reward_terms import TERMS, reward_terms
 from prdp.learners.schedule import learning_rate
-from prdp.learners.used_cells import filled, further_passes, own_passes, sources, strongest, used
+from prdp.learners.update_plan import Precisions, UpdatePlan, alike_policies, further_passes, plan_update
+from prdp.learners.used_cells import filled, strongest, used
 from prdp.objectives import Coefficients, Objective
 from prdp.support.interruption import uninterrupted
 from prdp.support.microbatches import LEARNER_ADVICE, Microbatch, optimizer_memory
@@ -62,6 +62,7 @@ class Learner:
         keeps_history, size = "history" in objective.arrays, None if self._terms is None else len(self._terms)
         self._history = RewardHistory(objective.knobs["buffer_size"], size) if keeps_history else None
         self._further_passes = further_passes(objective)
+        self._precisions = Precisions(engine.precision, engine.evidence_precision)
         old = objective.old_policy
         if old is not None:
             engine.keep("old")
@@ -194,69 +195,42 @@ class Learner:
     ) -> dict[str, float]:
         watch = copy.copy(self._watch)
         objective, engine, evidence = self.objective, self.engine, self.objective.evidence
-        guard = evidence.guard(objective.channels)
+        guard, told = evidence.guard(objective.channels), self._precisions.tell
         compares, takes_rewards = objective.method.compares_images, objective.method.takes_rewards
         metrics = check_rollout(rollout, evidence, compares, guard, takes_rewards)
         shape, sampled = self.cells(rollout), evidence.stored(rollout)
-        data: dict[str, np.ndarray] = {"group_ids": rollout.group_ids}
-        if rollout.rewards is not None:
-            data["rewards"] = rollout.rewards
-        if self._terms is not None:
-            data |= reward_terms(rollout, self._terms)
-        if self._history is not None:
-            history_of_epoch = (rollout.prompts.epoch, rollout.image_prompts, data.get(TERMS, data["rewards"]))
-            data["history"] = self._history.including(*history_of_epoch)
+        data = self._data(rollout)
         batch = engine.batch(rollout, self._updates)
         weights = evidence.weights(rollout, engine.transitions)
-        data |= evidence.known(rollout, engine.transitions)
         on_policy = rollout.weights_version == self._updates
         stored = {name: sampled[name] for name in objective.channels if name in sampled} if on_policy else {}
         cells = np.arange(np.prod(shape))
         if evidence.skips_unused:
             cells = used(objective, (*objective.channels, *self._further_passes), data, sampled, shape)
-        first = self._updates % self._updates_per_epoch == 0
-        if first and self._keeps_sampled:
-            engine.keep("sampled")
-        own = own_passes(objective, engine, first)
-        rounded, linear = engine.evidence_precision != "float32", objective.linear + objective.known_beside(own)
-        told = tells_evidence(engine.precision, engine.evidence_precision)
+        plan = self._plan(rollout.images_per_prompt * shape[1], stored)
         checked: dict[str, float] = {}
-        if guard is not None and (rounded or not told):
+        if guard is None:
+            checked = watch.measure(batch, shape, plan.rounded)
+        elif self._precisions.evidence != "float32" or not told:
             if on_policy or not watch.measured(rollout.prompts.epoch):
                 checked = watch.spot_check(batch, guard, sampled[guard], on_policy, weights)
             if not on_policy:
                 watch.check_clip(self._updates)
-            if not told:
-                # The pass with gradient would tell a drift that is rounding.
-                linear = tuple(name for name in linear if name != guard)
-        known = all(name in stored or name in linear for name in objective.channels)
-        group = rollout.images_per_prompt * shape[1]
-        at_once = not known and objective.found_with_gradient(group, engine.microbatch, told)
-        apart = not told and engine.precision != engine.evidence_precision
-        beside = objective.found_beside if at_once or (apart and not known) else ()
-        if guard is None and rounded:
-            # What is found in a pass with gradient that is float32 has no error.
-            exact = (*objective.channels, *own, *beside) if at_once and engine.precision == "float32" else ()
-            checked = watch.measure(batch, shape, sources(objective, own, exact))
-        for name, (channel, of) in self._further_passes.items():
-            if name not in own and name not in beside:
-                data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
+        for name, (channel, of) in plan.further.items():
+            data[name] = engine.evidence(batch, cells, of=of, channels=(channel,))[channel]
 
         def coefficients_of(found: Channels) -> Coefficients:
-            data.update({name: found[name] for name in beside})
-            data.update({name: found[self._further_passes[name][0]] for name in own})
+            data.update({name: found[name] for name in plan.beside})
+            data.update({name: found[self._further_passes[name][0]] for name in plan.own})
             return self._coefficients(found, data, weights)
 
         known_at, left_out = cells, 0.0
-        if at_once:
+        if plan.at_once:
             recomputed = engine.accumulate(batch, cells, lambda seen: coefficients_of(seen).tables, progress)
             stored, scale = {}, 1.0
         else:
-            if not known:
-                needed = [name for name in objective.channels if name not in linear]
-                if apart:  # and as exact a metric of the others as takes no pass more
-                    needed = [name for name in objective.channels if name in needed or objective.costs_nothing(name)]
-                stored = filled(engine.evidence(batch, cells, channels=(*needed, *beside)), sampled, cells)
+            if plan.before:
+                stored = filled(engine.evidence(batch, cells, channels=(*plan.before, *plan.beside)), sampled, cells)
             now = dict.fromkeys(objective.channels, np.zeros(shape)) | stored
             result = coefficients_of(now)
             cells, left_out = strongest(result.tables, cells, self._config.least_coefficient)
@@ -268,13 +242,13 @@ class Learner:
         if not stored.keys() >= set(objective.channels):
             now = recomputed | stored
             result = coefficients_of(now)
-        if guard is None and rounded:
+        if guard is None:
             teaches = not metrics.get("rewards_constant")
             checked |= watch.check_coefficients(now, data, weights, self._updates, teaches)
         with uninterrupted():
             metrics |= self._step()
             if self._history is not None:
-                self._history.remember(*history_of_epoch)
+                self._history.remember(*_remembered(rollout, data))
             metrics |= result.metrics | evidence.describe(now, data, known_at) | {"loss": result.loss}
             metrics |= checked | ({"gradient_scale": scale} if scale != 1.0 else {})
             metrics |= {"coefficients_left_out": left_out} if self._config.least_coefficient else {}
@@ -287,6 +261,26 @@ class Learner:
             if stepped is not None:
                 stepped(metrics)
         return metrics
+
+    def _data(self, rollout: Rollout) -> dict[str, np.ndarray]:
+        """What the loss takes that no pass over the cells is needed for."""
+        data: dict[str, np.ndarray] = {"group_ids": rollout.group_ids}
+        if rollout.rewards is not None:
+            data["rewards"] = rollout.rewards
+        if self._terms is not None:
+            data |= reward_terms(rollout, self._terms)
+        if self._history is not None:
+            data["history"] = self._history.including(*_remembered(rollout, data))
+        return data | self.objective.evidence.known(rollout, self.engine.transitions)
+
+    def _plan(self, cells_per_group: int, stored: Collection[str]) -> UpdatePlan:
+        """The passes of this update; the policy that an epoch's updates start from is kept at the first of them."""
+        first, engine = self._updates % self._updates_per_epoch == 0, self.engine
+        if first and self._keeps_sampled:
+            engine.keep("sampled")
+        unmoved = self.objective.old_policy is not None and engine.unmoved("old")
+        alike = alike_policies(self.objective, first, unmoved)
+        return plan_update(self.objective, self._precisions, cells_per_group, engine.microbatch, stored, alike)
 
     def let_go(self) -> None:
         """Hold nothing of a rollout any more."""
@@ -311,3 +305,8 @@ class Learner:
         if old is not None and self._updates % self._updates_per_epoch == 0:
             self.engine.move("old", old.decay(self._updates // self._updates_per_epoch))
         return metrics | {"learning_rate": rate}
+
+
+def _remembered(rollout: Rollout, data: Mapping[str, np.ndarray]) -> tuple[int, list[str], np.ndarray]:
+    """What a `RewardHistory` is told of a rollout: its epoch, prompts and rewards."""
+    return rollout.prompts.epoch, rollout.image_prompts, data.get(TERMS, data["rewards"])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from prdp.evidence.base import Channels, Of
-from prdp.learners.engine import Engine
+from prdp.evidence.base import Channels
 from prdp.objectives import Objective
 from prdp.types import Float64, Int64
 
@@ -75,43 +74,6 @@ def filled(found: Channels, sampled: Channels, cells: Int64) -> Channels:
         whole[name] = values = sampled[name].astype(np.float64)
         values.ravel()[cells] = found[name].ravel()[cells]
     return whole
-
-
-def further_passes(objective: Objective) -> dict[str, tuple[str, Of]]:
-    """What an objective asks for that takes passes beside those of its channels; see `Evidence.passes`."""
-    return {name: where for name, where in objective.evidence.passes.items() if name in objective.arrays}
-
-
-def sources(objective: Objective, own: Collection[str], exact: Collection[str] = ()) -> dict[str, tuple[str, Of]]:
-    """Arrays that coefficients depend on, of those that are evidence -> the channel that it is, and whose.
-
-    Differences of a policy's evidence to its own are 0, whatever that is.
-
-    Args:
-        own: of `own_passes`.
-        exact: those that are left out, as they are computed without rounding.
-    """
-    pairs = [pair for name, pair in objective.evidence.derived.items() if name in objective.takes]
-    nothing = {*objective.linear, *exact, *objective.known_beside(own)}
-    nothing |= {name for name in own if all(pair[0] in nothing for pair in pairs if name in pair)}
-    found: dict[str, tuple[str, Of]] = {name: (name, "policy") for name in objective.channels}
-    for name, (channel, of) in further_passes(objective).items():
-        found[name] = channel, "policy" if name in own else of
-    return {name: source for name, source in found.items() if name not in nothing}
-
-
-def own_passes(objective: Objective, engine: Engine, first: bool) -> list[str]:
-    """Those of `further_passes` that are not needed: their policy has the weights of the one that learns.
-
-    Args:
-        first: whether it is an epoch's first update.
-    """
-    old, followed = objective.old_policy, set[str]()
-    if old is not None and engine.unmoved("old"):
-        followed = {"old", "reference"} if old.old_is_reference else {"old"}
-    if first:
-        followed.add("sampled")
-    return [name for name, (_, of) in further_passes(objective).items() if of in followed]
 
 
 def used(

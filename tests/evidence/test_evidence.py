@@ -19,7 +19,8 @@ from prdp.evidence.trajectory import TrajectoryRecorder
 from prdp.learners import build_learner
 from prdp.learners.guards import check_columns
 from prdp.learners.learner import Learner
-from prdp.learners.used_cells import further_passes, used
+from prdp.learners.update_plan import further_passes
+from prdp.learners.used_cells import used
 from prdp.objectives import OBJECTIVES, Method, build_objective
 from prdp.objectives._groups import by_group, differences
 from prdp.types import PromptBatch, Rollout
