@@ -111,6 +111,18 @@ def test_the_passes_that_are_told_are_those_of_a_run(
     assert dataclasses.replace(first, reference=second.reference, evidence=second.evidence) == second
 
 
+def computes_in(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the network say so; it computes in float32 all the same."""
+    made = GaussianMixturesPolicy.__init__
+
+    def made_in_half(self: Any, *arguments: Any, **named: Any) -> None:
+        made(self, *arguments, **named)
+        self.precision = precision
+
+    monkeypatch.setattr(GaussianMixturesPolicy, "__init__", made_in_half)
+    monkeypatch.setattr(api, "check", lambda config: None)  # this family is refused in half precision
+
+
 WAYS = (("float32", "bfloat16"), ("half", "bfloat16"), ("half", "float16"), ("tf32", None))
 KL = {"evidence": "denoising", "kl": 0.2}
 HALF = [
@@ -130,14 +142,7 @@ def test_the_passes_in_less_than_float32_are_those_of_a_run(
     """The network computes in float32 all the same, so that nothing is rounded; a group has up to 12 cells."""
     config = config_of(name, knobs, 2, microbatch)
     config.learner.evidence_precision, config.learner.autocast = precision, gradient
-    made = GaussianMixturesPolicy.__init__
-
-    def made_in_half(self: Any, *arguments: Any, **named: Any) -> None:
-        made(self, *arguments, **named)
-        self.precision = gradient or "float32"
-
-    monkeypatch.setattr(GaussianMixturesPolicy, "__init__", made_in_half)
-    monkeypatch.setattr(api, "check", lambda config: None)  # this family is refused in half precision
+    computes_in(gradient or "float32", monkeypatch)
     for kind in (Trajectory, Denoising, FiniteDifference):
         monkeypatch.setattr(kind, "skips_unused", False)
     monkeypatch.setattr("prdp.learners.learner.strongest", lambda tables, cells, share: (cells, 0.0))
@@ -160,6 +165,20 @@ def test_of_rollouts_that_another_policy_has_drawn_nothing_is_known_before(
     assert dataclasses.replace(found, reference=told.reference) == told
     assert found.reference == 0, "in both epochs it is the start that draws"
     assert not frozen or told.reference == 0
+
+
+def test_half_precision_learns_from_rollouts_of_the_start_by_evidence_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loss is linear, but a pass with gradient tells rounding for a drift of the policy."""
+    config = config_of("reinforce", {}, 1, 64)
+    config.rollout_policy, config.learner.autocast = "reference", "bfloat16"
+    computes_in("bfloat16", monkeypatch)
+    monkeypatch.setattr(Trajectory, "skips_unused", False)
+    monkeypatch.setattr("prdp.learners.learner.strongest", lambda tables, cells, share: (cells, 0.0))
+    told = image_passes(config)
+    assert told.evidence == 2
+    assert counted(config, monkeypatch, checked_passes(config))[1] == told
 
 
 def test_the_text_of_passes() -> None:
