@@ -27,7 +27,16 @@ echo "mode=$RAY_AUTH_MODE token=${RAY_AUTH_TOKEN:-none}" >>"$CALLS.environment"
     + """
 case $1 in
 start) exec sleep 300 ;;
-job) exit "$(head -n 1 "$CALLS.exits" 2>/dev/null || echo 0)" ;;
+job)
+    case $2 in
+    status) # a line for each time that it is asked; the last one stays
+        line=$(head -n 1 "$CALLS.states" 2>/dev/null || echo "Job 'ID' succeeded")
+        [[ ! -e $CALLS.states || $(wc -l <"$CALLS.states") == 1 ]] || sed -i 1d "$CALLS.states"
+        echo "cli.py:73 -- ${line//ID/${@: -1}}"
+        ;;
+    submit) exit "$(head -n 1 "$CALLS.exits" 2>/dev/null || echo 0)" ;;
+    esac
+    ;;
 esac
 """,
     "srun": RECORD + 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
@@ -65,7 +74,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (folder / name).write_text(f"#!/usr/bin/env bash\n{body}")
         (folder / name).chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_", "PRDP_"))}
-    return {**kept, "PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    own = {"CALLS": str(tmp_path / "calls"), "PRDP_POLL_SECONDS": "0"}
+    return {**kept, "PATH": f"{folder}:{os.environ['PATH']}", **own}
 
 
 @pytest.fixture
@@ -138,7 +148,7 @@ def test_a_job_is_submitted_with_the_checkout(environment: dict[str, str]) -> No
     words = ["--address", "http://head:8265", "--gpus", "1", "--output-dir", "/shared/a run", "reward.note=a b;$c"]
     finished = run("ray_job.sh", *words, environment=environment)
     assert finished.returncode == 0, finished.stderr
-    [call] = calls(environment, "ray")
+    call, _ = calls(environment, "ray")
     assert call[:4] == ["job", "submit", "--address", "http://head:8265"]
     assert call[call.index("--working-dir") + 1] == str(ROOT)
     assert call[call.index("--entrypoint-num-gpus") + 1] == "1"
@@ -152,7 +162,7 @@ def test_a_job_is_submitted_with_the_checkout(environment: dict[str, str]) -> No
 
 def test_a_job_of_an_installed_prdp_carries_nothing(environment: dict[str, str]) -> None:
     assert run("ray_job.sh", "--installed", "--output-dir", "/runs/a", environment=environment).returncode == 0
-    [call] = calls(environment, "ray")
+    call, _ = calls(environment, "ray")
     assert "--working-dir" not in call
     assert "excludes" not in call[call.index("--runtime-env-json") + 1]
 
@@ -166,11 +176,44 @@ def test_secrets_of_the_environment_stay_out_of_a_job(environment: dict[str, str
 
 def test_a_failed_job_is_submitted_again_under_another_id(environment: dict[str, str]) -> None:
     Path(environment["CALLS"] + ".exits").write_text("1\n")
+    Path(environment["CALLS"] + ".states").write_text("Job 'ID' failed\n")
     finished = run("ray_job.sh", "--attempts", "3", "--output-dir", "/runs/a", environment=environment)
     assert finished.returncode == 1
-    ids = [call[call.index("--submission-id") + 1] for call in calls(environment, "ray")]
+    ids = [call[call.index("--submission-id") + 1] for call in calls(environment, "ray") if call[1] == "submit"]
     assert len(ids) == len(set(ids)) == 3
     assert finished.stderr.count("did not succeed") == 3
+
+
+AT_WORK = "Status for job 'ID': RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "logs", "says"),
+    [
+        ([AT_WORK, AT_WORK, "Job 'ID' succeeded"], 0, 2, "the log ended before the job"),
+        ([AT_WORK, "Connection refused", AT_WORK, "Job 'ID' failed"], 1, 2, "did not succeed"),
+        (["Job 'ID' was stopped"], 1, 0, "was stopped"),
+        (["Connection refused"], 2, 0, "which may be at work: cli.py:73 -- Connection refused"),
+    ],
+)
+def test_a_log_that_ends_is_not_the_end_of_a_job(
+    environment: dict[str, str], states: list[str], code: int, logs: int, says: str
+) -> None:
+    """Ray's submission ends with 0 also where the connection has ended, and where somebody has stopped the job."""
+    Path(environment["CALLS"] + ".states").write_text("\n".join(states) + "\n")
+    finished = run("ray_job.sh", "--attempts", "1", "--output-dir", "/runs/a", environment=environment)
+    assert finished.returncode == code
+    assert says in finished.stderr
+    assert [call[1] for call in calls(environment, "ray")].count("logs") == logs
+
+
+def test_the_driver_goes_where_it_is_told_to(environment: dict[str, str]) -> None:
+    words = ["--on", "ray.io/accelerator-type=H100", "--output-dir", "/runs/a", "cluster.learner_gpus=1"]
+    assert run("ray_job.sh", *words, environment=environment).returncode == 0
+    call = calls(environment, "ray")[0]
+    assert call[call.index("--entrypoint-label-selector") + 1] == '{"ray.io/accelerator-type": "H100"}'
+    # Ray hides all GPUs from a driver that it has placed by a label.
+    assert call[call.index("--") + 1 :][:4] == ["env", "-u", "CUDA_VISIBLE_DEVICES", "python"]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +224,9 @@ def test_a_failed_job_is_submitted_again_under_another_id(environment: dict[str,
         (["--output-dir"], "--output-dir needs a value"),
         (["--output-dir", "/a", "--attempts", "0"], "--attempts=0: must be a whole number from 1 on"),
         (["--output-dir", "/a", "--gpus", "many"], "--gpus=many: must be a number"),
+        (["--output-dir", "/a", "--on", "H100"], "--on=H100: must be a label and its value, such as pool=learner"),
+        (["--output-dir", "/a", "--on", 'a=b"c'], "must be a label and its value"),
+        (["--output-dir", "/a", "--on", "a=b", "--gpus", "1"], "--on and --gpus: a driver that has GPUs"),
         (["--output-dir", "/a", "--adress", "b"], "unknown option --adress"),
     ],
 )
