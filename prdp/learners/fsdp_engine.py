@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -100,15 +100,11 @@ class FsdpEngine(TorchEngine):
         # Autocast would keep a copy of every weight for the time of a pass.
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
-        kept = None if of == "policy" else self._of(of)
-        if kept is not None:
-            self._swap(kept)
         try:
-            yield None
+            with nullcontext() if of == "policy" else self._exchanged(self._of(of)):
+                yield None
         finally:
             torch.set_autocast_cache_enabled(cached)
-            if kept is not None:
-                self._swap(kept)
 
     @torch.no_grad()
     def _swap(self, others: Tensors) -> None:

@@ -60,7 +60,7 @@ class LearnerRank:
     """
 
     def __init__(self, engine: DeviceEngine, configuration: str = "") -> None:
-        self.engine = engine
+        self._engine = engine
         # Positions of a part of a rollout would be told; who asks knows those of the whole.
         engine.checks_evidence = False
         self._configuration = configuration
@@ -69,6 +69,12 @@ class LearnerRank:
         self._first_image = 0
         self._passes: Generator[Seen, Float64, None] | None = None
         self._writer = PartWriter()
+
+    @property
+    def engine(self) -> DeviceEngine:
+        """Of this process. Passes that others broke off end first: in them its tensors may be converted."""
+        self.break_off()
+        return self._engine
 
     def identity(self) -> dict[str, str]:
         """What has to be the same on all ranks, by what it is called in messages."""
@@ -102,7 +108,7 @@ class LearnerRank:
 
     def let_go(self) -> None:
         """Hold nothing of a rollout any more."""
-        self._end_passes()
+        self.break_off()
         self._batch = None
 
     def evidence(
@@ -139,7 +145,6 @@ class LearnerRank:
     def begin(self, cells: Int64, update: int) -> dict[str, np.ndarray] | None:
         """Begin to gather the gradient at cells, by microbatches of whole groups: the evidence of the first one."""
         batch, local = self._at(cells, update)
-        self._end_passes()
         self._passes = self.engine.passes(batch, local, whole_groups=True)
         seen = next(self._passes, None)
         return None if seen is None else seen.evidence
@@ -189,7 +194,6 @@ class LearnerRank:
 
     def use_microbatch(self, size: int) -> None:
         """See `Engine.use_microbatch`."""
-        self._end_passes()
         self.engine.use_microbatch(size)
 
     def load_state(self, tensors: Mapping[str, np.ndarray], updates: int) -> str:
@@ -239,8 +243,8 @@ class LearnerRank:
         """Of the weights as they are now."""
         return fingerprint(self.engine.tensors())
 
-    def _end_passes(self) -> None:
-        """Those that others broke off, with what their graph holds."""
+    def break_off(self) -> None:
+        """End the passes that `go_on` would go on with, and what their graph holds."""
         if self._passes is not None:
             self._passes.close()
         self._passes = None

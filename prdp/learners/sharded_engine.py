@@ -80,11 +80,15 @@ class ShardedEngine(Engine):
         progress: Progress | None = None,
     ) -> Channels:
         def attempt() -> Channels:
-            if callable(tables):
-                found = self._accumulate_in_step(batch, cells, tables, progress)
-            else:
-                found = self._accumulate(batch, cells, tables, progress)
-            self._reduce()
+            try:
+                if callable(tables):
+                    found = self._accumulate_in_step(batch, cells, tables, progress)
+                else:
+                    found = self._accumulate(batch, cells, tables, progress)
+                self._reduce()
+            except BaseException:
+                self._replicas.own.break_off()  # the tensors of this process are about to be read
+                raise
             return found
 
         return self._passed(attempt)

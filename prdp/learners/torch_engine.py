@@ -28,6 +28,7 @@ from prdp.learners.engine import Arrays, section
 from prdp.learners.guards import gradient_error, unlearned
 from prdp.learners.optimizers import build_optimizer
 from prdp.learners.precision import evidence_precision
+from prdp.support.interruption import uninterrupted
 from prdp.types import Weights
 
 Tensors = dict[str, torch.Tensor]
@@ -141,12 +142,8 @@ class TorchEngine(DeviceEngine):
             with self.policy.reference() as network:
                 yield network
         else:
-            kept = self._of(of)
-            self._swap(kept)
-            try:
+            with self._exchanged(self._of(of)):
                 yield None
-            finally:
-                self._swap(kept)
 
     @contextmanager
     def _arithmetic(self, exact: bool) -> Iterator[None]:
@@ -200,12 +197,8 @@ class TorchEngine(DeviceEngine):
         if dtype is None:
             yield
             return
-        converted = {name: value.detach().to(dtype) for name, value in self._parameters.items()}
-        self._swap(converted)
-        try:
+        with self._exchanged({name: value.detach().to(dtype) for name, value in self._parameters.items()}):
             yield
-        finally:
-            self._swap(converted)
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         assert value.grad is not None
@@ -248,6 +241,20 @@ class TorchEngine(DeviceEngine):
     def _of(self, of: Of) -> Tensors:
         assert of in self._kept, f"the policy '{of}' is not kept: call keep first"
         return self._kept[of]
+
+    @contextmanager
+    def _exchanged(self, others: Tensors) -> Iterator[None]:
+        """Others stand in the place of the learning tensors for the time of the context, never some of them alone."""
+        there = False
+        try:
+            with uninterrupted():
+                self._swap(others)
+                there = True
+            yield
+        finally:
+            if there:
+                with uninterrupted():
+                    self._swap(others)
 
     def _swap(self, others: Tensors) -> None:
         """Exchange the learning tensors with others, in place and without a copy."""
