@@ -42,7 +42,16 @@ def _direct_classes() -> dict[type, type]:
     from peft.tuners.lora.layer import Conv2d, Linear
 
     found = {Attention: _Attention, FluxAttention: _FluxAttention, Conv2d: _Adapted, Linear: _Adapted}
-    return {kind: type(f"Direct{kind.__name__}", (mixin, kind), {}) for kind, mixin in found.items()}
+    own = {"__module__": __name__}  # or peft's would be that of its metaclass
+    return {kind: type(f"Direct{kind.__name__}", (mixin, kind), own) for kind, mixin in found.items()}
+
+
+def __getattr__(name: str) -> Any:
+    """The classes by name: of networks that are pickled."""
+    for kind in _direct_classes().values() if name.startswith("Direct") else ():
+        if kind.__name__ == name:
+            return kind
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _Adapted:

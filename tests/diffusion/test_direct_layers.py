@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_conversions_are_made_anew_outside_of_the_context() -> None:
     assert not torch.equal(computed(), before)
 
 
-def test_layers_with_more_than_two_matrices_stay_as_they_are() -> None:
+def test_layers_are_pickled_and_those_with_more_than_two_matrices_stay_as_they_are() -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     def adapted(**settings: Any) -> Any:
@@ -169,12 +170,15 @@ def test_layers_with_more_than_two_matrices_stay_as_they_are() -> None:
         direct(network)
         return network[0]
 
-    assert type(adapted()).__name__ == "DirectLinear"
+    plain, x = adapted(), torch.randn(3, 4)
+    assert type(plain).__name__ == "DirectLinear"
+    torch.nn.init.normal_(plain.lora_B["default"].weight)
+    read = pickle.loads(pickle.dumps(plain))
+    assert type(read) is type(plain) and torch.equal(read(x), plain(x))
     for settings in ({"lora_dropout": 0.5}, {"lora_bias": True}):
         assert type(adapted(**settings)).__name__ == "Linear"
     rotated = adapted(use_dora=True)
     assert type(rotated).__name__ == "DirectLinear"
-    x = torch.randn(3, 4)
     expected = copy.deepcopy(rotated)
     expected.__class__ = type(rotated).__bases__[1]
     torch.nn.init.normal_(rotated.lora_B["default"].weight)
