@@ -122,8 +122,10 @@ def jax_device_count_problems(learner: LearnerConfig) -> list[str]:
     """More devices for JAX than this process has; JAX is there, see `package_problems`."""
     if learner.framework != "jax" or learner.jax_data * learner.jax_fsdp == 1:
         return []
+    from prdp.learners import share_gpus
     from prdp.learners.jax_mesh import device_count_problems
 
+    share_gpus()
     return device_count_problems(learner.jax_data, learner.jax_fsdp)
 
 

@@ -175,6 +175,11 @@ def build_learner(
     return Learner(ShardedEngine(engine, ranks, configuration), built, config, updates_per_epoch, reward_terms)
 
 
+def share_gpus() -> None:
+    """Before JAX looks at its devices: by itself it takes three quarters of each GPU, where torch wants memory, too."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def _engine(
     policy: Policy,
     transitions: Transitions,
@@ -194,8 +199,7 @@ def _engine(
 
         return TorchEngine(*settings)
     if config.framework == "jax":
-        # By itself JAX takes three quarters of a GPU, on which torch's samplers and rewards want memory, too.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        share_gpus()
         try:
             from prdp.learners.jax_engine import JaxEngine
         except ModuleNotFoundError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from refused import refusals
 
 from prdp.config import LearnerConfig, ModelConfig, SamplerConfig, TrainConfig
-from prdp.configuration.preconditions import evidence_problems, transition_problems
+from prdp.configuration.preconditions import evidence_problems, jax_device_count_problems, transition_problems
 from prdp.evidence import Denoising
 from prdp.objectives import OBJECTIVES
 
@@ -70,6 +71,12 @@ def test_what_this_machine_or_this_network_cannot_do(
     message = refusals(capsys, f"model.path={model_folder}", *(word.replace("{clip}", str(clip)) for word in words))
     for text in says:
         assert text in message
+
+
+def test_devices_of_jax_are_counted_without_taking_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    assert jax_device_count_problems(LearnerConfig(framework="jax", jax_data=10**6))
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
 def test_a_sampler_whose_only_step_draws_no_noise() -> None:
