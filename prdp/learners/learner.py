@@ -62,7 +62,6 @@ class Learner:
         keeps_history, size = "history" in objective.arrays, None if self._terms is None else len(self._terms)
         self._history = RewardHistory(objective.knobs["buffer_size"], size) if keeps_history else None
         self._further_passes = further_passes(objective)
-        self._precisions = Precisions(engine.precision, engine.evidence_precision)
         old = objective.old_policy
         if old is not None:
             engine.keep("old")
@@ -195,7 +194,8 @@ class Learner:
     ) -> dict[str, float]:
         watch = copy.copy(self._watch)
         objective, engine, evidence = self.objective, self.engine, self.objective.evidence
-        guard, told = evidence.guard(objective.channels), self._precisions.tell
+        guard, precisions = evidence.guard(objective.channels), Precisions(engine.precision, engine.evidence_precision)
+        told = precisions.tell
         compares, takes_rewards = objective.method.compares_images, objective.method.takes_rewards
         metrics = check_rollout(rollout, evidence, compares, guard, takes_rewards)
         shape, sampled = self.cells(rollout), evidence.stored(rollout)
@@ -207,11 +207,11 @@ class Learner:
         cells = np.arange(np.prod(shape))
         if evidence.skips_unused:
             cells = used(objective, (*objective.channels, *self._further_passes), data, sampled, shape)
-        plan = self._plan(rollout.images_per_prompt * shape[1], stored)
+        plan = self._plan(precisions, rollout.images_per_prompt * shape[1], stored)
         checked: dict[str, float] = {}
         if guard is None:
             checked = watch.measure(batch, shape, plan.rounded)
-        elif self._precisions.evidence != "float32" or not told:
+        elif precisions.evidence != "float32" or not told:
             if on_policy or not watch.measured(rollout.prompts.epoch):
                 checked = watch.spot_check(batch, guard, sampled[guard], on_policy, weights)
             if not on_policy:
@@ -273,14 +273,14 @@ class Learner:
             data["history"] = self._history.including(*_remembered(rollout, data))
         return data | self.objective.evidence.known(rollout, self.engine.transitions)
 
-    def _plan(self, cells_per_group: int, stored: Collection[str]) -> UpdatePlan:
+    def _plan(self, precisions: Precisions, cells_per_group: int, stored: Collection[str]) -> UpdatePlan:
         """The passes of this update; the policy that an epoch's updates start from is kept at the first of them."""
         first, engine = self._updates % self._updates_per_epoch == 0, self.engine
         if first and self._keeps_sampled:
             engine.keep("sampled")
         unmoved = self.objective.old_policy is not None and engine.unmoved("old")
         alike = alike_policies(self.objective, first, unmoved)
-        return plan_update(self.objective, self._precisions, cells_per_group, engine.microbatch, stored, alike)
+        return plan_update(self.objective, precisions, cells_per_group, engine.microbatch, stored, alike)
 
     def let_go(self) -> None:
         """Hold nothing of a rollout any more."""
