@@ -1,4 +1,4 @@
-"""Passes until a held-out score is reached, by the recorded runs of a study: the page docs/results/speed.md.
+"""Passes until a held-out score is reached, by the recorded runs of two studies: the page docs/results/speed.md.
 
     python benchmarks/speed.py                  # writes docs/results/speed.md
 
@@ -20,30 +20,48 @@ from prdp.configuration.network_passes import image_passes
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LEVELS = (0.66, 0.70)
-METHODS = {
-    "prdp_denoising": "PRDP on denoising errors, 4 draws",
-    "prdp_denoising_6": "PRDP on denoising errors, 6 draws",
-    "crd": "CRD",
-    "dgpo": "DGPO",
-    "awm": "AWM",
-    "nft": "NFT",
-    "prdp": "PRDP on trajectories",
-    "ddpo": "DDPO on trajectories",
-    "ddpo_long": "DDPO on trajectories, 96 updates",
+STUDIES = {
+    "shapes_speed": {
+        "prdp_denoising_2_small": "PRDP on denoising errors, 2 draws, 64 images an update",
+        "prdp_denoising": "PRDP on denoising errors, 3 draws, 128 images: the demo",
+        "ddpo_small": "DDPO on trajectories, 64 images",
+        "ddpo": "DDPO on trajectories, 128 images",
+    },
+    "shapes_large": {
+        "prdp_denoising": "PRDP on denoising errors, 4 draws",
+        "prdp_denoising_6": "PRDP on denoising errors, 6 draws",
+        "crd": "CRD",
+        "dgpo": "DGPO",
+        "awm": "AWM",
+        "nft": "NFT",
+        "prdp": "PRDP on trajectories",
+        "ddpo": "DDPO on trajectories",
+        "ddpo_long": "DDPO on trajectories, 96 updates",
+    },
 }
-"""Names in the records, and what they are."""
+"""Study -> names in its records, and what they are."""
 BACKWARD_COST = 2
 """Forward passes that a backward pass is counted as."""
 
 HEAD = """# Passes until a score is reached
 
-Held-out score of the judge on the embedded model, from .571. The runs are those of
-[shapes_large](shapes_large.md), whose rates were searched. Made by `python benchmarks/speed.py`. A backward
-pass counts as two forward passes. Passes are those that the same configuration takes today: DDPO's runs were
-recorded when it still computed the reference. The score was taken every 8 updates; in between it is a
-straight line. Where not all seeds reach a score, the median is of those that do, and so it flatters the
-method.
+Held-out score of the judge on the embedded model, from .571. Made by `python benchmarks/speed.py`. A backward
+pass counts as two forward passes. Passes are those that the same configuration takes today. Between two
+evaluations the score is taken for a straight line. Where not all seeds reach a score, the median is of those that do,
+and so it flatters the method.
 """
+ABOUT = {
+    "shapes_speed": """## With small batches and few draws
+
+The recipe of `shapes_demo`, adapters on all layers, evaluated every 4 updates:
+`benchmarks/studies/shapes_speed.yaml`. Rates, draws and batches were chosen by single runs with another seed.
+""",
+    "shapes_large": """## Methods side by side
+
+The runs are those of [shapes_large](shapes_large.md), adapters on attention, 128 images an update, whose rates were
+searched. They were evaluated every 8 updates. DDPO's were recorded when it still computed the reference.
+""",
+}
 
 Line = Mapping[str, Any]
 
@@ -51,19 +69,20 @@ Line = Mapping[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=Path, default=RESULTS / "shapes_large.jsonl")
+    parser.add_argument("--records", type=Path, default=RESULTS, help="folder of the studies' records")
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.md")
     options = parser.parse_args(arguments)
-    lines = [json.loads(line) for line in options.records.read_text().splitlines()]
-    options.out.write_text(page(lines))
+    records = {study: (options.records / f"{study}.jsonl").read_text().splitlines() for study in STUDIES}
+    tables = [f"{ABOUT[study]}\n{table(study, list(map(json.loads, lines)))}" for study, lines in records.items()]
+    options.out.write_text("\n".join([HEAD, *tables]))
     print(options.out)
 
 
-def page(lines: Sequence[Line]) -> str:
+def table(study: str, lines: Sequence[Line]) -> str:
     """A row a method: medians over its seeds, and how many of them got there."""
     head = ["method", "seeds", "passes an image", *(f"thousand passes to {level:.2f}" for level in LEVELS)]
     rows = [" | ".join(head), "|".join("---" for _ in head)]
-    for name, words in METHODS.items():
+    for name, words in STUDIES[study].items():
         runs = [line for line in lines if line["method"] == name and line["phase"] == "final"]
         if not runs:
             continue
@@ -75,8 +94,7 @@ def page(lines: Sequence[Line]) -> str:
             reached = f" ({len(passes)} of {len(runs)})" if len(passes) < len(runs) else ""
             cells.append((f"{median(passes):.0f}" if passes else "not reached") + reached * bool(passes))
         rows.append(" | ".join(cells))
-    table = "\n".join(f"| {row} |" if "---" not in row else f"|{row}|" for row in rows)
-    return f"{HEAD}\n{table}\n"
+    return "".join(f"| {row} |\n" if "---" not in row else f"|{row}|\n" for row in rows)
 
 
 def cost_of_image(run: Line) -> int:

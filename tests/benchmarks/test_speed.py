@@ -33,7 +33,7 @@ def test_images_until_a_score_lie_on_a_straight_line(speed: ModuleType) -> None:
 
 def test_the_page_tells_how_many_seeds_got_there(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "cost_of_image", lambda run: 20)
-    page = speed.page([run([0.5, 0.62, 0.7]), run([0.5, 0.58, 0.66]), run([0.5] * 3, "nft")])
+    page = speed.table("shapes_large", [run([0.5, 0.62, 0.7]), run([0.5, 0.58, 0.66]), run([0.5] * 3, "nft")])
     assert "| CRD | 2 | 20 | 28 | 32 (1 of 2) |" in page
     assert "| NFT | 1 | 20 | not reached | not reached |" in page
     assert "DGPO" not in page
