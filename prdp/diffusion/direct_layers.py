@@ -66,12 +66,15 @@ class _Adapted:
         if self._disable_adapters:
             return result
         scales, downs, ups = self.scaling, parts["lora_A"]._modules, parts["lora_B"]._modules
-        dtype, autocast = result.dtype, torch.is_autocast_enabled(x.device.type)
+        dtype = result.dtype
         for name in self._active_adapter:
             if name not in downs:
                 continue
             down = downs[name]
-            change = ups[name](down(x if autocast else x.to(down.weight.dtype)))  # autocast converts by itself
+            own = down.weight.dtype
+            # Autocast converts by itself.
+            wide = x if x.dtype is own or torch.is_autocast_enabled(x.device.type) else x.to(own)
+            change = ups[name](down(wide))
             if change.dtype is torch.float32:
                 result = result + change * scales[name]
             else:
