@@ -67,7 +67,7 @@ class _Adapted:
             return result
         scales, downs, ups = self.scaling, parts["lora_A"]._modules, parts["lora_B"]._modules
         dtype = result.dtype
-        for name in self._active_adapter:
+        for name in self.active_adapters:
             if name not in downs:
                 continue
             down = downs[name]
