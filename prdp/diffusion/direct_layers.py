@@ -57,6 +57,12 @@ def __getattr__(name: str) -> Any:
 class _Adapted:
     """A layer with LoRA, of two matrices each."""
 
+    def update_layer(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Take one more adapter; of more than two matrices it is peft's to compute."""
+        super().update_layer(*args, **kwargs)  # type: ignore[misc]
+        if not _plain(self):
+            self.__class__ = type(self).__bases__[1]
+
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args or kwargs or self.merged_adapters or self.lora_variant:
             of_peft: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]

@@ -164,10 +164,12 @@ def test_conversions_are_made_anew_outside_of_the_context() -> None:
 def test_layers_are_pickled_and_those_with_more_than_two_matrices_stay_as_they_are() -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    def adapted(**settings: Any) -> Any:
+    def adapted(*further: dict[str, Any], **settings: Any) -> Any:
         network = torch.nn.Sequential(torch.nn.Linear(4, 4))
-        inject_adapter_in_model(LoraConfig(target_modules=["0"], r=2, **settings), network)
-        direct(network)
+        for number, each in enumerate((settings, *further)):
+            config = LoraConfig(target_modules=["0"], r=2, **each)
+            inject_adapter_in_model(config, network, f"further_{number}" if number else "default")
+            direct(network)
         return network[0]
 
     plain, x = adapted(), torch.randn(3, 4)
@@ -177,6 +179,8 @@ def test_layers_are_pickled_and_those_with_more_than_two_matrices_stay_as_they_a
     assert type(read) is type(plain) and torch.equal(read(x), plain(x))
     for settings in ({"lora_dropout": 0.5}, {"lora_bias": True}):
         assert type(adapted(**settings)).__name__ == "Linear"
+        assert type(adapted(settings)).__name__ == "Linear"
+    assert type(adapted({}, {})).__name__ == "DirectLinear"
     rotated = adapted(use_dora=True)
     assert type(rotated).__name__ == "DirectLinear"
     expected = copy.deepcopy(rotated)
