@@ -15,7 +15,11 @@ DATA, FSDP = "data", "fsdp"
 
 def device_count_problems(data: int, fsdp: int) -> list[str]:
     """That this process has fewer devices than `data` x `fsdp`, in a line that names the keys."""
-    size, devices = data * fsdp, jax.devices()
+    try:
+        size, devices = data * fsdp, jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter of a platform that this JAX was not made for
+        reason = (str(error).splitlines() or ["none of the platforms that JAX_PLATFORMS names"])[0]
+        return [f"learner.framework=jax: JAX finds no devices: {reason}"]
     if size <= len(devices):
         return []
     return [

@@ -64,8 +64,14 @@ def interruptions_raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put an interruption off until the block ends: it changes what must change as a whole."""
+    """Put an interruption off until the block ends: it changes what must change as a whole.
+
+    In the main thread, where interruptions arrive. A block of another one ends by itself.
+    """
     global _depth, _waiting
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _depth += 1
     try:
         yield

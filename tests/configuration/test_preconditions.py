@@ -79,6 +79,17 @@ def test_devices_of_jax_are_counted_without_taking_their_memory(monkeypatch: pyt
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
+def test_a_jax_without_devices_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    def devices() -> None:
+        raise RuntimeError("Unable to initialize backend 'cuda'\nand why")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    [problem] = jax_device_count_problems(LearnerConfig(framework="jax", jax_data=2))
+    assert problem == "learner.framework=jax: JAX finds no devices: Unable to initialize backend 'cuda'"
+
+
 def test_a_sampler_whose_only_step_draws_no_noise() -> None:
     model = ModelConfig(family="gaussian_mixtures")
     for kind in ("ddpm", "ddim"):

@@ -89,9 +89,17 @@ class Signalling(dict[str, torch.Tensor]):
             yield item
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is not ignored, as it is where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("of", "passes"), [("old", 1), ("old", 2), ("policy", 2), ("policy", 3)])  # to and fro
 def test_ctrl_c_in_the_middle_of_an_exchange_leaves_the_weights_as_they_were(
-    narrow_pipeline: Path, of: Any, passes: int
+    narrow_pipeline: Path, heard: None, of: Any, passes: int
 ) -> None:
     one = learner(narrow_pipeline)
     rollout, engine = drawn(one, narrow_pipeline), one.engine

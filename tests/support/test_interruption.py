@@ -55,6 +55,24 @@ def test_an_error_of_the_step_gives_way():
     assert isinstance(caught.value.__context__, ValueError)
 
 
+def test_a_step_of_another_thread_puts_nothing_off():
+    begun, interrupted, done = threading.Event(), threading.Event(), []
+
+    def step() -> None:
+        with uninterrupted():
+            begun.set()
+            done.append(interrupted.wait(20))
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    assert begun.wait(20)
+    with pytest.raises(TerminatedError), interruptions_raised():
+        os.kill(os.getpid(), signal.SIGTERM)
+    interrupted.set()
+    thread.join()
+    assert done == [True]
+
+
 def test_other_threads_leave_the_handlers_alone():
     before = signal.getsignal(signal.SIGTERM)
     seen = []
