@@ -139,8 +139,6 @@ def compile_problems(config: TrainConfig) -> list[str]:
         found.append(f"{chosen}: must be null for learner.framework={config.learner.framework}")
     if config.cluster.fsdp_size > 1:
         found.append(f"{chosen}: must be null for cluster.fsdp_size={config.cluster.fsdp_size}")
-    if model.dtype != "float32":
-        found.append(f"{chosen}: needs model.dtype=float32, not {model.dtype}: its blocks are widened as they compute")
     if model.quantization is not None:
         found.append(f"{chosen}: must be null for model.quantization={model.quantization}")
     return found

@@ -58,7 +58,7 @@ def compile_blocks(network: torch.nn.Module, backend: str) -> None:
         _clock = _Clock()
     torch._dynamo.config.recompile_limit = _VARIANTS
     for block in repeated_blocks(network) or [network]:
-        if block._compiled_call_impl is None:
+        if "_compiled_call_impl" not in vars(block):  # which `upcast` may have put aside
             block.compile(backend=backend)
 
 

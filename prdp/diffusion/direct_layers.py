@@ -7,7 +7,6 @@ reading signatures, and on conversions that change nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,6 +25,8 @@ def direct(network: torch.nn.Module) -> None:
         kind = ours.get(type(module))
         if kind is not None and _plain(module):
             module.__class__ = kind
+        if hasattr(module, "processor"):
+            _arguments(module.processor)
 
 
 def _plain(module: Any) -> bool:
@@ -99,7 +100,7 @@ class _Attention:
         **kwargs: Any,
     ) -> Any:
         processor = self.processor
-        if not kwargs.keys() <= _arguments(type(processor).__call__):
+        if kwargs and not kwargs.keys() <= _arguments(processor):
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
         return processor(
             self,
@@ -123,12 +124,17 @@ class _FluxAttention:
     ) -> Any:
         processor = self.processor
         given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        if not kwargs.keys() <= _arguments(type(processor).__call__):
+        if kwargs and not kwargs.keys() <= _arguments(processor):
             return super().forward(*given, **kwargs)  # type: ignore[misc]
         return processor(self, *given, **kwargs)
 
 
-@cache
-def _arguments(function: Callable[..., Any]) -> frozenset[str]:
-    """Names of what a function takes."""
-    return frozenset(inspect.signature(function).parameters)
+_known_arguments: dict[type, frozenset[str]] = {}
+
+
+def _arguments(processor: Any) -> frozenset[str]:
+    """Names of what a processor takes. It is known when a network is traced, which signatures cannot be read in."""
+    kind = type(processor)
+    if kind not in _known_arguments:
+        _known_arguments[kind] = frozenset(inspect.signature(kind.__call__).parameters)
+    return _known_arguments[kind]

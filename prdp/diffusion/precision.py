@@ -41,13 +41,16 @@ def upcast(*modules: torch.nn.Module) -> Iterator[None]:
     """Parameters and buffers in half precision are float32 for the time of the context; their values do not change.
 
     Those of `repeated_blocks` only while their block computes, so that a large network takes little more memory than
-    its stored weights. Networks without such blocks are widened whole. Without gradient.
+    its stored weights. Networks without such blocks are widened whole. What is compiled and has such weights computes
+    as it is meanwhile. Without gradient.
     """
     blocks = [block for module in modules for block in repeated_blocks(module)]
     inside = {id(value) for block in blocks for value in _tensors(block)}
     with ExitStack() as held:
         # A whole network asks its outer layers for their precision, and casts by it: they are wide throughout.
         outer = [value for module in modules for value in _tensors(module) if id(value) not in inside]
+        for part in (*modules, *blocks):
+            _compute_uncompiled(part, held)
         held.callback(_narrow, _widen(outer))
         for block in blocks:
             _widen_in_calls(block, held)
@@ -73,9 +76,7 @@ def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 def _widen(tensors: Iterable[torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
     """Make half precision float32; what the tensors held."""
-    import torch
-
-    half = {value: value.data for value in tensors if value.dtype in (torch.bfloat16, torch.float16)}
+    half = {value: value.data for value in tensors if _is_half(value)}
     for value, data in half.items():
         value.data = data.float()
     return half
@@ -87,11 +88,22 @@ def _narrow(half: dict[torch.Tensor, torch.Tensor]) -> None:
     half.clear()
 
 
-def _widen_in_calls(block: torch.nn.Module, held: ExitStack) -> None:
+def _compute_uncompiled(module: torch.nn.Module, held: ExitStack) -> None:
+    """A program would be traced anew for wide weights, and with the hooks that widen them."""
+    if module._compiled_call_impl is not None and any(_is_half(value) for value in _tensors(module)):
+        held.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+        module._compiled_call_impl = None
+
+
+def _is_half(value: torch.Tensor) -> bool:
     import torch
 
+    return value.dtype in (torch.bfloat16, torch.float16)
+
+
+def _widen_in_calls(block: torch.nn.Module, held: ExitStack) -> None:
     half: dict[torch.Tensor, torch.Tensor] = {}
-    if not any(value.dtype in (torch.bfloat16, torch.float16) for value in _tensors(block)):
+    if not any(_is_half(value) for value in _tensors(block)):
         return
 
     def before(*_: Any) -> None:
