@@ -22,6 +22,7 @@ from prdp.diffusion.adapters import (
     put_adapter,
     switched,
 )
+from prdp.diffusion.direct_layers import direct
 from prdp.diffusion.text_adapters import NetworkWithEncoders, network_in, parts_in
 from prdp.types import Weights, tensors_checksum
 
@@ -139,6 +140,8 @@ class TrainableWeights:
 
     def join(self, name: str) -> None:
         """Let an adapter that was loaded into a frozen network take part in the policy, and not in its reference."""
+        for part in parts_in(self.network):
+            direct(part)
         self._active = [*(one for one in self._active if one != name), name]
         if self._at_start:
             self._activate(self._active)

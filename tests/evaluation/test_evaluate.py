@@ -264,6 +264,17 @@ def test_a_lora_that_does_not_fit_is_refused(small_pipeline: Path, lora_run: Pat
         build_evaluated_sampler(model, run.sampler, "float32", "cpu", None, False)
 
 
+def test_layers_of_a_file_compute_as_those_that_learn_do(small_pipeline: Path, lora_run: Path) -> None:
+    """In half precision peft rounds once more."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    run = typed({"output_dir": "x", "reward": {}, "prompts": {"train": {}, "heldout": {}}})
+    run.model.path = str(small_pipeline)
+    [model] = find_models([str(lora_run / "weights" / "pytorch_lora_weights.safetensors")], run.model)
+    network = build_evaluated_sampler(model, run.sampler, "float32", "cpu", None, False).policy.network
+    assert {type(one).__name__ for one in network.modules() if isinstance(one, LoraLayer)} == {"DirectLinear"}
+
+
 def test_digests_follow_the_weights(small_pipeline: Path, lora_run: Path, full_run: Path) -> None:
     entries = [str(lora_run), f"saved:{lora_run}/checkpoints/epoch_00002", str(full_run)]
     digests = {model_digest(model) for model in find_models(entries, None)}
