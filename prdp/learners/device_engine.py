@@ -109,14 +109,17 @@ class DeviceEngine(Engine):
         self._find_alike()
         with self._arithmetic(exact), self._resolved(of) as network:
             parts = list(self._microbatches(batch, cells))
-            idle = self._idle(parts)
-            for images, columns in parts:
-                values = self._values(batch, images, columns, names, network, keeps)
-                for name in names:
-                    found[name][images, columns] = row = values[name].cpu().numpy()
-                    self._check_finite(batch, images, columns, name, row)
-            for images, columns in idle:
-                self._values(batch, images, columns, names, network)
+            # They stay on the device until all passes have been started, so that it does not wait for the host between.
+            rows = []
+            for part in parts:
+                values = self._values(batch, *part, names, network, keeps)
+                rows.append([values[name] for name in names])
+            for part in self._idle(parts):
+                self._values(batch, *part, names, network)
+        for (images, columns), of_part in zip(parts, rows, strict=True):
+            for name, values_of in zip(names, of_part, strict=True):
+                found[name][images, columns] = row = values_of.cpu().numpy()
+                self._check_finite(batch, images, columns, name, row)
         return found
 
     def accumulate(

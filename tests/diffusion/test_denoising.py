@@ -52,6 +52,19 @@ def test_draws_have_an_address() -> None:
     assert all(np.abs(sampling.draw() - alone[1]).max() > 0.1 for _ in range(3))
 
 
+def test_noise_that_images_share_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws, streams = Draws(VariancePreserving(DDPMScheduler().config), 3, 7, count=2), []
+    stream = Draws._stream
+    monkeypatch.setattr(Draws, "_stream", lambda self, *key: streams.append(key) or stream(self, *key))
+    prompts, numbers = np.repeat([4, 5], 6), np.tile([0, 1], 6)
+    times, noise = draws.cells(prompts, np.zeros(12, np.int64), numbers, SHAPE)
+    assert len(streams) == 4
+    for cell in range(12):
+        alone = draws.cells(prompts[cell : cell + 1], np.array([0]), numbers[cell : cell + 1], SHAPE)
+        assert alone[0] == times[cell]
+        np.testing.assert_array_equal(alone[1][0], noise[cell])
+
+
 def test_times_are_stratified_or_of_the_sampler_from_the_noisiest_down() -> None:
     flow, images, steps = RectifiedFlow({}), np.repeat(np.arange(50), 4), np.array([1.0, 0.9, 0.7, 0.4, 0.1])
     draws, alike = np.tile(np.arange(4), 50), np.zeros_like(images)
