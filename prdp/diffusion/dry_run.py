@@ -75,7 +75,9 @@ class DryPolicy:
             output = self._output(images)
             kept = live.now
             del output
-        return max(live.peak, kept + blocks.backward)
+        # In half precision the pass counts the copies that autocast makes: without checkpointing of all adapters.
+        converted = 2 * self.learning if self._checkpointing and self.policy.converts_adapters is not None else 0
+        return max(live.peak, kept + blocks.backward) + converted
 
     @torch.no_grad()
     def without_gradient(self, images: int, prompts: int = 1, *, float32: bool) -> int:

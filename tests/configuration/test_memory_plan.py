@@ -111,6 +111,18 @@ def test_blocks_run_once_count_as_often_as_they_are_called(checkpointing: bool, 
     assert 0.9 < dry.without_gradient(2, float32=False) / live.peak < 1.3
 
 
+def test_adapters_are_converted_for_all_blocks_that_are_computed_again(
+    small_flow: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = LearnerConfig(lora_rank=2, autocast="bfloat16", gradient_checkpointing=True)
+    kind: Any = family_of(small_flow)
+    network = empty_network(Path(small_flow.path), kind.FORMAT)
+    dry = dry_run.DryPolicy(kind, small_flow, learner, network, kind.condition_shapes(small_flow))
+    converted = dry.with_gradient(2)
+    monkeypatch.setattr(kind, "converts_adapters", None)
+    assert converted - dry.with_gradient(2) == 2 * dry.learning
+
+
 @pytest.fixture(scope="module")
 def small_flow(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     from narrow_transformers import narrow_sd3
