@@ -62,8 +62,8 @@ def image_passes(config: TrainConfig) -> ImagePasses:
     branches, kept = branches_of(config.model, scale), kept_outputs(config).keys()
     without = 0
     for plan, alike in _updates(config, objective):
+        # Whose outputs are those of the policy.
         same = {of for of in alike if evidence.guidance_of(of) in (None, scale)}
-        """Whose outputs are those of the policy."""
         asked = [{of for name, of in evidence.others.items() if name in names} for names in (plan.before, channels)]
         asked[0] |= {evidence.beside[name] for name in plan.beside if plan.before}
         without += branches * (bool(plan.before) + len(plan.further))

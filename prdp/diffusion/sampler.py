@@ -144,8 +144,7 @@ class Sampler:
                     at_start=self._version == 0,
                 )
                 recording = None if recorder is None else recorder.start(chains)
-                with conversions_kept(self._policy.device):
-                    latents = self._draw(chains, noise, recording, first, None if given is None else given[rows])
+                latents = self._draw(chains, noise, recording, first, None if given is None else given[rows])
                 self._check_finite(latents, prompts, of_prompts, numbers[rows])
                 pictures.append(self._policy.decode(latents))
                 kept.append({} if recording is None else _of_images(recording.finish(latents), len(latents)))
@@ -212,21 +211,22 @@ class Sampler:
         can_draw = table.sigma > 0
         for _ in range(int(can_draw[:first].sum())):
             noise.draw()
-        for step in range(first, len(table)):
-            times = torch.full((count,), float(table.times[step]), device=device)
-            output = policy.output(latents, times, conditions, self._config.guidance_scale)
-            sample_coef, output_coef, sigma = (
-                value if isinstance(value, float) else column(value, latents)
-                for value in table.coefficients(step, with_noise[:, step])
-            )
-            following = sample_coef * latents + output_coef * output
-            if can_draw[step]:
-                # Also where no image draws: the noise of a step must not depend on the window.
-                draw = torch.from_numpy(noise.draw()).to(device)
-                following = following if isinstance(sigma, float) and not sigma else following + sigma * draw
-            if recording is not None:
-                recording.step(step, latents, times, following, output)
-            latents = following
+        with conversions_kept(device):
+            for step in range(first, len(table)):
+                times = torch.full((count,), float(table.times[step]), device=device)
+                output = policy.output(latents, times, conditions, self._config.guidance_scale)
+                sample_coef, output_coef, sigma = (
+                    value if isinstance(value, float) else column(value, latents)
+                    for value in table.coefficients(step, with_noise[:, step])
+                )
+                following = sample_coef * latents + output_coef * output
+                if can_draw[step]:
+                    # Also where no image draws: the noise of a step must not depend on the window.
+                    draw = torch.from_numpy(noise.draw()).to(device)
+                    following = following if isinstance(sigma, float) and not sigma else following + sigma * draw
+                if recording is not None:
+                    recording.step(step, latents, times, following, output)
+                latents = following
         return latents
 
 
